@@ -1,0 +1,5 @@
+//! The contract between the kernel and user space: the layout of every map key and value, and the pure logic that the
+//! BPF programs run. `no_std`, so the same code is compiled into the programs and tested on the host.
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;

@@ -1,0 +1,20 @@
+//! The Kernelet node agent: kubelet and service proxy in one program. `ARCHITECTURE.md` is the map.
+
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod dataplane;
+pub mod dns;
+pub mod network;
+pub mod node;
+pub mod pod;
+pub mod proxy;
+pub mod run;
+pub mod runtime;
+pub mod server;
+
+/// The introspection API, generated from `proto/kernelet/v1/introspection.proto`.
+pub mod introspection {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("kernelet.v1");
+}

@@ -1,0 +1,1 @@
+//! The kubelet half: what is to be done to a pod (pure) and the workers that do it.

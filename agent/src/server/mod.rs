@@ -1,0 +1,1 @@
+//! What the agent answers: the kubelet HTTPS API and the introspection socket.

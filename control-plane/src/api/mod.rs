@@ -1,0 +1,1 @@
+//! The Kubernetes HTTP API: routing, verbs, watch, patch, selectors, tables, discovery, OpenAPI.

@@ -1,0 +1,3 @@
+//! `kernelet-control-plane`: arguments to parts, nothing else.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Filter and score plugins over a snapshot (pure), and the loop that binds.

@@ -1,0 +1,1 @@
+//! A cluster of network namespaces, each node with its own containerd.

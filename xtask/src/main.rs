@@ -1,0 +1,3 @@
+//! `cargo xtask`: setup, build, demo, cluster, test, bench.
+
+fn main() {}
