@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ReverseEntry, ReverseKey,
-    ServiceKey, ServiceRow, ServiceStats, SlotKey, maps as names,
+    ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry, SocketKey, maps as names,
 };
 use aya::Pod;
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError as AyaError, PerCpuHashMap};
@@ -43,8 +43,6 @@ pub enum MapError {
     },
     #[error("there is no map {name}; there are {}", names::ALL.join(", "))]
     Unknown { name: String },
-    #[error("{map} is storage inside each socket and cannot be listed from here")]
-    NotListable { map: &'static str },
 }
 
 type Table<K, V> = HashMap<MapData, K, V>;
@@ -55,6 +53,7 @@ pub struct Maps {
     pub(super) services: Table<ServiceKey, ServiceRow>,
     pub(super) slots: Table<SlotKey, BackendId>,
     pub(super) backends: Table<BackendId, BackendEntry>,
+    pub(super) sockets: Table<SocketKey, SocketEntry>,
     pub(super) reverse: Table<ReverseKey, ReverseEntry>,
     pub(super) affinity: Table<AffinityKey, AffinityEntry>,
     pub(super) stats: PerCpuHashMap<MapData, BackendId, BackendStats>,
@@ -69,6 +68,7 @@ impl Maps {
             services: open(dir, names::SERVICES, Map::HashMap)?,
             slots: open(dir, names::BACKEND_TABLE, Map::HashMap)?,
             backends: open(dir, names::BACKENDS, Map::HashMap)?,
+            sockets: open(dir, names::SOCKETS, Map::HashMap)?,
             reverse: open(dir, names::SOCK_REVERSE, Map::LruHashMap)?,
             affinity: open(dir, names::AFFINITY, Map::LruHashMap)?,
             stats: open(dir, names::STATS, Map::PerCpuHashMap)?,

@@ -538,10 +538,10 @@ fn writes_are_idempotent_and_what_is_shown_is_what_was_written() {
         assert_eq!(
             fill[..4],
             [
-                ("SERVICES", Some(1)),
-                ("BACKEND_TABLE", Some(1)),
-                ("BACKENDS", Some(1)),
-                ("SOCKETS", None)
+                ("SERVICES", 1),
+                ("BACKEND_TABLE", 1),
+                ("BACKENDS", 1),
+                ("SOCKETS", 0)
             ]
         );
         assert!(matches!(maps.rows("NOPE"), Err(MapError::Unknown { .. })));
