@@ -1,6 +1,6 @@
 //! The pinned maps, typed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -93,6 +93,21 @@ impl Maps {
             names::SERVICE_STATS,
             cpus.map(|cpus| cpus.iter().copied().sum_up()),
         )
+    }
+
+    /// The sockets that were last sent to `backend`.
+    pub(super) fn sockets_to(
+        &self,
+        backend: &BackendEntry,
+    ) -> Result<BTreeSet<SocketKey>, MapError> {
+        let mut found = BTreeSet::new();
+        for row in self.sockets.iter() {
+            let (socket, entry) = row.map_err(|source| read(names::SOCKETS, source))?;
+            if (entry.backend_address, entry.backend_port) == (backend.address, backend.port) {
+                found.insert(socket);
+            }
+        }
+        Ok(found)
     }
 
     /// All counters at once.
