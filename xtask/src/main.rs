@@ -6,6 +6,7 @@ mod build;
 mod cluster;
 mod demo;
 mod image;
+mod lint;
 mod setup;
 mod shell;
 mod test;
@@ -44,6 +45,8 @@ enum Command {
         #[command(subcommand)]
         command: cluster::Command,
     },
+    /// Check the format, clippy's findings and the dependencies' licences and sources.
+    Lint,
     /// Run all tests: unit, property, BPF in the kernel, end to end.
     Test {
         /// Only tests whose name contains this.
@@ -82,6 +85,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             demo::run(exit)
         }
         Command::Cluster { command } => cluster::run(command),
+        Command::Lint => lint::run(),
         Command::Test { filter } => {
             setup::run(false)?;
             build::run()?;
