@@ -1,5 +1,7 @@
 //! The pod network: addresses, veth pairs, routes between nodes.
 
+pub mod namespaces;
+
 use std::net::IpAddr;
 use std::path::Path;
 
