@@ -1,6 +1,8 @@
 //! The pod network: addresses, veth pairs, routes between nodes.
 
+pub mod addresses;
 pub mod namespaces;
+pub mod routes;
 
 use std::net::IpAddr;
 use std::path::Path;
