@@ -5,7 +5,7 @@
 //! step between allocating and recording that a crash could split, and a reboot clears both at once. An address set
 //! explicitly is also one that udev leaves alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -65,10 +65,11 @@ pub fn gateway(range: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(range.network()).saturating_add(1))
 }
 
-/// The pod addresses of one node.
+/// The pod addresses of one node, each with its owner: the name of a veth.
 #[derive(Debug)]
 pub struct AddressPool {
     range: Ipv4Net,
+    owned: BTreeMap<String, Ipv4Addr>,
     taken: BTreeSet<Ipv4Addr>,
     /// Given last. The next search starts behind it, so that an address rests as long as the range allows: somebody may
     /// still talk to the pod that had it.
@@ -76,14 +77,16 @@ pub struct AddressPool {
 }
 
 impl AddressPool {
-    /// A pool in which `taken` are in use, the youngest last.
-    pub fn new(range: Ipv4Net, taken: impl IntoIterator<Item = Ipv4Addr>) -> Self {
+    /// A pool in which the addresses of `owners` are in use, the youngest last.
+    pub fn new(range: Ipv4Net, owners: impl IntoIterator<Item = (String, Ipv4Addr)>) -> Self {
         let mut pool = AddressPool {
             range,
+            owned: BTreeMap::new(),
             taken: BTreeSet::new(),
             last: gateway(range),
         };
-        for address in taken {
+        for (owner, address) in owners {
+            pool.owned.insert(owner, address);
             pool.taken.insert(address);
             if range.contains(&address) {
                 pool.last = address;
@@ -97,8 +100,11 @@ impl AddressPool {
         self.range
     }
 
-    /// Takes a free address; `None` when there is none.
-    pub fn take(&mut self) -> Option<Ipv4Addr> {
+    /// The owner's address, a free one if it has none yet; `None` when there is none.
+    pub fn take(&mut self, owner: &str) -> Option<Ipv4Addr> {
+        if let Some(address) = self.owned.get(owner) {
+            return Some(*address);
+        }
         // The network's own address, the gateway and the broadcast address are never a pod's.
         let first = u32::from(gateway(self.range)).checked_add(1)?;
         let end = u32::from(self.range.broadcast());
@@ -109,14 +115,17 @@ impl AddressPool {
             .chain(first..behind.min(end))
             .map(Ipv4Addr::from)
             .find(|address| !self.taken.contains(address))?;
+        self.owned.insert(owner.to_owned(), address);
         self.taken.insert(address);
         self.last = address;
         Some(address)
     }
 
-    /// Frees an address. Freeing a free one changes nothing.
-    pub fn release(&mut self, address: Ipv4Addr) {
-        self.taken.remove(&address);
+    /// Frees the owner's address, if it has one.
+    pub fn release(&mut self, owner: &str) {
+        if let Some(address) = self.owned.remove(owner) {
+            self.taken.remove(&address);
+        }
     }
 }
 
@@ -130,37 +139,39 @@ mod tests {
         "10.244.1.0/24".parse().unwrap()
     }
 
+    fn ip(last: u8) -> Option<Ipv4Addr> {
+        Some(Ipv4Addr::new(10, 244, 1, last))
+    }
+
     #[test]
-    fn addresses_start_behind_the_gateway_and_rotate() {
+    fn addresses_start_behind_the_gateway_stay_and_rotate() {
         let mut pool = AddressPool::new(range(), []);
-        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 1, 2)));
-        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 1, 3)));
-        pool.release(Ipv4Addr::new(10, 244, 1, 2));
-        assert_eq!(
-            pool.take(),
-            Some(Ipv4Addr::new(10, 244, 1, 4)),
-            "the freed one rests"
-        );
+        assert_eq!(pool.take("a"), ip(2));
+        assert_eq!(pool.take("b"), ip(3));
+        assert_eq!(pool.take("a"), ip(2), "asked again, the same");
+        pool.release("a");
+        assert_eq!(pool.take("c"), ip(4), "the freed one rests");
     }
 
     #[test]
     fn a_pool_made_anew_goes_on_behind_the_youngest() {
-        let taken = [7, 200, 9].map(|last| Ipv4Addr::new(10, 244, 1, last));
-        let mut pool = AddressPool::new(range(), taken);
-        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 1, 10)));
+        let owners =
+            [7, 200, 9].map(|last| (format!("pod-{last}"), Ipv4Addr::new(10, 244, 1, last)));
+        let mut pool = AddressPool::new(range(), owners);
+        assert_eq!(pool.take("new"), ip(10));
+        assert_eq!(pool.take("pod-200"), ip(200));
     }
 
     #[test]
     fn a_full_range_gives_nothing_until_something_goes() {
-        let mut pool = AddressPool::new("10.0.0.0/29".parse().unwrap(), []);
-        let all: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
-        assert_eq!(
-            all,
-            [2, 3, 4, 5, 6].map(|last| Ipv4Addr::new(10, 0, 0, last))
-        );
-        pool.release(all[3]);
-        assert_eq!(pool.take(), Some(all[3]));
-        assert_eq!(pool.take(), None);
+        let mut pool = AddressPool::new("10.244.1.0/29".parse().unwrap(), []);
+        for (owner, last) in ["a", "b", "c", "d", "e"].into_iter().zip(2..) {
+            assert_eq!(pool.take(owner), ip(last));
+        }
+        assert_eq!(pool.take("f"), None);
+        pool.release("c");
+        assert_eq!(pool.take("f"), ip(4));
+        assert_eq!(pool.take("g"), None);
     }
 
     #[test]
@@ -183,16 +194,15 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Take,
-        /// Releases the n-th address that is held (modulo their number).
-        Release(usize),
+        Take(u8),
+        Release(u8),
         Restart,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
-            4 => Just(Step::Take),
-            3 => any::<usize>().prop_map(Step::Release),
+            4 => (0u8..40).prop_map(Step::Take),
+            3 => (0u8..40).prop_map(Step::Release),
             1 => Just(Step::Restart),
         ];
         prop::collection::vec(step, 0..200)
@@ -201,28 +211,34 @@ mod tests {
     proptest! {
         #[test]
         fn no_address_is_given_twice_or_outside_and_none_is_lost(
-            steps in steps(), length in 24u8..=30,
+            steps in steps(), length in 26u8..=30,
         ) {
             let range = Ipv4Net::new(Ipv4Addr::new(10, 244, 1, 0), length).unwrap();
             let room = range.hosts().count() - 1;
             let mut pool = AddressPool::new(range, []);
-            let mut held: Vec<Ipv4Addr> = Vec::new();
+            let mut held: BTreeMap<String, Ipv4Addr> = BTreeMap::new();
             for step in steps {
                 match step {
-                    Step::Take => match pool.take() {
-                        Some(address) => {
-                            prop_assert!(range.contains(&address));
-                            prop_assert_ne!(address, range.network());
-                            prop_assert_ne!(address, gateway(range));
-                            prop_assert_ne!(address, range.broadcast());
-                            prop_assert!(!held.contains(&address));
-                            held.push(address);
+                    Step::Take(owner) => {
+                        let owner = owner.to_string();
+                        match (pool.take(&owner), held.get(&owner)) {
+                            (given, Some(had)) => prop_assert_eq!(given, Some(*had)),
+                            (Some(address), None) => {
+                                prop_assert!(range.contains(&address));
+                                prop_assert_ne!(address, range.network());
+                                prop_assert_ne!(address, gateway(range));
+                                prop_assert_ne!(address, range.broadcast());
+                                prop_assert!(!held.values().any(|other| *other == address));
+                                held.insert(owner, address);
+                            }
+                            (None, None) => prop_assert_eq!(held.len(), room),
                         }
-                        None => prop_assert_eq!(held.len(), room),
-                    },
-                    Step::Release(n) if !held.is_empty() => pool.release(held.remove(n % held.len())),
-                    Step::Release(_) => {}
-                    Step::Restart => pool = AddressPool::new(range, held.iter().copied()),
+                    }
+                    Step::Release(owner) => {
+                        pool.release(&owner.to_string());
+                        held.remove(&owner.to_string());
+                    }
+                    Step::Restart => pool = AddressPool::new(range, held.clone()),
                 }
             }
         }
@@ -232,14 +248,13 @@ mod tests {
             let range = Ipv4Net::new(Ipv4Addr::new(10, 244, 1, 0), length).unwrap();
             let room = range.hosts().count() - 1;
             let mut pool = AddressPool::new(range, []);
-            let first = pool.take().unwrap();
-            pool.release(first);
+            let first = pool.take("pod").unwrap();
+            pool.release("pod");
             for _ in 1..room {
-                let other = pool.take().unwrap();
-                prop_assert_ne!(other, first);
-                pool.release(other);
+                prop_assert_ne!(pool.take("pod").unwrap(), first);
+                pool.release("pod");
             }
-            prop_assert_eq!(pool.take(), Some(first));
+            prop_assert_eq!(pool.take("pod"), Some(first));
         }
     }
 }
