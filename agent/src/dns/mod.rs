@@ -1,1 +1,3 @@
 //! Cluster DNS, answered on the node.
+
+pub mod resolv_conf;
