@@ -1,11 +1,24 @@
 //! Who asks, and may they: the cluster CA, client certificates, tokens, the authorizer.
 
+mod authenticate;
 mod authorize;
+mod certificate;
+pub mod csr;
+mod files;
+mod kubeconfig;
 mod node;
+pub mod pki;
 mod rules;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+mod token;
 
+pub use authenticate::{Authenticator, Unauthorized};
 pub use authorize::{Attributes, Decision, authorize};
+pub use certificate::{Ca, CertificateError, CertifiedKeyPem};
 pub use node::{node_may_touch, node_name};
+pub use token::{JoinToken, NotAToken};
 
 /// The group of those who may do everything.
 pub const MASTERS: &str = "system:masters";

@@ -7,6 +7,7 @@
 
 pub mod cache;
 pub mod embedded;
+pub mod etcd;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
