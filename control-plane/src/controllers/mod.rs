@@ -1,6 +1,6 @@
 //! One file a controller: a pure `reconcile`, and the loop that feeds it and performs what it says.
 
-mod cache;
+pub(crate) mod cache;
 mod caches;
 mod deployment;
 mod driver;
@@ -9,7 +9,7 @@ pub(crate) mod events;
 mod pods;
 mod replica_set;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::sync::Arc;
 
