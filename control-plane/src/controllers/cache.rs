@@ -69,7 +69,12 @@ pub(crate) struct Cache<K> {
     slim: fn(&mut K),
     handlers: RwLock<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
+    /// Ticks at every change.
+    changes: watch::Sender<u64>,
 }
+
+/// Longer than a watch ever lags behind a write while the server is well.
+const READ_OWN_WRITE: Duration = Duration::from_secs(1);
 
 impl<K> Cache<K>
 where
@@ -85,6 +90,7 @@ where
             slim,
             handlers: RwLock::new(Vec::new()),
             synced: watch::Sender::new(false),
+            changes: watch::Sender::new(0),
         })
     }
 
@@ -127,6 +133,19 @@ where
         let mut synced = self.synced.subscribe();
         // The sender lives as long as `self`.
         let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Waits, not for long, until the watch has delivered `written`, so that the next decision knows of it.
+    pub(crate) async fn wait_for(&self, written: &K) {
+        let key = Key::of(written);
+        let wanted = version(written);
+        let mut changes = self.changes.subscribe();
+        let seen = changes.wait_for(|_| {
+            self.get(&key)
+                .is_some_and(|known| version(&*known) >= wanted)
+        });
+        // Whoever deleted it meanwhile made the wait vain; the clock ends it.
+        let _ = tokio::time::timeout(READ_OWN_WRITE, seen).await;
     }
 
     /// Follows the API server until `shutdown`; survives every error with a back-off.
@@ -232,7 +251,17 @@ where
         for handler in read(&self.handlers).iter() {
             handler(old, new);
         }
+        self.changes.send_modify(|count| *count += 1);
     }
+}
+
+fn version<K: Resource>(object: &K) -> u64 {
+    object
+        .meta()
+        .resource_version
+        .as_deref()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_default()
 }
 
 /// The first retries are quick, because in the one-process default the API server starts beside its clients.
