@@ -290,11 +290,7 @@ impl LbState {
             self.backends.hold(next.slots.iter());
         }
         self.switch_uses(&key, Some(&next));
-        let mut ops: Vec<MapOp> = touched
-            .iter()
-            .filter_map(|id| self.backends.write(*id))
-            .map(|(id, row)| MapOp::PutBackend(id, row))
-            .collect();
+        let mut ops = self.write_backends(touched.iter());
         if !same_table {
             ops.extend(
                 next.table()
@@ -341,9 +337,17 @@ impl LbState {
             return None;
         }
         self.switch_uses(&key, None);
+        // What it used may look different to the services that still use it.
+        let touched = self
+            .frontends
+            .get(&key)
+            .map(|live| live.slots.clone())
+            .unwrap_or_default();
+        let mut ops = self.write_backends(touched.iter());
+        ops.push(MapOp::DeleteService(key));
         Some(Flip {
             key,
-            ops: vec![MapOp::DeleteService(key)],
+            ops,
             next: None,
         })
     }
@@ -449,6 +453,12 @@ impl LbState {
         kept.sort_unstable_by_key(|backend| backend.target);
         kept.dedup_by_key(|backend| backend.target);
         kept
+    }
+
+    fn write_backends<'a>(&mut self, ids: impl Iterator<Item = &'a BackendId>) -> Vec<MapOp> {
+        ids.filter_map(|id| self.backends.write(*id))
+            .map(|(id, row)| MapOp::PutBackend(id, row))
+            .collect()
     }
 
     fn switch_uses(&mut self, key: &ServiceKey, next: Option<&Live>) {

@@ -271,7 +271,8 @@ proptest! {
 
         // Then it sees everything.
         state.set_synced();
-        let may = union(&union(&allowed(&before), &allowed(&after)), &union(&allowed(&partial), &allowed(&after)));
+        let merged = maps.services.keys().map(|key| (*key, maps.outcomes(key))).collect();
+        let may = union(&merged, &allowed(&after));
         pass(&mut state, &after, &services_of(&[&partial, &after]), |op| {
             maps.apply(op);
             check(&maps, std::slice::from_ref(&maps.services), &may);
