@@ -22,13 +22,11 @@ pub fn run() -> Result<()> {
         "warnings",
     ]))?;
     // Advisories are left out: their database changes from day to day, and a lint gives the same answer for the same tree.
-    shell::run(Command::new(deny()?).current_dir(workspace()).args([
-        "--offline",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))
+    shell::run(
+        Command::new(deny()?)
+            .current_dir(workspace())
+            .args(["check", "bans", "licenses", "sources"]),
+    )
 }
 
 /// `cargo-deny`, built below `target/` when it is not installed.
