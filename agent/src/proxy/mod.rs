@@ -18,7 +18,6 @@ mod state;
 #[cfg(test)]
 mod testing;
 
-pub use adopt::PinnedState;
 pub use handle::{Health, ProxyHandle, ServiceProblem};
 pub use policy::{Backend, Class, Frontend, Ignored, Preference, Target, desired};
 pub use reconcile::{Metrics, run};
