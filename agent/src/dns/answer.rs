@@ -304,12 +304,11 @@ fn reverse_address(name: &Name) -> Option<Ipv4Addr> {
 
 /// Names of an address. Rare enough that the view keeps no index for it: the services are searched.
 fn reverse(view: &View, zone: &Name, query: &Query, address: Ipv4Addr) -> Answer {
-    let by_service = view.services.iter().filter_map(|(key, service)| {
-        service
-            .cluster_ips
-            .contains(&address.into())
-            .then(|| (SERVICE_TTL, service_name(zone, key)))
-    });
+    let by_service = view
+        .services
+        .iter()
+        .filter(|(_, service)| service.cluster_ips.contains(&address.into()))
+        .map(|(key, _)| (SERVICE_TTL, service_name(zone, key)));
     let by_endpoint = view
         .services
         .iter()
