@@ -141,7 +141,7 @@ pub fn remove_pinned(namespace: Namespace, path: &Path) -> Result<(), NamespaceE
 
 /// Whether a namespace is pinned at `path`.
 pub fn is_pinned(path: &Path) -> bool {
-    statfs(path).is_ok_and(|stat| stat.f_type as i64 == NSFS_MAGIC)
+    statfs(path).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
 }
 
 /// Runs `work` inside the namespace at `path`, on a thread of its own, and gives its result. Blocks until it ends.
