@@ -1,1 +1,3 @@
 //! The Kubernetes HTTP API: routing, verbs, watch, patch, selectors, tables, discovery, OpenAPI.
+
+pub mod patch;
