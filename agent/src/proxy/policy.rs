@@ -232,17 +232,6 @@ fn classify(
 }
 
 impl Preference {
-    /// The word for it in tables for people.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Preference::LocalOnly => "local-only",
-            Preference::SameNode => "same-node",
-            Preference::SameZone => "same-zone",
-            Preference::Even => "cluster",
-            Preference::Node => "node",
-        }
-    }
-
     pub(super) fn flags(self) -> u32 {
         if self == Preference::LocalOnly {
             FLAG_LOCAL_ONLY
