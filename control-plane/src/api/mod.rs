@@ -16,6 +16,7 @@ pub mod log;
 pub mod meta;
 pub mod metrics;
 pub mod options;
+pub mod patch;
 pub mod patching;
 pub mod pipeline;
 pub mod present;

@@ -370,7 +370,7 @@ async fn bad_input_is_explained_and_not_stored() {
 #[tokio::test]
 async fn yaml_is_accepted() {
     let f = Fixture::new().await;
-    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: y}\ndata: {k: v}\n";
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {k: v}\n";
     assert_eq!(
         f.call_as(admin(), "POST", MAPS, "application/yaml", yaml)
             .await

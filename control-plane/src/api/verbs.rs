@@ -191,7 +191,7 @@ pub async fn patch(
     let mut warnings = Vec::new();
     let patched = registry
         .update(&input.call()?, &input.request.name, through, |old| {
-            let new = patching::apply(&patch, input.kind, old)?;
+            let new = patching::apply(&patch, Some(input.kind), old)?;
             let decoded = body::typed(input.kind, new, Vec::new(), validation)?;
             input.check_place(&decoded.object)?;
             warnings = decoded.warnings;
