@@ -246,7 +246,7 @@ async fn generated_names_and_dry_runs() {
         .await;
     let name = named.body["metadata"]["name"]
         .as_str()
-        .expect("a name")
+        .unwrap_or_else(|| panic!("{}", named.body))
         .to_owned();
     assert!(name.starts_with("x-") && name.len() == 7, "{name}");
     assert_eq!(
