@@ -213,16 +213,15 @@ pub(super) fn pass(
             }
         })
     };
-    let sync =
-        |state: &mut LbState, key: &ObjectKey, perform: &mut dyn FnMut(&[MapOp]) -> bool| {
-            let (frontends, ignored) = desired(view, NODE, key);
-            for frontend in state.assign(key, frontends, ignored) {
-                if let Some(flip) = state.plan(key, &frontend) {
-                    let done = perform(&flip.ops);
-                    state.settle(flip, done);
-                }
+    let sync = |state: &mut LbState, key: &ObjectKey, perform: &mut dyn FnMut(&[MapOp]) -> bool| {
+        let (frontends, ignored) = desired(view, NODE, key);
+        for frontend in state.assign(key, frontends, ignored) {
+            if let Some(flip) = state.plan(key, &frontend) {
+                let done = perform(&flip.ops);
+                state.settle(flip, done);
             }
-        };
+        }
+    };
     for key in services {
         sync(state, key, &mut perform);
     }
