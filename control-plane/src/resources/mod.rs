@@ -1,91 +1,123 @@
 //! The kinds: one file each, with its names, columns, defaults, validation and strategy as data and pure functions.
+//!
+//! A kind implements [`Strategy`] for its k8s-openapi struct; [`Kind::of`] erases the type, and [`kinds`] is the table
+//! that the generic registry serves from.
 
-use serde_json::Value;
+pub mod age;
+mod certificatesigningrequest;
+mod configmap;
+mod decode;
+mod deployment;
+mod endpoints;
+mod endpointslice;
+mod event;
+mod kind;
+mod lease;
+mod namespace;
+mod node;
+pub mod pod;
+pub mod print;
+pub mod quantity;
+mod replicaset;
+mod secret;
+mod service;
+mod serviceaccount;
+pub mod validate;
 
-/// One thing wrong with an object, worded as upstream words it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FieldError {
-    /// `spec.ports[0].port`
-    pub path: String,
-    pub reason: FieldErrorReason,
-    /// The offending value, where it helps the reader.
-    pub value: Option<Value>,
-    pub detail: String,
+use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet},
+    certificates::v1::CertificateSigningRequest,
+    coordination::v1::Lease,
+    core::v1::{
+        ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    },
+    discovery::v1::EndpointSlice,
+    events::v1::Event as EventsV1Event,
+};
+
+pub use decode::{DecodeError, duplicate_fields};
+pub use kind::{Column, Conversion, Decode, Kind, Strategy, Subresource};
+pub use validate::{FieldError, FieldErrorReason};
+
+static KINDS: [Kind; 15] = [
+    Kind::of::<ConfigMap>(),
+    Kind::of::<Endpoints>(),
+    Kind::of::<Event>(),
+    Kind::of::<Namespace>(),
+    Kind::of::<Node>(),
+    Kind::of::<Pod>(),
+    Kind::of::<Secret>(),
+    Kind::of::<Service>(),
+    Kind::of::<ServiceAccount>(),
+    Kind::of::<Deployment>(),
+    Kind::of::<ReplicaSet>(),
+    Kind::of::<CertificateSigningRequest>(),
+    Kind::of::<Lease>(),
+    Kind::of::<EndpointSlice>(),
+    Kind::of::<EventsV1Event>(),
+];
+
+/// Every kind that is served, the core group first.
+pub fn kinds() -> &'static [Kind] {
+    &KINDS
 }
 
-/// The `reason` of a `StatusCause`, as in upstream's `field.ErrorType`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldErrorReason {
-    Required,
-    Invalid,
-    Duplicate,
-    NotSupported,
-    Forbidden,
-    TooLong,
-    TooMany,
-    TypeInvalid,
+/// The kind served at `/apis/<group>/<version>/<plural>`; the core group is empty.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    KINDS
+        .iter()
+        .find(|kind| kind.group == group && kind.version == version && kind.plural == plural)
 }
 
-/// A printer column of `kubectl get`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Column {
-    pub name: &'static str,
-    /// OpenAPI type: `string`, `integer`, `date` …
-    pub kind: &'static str,
-    pub format: &'static str,
-    pub description: &'static str,
-    /// 0 is always shown; 1 only with `-o wide`.
-    pub priority: i32,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
 
-/// A subresource that a kind serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subresource {
-    Status,
-    Scale,
-    Binding,
-    Log,
-    Approval,
-}
+    #[test]
+    fn every_kind_decodes_an_empty_object_and_prints_as_many_cells_as_columns() {
+        for kind in kinds() {
+            let (object, dropped) = (kind.decode)(json!({ "metadata": { "name": "x" } })).unwrap();
+            assert_eq!(dropped, Vec::<String>::new(), "{}", kind.kind);
+            assert_eq!(object["kind"], kind.kind);
+            assert_eq!(object["apiVersion"], kind.api_version());
+            assert_eq!(
+                (kind.row)(&object, 0).len(),
+                kind.columns.len(),
+                "{}",
+                kind.kind
+            );
+        }
+    }
 
-/// A kind of object, erased from its Rust type. A kind's file writes typed functions over its k8s-openapi struct;
-/// this is what the generic registry works with.
-///
-/// Functions take and give `serde_json::Value`s and do no I/O.
-#[derive(Clone, Copy)]
-pub struct Kind {
-    /// Empty for the core group.
-    pub group: &'static str,
-    pub version: &'static str,
-    pub kind: &'static str,
-    pub plural: &'static str,
-    pub singular: &'static str,
-    pub short_names: &'static [&'static str],
-    pub categories: &'static [&'static str],
-    pub namespaced: bool,
-    pub subresources: &'static [Subresource],
-    pub columns: &'static [Column],
-    /// The cells of a row, in the order of `columns`. `now` is seconds since the Unix epoch.
-    pub row: fn(object: &Value, now: i64) -> Vec<Value>,
-    /// Checks the types of all fields and drops what the kind does not have; gives the paths of what it dropped.
-    pub decode: fn(Value) -> Result<(Value, Vec<String>), DecodeError>,
-    pub default: fn(&mut Value),
-    /// All that is wrong with `new`, given what was there.
-    pub validate: fn(new: &Value, old: Option<&Value>) -> Vec<FieldError>,
-    /// What a client may not set at creation is reset, what the server sets is set.
-    pub prepare_create: fn(&mut Value),
-    /// Carries over what an update through this path may not change (`status`, …); says through `generation` if spec changed.
-    pub prepare_update: fn(new: &mut Value, old: &Value),
-    /// The same for an update through `/status`.
-    pub prepare_status: fn(new: &mut Value, old: &Value),
-    /// What field selectors can ask, beyond `metadata.name` and `metadata.namespace`.
-    pub fields: fn(&Value) -> Vec<(&'static str, String)>,
-}
+    #[test]
+    fn preparing_is_idempotent_for_every_kind() {
+        for kind in kinds() {
+            let (mut object, _) = (kind.decode)(json!({ "metadata": { "name": "x" } })).unwrap();
+            (kind.default)(&mut object);
+            let once = object.clone();
+            (kind.default)(&mut object);
+            assert_eq!(object, once, "{} defaults", kind.kind);
+            (kind.prepare_create)(&mut object);
+            let once = object.clone();
+            (kind.prepare_create)(&mut object);
+            assert_eq!(object, once, "{} prepare_create", kind.kind);
+            (kind.prepare_update)(&mut object, &once);
+            assert_eq!(object, once, "{} prepare_update", kind.kind);
+            (kind.prepare_status)(&mut object, &once);
+            assert_eq!(object, once, "{} prepare_status", kind.kind);
+        }
+    }
 
-/// A value that is not of the kind's shape.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {message}")]
-pub struct DecodeError {
-    pub path: String,
-    pub message: String,
+    #[test]
+    fn names_are_unique_within_a_group() {
+        for kind in kinds() {
+            let same = kinds().iter().filter(|other| {
+                other.group == kind.group
+                    && (other.plural == kind.plural || other.kind == kind.kind)
+            });
+            assert_eq!(same.count(), 1, "{}", kind.plural);
+            assert!(find(kind.group, kind.version, kind.plural).is_some());
+        }
+    }
 }

@@ -2,25 +2,28 @@
 //! list and watch, and keeps each object's bytes as they go on the wire, so that a read or a thousand watchers cost
 //! copies, not serialization.
 
-use std::sync::Arc;
+mod feed;
+mod object;
+mod state;
+#[cfg(test)]
+mod tests;
+mod watch;
 
-use bytes::Bytes;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use super::Revision;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// An object as the cache holds it.
-#[derive(Debug)]
-pub struct Object {
-    pub key: String,
-    pub created: Revision,
-    pub revision: Revision,
-    /// JSON with `metadata.resourceVersion` in it.
-    pub json: Bytes,
-    /// `metadata.labels`, for label selectors.
-    pub labels: Vec<(String, String)>,
-    /// What field selectors can ask of this kind, by path: `metadata.name`, `spec.nodeName` …
-    pub fields: Vec<(&'static str, String)>,
-}
+use super::{Revision, Store, StoreError};
+
+pub use object::{Change, Index, Object};
+use state::State;
+pub use watch::{Expired, Watch};
+
+/// What the cache holds: everything that this control plane stores.
+const PREFIX: &str = "/registry/";
+/// How long a read waits for the cache to reach the revision that it needs.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,19 +36,124 @@ pub enum Freshness {
     Any,
 }
 
-/// One change, shared by all who watch.
+/// Objects in key order, as of `revision`.
 #[derive(Clone, Debug)]
-pub enum Change {
-    /// `previous` is None for a creation: a selector may turn a modification into ADDED or DELETED.
-    Put {
-        object: Arc<Object>,
-        previous: Option<Arc<Object>>,
-    },
-    /// `object` is the last state, with the delete's revision as its `resourceVersion`.
-    Delete {
-        object: Arc<Object>,
-        previous: Arc<Object>,
-    },
-    /// Nothing older than this is to come.
-    Bookmark(Revision),
+pub struct Listing {
+    pub objects: Vec<Arc<Object>>,
+    pub revision: Revision,
+}
+
+/// Why a read was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The asked revision did not arrive in time: it is from the future, or the store's watch is behind or broken.
+    #[error("revision {} is not here yet; the cache is at {}", asked.0, current.0)]
+    Behind { asked: Revision, current: Revision },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The cache. Dropping the last handle ends its watch of the store.
+pub struct Cache {
+    store: Arc<dyn Store>,
+    index: Index,
+    state: RwLock<State>,
+    /// The revision of `state`, for those who wait for one. Moved after `state`.
+    reached: tokio::sync::watch::Sender<Revision>,
+    /// Ends the watch of the store.
+    _following: DropGuard,
+}
+
+impl Cache {
+    /// Loads everything at one revision and follows the store from there. `index` gives the fields that selectors can ask of
+    /// an object, from its key and JSON.
+    pub async fn start(store: Arc<dyn Store>, index: Index) -> Result<Arc<Self>, StoreError> {
+        let (objects, revision) = feed::load(&*store, index).await?;
+        let stop = CancellationToken::new();
+        let cache = Arc::new(Self {
+            store,
+            index,
+            state: RwLock::new(State::new(objects, revision)),
+            reached: tokio::sync::watch::Sender::new(revision),
+            _following: stop.clone().drop_guard(),
+        });
+        let follow = feed::follow(Arc::downgrade(&cache), revision);
+        tokio::spawn(async move { stop.run_until_cancelled(follow).await });
+        Ok(cache)
+    }
+
+    /// The object at `key`, and the revision of the answer.
+    pub async fn get(
+        &self,
+        key: &str,
+        freshness: Freshness,
+    ) -> Result<(Option<Arc<Object>>, Revision), ReadError> {
+        self.fresh(freshness).await?;
+        Ok(self.read(|state| (state.get(key), state.revision())))
+    }
+
+    /// The objects whose keys start with `prefix`, which ends with a slash.
+    pub async fn list(&self, prefix: &str, freshness: Freshness) -> Result<Listing, ReadError> {
+        self.fresh(freshness).await?;
+        Ok(self.read(|state| Listing {
+            objects: state.list(prefix),
+            revision: state.revision(),
+        }))
+    }
+
+    /// The changes later than `after` (None: later than now) under `prefix` if that ends with a slash, else to that one key.
+    ///
+    /// The stream ends when the watcher is too slow or the cache cannot go on without a gap; the client then watches again
+    /// from where it is, and lists again if that is refused.
+    pub fn watch(
+        self: &Arc<Self>,
+        prefix: &str,
+        after: Option<Revision>,
+    ) -> Result<Watch, Expired> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let (replay, live) = state.watch(prefix, after)?;
+        Ok(Watch::new(self.clone(), replay, live))
+    }
+
+    /// The revision that the cache has reached.
+    pub fn revision(&self) -> Revision {
+        *self.reached.borrow()
+    }
+
+    /// Waits until the cache has reached `revision`, so that a writer reads its own write.
+    pub async fn wait(&self, revision: Revision) -> Result<(), ReadError> {
+        let mut reached = self.reached.subscribe();
+        let arrived = reached.wait_for(|at| *at >= revision);
+        // The sender lives in `self`, so the wait itself cannot fail.
+        match tokio::time::timeout(PATIENCE, arrived).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ReadError::Behind {
+                asked: revision,
+                current: self.revision(),
+            }),
+        }
+    }
+
+    async fn fresh(&self, freshness: Freshness) -> Result<(), ReadError> {
+        let needed = match freshness {
+            Freshness::Any => return Ok(()),
+            Freshness::NotOlderThan(revision) => revision,
+            Freshness::Latest => self.store.revision().await?,
+        };
+        self.wait(needed).await
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        f(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes the state, then tells those who wait for its revision.
+    fn update(&self, f: impl FnOnce(&mut State)) {
+        let revision = {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            f(&mut state);
+            state.revision()
+        };
+        self.reached.send_replace(revision);
+    }
 }

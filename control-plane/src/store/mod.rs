@@ -6,6 +6,11 @@
 //! last write, which the store knows.
 
 pub mod cache;
+pub mod compaction;
+pub mod embedded;
+pub mod etcd;
+#[cfg(test)]
+mod suite;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -51,6 +56,24 @@ pub enum Event {
     },
     /// `revision` is the delete's own; `previous` is what was deleted.
     Delete { previous: Entry, revision: Revision },
+}
+
+impl Event {
+    /// The revision that this change is.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Event::Put { entry, .. } => entry.modified,
+            Event::Delete { revision, .. } => *revision,
+        }
+    }
+
+    /// The key that it changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Event::Put { entry, .. } => &entry.key,
+            Event::Delete { previous, .. } => &previous.key,
+        }
+    }
 }
 
 /// What a watch yields: every change in order, each once, and from time to time a proof that nothing older is to come.

@@ -1,0 +1,204 @@
+//! Certificate signing requests of the two kubelet signers: which are well-formed, which may be approved without a person,
+//! and signing them. The rules are upstream's.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use rcgen::CertificateSigningRequestParams;
+use rustls_pki_types::CertificateSigningRequestDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{FromDer, GeneralName};
+
+use super::certificate::{self, Ca, LIFETIME, Subject, common_name, organizations};
+use super::{BOOTSTRAPPERS, NODE_USER_PREFIX, NODES, User};
+
+/// Signs the certificates with which agents call the API server.
+pub const KUBELET_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+/// Signs the certificates that agents serve with.
+pub const KUBELET_SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+
+/// The shortest lifetime that may be asked for.
+const SHORTEST: Duration = Duration::from_secs(600);
+
+/// What of a CertificateSigningRequest object matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct SigningRequest<'a> {
+    /// `spec.request`, decoded from base64: PEM.
+    pub pem: &'a str,
+    /// `spec.signerName`
+    pub signer: &'a str,
+    /// `spec.usages`
+    pub usages: &'a [String],
+    /// `spec.expirationSeconds`
+    pub expiration_seconds: Option<i32>,
+}
+
+/// Why a request is not approved or not signed. The text goes into the request's condition.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0} is no signer of this control plane")]
+    UnknownSigner(String),
+    #[error("spec.request is no certificate request: {0}")]
+    Malformed(String),
+    #[error("the subject's organization is {0:?}, not [\"system:nodes\"]")]
+    Organization(Vec<String>),
+    #[error("the subject's common name is \"{0}\", not system:node:<name>")]
+    CommonName(String),
+    #[error("the usages {0:?} are not those of the signer")]
+    Usages(Vec<String>),
+    #[error("a node's client certificate has no subject alternative names")]
+    NamesNotAllowed,
+    #[error("a serving certificate needs a DNS name or an IP address")]
+    NoNames,
+    #[error("subject alternative names may only be DNS names and IP addresses")]
+    KindOfName,
+    #[error("user \"{user}\" may not have a certificate for {node}")]
+    NotTheirs { user: String, node: String },
+    #[error("{0} is not an address of the node")]
+    ForeignAddress(String),
+    #[error(transparent)]
+    Signing(#[from] certificate::CertificateError),
+}
+
+/// A request that its signer's rules allow.
+struct Checked {
+    request: CertificateSigningRequestParams,
+    common_name: String,
+    names: BTreeSet<String>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+/// Whether the request may be approved without a person. `user` is who made it (`spec.username`, `spec.groups`); `addresses`
+/// are what the Node object says of itself (`status.addresses`), which a serving certificate may name, beside the node's name.
+///
+/// A holder of the join token may have any node's first client certificate, as upstream; a node only its own.
+pub fn approve(
+    request: &SigningRequest<'_>,
+    user: &User,
+    addresses: &[String],
+) -> Result<(), Refusal> {
+    let checked = check(request)?;
+    let own = user.name == checked.common_name && user.is_in(NODES);
+    let joining = user.is_in(BOOTSTRAPPERS) && request.signer == KUBELET_CLIENT_SIGNER;
+    if !own && !joining {
+        return Err(Refusal::NotTheirs {
+            user: user.name.clone(),
+            node: checked.common_name,
+        });
+    }
+    let node = checked
+        .common_name
+        .strip_prefix(NODE_USER_PREFIX)
+        .unwrap_or_default();
+    let known = |text: &str| text == node || addresses.iter().any(|a| a == text);
+    let ips = checked.addresses.iter().map(IpAddr::to_string);
+    match checked
+        .names
+        .iter()
+        .cloned()
+        .chain(ips)
+        .find(|name| !known(name))
+    {
+        Some(foreign) => Err(Refusal::ForeignAddress(foreign)),
+        None => Ok(()),
+    }
+}
+
+/// The PEM of the certificate that an approved request asks for. Only what the rules allow goes into it.
+pub fn sign_csr(ca: &Ca, request: &SigningRequest<'_>, now: SystemTime) -> Result<String, Refusal> {
+    let checked = check(request)?;
+    let asked = request
+        .expiration_seconds
+        .and_then(|s| u64::try_from(s).ok());
+    let lifetime = asked.map_or(LIFETIME, |s| {
+        Duration::from_secs(s).clamp(SHORTEST, LIFETIME)
+    });
+    let subject = Subject {
+        common_name: &checked.common_name,
+        organization: Some(NODES),
+        names: checked.names,
+        addresses: checked.addresses,
+        server: request.signer == KUBELET_SERVING_SIGNER,
+        client: request.signer == KUBELET_CLIENT_SIGNER,
+        key_encipherment: request.usages.iter().any(|u| u == "key encipherment"),
+    };
+    Ok(ca.sign(&subject, &checked.request.public_key, lifetime, now)?)
+}
+
+fn check(request: &SigningRequest<'_>) -> Result<Checked, Refusal> {
+    let serving = match request.signer {
+        KUBELET_CLIENT_SIGNER => false,
+        KUBELET_SERVING_SIGNER => true,
+        other => return Err(Refusal::UnknownSigner(other.to_owned())),
+    };
+    let malformed = |e: &dyn std::fmt::Display| Refusal::Malformed(e.to_string());
+    let der = CertificateSigningRequestDer::from_pem_slice(request.pem.as_bytes())
+        .map_err(|e| malformed(&e))?;
+    let (_, parsed) = X509CertificationRequest::from_der(&der).map_err(|e| malformed(&e))?;
+    // Also verifies that the caller holds the private key.
+    let params = CertificateSigningRequestParams::from_der(&der).map_err(|e| malformed(&e))?;
+
+    let subject = &parsed.certification_request_info.subject;
+    let organizations = organizations(subject);
+    if organizations != [NODES] {
+        return Err(Refusal::Organization(organizations));
+    }
+    let common_name = common_name(subject).unwrap_or_default();
+    if common_name
+        .strip_prefix(NODE_USER_PREFIX)
+        .is_none_or(str::is_empty)
+    {
+        return Err(Refusal::CommonName(common_name));
+    }
+    if !allowed_usages(
+        request.usages,
+        if serving {
+            "server auth"
+        } else {
+            "client auth"
+        },
+    ) {
+        return Err(Refusal::Usages(request.usages.to_vec()));
+    }
+
+    let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for extension in parsed.requested_extensions().into_iter().flatten() {
+        let ParsedExtension::SubjectAlternativeName(sans) = extension else {
+            continue;
+        };
+        for san in &sans.general_names {
+            match san {
+                GeneralName::DNSName(name) => {
+                    names.insert((*name).to_owned());
+                }
+                GeneralName::IPAddress(bytes) => {
+                    addresses.insert(certificate::ip(bytes).ok_or(Refusal::KindOfName)?);
+                }
+                _ => return Err(Refusal::KindOfName),
+            }
+        }
+    }
+    match (serving, names.is_empty() && addresses.is_empty()) {
+        (true, true) => Err(Refusal::NoNames),
+        (false, false) => Err(Refusal::NamesNotAllowed),
+        _ => Ok(Checked {
+            request: params,
+            common_name,
+            names,
+            addresses,
+        }),
+    }
+}
+
+/// `digital signature` and the signer's own usage, and nothing else but `key encipherment`.
+fn allowed_usages(usages: &[String], own: &str) -> bool {
+    let usages: BTreeSet<&str> = usages.iter().map(String::as_str).collect();
+    usages.contains("digital signature")
+        && usages.contains(own)
+        && usages
+            .iter()
+            .all(|u| ["digital signature", "key encipherment", own].contains(u))
+}

@@ -1,0 +1,230 @@
+//! The cluster's keys and certificates on disk: made at the first start, adopted at later ones.
+//!
+//! ```text
+//! DIR/pki/ca.crt ca.key                      the cluster's authority: signs all below and the nodes' certificates
+//! DIR/pki/apiserver.crt .key                 what the API server shows its clients
+//! DIR/pki/apiserver-kubelet-client.crt .key  what it shows an agent when it fetches logs
+//! DIR/admin.kubeconfig                       the administrator's access, in group system:masters
+//! DIR/join-token                             what a machine shows to become a node
+//! ```
+//!
+//! The key that will sign service-account tokens belongs here too, as `DIR/pki/sa.key`.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rcgen::KeyPair;
+
+use super::MASTERS;
+use super::certificate::{Ca, CertificateError, CertifiedKeyPem, Subject};
+use super::files::{self, Access};
+use super::kubeconfig::Kubeconfig;
+use super::token::JoinToken;
+
+/// Where the keys are, and where the API server is found.
+#[derive(Clone, Debug)]
+pub struct PkiConfig {
+    /// Keys go to `pki/` in it.
+    pub data_dir: PathBuf,
+    /// The address that clients and nodes use.
+    pub advertise: IpAddr,
+    pub port: u16,
+    /// The first address of the service range: the service `kubernetes`.
+    pub service_ip: IpAddr,
+    /// As in `cluster.local`.
+    pub cluster_domain: String,
+    pub hostname: String,
+}
+
+/// Why the keys and certificates are not as they must be.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{path}: {source}; restore the file, or remove the directory to start with a new cluster authority"
+    )]
+    Unusable {
+        path: PathBuf,
+        source: CertificateError,
+    },
+    #[error(
+        "{path} is missing while its certificate is there; restore it, or remove both to start with a new authority"
+    )]
+    NoKey { path: PathBuf },
+    #[error(
+        "{path}: this is no join token (abcdef.0123456789abcdef); remove the file to have a new one made"
+    )]
+    Token { path: PathBuf },
+    #[error("cannot make a certificate: {0}")]
+    Issue(#[from] CertificateError),
+}
+
+/// The keys and certificates of this control plane.
+pub struct Pki {
+    pub ca: Ca,
+    pub serving: CertifiedKeyPem,
+    pub kubelet_client: CertifiedKeyPem,
+    pub join_token: JoinToken,
+    /// The administrator's kubeconfig, for messages to people.
+    pub admin_kubeconfig: PathBuf,
+}
+
+impl Pki {
+    /// Adopts what is in the data directory and makes what is missing, expiring, or for other addresses.
+    pub fn open(config: &PkiConfig, now: SystemTime) -> Result<Self, PkiError> {
+        let dir = config.data_dir.join("pki");
+        for dir in [&config.data_dir, &dir] {
+            files::private_dir(dir).map_err(at(dir))?;
+        }
+        let ca = open_ca(&dir, now)?;
+        let serving = open_pair(&ca, &dir, "apiserver", &serving_subject(config), now)?;
+        let kubelet_client = client("kube-apiserver-kubelet-client");
+        let kubelet_client =
+            open_pair(&ca, &dir, "apiserver-kubelet-client", &kubelet_client, now)?;
+        let admin_kubeconfig = config.data_dir.join("admin.kubeconfig");
+        open_kubeconfig(&ca, &admin_kubeconfig, config, now)?;
+        Ok(Self {
+            join_token: open_token(&config.data_dir.join("join-token"))?,
+            ca,
+            serving,
+            kubelet_client,
+            admin_kubeconfig,
+        })
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> PkiError {
+    let path = path.to_owned();
+    |source| PkiError::Io { path, source }
+}
+
+fn serving_subject(config: &PkiConfig) -> Subject<'static> {
+    let names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "localhost",
+    ];
+    let mut names: std::collections::BTreeSet<String> = names.map(str::to_owned).into();
+    names.insert(format!("kubernetes.default.svc.{}", config.cluster_domain));
+    if !config.hostname.is_empty() {
+        names.insert(config.hostname.to_ascii_lowercase());
+    }
+    Subject {
+        common_name: "kube-apiserver",
+        names,
+        addresses: [
+            Ipv4Addr::LOCALHOST.into(),
+            config.service_ip,
+            config.advertise,
+        ]
+        .into(),
+        server: true,
+        ..Default::default()
+    }
+}
+
+fn client(common_name: &str) -> Subject<'_> {
+    Subject {
+        common_name,
+        organization: Some(MASTERS),
+        client: true,
+        ..Default::default()
+    }
+}
+
+fn open_ca(dir: &Path, now: SystemTime) -> Result<Ca, PkiError> {
+    let (crt, key) = (dir.join("ca.crt"), dir.join("ca.key"));
+    let found = (
+        files::read(&crt).map_err(at(&crt))?,
+        files::read(&key).map_err(at(&key))?,
+    );
+    let unusable = |source| PkiError::Unusable {
+        path: crt.clone(),
+        source,
+    };
+    let (certificate, key_pem) = match found {
+        (Some(certificate), Some(key)) => (certificate, key),
+        (Some(_), None) => return Err(PkiError::NoKey { path: key }),
+        // The key is written first, so a crash in between leaves a key alone, which nobody has met yet.
+        (None, _) => {
+            let pair = KeyPair::generate().map_err(CertificateError::from)?;
+            let (certificate, pem) = (Ca::new_certificate(&pair, now)?, pair.serialize_pem());
+            files::write(&key, &pem, Access::Owner).map_err(at(&key))?;
+            files::write(&crt, &certificate, Access::Everyone).map_err(at(&crt))?;
+            (certificate, pem)
+        }
+    };
+    Ca::adopt(certificate, &key_pem, now).map_err(unusable)
+}
+
+fn open_pair(
+    ca: &Ca,
+    dir: &Path,
+    name: &str,
+    subject: &Subject<'_>,
+    now: SystemTime,
+) -> Result<CertifiedKeyPem, PkiError> {
+    let (crt, key) = (
+        dir.join(format!("{name}.crt")),
+        dir.join(format!("{name}.key")),
+    );
+    let found = (
+        files::read(&crt).map_err(at(&crt))?,
+        files::read(&key).map_err(at(&key))?,
+    );
+    if let (Some(certificate), Some(key)) = found {
+        let pair = CertifiedKeyPem { certificate, key };
+        if ca.still_good(&pair, subject, now) {
+            return Ok(pair);
+        }
+    }
+    let pair = ca.issue(subject, now)?;
+    files::write(&key, &pair.key, Access::Owner).map_err(at(&key))?;
+    files::write(&crt, &pair.certificate, Access::Everyone).map_err(at(&crt))?;
+    Ok(pair)
+}
+
+fn open_kubeconfig(
+    ca: &Ca,
+    path: &Path,
+    config: &PkiConfig,
+    now: SystemTime,
+) -> Result<(), PkiError> {
+    let subject = client("kubernetes-admin");
+    let server = format!("https://{}", SocketAddr::new(config.advertise, config.port));
+    let found = files::read(path)
+        .map_err(at(path))?
+        .and_then(|text| Kubeconfig::parse(&text));
+    let good = found.is_some_and(|found| {
+        found.server == server
+            && found.ca == ca.certificate()
+            && ca.still_good(&found.client, &subject, now)
+    });
+    if good {
+        return Ok(());
+    }
+    let fresh = Kubeconfig {
+        server,
+        ca: ca.certificate().to_owned(),
+        client: ca.issue(&subject, now)?,
+    };
+    files::write(path, &fresh.to_yaml(), Access::Owner).map_err(at(path))
+}
+
+fn open_token(path: &Path) -> Result<JoinToken, PkiError> {
+    match files::read(path).map_err(at(path))? {
+        Some(text) => text.trim().parse().map_err(|_| PkiError::Token {
+            path: path.to_owned(),
+        }),
+        None => {
+            let token = JoinToken::random();
+            files::write(path, &format!("{}\n", token.reveal()), Access::Owner)
+                .map_err(at(path))?;
+            Ok(token)
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Pod, and what pods share with the templates of workloads.
+
+mod columns;
+mod containers;
+pub mod defaults;
+pub mod qos;
+mod update;
+pub mod validate;
+mod volumes;
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use serde_json::Value;
+
+use super::{
+    Column, FieldError, Strategy, Subresource,
+    kind::carry_generation,
+    validate::{NameRule, Path, names},
+};
+
+impl Strategy for Pod {
+    const SINGULAR: &'static str = "pod";
+    const SHORT_NAMES: &'static [&'static str] = &["po"];
+    const CATEGORIES: &'static [&'static str] = &["all"];
+    const SUBRESOURCES: &'static [Subresource] = &[
+        Subresource::Status,
+        Subresource::Binding,
+        Subresource::Log,
+        Subresource::Eviction,
+    ];
+    const COLUMNS: &'static [Column] = columns::COLUMNS;
+    const NAME_RULE: NameRule = names::dns1123_subdomain;
+
+    fn row(&self, now: i64) -> Vec<Value> {
+        columns::row(self, now)
+    }
+
+    fn set_defaults(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        defaults::pod(spec);
+    }
+
+    fn prepare_create(&mut self) {
+        self.metadata.generation = Some(1);
+        let spec = self.spec.get_or_insert_default();
+        defaults::admitted(spec);
+        self.status = Some(PodStatus {
+            phase: Some("Pending".to_owned()),
+            qos_class: Some(qos::class(spec).to_owned()),
+            ..PodStatus::default()
+        });
+    }
+
+    fn prepare_update(&mut self, old: &Self) {
+        self.status = old.status.clone();
+        let changed = self.spec != old.spec;
+        carry_generation(&mut self.metadata, &old.metadata, changed);
+    }
+
+    fn prepare_status(&mut self, old: &Self) {
+        self.spec = old.spec.clone();
+        self.metadata.generation = old.metadata.generation;
+        self.metadata.owner_references = old.metadata.owner_references.clone();
+        let was = old
+            .status
+            .as_ref()
+            .and_then(|status| status.qos_class.clone());
+        self.status.get_or_insert_default().qos_class = was;
+    }
+
+    fn validate(&self, old: Option<&Self>) -> Vec<FieldError> {
+        let path = Path::new("spec");
+        let empty = PodSpec::default();
+        let spec = self.spec.as_ref().unwrap_or(&empty);
+        let mut errors = validate::spec(&path, spec);
+        if let Some(old) = old {
+            errors.extend(update::errors(
+                &path,
+                spec,
+                old.spec.as_ref().unwrap_or(&empty),
+            ));
+        } else if !spec
+            .ephemeral_containers
+            .as_deref()
+            .unwrap_or_default()
+            .is_empty()
+        {
+            errors.push(
+                path.child("ephemeralContainers")
+                    .forbidden("cannot be set on create"),
+            );
+        }
+        errors
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let spec = self.spec.as_ref();
+        let status = self.status.as_ref();
+        let of_spec = |field: fn(&PodSpec) -> &Option<String>| {
+            spec.and_then(|spec| field(spec).clone())
+                .unwrap_or_default()
+        };
+        let of_status = |field: fn(&PodStatus) -> &Option<String>| {
+            status
+                .and_then(|status| field(status).clone())
+                .unwrap_or_default()
+        };
+        let host_network = spec.and_then(|spec| spec.host_network).unwrap_or_default();
+        vec![
+            ("spec.nodeName", of_spec(|spec| &spec.node_name)),
+            ("spec.restartPolicy", of_spec(|spec| &spec.restart_policy)),
+            ("spec.schedulerName", of_spec(|spec| &spec.scheduler_name)),
+            (
+                "spec.serviceAccountName",
+                of_spec(|spec| &spec.service_account_name),
+            ),
+            ("spec.hostNetwork", host_network.to_string()),
+            ("status.phase", of_status(|status| &status.phase)),
+            ("status.podIP", of_status(|status| &status.pod_ip)),
+            (
+                "status.nominatedNodeName",
+                of_status(|status| &status.nominated_node_name),
+            ),
+        ]
+    }
+}

@@ -1,0 +1,149 @@
+//! The cache over an embedded store.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use serde_json::Value;
+
+use super::*;
+use crate::store::Expect;
+use crate::store::embedded::Embedded;
+
+fn index(key: &str, _: &Value) -> Vec<(&'static str, String)> {
+    vec![(
+        "metadata.name",
+        key.rsplit('/').next().unwrap_or_default().to_owned(),
+    )]
+}
+
+fn pod(name: &str, label: &str) -> Bytes {
+    serde_json::json!({"metadata": {"name": name, "labels": {"app": label}}, "spec": {}})
+        .to_string()
+        .into()
+}
+
+async fn fixture() -> (tempfile::TempDir, Arc<Embedded>, Arc<Cache>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(&dir.path().join("store.redb")).unwrap());
+    let cache = Cache::start(store.clone(), index).await.unwrap();
+    (dir, store, cache)
+}
+
+const KEY: &str = "/registry/pods/default/a";
+
+#[tokio::test]
+async fn a_writer_reads_its_own_write() {
+    let (_dir, store, cache) = fixture().await;
+    let written = store.put(KEY, pod("a", "x"), Expect::Absent).await.unwrap();
+    let (object, revision) = cache.get(KEY, Freshness::Latest).await.unwrap();
+    let object = object.unwrap();
+    assert_eq!((object.revision, revision), (written, written));
+    let json: Value = serde_json::from_slice(&object.json).unwrap();
+    assert_eq!(json["metadata"]["resourceVersion"], written.0.to_string());
+    assert_eq!(object.labels, [("app".to_owned(), "x".to_owned())]);
+    assert_eq!(object.fields, [("metadata.name", "a".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_watch_has_the_changes_of_its_prefix_only_old_and_new() {
+    let (_dir, store, cache) = fixture().await;
+    let start = cache.revision();
+    let first = store.put(KEY, pod("a", "x"), Expect::Absent).await.unwrap();
+    store
+        .put("/registry/pods/other/a", pod("a", "x"), Expect::Absent)
+        .await
+        .unwrap();
+    cache
+        .list("/registry/pods/", Freshness::Latest)
+        .await
+        .unwrap();
+
+    let mut namespace = cache.watch("/registry/pods/default/", Some(start)).unwrap();
+    let mut one = cache.watch(KEY, None).unwrap();
+    let gone = store.delete(KEY, first).await.unwrap();
+
+    assert!(matches!(
+        namespace.next().await,
+        Some(Change::Put { previous: None, .. })
+    ));
+    for watch in [&mut namespace, &mut one] {
+        match watch.next().await {
+            Some(Change::Delete { object, previous }) => {
+                assert_eq!((object.revision, previous.revision), (gone, first));
+                let json: Value = serde_json::from_slice(&object.json).unwrap();
+                assert_eq!(json["metadata"]["resourceVersion"], gone.0.to_string());
+            }
+            other => panic!("expected a deletion, got {other:?}"),
+        }
+        assert!(watch.next().now_or_never().is_none());
+    }
+    cache.wait(gone).await.unwrap();
+    assert_eq!(one.bookmark(), Some(gone));
+}
+
+#[tokio::test]
+async fn a_revision_that_does_not_come_is_refused_after_a_while() {
+    let (_dir, _store, cache) = fixture().await;
+    let answer = cache
+        .list("/registry/", Freshness::NotOlderThan(Revision(99)))
+        .await;
+    assert!(matches!(
+        answer,
+        Err(ReadError::Behind {
+            asked: Revision(99),
+            ..
+        })
+    ));
+}
+
+#[tokio::test]
+async fn a_slow_watcher_is_ended_and_others_go_on() {
+    let (_dir, store, cache) = fixture().await;
+    let mut slow = cache.watch("/registry/pods/", None).unwrap();
+    let mut modified = store.put(KEY, pod("a", "x"), Expect::Absent).await.unwrap();
+    for _ in 0..1_100 {
+        modified = store
+            .put(KEY, pod("a", "y"), Expect::Modified(modified))
+            .await
+            .unwrap();
+    }
+    cache.wait(modified).await.unwrap();
+    let mut seen = 0;
+    while slow.next().await.is_some() {
+        seen += 1;
+    }
+    assert_eq!(seen, 1_024);
+    // It resumes from where it was.
+    let mut again = cache
+        .watch("/registry/pods/", Some(Revision(1 + seen)))
+        .unwrap();
+    assert_eq!(again.next().await.unwrap().revision(), Revision(2 + seen));
+}
+
+#[tokio::test]
+async fn an_idle_watch_has_bookmarks() {
+    let (_dir, store, cache) = fixture().await;
+    let mut watch = cache
+        .watch("/registry/pods/", None)
+        .unwrap()
+        .with_bookmarks(Duration::from_millis(10));
+    let other = store
+        .put("/registry/nodes/n", pod("n", "x"), Expect::Absent)
+        .await
+        .unwrap();
+    cache.wait(other).await.unwrap();
+    assert!(matches!(watch.next().await, Some(Change::Bookmark(at)) if at == other));
+}
+
+#[tokio::test]
+async fn what_was_before_the_cache_is_expired() {
+    let (_dir, store, cache) = fixture().await;
+    let written = store.put(KEY, pod("a", "x"), Expect::Absent).await.unwrap();
+    drop(cache);
+    let cache = Cache::start(store, index).await.unwrap();
+    assert!(matches!(
+        cache.watch("/registry/pods/", Some(Revision(1))),
+        Err(Expired { oldest, .. }) if oldest == written
+    ));
+}

@@ -1,0 +1,152 @@
+//! The database file: opening it with errors that a person understands, and coming back after a full disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use redb::{Database, DatabaseError, ReadableDatabase, StorageError};
+
+use super::tables::{ReadTables, WriteTables};
+use crate::store::StoreError;
+
+/// The database's page cache in bytes. The watch cache answers nearly all reads, so little is enough.
+const CACHE: usize = 8 << 20;
+
+/// Why the embedded store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "{path}: another process has this store open; stop it, or give this one its own --data-dir"
+    )]
+    Locked { path: PathBuf },
+    #[error("{path}: the disk is full; free some space and start again")]
+    Full { path: PathBuf },
+    #[error(
+        "{path}: this is no intact store ({reason}); restore it from a backup, or move it away to start empty"
+    )]
+    Corrupt { path: PathBuf, reason: String },
+    #[error("{path}: cannot open the store: {source}")]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
+
+/// An open database that can be reopened in place.
+pub(super) struct Handle {
+    path: PathBuf,
+    /// None while a reopening failed; the next use tries again.
+    database: RwLock<Option<Database>>,
+}
+
+impl Handle {
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        Ok(Self {
+            path: path.to_owned(),
+            database: RwLock::new(Some(open(path)?)),
+        })
+    }
+
+    pub(super) fn begin_write(&self) -> Result<redb::WriteTransaction, redb::Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+        let mut transaction = database.begin_write()?;
+        // Without it, an open after kill -9 would read the whole file.
+        transaction.set_quick_repair(true);
+        Ok(transaction)
+    }
+
+    pub(super) fn read(&self) -> Result<ReadTables, redb::Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+        ReadTables::open(&database.begin_read()?)
+    }
+
+    /// Performs a write. redb refuses every later one after an I/O error, such as a full disk, so the file is then
+    /// opened anew: what had been committed is in it, and the next write has its chance.
+    pub(super) fn recovering<T>(
+        &self,
+        write: impl Fn() -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let result = write();
+        let unusable = |e: &redb::Error| {
+            matches!(
+                e,
+                redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed
+            )
+        };
+        if let Err(error) = &result
+            && unusable(error)
+        {
+            tracing::error!(path = %self.path.display(), %error, "a write failed; opening the store anew");
+            let mut database = self
+                .database
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            *database = None;
+            match open(&self.path) {
+                Ok(fresh) => *database = Some(fresh),
+                Err(error) => {
+                    tracing::error!(%error, "the store stays closed until the next write")
+                }
+            }
+        }
+        result.map_err(|error| failed(&error))
+    }
+}
+
+/// The error as the store's users see it.
+pub(super) fn failed(error: &redb::Error) -> StoreError {
+    match error {
+        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => {
+            StoreError::Failed("the disk is full".to_owned())
+        }
+        redb::Error::PreviousIo | redb::Error::DatabaseClosed => StoreError::Unavailable(
+            "an earlier write failed and the file is being opened anew".to_owned(),
+        ),
+        other => StoreError::Failed(other.to_string()),
+    }
+}
+
+fn open(path: &Path) -> Result<Database, OpenError> {
+    let path_buf = || path.to_owned();
+    let database = redb::Builder::new()
+        .set_cache_size(CACHE)
+        .create(path)
+        .map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => OpenError::Locked { path: path_buf() },
+            DatabaseError::Storage(StorageError::Io(source)) => from_io(path, source),
+            other => OpenError::Corrupt {
+                path: path_buf(),
+                reason: other.to_string(),
+            },
+        })?;
+    // Readers need the tables to be there.
+    create_tables(&database).map_err(|error| match error {
+        redb::Error::Io(source) => from_io(path, source),
+        other => OpenError::Corrupt {
+            path: path_buf(),
+            reason: other.to_string(),
+        },
+    })?;
+    Ok(database)
+}
+
+fn create_tables(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    WriteTables::open(&transaction)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn from_io(path: &Path, source: std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    match source.kind() {
+        std::io::ErrorKind::StorageFull => OpenError::Full { path },
+        // What redb says of a file that is not its own.
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => OpenError::Corrupt {
+            path,
+            reason: source.to_string(),
+        },
+        _ => OpenError::Io { path, source },
+    }
+}

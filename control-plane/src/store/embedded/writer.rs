@@ -1,0 +1,150 @@
+//! The one thread that writes. All writes that wait when it is free share a transaction, and so one flush to disk.
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::database::Handle;
+use super::tables::{COMPACTED, WriteTables};
+use crate::store::{Expect, Revision, StoreError};
+
+/// How many writes share a transaction at most: it bounds the memory and the wait of the first.
+const BATCH: usize = 512;
+/// How many records of history one transaction forgets: compaction must not hold up writers.
+const FORGET: usize = 1_000;
+
+pub(super) enum Command {
+    Write(Write),
+    Compact {
+        to: Revision,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
+}
+
+pub(super) struct Write {
+    pub(super) key: String,
+    /// None deletes.
+    pub(super) value: Option<Bytes>,
+    pub(super) expect: Expect,
+    pub(super) reply: oneshot::Sender<Result<Revision, StoreError>>,
+}
+
+/// Runs until every sender is gone.
+pub(super) fn run(
+    handle: &Handle,
+    mut commands: mpsc::Receiver<Command>,
+    newest: &watch::Sender<Revision>,
+) {
+    let mut queue = Vec::with_capacity(BATCH);
+    // History left to forget: done a piece at a time, between batches.
+    let mut forget: Option<Revision> = None;
+    loop {
+        if forget.is_none() {
+            match commands.blocking_recv() {
+                Some(command) => queue.push(command),
+                None => return,
+            }
+        }
+        while queue.len() < BATCH
+            && let Ok(command) = commands.try_recv()
+        {
+            queue.push(command);
+        }
+        let mut writes = Vec::with_capacity(queue.len());
+        for command in queue.drain(..) {
+            match command {
+                Command::Write(write) => writes.push(write),
+                Command::Compact { to, reply } => {
+                    let done = handle.recovering(|| compact(handle, to));
+                    if matches!(done, Ok(Ok(()))) {
+                        forget = forget.max(Some(to));
+                    }
+                    let _ = reply.send(done.and_then(|checked| checked));
+                }
+            }
+        }
+        if !writes.is_empty() {
+            commit(handle, writes, newest);
+        }
+        if let Some(to) = forget {
+            match handle.recovering(|| forget_some(handle, to)) {
+                Ok(false) => {}
+                Ok(true) => forget = None,
+                Err(error) => {
+                    // Harmless: the records are out of readers' reach, and the next compaction takes them.
+                    tracing::warn!(%error, "old history stays on disk for now");
+                    forget = None;
+                }
+            }
+        }
+    }
+}
+
+fn commit(handle: &Handle, writes: Vec<Write>, newest: &watch::Sender<Revision>) {
+    let result = handle.recovering(|| {
+        let transaction = handle.begin_write()?;
+        let mut results = Vec::with_capacity(writes.len());
+        let mut next;
+        {
+            let mut tables = WriteTables::open(&transaction)?;
+            next = tables.revision()?;
+            for write in &writes {
+                let revision = Revision(next.0 + 1);
+                let value = write.value.as_deref();
+                let written = tables.write(&write.key, value, write.expect, revision)?;
+                if written.is_ok() {
+                    next = revision;
+                }
+                results.push(written.map(|()| revision));
+            }
+        }
+        if results.iter().any(Result::is_ok) {
+            transaction.commit()?;
+        } else {
+            transaction.abort()?;
+        }
+        Ok((results, next))
+    });
+    match result {
+        Ok((results, revision)) => {
+            announce(newest, revision);
+            for (write, result) in writes.into_iter().zip(results) {
+                // The writer may have given up waiting.
+                let _ = write.reply.send(result);
+            }
+        }
+        Err(error) => {
+            // The outcome is unknown: what the file says now is what holds.
+            if let Ok(revision) = handle.read().and_then(|tables| tables.revision()) {
+                announce(newest, revision);
+            }
+            for write in writes {
+                let _ = write.reply.send(Err(StoreError::Failed(error.to_string())));
+            }
+        }
+    }
+}
+
+fn announce(newest: &watch::Sender<Revision>, revision: Revision) {
+    newest.send_if_modified(|old| std::mem::replace(old, revision) != revision);
+}
+
+/// Moves the mark, after which no reader sees what is older. Forgetting it follows.
+fn compact(handle: &Handle, to: Revision) -> Result<Result<(), StoreError>, redb::Error> {
+    let transaction = handle.begin_write()?;
+    {
+        let mut tables = WriteTables::open(&transaction)?;
+        if let Err(refused) = tables.check(to)? {
+            return Ok(Err(refused));
+        }
+        tables.meta.insert(COMPACTED, to.0)?;
+    }
+    transaction.commit()?;
+    Ok(Ok(()))
+}
+
+fn forget_some(handle: &Handle, to: Revision) -> Result<bool, redb::Error> {
+    let transaction = handle.begin_write()?;
+    let done = WriteTables::open(&transaction)?.forget(to, FORGET)?;
+    transaction.commit()?;
+    Ok(done)
+}
