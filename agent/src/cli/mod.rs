@@ -47,6 +47,12 @@ enum Command {
     Pod(pod::Command),
     /// Remove the programs and maps that a stopped agent left in the kernel
     Cleanup(cleanup::Args),
+    /// Write one container's log; containerd starts it
+    #[command(hide = true)]
+    LogPipe {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 /// Why a command failed.
@@ -76,6 +82,7 @@ pub fn execute(cli: Cli) -> ExitCode {
         Command::Map(command) => map::run(&command).and_then(print),
         Command::Pod(command) => pod::run(&command).and_then(print),
         Command::Cleanup(args) => cleanup::run(&args).and_then(print),
+        Command::LogPipe { args } => return crate::runtime::log_pipe::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -136,6 +143,7 @@ mod tests {
             "kernelet map dump SERVICES",
             "kernelet pod list",
             "kernelet cleanup",
+            "kernelet log-pipe /var/log/0.log",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
