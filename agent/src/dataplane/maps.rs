@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ReverseEntry, ReverseKey,
-    ServiceKey, ServiceRow, ServiceStats, SlotKey, maps as names,
+    ServiceEntry, ServiceKey, ServiceRow, ServiceStats, SlotKey, maps as names,
 };
 use aya::Pod;
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError as AyaError, PerCpuHashMap};
@@ -74,6 +74,15 @@ impl Maps {
             stats: open(dir, names::STATS, Map::PerCpuHashMap)?,
             service_stats: open(dir, names::SERVICE_STATS, Map::PerCpuHashMap)?,
         })
+    }
+
+    /// One service address; `None` when it is not in the tables.
+    pub fn service(&self, key: &ServiceKey) -> Result<Option<ServiceEntry>, MapError> {
+        match self.services.get(key, 0) {
+            Ok(row) => Ok(Some(row.entry)),
+            Err(AyaError::KeyNotFound) => Ok(None),
+            Err(source) => Err(read(names::SERVICES, source)),
+        }
     }
 
     /// What one backend's connections came to, over all CPUs; zeros when none was ever opened.
