@@ -1,8 +1,40 @@
-//! Compiles the introspection API.
+//! Compiles the introspection API and embeds the BPF object.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let files = protox::compile(["kernelet/v1/introspection.proto"], ["proto"])?;
     tonic_prost_build::configure().compile_fds(files)?;
+    embed_bpf_object()?;
+    Ok(())
+}
+
+/// Puts the BPF object where `dataplane::object` includes it, and sets `cfg(bpf_object)`. Without one the agent still
+/// compiles, so that checks and unit tests need no BPF toolchain; loading then fails with the reason.
+fn embed_bpf_object() -> io::Result<()> {
+    println!("cargo::rustc-check-cfg=cfg(bpf_object)");
+    println!("cargo::rerun-if-env-changed=KERNELET_BPF_OBJECT");
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf");
+    let object = env::var_os("KERNELET_BPF_OBJECT").map_or_else(
+        || target.join("bpfel-unknown-none/release/kernelet-ebpf"),
+        PathBuf::from,
+    );
+    if object.is_file() {
+        println!("cargo::rerun-if-changed={}", object.display());
+        let out = env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?;
+        fs::copy(&object, Path::new(&out).join("kernelet-ebpf"))?;
+        println!("cargo::rustc-cfg=bpf_object");
+    } else {
+        // Watching a path that is not there would rebuild the agent each time; the folder is there, and changes when
+        // the object comes.
+        fs::create_dir_all(&target)?;
+        println!("cargo::rerun-if-changed={}", target.display());
+        println!(
+            "cargo::warning=no BPF object at {}: this agent cannot load its programs; run `cargo xtask build`",
+            object.display()
+        );
+    }
     Ok(())
 }

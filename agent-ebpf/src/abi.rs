@@ -20,7 +20,7 @@ pub const UDP: u8 = 17;
 pub const SHARE_ONE: u32 = 1 << 16;
 
 /// Key of `SERVICES`: what an application dials.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey {
     pub address: Ipv4,
@@ -30,7 +30,18 @@ pub struct ServiceKey {
     pub pad: u8,
 }
 
-/// Value of `SERVICES`: which backend table is live and how to draw from it.
+/// Value of `SERVICES`: an entry beside its own key.
+///
+/// The kernel may hand the memory of a replaced row to the next row written, while a program still reads it. The key in
+/// the row tells such a reader that what it copied is another service's, so that it looks again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceRow {
+    pub key: ServiceKey,
+    pub entry: ServiceEntry,
+}
+
+/// Which backend table of a service is live and how to draw from it.
 ///
 /// The table has `ready` slots of ready backends, ordered node-local, same zone, rest, then `terminating` slots of
 /// backends that still serve. One write of this entry switches the whole service to a new table.
@@ -74,8 +85,8 @@ pub struct SlotKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u32);
 
-/// Value of `BACKENDS`.
-#[repr(C)]
+/// Value of `BACKENDS`. One aligned word, so a program reads it whole.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendEntry {
     pub address: Ipv4,
@@ -91,7 +102,18 @@ pub const BACKEND_LOCAL: u8 = 1 << 0;
 /// The backend is terminating and still serves.
 pub const BACKEND_TERMINATING: u8 = 1 << 1;
 
-/// Key of `SOCK_REVERSE`: a socket and the backend that it was sent to.
+/// Value of `SOCKETS`, the storage of one client socket: where it was last sent, and what its application had dialled.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketEntry {
+    pub backend_address: Ipv4,
+    pub backend_port: Port,
+    pub pad: [u8; 2],
+    pub service: ReverseEntry,
+}
+
+/// Key of `SOCK_REVERSE`: a socket and a backend that it was sent to before its latest one. Only unconnected UDP sockets
+/// that talk to several services have any; the latest is in `SOCKETS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReverseKey {
@@ -113,13 +135,37 @@ pub struct ReverseEntry {
     pub service_id: u32,
 }
 
+/// Key of `AFFINITY`: a client of a service with session affinity.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AffinityKey {
+    /// Cookie of the client's network namespace: all that runs in one pod is one client.
+    pub netns_cookie: u64,
+    pub service_id: u32,
+    pub pad: u32,
+}
+
+/// Value of `AFFINITY`: the backend that the client had last, and where it stood then.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AffinityEntry {
+    /// `bpf_ktime_get_ns` of the last use.
+    pub last_use_ns: u64,
+    pub backend: BackendId,
+    /// Generation of the table and slot in it where the backend was found.
+    pub generation: u32,
+    pub slot: u32,
+    pub pad: u32,
+}
+
 /// Per-CPU value of `STATS`, keyed by [`BackendId`]. Counts since the backend was first written.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendStats {
-    /// Connections and connected UDP sockets sent to this backend, and first datagrams of unconnected ones.
+    /// Sockets sent to this backend: TCP and connected UDP at connect, unconnected UDP at the datagram that first goes here
+    /// or comes back here from elsewhere.
     pub opens: u64,
-    /// Sockets released that had been sent to this backend. `active` is `opens - closes` over all CPUs.
+    /// Of those, the ones released or sent elsewhere since. `active` is `opens - closes` over all CPUs.
     pub closes: u64,
 }
 
@@ -127,8 +173,95 @@ pub struct BackendStats {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceStats {
-    /// Connections refused because no backend was ready.
+    /// Connections and datagrams refused because no backend was ready.
     pub no_backend: u64,
     /// Lookups that found a service entry whose slot or backend was gone on every retry. Always 0 by invariant 4.
     pub hole: u64,
+}
+
+/// Names of the maps, in the object and on bpffs.
+pub mod maps {
+    pub const SERVICES: &str = "SERVICES";
+    pub const BACKEND_TABLE: &str = "BACKEND_TABLE";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const SOCKETS: &str = "SOCKETS";
+    pub const SOCK_REVERSE: &str = "SOCK_REVERSE";
+    pub const AFFINITY: &str = "AFFINITY";
+    pub const STATS: &str = "STATS";
+    pub const SERVICE_STATS: &str = "SERVICE_STATS";
+
+    /// All of them.
+    pub const ALL: [&str; 8] = [
+        SERVICES,
+        BACKEND_TABLE,
+        BACKENDS,
+        SOCKETS,
+        SOCK_REVERSE,
+        AFFINITY,
+        STATS,
+        SERVICE_STATS,
+    ];
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($type:ty),+ $(,)?) => { $(
+            // SAFETY: `repr(C)`, no implicit padding and valid for any bit pattern; the tests check the sizes.
+            unsafe impl aya::Pod for $type {}
+        )+ };
+    }
+    use super::*;
+    pod!(
+        ServiceKey,
+        ServiceRow,
+        SlotKey,
+        BackendId,
+        BackendEntry,
+        SocketEntry,
+        ReverseKey,
+        ReverseEntry,
+        AffinityKey,
+        AffinityEntry,
+        BackendStats,
+        ServiceStats,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::{offset_of, size_of};
+
+    use super::*;
+
+    /// The size of a type without implicit padding is the sum of its fields'.
+    macro_rules! no_padding {
+        ($type:ty: $($field:ident $size:literal),+ => $total:literal) => {{
+            let mut end = 0;
+            $(
+                assert_eq!(offset_of!($type, $field), end, "hole before {}", stringify!($field));
+                end += $size;
+            )+
+            assert_eq!(end, size_of::<$type>(), "{} ends in padding", stringify!($type));
+            assert_eq!(end, $total);
+        }};
+    }
+
+    #[test]
+    fn layouts_have_no_implicit_padding() {
+        no_padding!(ServiceKey: address 4, port 2, protocol 1, pad 1 => 8);
+        no_padding!(ServiceEntry: service_id 4, generation 4, local 4, zone 4, ready 4, terminating 4, flags 4,
+            affinity_timeout_s 4, local_share 4 => 36);
+        no_padding!(ServiceRow: key 8, entry 36 => 44);
+        no_padding!(SlotKey: service_id 4, generation 4, slot 4 => 12);
+        no_padding!(BackendEntry: address 4, port 2, protocol 1, flags 1 => 8);
+        no_padding!(SocketEntry: backend_address 4, backend_port 2, pad 2, service 16 => 24);
+        no_padding!(ReverseKey: cookie 8, address 4, port 2, pad 2 => 16);
+        no_padding!(ReverseEntry: address 4, port 2, pad 2, backend 4, service_id 4 => 16);
+        no_padding!(AffinityKey: netns_cookie 8, service_id 4, pad 4 => 16);
+        no_padding!(AffinityEntry: last_use_ns 8, backend 4, generation 4, slot 4, pad 4 => 24);
+        no_padding!(BackendStats: opens 8, closes 8 => 16);
+        no_padding!(ServiceStats: no_backend 8, hole 8 => 16);
+        assert_eq!(size_of::<BackendId>(), 4);
+    }
 }

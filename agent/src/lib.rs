@@ -12,6 +12,8 @@ pub mod proxy;
 pub mod run;
 pub mod runtime;
 pub mod server;
+#[cfg(test)]
+mod testing;
 
 /// The introspection API, generated from `proto/kernelet/v1/introspection.proto`.
 pub mod introspection {

@@ -15,7 +15,6 @@ use kernelet_control_plane::api::registry::Registry;
 use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, server};
 use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
 use kernelet_control_plane::auth::{Authenticator, tls};
-use kernelet_control_plane::resources;
 use kernelet_control_plane::store::Store;
 use kernelet_control_plane::store::cache::Cache;
 use kernelet_control_plane::store::embedded::Embedded;
@@ -97,7 +96,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let tls = tls::server_config(&pki.serving, pki.ca.certificate())?;
 
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&args.data_dir.join("store.redb"))?);
-    let cache = Cache::start(store.clone(), resources_index)
+    let cache = Cache::start(store.clone(), api::index)
         .await
         .context("cannot load the store")?;
     let addresses = ServiceAddresses::new(args.service_cidr);
@@ -133,17 +132,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     server::serve(listener, tls, router, stop).await;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// What field selectors can ask of a stored object.
-fn resources_index(_key: &str, object: &serde_json::Value) -> Vec<(&'static str, String)> {
-    let api_version = object["apiVersion"].as_str().unwrap_or_default();
-    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-    resources::kinds()
-        .iter()
-        .find(|kind| kind.group == group && kind.version == version && object["kind"] == kind.kind)
-        .map(|kind| api::fields(kind, object))
-        .unwrap_or_default()
 }
 
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {

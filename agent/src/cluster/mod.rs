@@ -1,107 +1,103 @@
 //! What the agent knows of the cluster: slim views of the Services, EndpointSlices and Nodes that it watches.
 //!
-//! One set of watches feeds one [`View`]; the proxy, DNS and the pod network all read it. Only the fields that they use
-//! are kept: ten thousand services must not cost a hundred megabytes.
+//! One set of watches feeds one [`View`]; the proxy, DNS and the pod network all read it. Who needs to act on changes
+//! subscribes: [`Changes`] names what changed, the view says what it is now.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+mod changes;
+mod convert;
+mod types;
+mod view;
+mod watch;
 
-use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-/// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    pub namespace: String,
-    pub name: String,
-}
+pub use changes::{Changes, Pending};
+pub use types::{
+    Endpoint, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
+};
+pub use view::{Change, View};
+use watch::Kind as _;
 
-/// A transport protocol that services know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-    Sctp,
-}
-
-/// A Service, as far as the node needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// `clusterIPs`; empty for headless and ExternalName services.
-    pub cluster_ips: Vec<IpAddr>,
-    /// `clusterIP: None`.
-    pub headless: bool,
-    /// `externalName`, for `type: ExternalName`.
-    pub external_name: Option<String>,
-    pub ports: Vec<ServicePort>,
-    /// `sessionAffinityConfig.clientIP.timeoutSeconds` when `sessionAffinity: ClientIP`.
-    pub affinity_timeout_s: Option<u32>,
-    /// `internalTrafficPolicy: Local`.
-    pub internal_local: bool,
-    pub traffic_distribution: Option<String>,
-    /// Annotation `kernelet.io/locality`.
-    pub locality: Option<String>,
-    pub publish_not_ready: bool,
-    /// Label `service.kubernetes.io/service-proxy-name`: another proxy's service, which ours leaves alone.
-    pub proxy_name: Option<String>,
-}
-
-/// One port of a [`Service`]. `port` is in host order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServicePort {
-    /// Empty when the service has one unnamed port. Matches the slice's port name.
-    pub name: String,
-    pub protocol: Protocol,
-    pub port: u16,
-    pub node_port: Option<u16>,
-}
-
-/// An EndpointSlice, as far as the node needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slice {
-    /// Name of the service that it belongs to (label `kubernetes.io/service-name`).
-    pub service: String,
-    pub ports: Vec<SlicePort>,
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// One port of a [`Slice`]. `port` is in host order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlicePort {
-    pub name: String,
-    pub protocol: Protocol,
-    pub port: u16,
-}
-
-/// One endpoint of a [`Slice`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    pub addresses: Vec<IpAddr>,
-    pub ready: bool,
-    pub serving: bool,
-    pub terminating: bool,
-    pub node: Option<String>,
-    pub zone: Option<String>,
-    pub hostname: Option<String>,
-    /// Name of the pod behind it, in the slice's namespace.
-    pub pod: Option<String>,
-}
-
-/// A Node, as far as its peers need it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    pub pod_cidrs: Vec<IpNet>,
-    pub internal_ips: Vec<IpAddr>,
-    pub zone: Option<String>,
-}
-
-/// Everything known. `synced` says whether the first full list of each kind has arrived: before that nothing may be
-/// concluded from an absence.
+/// A handle on what is known of the cluster. Clones share it. [`Cluster::default`] knows nothing and watches nothing.
 #[derive(Clone, Debug, Default)]
-pub struct View {
-    pub services: BTreeMap<ObjectKey, Service>,
-    pub slices: BTreeMap<ObjectKey, Slice>,
-    /// Slice keys of each service, so that a change costs what changed.
-    pub slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
-    pub nodes: BTreeMap<String, Node>,
-    pub synced: bool,
+pub struct Cluster(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    view: RwLock<View>,
+    subscribers: changes::Subscribers,
+    /// Kinds whose first list is complete.
+    listed: Mutex<BTreeSet<&'static str>>,
+}
+
+impl Cluster {
+    /// Starts the watches, which run until the process ends.
+    pub fn start(client: kube::Client) -> Self {
+        let cluster = Self::default();
+        tokio::spawn(watch::run::<watch::Services>(
+            cluster.clone(),
+            client.clone(),
+        ));
+        tokio::spawn(watch::run::<watch::Slices>(cluster.clone(), client.clone()));
+        tokio::spawn(watch::run::<watch::Nodes>(cluster.clone(), client));
+        cluster
+    }
+
+    /// What is known now. Hold it briefly and never across an await: the watches wait for it.
+    pub fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.0.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes from now on; everything that is already known is pending at first.
+    pub fn subscribe(&self) -> Changes {
+        // Under the view's lock, so that no change falls between the copy and the subscription.
+        let view = self.view();
+        let services = view
+            .services
+            .keys()
+            .chain(view.slices_of.keys())
+            .cloned()
+            .map(Change::Service);
+        let nodes = view.nodes.keys().cloned().map(Change::Node);
+        self.0.subscribers.add(
+            services
+                .chain(nodes)
+                .chain(view.synced.then_some(Change::Synced)),
+        )
+    }
+
+    /// Alters the view, then tells the subscribers what `alter` says has changed.
+    pub fn update(&self, alter: impl FnOnce(&mut View) -> Vec<Change>) {
+        let changes = {
+            let mut view = self.0.view.write().unwrap_or_else(PoisonError::into_inner);
+            alter(&mut view)
+        };
+        if !changes.is_empty() {
+            self.0.subscribers.publish(&changes);
+        }
+    }
+
+    /// Marks the first list of everything as complete. The watches call it by themselves.
+    pub fn set_synced(&self) {
+        self.update(|view| {
+            let first = !std::mem::replace(&mut view.synced, true);
+            first.then_some(Change::Synced).into_iter().collect()
+        });
+    }
+
+    /// The first list of one kind is complete.
+    fn listed(&self, kind: &'static str) {
+        let mut listed = self.0.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.insert(kind);
+        let all = [
+            watch::Services::NAME,
+            watch::Slices::NAME,
+            watch::Nodes::NAME,
+        ];
+        if all.iter().all(|kind| listed.contains(kind)) {
+            drop(listed);
+            self.set_synced();
+        }
+    }
 }

@@ -1,6 +1,34 @@
 //! Everything that touches BPF: load, attach, pin, typed maps, feature probe.
+//!
+//! ```text
+//! probe ──> load: object -> pinned maps, programs, pinned links on the node's cgroup
+//!                      │
+//! proxy ──[MapOp]──> ServiceMaps ──> SERVICES, BACKEND_TABLE, BACKENDS ──read by──> the programs
+//!                                    STATS, SERVICE_STATS <──written by────────────────┘
+//! ```
+//!
+//! All of it is pinned below `<bpf-dir>/v<ABI version>/`, so the kernel goes on serving when this process ends.
+
+use std::collections::BTreeMap;
 
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
+
+pub mod fake;
+mod inspect;
+mod load;
+mod maps;
+mod object;
+mod probe;
+mod sys;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use inspect::{MapRow, MapSummary};
+pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
+pub use maps::{MapError, Maps, Totals};
+pub use probe::{Feature, Probe, ProbeError, probe};
 
 /// One write to one map. [`crate::proxy`] computes them; the dataplane performs them, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,4 +39,27 @@ pub enum MapOp {
     DeleteService(ServiceKey),
     DeleteSlot(SlotKey),
     DeleteBackend(BackendId),
+}
+
+/// The service tables, as they stand in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PinnedState {
+    pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    pub slots: BTreeMap<SlotKey, BackendId>,
+    pub backends: BTreeMap<BackendId, BackendEntry>,
+}
+
+/// The service tables, as their one writer sees them: the kernel's [`Maps`], or a [`fake`].
+pub trait ServiceMaps: Send {
+    /// Performs one write. Idempotent: a row already there is replaced, a row already gone is no error.
+    fn apply(&mut self, op: &MapOp) -> Result<(), MapError>;
+
+    /// Performs writes in order up to the first that fails, which the error names. What was written stays: the order of
+    /// the writes keeps every lookup valid at each step, so the caller may go on later from a fresh [`Self::dump`].
+    fn apply_all(&mut self, ops: &[MapOp]) -> Result<(), MapError> {
+        ops.iter().try_for_each(|op| self.apply(op))
+    }
+
+    /// Reads all tables back.
+    fn dump(&self) -> Result<PinnedState, MapError>;
 }

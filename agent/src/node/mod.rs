@@ -1,1 +1,9 @@
-//! The Node object: registration, status, Lease, joining the cluster.
+//! The node in the cluster: joining it, the Node object, its status and Lease, the node's certificates.
+//!
+//! [`status`] decides what the Node object should say, which is pure; [`upkeep`] writes it. [`facts`] reads the machine.
+
+pub mod facts;
+mod lease;
+pub mod registration;
+pub mod status;
+pub mod upkeep;

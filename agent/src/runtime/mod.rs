@@ -1,1 +1,284 @@
 //! Containers and images through containerd, behind one small trait.
+//!
+//! [`Runtime`] is all that the pod half knows of a runtime. [`containerd::Containerd`] is the real one. What a container
+//! is to look like is computed by pure functions ([`oci`], [`image`]); the rest performs it.
+//!
+//! Nothing about a container is kept in the agent's memory only: who it belongs to, which attempt it is and how it ended
+//! are labels on containerd's record of it, so [`Runtime::list`] rebuilds everything after a crash.
+
+pub mod cgroup;
+pub mod containerd;
+mod events;
+pub mod host;
+pub mod image;
+mod import;
+mod labels;
+pub mod log_pipe;
+pub mod oci;
+mod seccomp;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+pub use image::{Image, ImageConfig, ImageSummary};
+
+/// What the pod half asks of a container runtime. Every method is idempotent: asked again after a crash, it finishes
+/// what was begun and gives the same answer.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// Name and version, as `containerd://1.6.20`; also the check that the runtime answers.
+    async fn version(&self) -> Result<String, RuntimeError>;
+
+    /// The image of this name, if it is present.
+    async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError>;
+    /// Fetches an image from its registry.
+    async fn pull(
+        &self,
+        reference: &str,
+        login: Option<&RegistryLogin>,
+    ) -> Result<Image, RuntimeError>;
+    /// Takes in every image of an OCI archive; gives their names.
+    async fn import(&self, archive: &Path) -> Result<Vec<String>, RuntimeError>;
+    async fn images(&self) -> Result<Vec<ImageSummary>, RuntimeError>;
+
+    /// Makes a container that does not run yet.
+    async fn create(&self, config: &ContainerConfig) -> Result<Container, RuntimeError>;
+    /// Runs a container that was made. Its output goes to `log`. A failure of the container itself, rather than of the
+    /// runtime, is [`RuntimeError::Start`].
+    async fn start(&self, id: &str, log: &Path) -> Result<ContainerState, RuntimeError>;
+    /// What became of a container by now; `None` when there is no such container.
+    async fn state(&self, id: &str) -> Result<Option<ContainerState>, RuntimeError>;
+    /// Sends a signal to the container's first process. A process that is gone already is no error.
+    async fn signal(&self, id: &str, signal: i32) -> Result<(), RuntimeError>;
+    /// Writes down how a container ended and lets go of what its process held.
+    async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError>;
+    /// Writes down that a container could not be started.
+    async fn record_failure(&self, id: &str, exit: &Exit) -> Result<ContainerState, RuntimeError>;
+    /// Removes a container that does not run, and its root file system.
+    async fn delete(&self, id: &str) -> Result<(), RuntimeError>;
+    /// Every container that an agent made, whatever its state.
+    async fn list(&self) -> Result<Vec<Container>, RuntimeError>;
+
+    /// Runs a command in a running container and waits for its end, at most for `timeout`.
+    async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: std::time::Duration,
+    ) -> Result<ExecResult, RuntimeError>;
+
+    /// Starts to listen to the runtime's events. The stream ends with its receiver.
+    fn events(&self) -> mpsc::Receiver<RuntimeEvent>;
+}
+
+/// What happened, told without detail: whoever hears it looks at the container itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// Listening began, at first or after the connection was lost: whatever came before may have been missed.
+    Listening,
+    /// The container's first process ended.
+    Exited { id: String },
+}
+
+/// The pod that a container belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodRef {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// A container that an agent made, as the runtime remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    pub id: String,
+    pub pod: PodRef,
+    /// Its name in the pod's spec.
+    pub name: String,
+    /// How many containers of this name the pod had before it.
+    pub attempt: u32,
+    /// How many restarts in a row, this one included, came soon after a start; the back-off follows from it.
+    pub streak: u32,
+    /// Identifies the part of the pod's spec it was made from.
+    pub spec_hash: String,
+    /// The image as the spec names it.
+    pub image: String,
+    /// `name@digest` of the image.
+    pub image_id: String,
+    /// The signal that asks it to stop.
+    pub stop_signal: i32,
+    pub created_at: Timestamp,
+    pub state: ContainerState,
+}
+
+/// Where a container is in its life.
+///
+/// ```text
+/// Created -> Running -> Stopped -> Exited
+///    \__________________________/
+///          could not be started
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Made, not started.
+    Created,
+    Running {
+        pid: u32,
+    },
+    /// Its process ended, which is not written down yet: reap it.
+    Stopped,
+    /// It ended, or never could start, and that is written down.
+    Exited(Exit),
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code; 128 + n when signal n ended it.
+    pub code: i32,
+    pub at: Timestamp,
+    pub cause: ExitCause,
+    /// What is known beyond the code; empty if nothing.
+    pub message: String,
+}
+
+/// Why a container ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitCause {
+    /// Its process ended.
+    Process,
+    /// The kernel killed it for want of memory.
+    OutOfMemory,
+    /// It could not be started.
+    Start,
+    /// Its end was not seen: the machine restarted meanwhile.
+    Unknown,
+}
+
+/// What a command in a container gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecResult {
+    pub code: i32,
+    /// Standard output and standard error, at most the first 10 KiB.
+    pub output: String,
+}
+
+/// User name and password for a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RegistryLogin {
+    pub username: String,
+    pub password: String,
+}
+
+/// Everything that makes a container, free of Kubernetes' types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerConfig {
+    pub id: String,
+    pub pod: PodRef,
+    pub name: String,
+    pub attempt: u32,
+    pub streak: u32,
+    pub spec_hash: String,
+    /// The image as the spec names it.
+    pub image: String,
+    /// Replaces the image's entrypoint, and its arguments too.
+    pub command: Vec<String>,
+    /// Replaces the image's arguments.
+    pub args: Vec<String>,
+    /// Added to the image's environment; a later entry replaces an earlier one of the same name.
+    pub env: Vec<(String, String)>,
+    pub working_dir: Option<String>,
+    pub mounts: Vec<BindMount>,
+    pub namespaces: NamespacePaths,
+    /// Below the root of each cgroup hierarchy.
+    pub cgroup: PathBuf,
+    pub resources: Resources,
+    pub oom_score_adj: i32,
+    pub security: Security,
+    pub stdin: bool,
+}
+
+/// A file or directory of the node that the container sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindMount {
+    pub source: PathBuf,
+    pub destination: PathBuf,
+    pub read_only: bool,
+}
+
+/// Namespaces that the container joins; without a path it has the node's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespacePaths {
+    pub net: Option<PathBuf>,
+    pub ipc: Option<PathBuf>,
+    pub uts: Option<PathBuf>,
+}
+
+/// Limits, in the units of the kernel's cgroup files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Relative weight, 1024 for a whole CPU.
+    pub cpu_shares: u64,
+    /// Microseconds of CPU in each period of 100 ms.
+    pub cpu_quota_us: Option<i64>,
+    /// Bytes.
+    pub memory_limit: Option<i64>,
+}
+
+/// What the container's processes may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Security {
+    pub user: Option<u32>,
+    pub group: Option<u32>,
+    pub supplemental_groups: Vec<u32>,
+    /// Refuse to run as user 0.
+    pub run_as_non_root: bool,
+    pub read_only_root: bool,
+    pub privileged: bool,
+    pub allow_privilege_escalation: bool,
+    /// Names without `CAP_`; `ALL` stands for every one.
+    pub add_capabilities: Vec<String>,
+    pub drop_capabilities: Vec<String>,
+    /// Filter system calls with the agent's default profile.
+    pub default_seccomp: bool,
+}
+
+/// Why the runtime did not do as it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Nothing answers at the socket; a retry may succeed once the runtime is back.
+    #[error("containerd does not answer at {socket}: {reason}; is it running?")]
+    Unreachable { socket: PathBuf, reason: String },
+    /// The runtime answered with an error; a retry may help.
+    #[error("cannot {action}: {reason}")]
+    Failed { action: String, reason: String },
+    /// The container's process cannot be started as its config asks; another attempt would need another config.
+    #[error("{0}")]
+    Start(String),
+    /// The config cannot be honoured; no retry helps before the pod or its image changes.
+    #[error("{0}")]
+    Config(String),
+    /// A registry did not give the image.
+    #[error("failed to pull image {image:?}: {reason}")]
+    Pull { image: String, reason: String },
+    /// The name is not that of an image.
+    #[error("{name:?} is not an image name: {reason}")]
+    ImageName { name: String, reason: &'static str },
+    #[error("cannot import {}: {reason}", archive.display())]
+    Archive { archive: PathBuf, reason: String },
+}
+
+impl RuntimeError {
+    /// Whether the runtime itself was away, so that the same request may be made again unchanged.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, RuntimeError::Unreachable { .. })
+    }
+}

@@ -189,3 +189,114 @@ impl Kind {
             .is_some_and(|g| g > 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources;
+
+    fn kind(plural: &str) -> &'static Kind {
+        resources::find("", "v1", plural).expect("a kind")
+    }
+
+    fn marked(step: Step) -> Value {
+        match step {
+            Step::Mark(object) => object,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pod(node: &str) -> Value {
+        json!({"kind": "Pod", "metadata": {"name": "p", "generation": 1}, "spec": {"nodeName": node, "terminationGracePeriodSeconds": 20}})
+    }
+
+    fn grace(seconds: i64) -> DeleteOptions {
+        DeleteOptions {
+            grace: Some(seconds),
+            ..DeleteOptions::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_on_a_node_gets_its_grace() {
+        let options = DeleteOptions::default();
+        let next = marked(decide(kind("pods"), &pod("n"), &options, 1000));
+        assert_eq!(next["metadata"]["deletionTimestamp"], meta::rfc3339(1020));
+        assert_eq!(next["metadata"]["deletionGracePeriodSeconds"], 20);
+        assert_eq!(next["metadata"]["generation"], 2);
+        // Again: nothing new. Shorter: hurried. None at all: gone.
+        assert_eq!(decide(kind("pods"), &next, &options, 1001), Step::Nothing);
+        let hurried = marked(decide(kind("pods"), &next, &grace(5), 1001));
+        assert_eq!(
+            hurried["metadata"]["deletionTimestamp"],
+            meta::rfc3339(1006)
+        );
+        assert_eq!(hurried["metadata"]["generation"], 2);
+        assert_eq!(decide(kind("pods"), &next, &grace(0), 1001), Step::Remove);
+    }
+
+    #[test]
+    fn what_nobody_runs_goes_at_once() {
+        let options = DeleteOptions::default();
+        assert_eq!(decide(kind("pods"), &pod(""), &options, 0), Step::Remove);
+        let mut over = pod("n");
+        over["status"] = json!({"phase": "Succeeded"});
+        assert_eq!(decide(kind("pods"), &over, &options, 0), Step::Remove);
+        assert_eq!(
+            decide(kind("configmaps"), &json!({"metadata": {}}), &grace(30), 0),
+            Step::Remove
+        );
+    }
+
+    #[test]
+    fn finalizers_hold_an_object() {
+        let held = json!({"metadata": {"finalizers": ["a/b"]}});
+        let next = marked(decide(
+            kind("configmaps"),
+            &held,
+            &DeleteOptions::default(),
+            7,
+        ));
+        assert_eq!(next["metadata"]["deletionTimestamp"], meta::rfc3339(7));
+        assert!(!is_finished(&next));
+        assert_eq!(
+            decide(kind("configmaps"), &next, &DeleteOptions::default(), 8),
+            Step::Nothing
+        );
+        let mut freed = next;
+        meta::set_finalizers(&mut freed, &[]);
+        assert!(is_finished(&freed));
+    }
+
+    #[test]
+    fn propagation_is_a_finalizer() {
+        let object = json!({"metadata": {}});
+        for (policy, finalizer) in [("Foreground", FOREGROUND), ("Orphan", ORPHAN)] {
+            let options =
+                DeleteOptions::from_body(&json!({"propagationPolicy": policy})).expect("options");
+            let next = marked(decide(kind("configmaps"), &object, &options, 0));
+            assert_eq!(next["metadata"]["finalizers"], json!([finalizer]));
+        }
+        let background =
+            DeleteOptions::from_body(&json!({"propagationPolicy": "Background"})).expect("options");
+        let orphaning = json!({"metadata": {"finalizers": [ORPHAN]}});
+        assert_eq!(
+            decide(kind("configmaps"), &orphaning, &background, 0),
+            Step::Remove
+        );
+        assert!(DeleteOptions::from_body(&json!({"propagationPolicy": "Sideways"})).is_err());
+    }
+
+    #[test]
+    fn a_namespace_waits_for_its_content() {
+        let namespace = json!({"kind": "Namespace", "metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+        let next = marked(decide(
+            kind("namespaces"),
+            &namespace,
+            &DeleteOptions::default(),
+            0,
+        ));
+        assert_eq!(next["status"]["phase"], "Terminating");
+        assert!(!is_finished(&next));
+    }
+}

@@ -77,6 +77,17 @@ pub fn fields(kind: &Kind, object: &Value) -> Vec<(&'static str, String)> {
     all
 }
 
+/// The same for a stored object, whose kind is in it: how the cache indexes.
+pub fn index(_key: &str, object: &Value) -> Vec<(&'static str, String)> {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    crate::resources::kinds()
+        .iter()
+        .find(|kind| kind.group == group && kind.version == version && object["kind"] == kind.kind)
+        .map(|kind| fields(kind, object))
+        .unwrap_or_default()
+}
+
 /// Lists. Pages after the first, and exact revisions, are read from the store; all else from the cache.
 pub async fn list(registry: &Registry, selection: &Selection) -> Result<Listed, ApiError> {
     let options = &selection.options;

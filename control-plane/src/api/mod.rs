@@ -28,13 +28,15 @@ pub mod selectors;
 pub mod server;
 pub mod subresources;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod verbs;
 pub mod watch;
 
 use std::sync::Arc;
 
 pub use health::Health;
-pub use list::fields;
+pub use list::{fields, index};
 pub use local::local_client;
 pub use log::KubeletClient;
 pub use pipeline::router;

@@ -192,7 +192,7 @@ mod tests {
             "watch=1&sendInitialEvents=true",
             "watch=1&resourceVersionMatch=Exact&resourceVersion=1",
             "limit=x",
-            "labelSelector=a b",
+            "labelSelector=a+b",
             "fieldSelector=a",
         ] {
             assert_eq!(

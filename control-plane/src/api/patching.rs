@@ -1,56 +1,56 @@
 //! PATCH: which kind of patch a body is, and what it makes of an object.
 
+use http::StatusCode;
 use serde_json::Value;
 
 use super::body;
 use super::content::{self, Encoding};
 use super::error::ApiError;
+use super::patch::{self, PatchKind, schema};
 use super::verbs::Input;
 use crate::resources::Kind;
 
 /// A patch, parsed.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Patch {
-    Json(json_patch::Patch),
-    Merge(Value),
-    Strategic(Value),
+pub struct Patch {
+    kind: PatchKind,
+    value: Value,
 }
 
 /// Reads the body of a PATCH by its content type.
 pub fn patch_of(input: &Input<'_>) -> Result<Patch, ApiError> {
     let content_type = content::content_type(input.headers);
-    let parse = || {
-        body::parse(&input.body, Encoding::Json).and_then(|v| {
-            if v.is_object() {
-                Ok(v)
-            } else {
-                Err(ApiError::bad_request("a patch of this type is an object"))
-            }
-        })
-    };
-    match content_type.as_str() {
-        "application/json-patch+json" => serde_json::from_slice(&input.body)
-            .map(Patch::Json)
-            .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}"))),
-        "application/merge-patch+json" => parse().map(Patch::Merge),
-        "application/strategic-merge-patch+json" => parse().map(Patch::Strategic),
-        _ => Err(ApiError::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
-        )),
-    }
+    let kind = PatchKind::of_content_type(&content_type).ok_or_else(|| {
+        ApiError::unsupported_media_type(format!(
+            "the body of the request was in an unknown format - accepted media types include: {}",
+            PatchKind::CONTENT_TYPES.join(", ")
+        ))
+    })?;
+    let value = body::parse(&input.body, Encoding::Json)?;
+    Ok(Patch { kind, value })
 }
 
-/// What `patch` makes of an object. `kind` says how lists merge.
-pub fn apply(patch: &Patch, kind: &Kind, object: &Value) -> Result<Value, ApiError> {
-    let mut object = object.clone();
-    match patch {
-        Patch::Json(patch) => json_patch::patch(&mut object, patch)
-            .map_err(|e| ApiError::bad_request(e.to_string()))?,
-        Patch::Merge(patch) => json_patch::merge(&mut object, patch),
-        Patch::Strategic(patch) => {
-            let _ = kind;
-            json_patch::merge(&mut object, patch);
+/// What `patch` makes of an object. `kind` says how lists merge; None where they are replaced.
+pub fn apply(patch: &Patch, kind: Option<&Kind>, object: &Value) -> Result<Value, ApiError> {
+    let schema = kind.and_then(schema_of);
+    patch::apply(patch.kind, object, &patch.value, schema).map_err(|error| {
+        let mut refusal = ApiError::bad_request(error.to_string());
+        if error.is_unprocessable() {
+            refusal.code = StatusCode::UNPROCESSABLE_ENTITY;
+            refusal.reason = "Invalid";
         }
-    }
-    Ok(object)
+        refusal
+    })
+}
+
+/// The kind's OpenAPI definition is named after the first label of its group.
+fn schema_of(kind: &Kind) -> Option<&'static schema::Type> {
+    let package = match kind.group.split('.').next() {
+        None | Some("") => "core",
+        Some(package) => package,
+    };
+    schema::of(&format!(
+        "io.k8s.api.{package}.{}.{}",
+        kind.version, kind.kind
+    ))
 }

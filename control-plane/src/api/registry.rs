@@ -294,7 +294,9 @@ impl Registry {
                 Some(old),
             )
             .await?;
-        let errors = (kind.validate)(&new, Some(old));
+        // A subresource may change what an update may not (a pod's node); the result must still be a valid object.
+        let before = (!matches!(through, Through::Subresource(_))).then_some(old);
+        let errors = (kind.validate)(&new, before);
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
         }

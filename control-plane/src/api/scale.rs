@@ -41,7 +41,7 @@ pub async fn patch(registry: &Registry, input: &Input<'_>) -> Result<Response, A
     content::require_json(input.headers)?;
     let patch = patching::patch_of(input)?;
     change(registry, input, |scale| {
-        patching::apply(&patch, input.kind, scale)
+        patching::apply(&patch, None, scale)
     })
     .await
 }

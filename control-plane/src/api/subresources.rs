@@ -157,7 +157,7 @@ async fn change(
             |old| {
                 let new = match &patch {
                     Some(patch) => {
-                        let patched = patching::apply(patch, input.kind, old)?;
+                        let patched = patching::apply(patch, Some(input.kind), old)?;
                         body::typed(input.kind, patched, Vec::new(), FieldValidation::Ignore)?
                             .object
                     }

@@ -18,7 +18,7 @@ use super::registry::{Call, Deleted, Registry, Through};
 use super::request::{Query, ResourceRequest};
 use super::table::Include;
 use super::watch;
-use crate::auth::User;
+use crate::auth::{self, User};
 use crate::resources::Kind;
 use crate::store::Revision;
 use crate::store::cache::Freshness;
@@ -120,7 +120,26 @@ pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, Api
             freshness,
         )
         .await?;
+    if auth::node_name(input.user).is_some() || input.user.is_in(auth::BOOTSTRAPPERS) {
+        check_own(input, &object.json)?;
+    }
     presenter.stored(&object.json)
+}
+
+/// Of what is some node's own, a node sees what is its own.
+fn check_own(input: &Input<'_>, json: &[u8]) -> Result<(), ApiError> {
+    let guarded = matches!(input.kind.plural, "pods" | "certificatesigningrequests");
+    let object: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
+    if !guarded || auth::node_may_touch(input.user, &object) {
+        return Ok(());
+    }
+    let why = format!("it does not belong to \"{}\"", input.user.name);
+    Err(ApiError::forbidden(
+        input.kind.group,
+        input.kind.plural,
+        &input.request.name,
+        &why,
+    ))
 }
 
 pub async fn list(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
@@ -172,7 +191,7 @@ pub async fn patch(
     let mut warnings = Vec::new();
     let patched = registry
         .update(&input.call()?, &input.request.name, through, |old| {
-            let new = patching::apply(&patch, input.kind, old)?;
+            let new = patching::apply(&patch, Some(input.kind), old)?;
             let decoded = body::typed(input.kind, new, Vec::new(), validation)?;
             input.check_place(&decoded.object)?;
             warnings = decoded.warnings;

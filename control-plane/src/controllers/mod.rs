@@ -1,1 +1,81 @@
 //! One file a controller: a pure `reconcile`, and the loop that feeds it and performs what it says.
+
+pub(crate) mod cache;
+mod caches;
+mod certificates;
+mod deployment;
+mod driver;
+mod endpoints;
+pub(crate) mod events;
+mod node;
+mod pods;
+mod replica_set;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::caches::Caches;
+
+pub use self::certificates::Signer;
+
+/// How the controllers shall behave.
+#[derive(Clone)]
+pub struct ControllersConfig {
+    /// Every node's range of pod addresses is cut from it.
+    pub pod_cidr: IpNet,
+    /// A node that gives no sign of life for so long is taken to be gone.
+    pub node_grace_period: Duration,
+    /// Pods of a Node that is deleted are removed after this, if it has not come back.
+    pub orphan_quarantine: Duration,
+    pub signer: Signer,
+}
+
+impl ControllersConfig {
+    /// Upstream's times.
+    pub fn new(pod_cidr: IpNet, signer: Signer) -> Self {
+        let grace = Duration::from_secs(40);
+        Self {
+            pod_cidr,
+            node_grace_period: grace,
+            orphan_quarantine: grace,
+            signer,
+        }
+    }
+}
+
+/// What every controller works with.
+#[derive(Clone)]
+struct Context {
+    client: kube::Client,
+    caches: Arc<Caches>,
+    config: Arc<ControllersConfig>,
+    shutdown: CancellationToken,
+}
+
+/// Runs all controllers until `shutdown`. They survive errors of the API server and start from whatever they find.
+pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: CancellationToken) {
+    let caches = Arc::new(Caches::new());
+    let context = Context {
+        client,
+        caches,
+        config: Arc::new(config),
+        shutdown,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(deployment::start(&context));
+    tasks.spawn(replica_set::start(&context));
+    tasks.spawn(endpoints::start(&context));
+    tasks.spawn(node::start(&context));
+    tasks.spawn(certificates::start(&context));
+    // Only now, so that each controller hears of every object.
+    context
+        .caches
+        .start(&context.client, &context.shutdown, &mut tasks);
+    tasks.join_all().await;
+}

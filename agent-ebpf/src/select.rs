@@ -1,0 +1,223 @@
+//! The choice of a backend for one dialled address.
+//!
+//! ```text
+//! service? ──no──> NotService
+//!    │ yes
+//! ready or terminating? ──no──> NoBackend
+//!    │ yes
+//! affinity still valid? ──yes──> that backend
+//!    │ no
+//! draw a slot ──> slot row ──> backend row ──> Backend
+//!                    └── gone ──────┴──> read the service again (its table has flipped), at most [`ATTEMPTS`] times
+//! ```
+
+use crate::abi::{
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, FLAG_LOCAL_ONLY, SHARE_ONE, ServiceEntry,
+    ServiceKey, ServiceRow, SlotKey,
+};
+
+/// How often the service entry is read before a missing row counts as a hole.
+pub const ATTEMPTS: u32 = 3;
+
+/// How many slots are searched for a client's backend after its service's table has changed. A backend that stands
+/// further behind loses its clients' affinity at a change.
+pub const AFFINITY_SCAN: u32 = 128;
+
+/// The rows that a choice reads, and the one kind that it writes.
+pub trait Tables {
+    /// A row read while user space replaces it may hold another service's key: the choice checks it.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceRow>;
+    fn slot(&self, key: &SlotKey) -> Option<BackendId>;
+    fn backend(&self, id: BackendId) -> Option<BackendEntry>;
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry>;
+    fn remember(&self, key: &AffinityKey, entry: &AffinityEntry);
+}
+
+/// The socket that dials.
+pub trait Caller {
+    /// What decides among equals: random for TCP, fixed for a socket and its destination for UDP.
+    fn spread(&self) -> u32;
+    /// Identity of the socket's network namespace.
+    fn netns_cookie(&self) -> u64;
+    /// Monotonic clock.
+    fn now_ns(&self) -> u64;
+}
+
+/// What becomes of one connect or one datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not a service address: leave it alone.
+    NotService,
+    /// Send it to this backend.
+    Backend {
+        service_id: u32,
+        id: BackendId,
+        entry: BackendEntry,
+    },
+    /// A service without a backend that could answer: refuse.
+    NoBackend { service_id: u32 },
+    /// Rows were missing on every attempt: refuse. The update protocol makes this impossible; it is counted to prove it.
+    Hole { service_id: u32 },
+}
+
+/// Chooses for `caller`, who dials `dialled`.
+#[inline(always)]
+pub fn choose(tables: &impl Tables, caller: &impl Caller, dialled: &ServiceKey) -> Verdict {
+    let mut verdict = Verdict::NotService;
+    for _ in 0..ATTEMPTS {
+        let Some(ServiceRow {
+            key,
+            entry: service,
+        }) = tables.service(dialled)
+        else {
+            return Verdict::NotService;
+        };
+        let service_id = service.service_id;
+        if key != *dialled {
+            verdict = Verdict::Hole { service_id };
+            continue;
+        }
+        let Some(drawn) = draw(&service, mix(caller.spread())) else {
+            return Verdict::NoBackend { service_id };
+        };
+        let picked = if service.affinity_timeout_s == 0 {
+            tables.slot(&slot_key(&service, drawn))
+        } else {
+            with_affinity(tables, caller, &service, drawn)
+        };
+        if let Some(id) = picked
+            && let Some(entry) = tables.backend(id)
+        {
+            return Verdict::Backend {
+                service_id,
+                id,
+                entry,
+            };
+        }
+        verdict = Verdict::Hole { service_id };
+    }
+    verdict
+}
+
+/// Draws a slot; `None` when the service has no backend. The low half of `bits` decides between near and far, the high
+/// half decides the slot.
+#[inline(always)]
+pub fn draw(service: &ServiceEntry, bits: u64) -> Option<u32> {
+    let ServiceEntry {
+        local,
+        zone,
+        ready,
+        terminating,
+        ..
+    } = *service;
+    if ready == 0 {
+        return if terminating == 0 {
+            None
+        } else {
+            Some(pick(bits, terminating))
+        };
+    }
+    if local > 0 {
+        let stays = (bits as u32) % SHARE_ONE < service.local_share;
+        if stays || local >= ready || service.flags & FLAG_LOCAL_ONLY != 0 {
+            return Some(pick(bits, local));
+        }
+    }
+    if zone > 0 {
+        return Some(local + pick(bits, zone));
+    }
+    Some(local + pick(bits, ready - local))
+}
+
+/// The client's backend of last time if it is still among those the service offers, else the drawn one. Either way the
+/// client will have the same one next time.
+#[inline(always)]
+fn with_affinity(
+    tables: &impl Tables,
+    caller: &impl Caller,
+    service: &ServiceEntry,
+    drawn: u32,
+) -> Option<BackendId> {
+    let key = AffinityKey {
+        netns_cookie: caller.netns_cookie(),
+        service_id: service.service_id,
+        pad: 0,
+    };
+    let now = caller.now_ns();
+    let timeout = u64::from(service.affinity_timeout_s) * 1_000_000_000;
+    let mut chosen = None;
+    if let Some(last) = tables.affinity(&key)
+        && now.saturating_sub(last.last_use_ns) < timeout
+    {
+        chosen = find(tables, service, &last).map(|slot| (slot, last.backend));
+    }
+    if chosen.is_none() {
+        chosen = tables
+            .slot(&slot_key(service, drawn))
+            .map(|backend| (drawn, backend));
+    }
+    let (slot, backend) = chosen?;
+    let generation = service.generation;
+    tables.remember(
+        &key,
+        &AffinityEntry {
+            last_use_ns: now,
+            backend,
+            generation,
+            slot,
+            pad: 0,
+        },
+    );
+    Some(backend)
+}
+
+/// The slot in the live table that holds the backend of `last`.
+#[inline(always)]
+fn find(tables: &impl Tables, service: &ServiceEntry, last: &AffinityEntry) -> Option<u32> {
+    let offered = if service.ready > 0 {
+        service.ready
+    } else {
+        service.terminating
+    };
+    if last.generation == service.generation {
+        let same =
+            last.slot < offered && tables.slot(&slot_key(service, last.slot)) == Some(last.backend);
+        return if same { Some(last.slot) } else { None };
+    }
+    for slot in 0..AFFINITY_SCAN {
+        if slot >= offered {
+            break;
+        }
+        if tables.slot(&slot_key(service, slot)) == Some(last.backend) {
+            return Some(slot);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn slot_key(service: &ServiceEntry, slot: u32) -> SlotKey {
+    SlotKey {
+        service_id: service.service_id,
+        generation: service.generation,
+        slot,
+    }
+}
+
+/// A number below `n`, evenly, from the high half of `bits`.
+#[inline(always)]
+fn pick(bits: u64, n: u32) -> u32 {
+    (((bits >> 32) * u64::from(n)) >> 32) as u32
+}
+
+/// Spreads 32 bits over 64, so that the near-or-far draw and the slot do not hang together (splitmix64's finalizer).
+#[inline(always)]
+pub fn mix(seed: u32) -> u64 {
+    let mut x = u64::from(seed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Service address to backend address, when a socket connects or a datagram leaves.
+
+use agent_ebpf::abi::{
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, ReverseEntry, ReverseKey, ServiceKey,
+    ServiceRow, SlotKey, SocketEntry, UDP,
+};
+use agent_ebpf::select::{Caller, Tables, Verdict, choose, mix};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
+    bpf_set_retval,
+};
+use aya_ebpf::programs::SockAddrContext;
+
+use crate::maps::{
+    AFFINITY, BACKEND_TABLE, BACKENDS, SERVICES, SOCK_REVERSE, SOCKETS, has_set_retval,
+};
+use crate::{PROCEED, REJECT, count, ctx};
+
+const ECONNREFUSED: i32 = 111;
+
+/// A socket connects, or a datagram leaves a UDP socket that names its destination.
+#[inline(always)]
+pub(crate) fn dial(ctx: &SockAddrContext) -> i32 {
+    let Some(dialled) = &ctx::dialled(ctx) else {
+        return PROCEED;
+    };
+    match choose(&KernelTables, &Socket { ctx, dialled }, dialled) {
+        Verdict::NotService => PROCEED,
+        Verdict::Backend {
+            service_id,
+            id,
+            entry,
+        } => {
+            remember(ctx, dialled, service_id, id, &entry);
+            ctx::set_address(ctx, entry.address, entry.port);
+            PROCEED
+        }
+        Verdict::NoBackend { service_id } => {
+            count::refused(service_id);
+            refuse()
+        }
+        Verdict::Hole { service_id } => {
+            count::hole(service_id);
+            refuse()
+        }
+    }
+}
+
+/// Fails the system call with ECONNREFUSED, or with EPERM where the kernel cannot choose the error.
+#[inline(always)]
+fn refuse() -> i32 {
+    if has_set_retval() {
+        // SAFETY: a plain helper call; the value is a valid negative errno.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    REJECT
+}
+
+/// Notes on the socket where it goes now, and counts it when that is not where it went before.
+#[inline(always)]
+fn remember(
+    ctx: &SockAddrContext,
+    dialled: &ServiceKey,
+    service_id: u32,
+    id: BackendId,
+    backend: &BackendEntry,
+) {
+    let mut now = SocketEntry {
+        backend_address: backend.address,
+        backend_port: backend.port,
+        pad: [0; 2],
+        service: ReverseEntry {
+            address: dialled.address,
+            port: dialled.port,
+            pad: [0; 2],
+            backend: id,
+            service_id,
+        },
+    };
+    // SAFETY: the context's socket is valid for the length of the program.
+    let known = unsafe { SOCKETS.get_ptr_mut(ctx) };
+    // SAFETY: not null, so it is this socket's storage, which lives as long as the socket.
+    let Some(known) = (unsafe { known.as_mut() }) else {
+        // SAFETY: as above. Without memory for it the connection goes on, uncounted.
+        unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut now)) };
+        count::opened(id);
+        return;
+    };
+    if *known == now {
+        return;
+    }
+    if dialled.protocol == UDP {
+        // Answers from the earlier backend may still come.
+        let key = ReverseKey {
+            // SAFETY: a plain helper call on the program's own context.
+            cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
+            address: known.backend_address,
+            port: known.backend_port,
+            pad: [0; 2],
+        };
+        let _ = SOCK_REVERSE.insert(key, known.service, 0);
+    }
+    if known.service.backend != id {
+        count::closed(known.service.backend);
+        count::opened(id);
+    }
+    *known = now;
+}
+
+/// The maps, as the choice sees them.
+struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceRow> {
+        let row = SERVICES.get_ptr(key)?;
+        // SAFETY: a row's memory stays mapped while the program runs. The key is read after the entry: if that memory
+        // was handed to another service meanwhile, the key says so.
+        unsafe {
+            let entry = (&raw const (*row).entry).read_volatile();
+            Some(ServiceRow {
+                key: (&raw const (*row).key).read_volatile(),
+                entry,
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn slot(&self, key: &SlotKey) -> Option<BackendId> {
+        // SAFETY: user space removes a slot only after no service entry has named its generation for a while.
+        unsafe { BACKEND_TABLE.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<BackendEntry> {
+        // SAFETY: as for slots.
+        unsafe { BACKENDS.get(id) }.copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        // SAFETY: a row that the LRU hands to another client meanwhile names a backend that is checked against the
+        // service's own table before use.
+        unsafe { AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &AffinityKey, entry: &AffinityEntry) {
+        let _ = AFFINITY.insert(key, entry, 0);
+    }
+}
+
+/// The dialling socket, as the choice sees it. Each answer is a helper call, made only when asked for.
+struct Socket<'a> {
+    ctx: &'a SockAddrContext,
+    dialled: &'a ServiceKey,
+}
+
+impl Caller for Socket<'_> {
+    #[inline(always)]
+    fn spread(&self) -> u32 {
+        if self.dialled.protocol != UDP {
+            // SAFETY: a plain helper call.
+            return unsafe { bpf_get_prandom_u32() };
+        }
+        // SAFETY: a plain helper call on the program's own context.
+        let cookie = unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) };
+        let destination = u32::from_ne_bytes(self.dialled.address)
+            ^ u32::from(u16::from_ne_bytes(self.dialled.port));
+        (mix(cookie as u32 ^ (cookie >> 32) as u32) >> 32) as u32 ^ destination
+    }
+
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: a plain helper call.
+        unsafe { bpf_ktime_get_ns() }
+    }
+}

@@ -1,0 +1,318 @@
+//! The maps as a person looks at them: how full each is, and its rows, decoded and raw.
+
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use agent_ebpf::abi::{
+    AffinityEntry, AffinityKey, BACKEND_LOCAL, BACKEND_TERMINATING, BackendEntry, BackendId,
+    BackendStats, FLAG_LOCAL_ONLY, Ipv4, Port, ReverseEntry, ReverseKey, SHARE_ONE, ServiceEntry,
+    ServiceKey, ServiceRow, ServiceStats, SlotKey, TCP, UDP, maps as names,
+};
+use aya::Pod;
+use aya::maps::{HashMap, MapData, MapError as AyaError, MapKeys, PerCpuHashMap};
+
+use super::maps::{MapError, Maps, SumUp, read};
+
+/// One map and how full it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapSummary {
+    pub name: &'static str,
+    /// The kernel's map type, `Hash`, `LruHash` …
+    pub kind: String,
+    /// `None` for storage inside sockets, which the kernel does not count.
+    pub entries: Option<u32>,
+    pub max_entries: u32,
+    pub pin: PathBuf,
+}
+
+/// One row of a map. Per-CPU values are summed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapRow {
+    pub map: &'static str,
+    pub key: String,
+    pub value: String,
+    pub raw_key: Vec<u8>,
+    pub raw_value: Vec<u8>,
+}
+
+impl Maps {
+    /// Every map with its fill.
+    pub fn summaries(&self) -> Result<Vec<MapSummary>, MapError> {
+        names::ALL
+            .into_iter()
+            .map(|name| self.summary(name))
+            .collect()
+    }
+
+    fn summary(&self, name: &'static str) -> Result<MapSummary, MapError> {
+        let entries = match name {
+            names::SERVICES => Some(count(self.services.keys())),
+            names::BACKEND_TABLE => Some(count(self.slots.keys())),
+            names::BACKENDS => Some(count(self.backends.keys())),
+            names::SOCK_REVERSE => Some(count(self.reverse.keys())),
+            names::AFFINITY => Some(count(self.affinity.keys())),
+            names::STATS => Some(count(self.stats.keys())),
+            names::SERVICE_STATS => Some(count(self.service_stats.keys())),
+            _ => None,
+        };
+        let pin = self.dir.join(name);
+        let info = aya::maps::MapInfo::from_pin(&pin).map_err(|source| MapError::Open {
+            path: pin.clone(),
+            source,
+        })?;
+        Ok(MapSummary {
+            name,
+            kind: info
+                .map_type()
+                .map_or_else(|_| "unknown".to_owned(), |kind| format!("{kind:?}")),
+            entries: entries.transpose().map_err(|source| read(name, source))?,
+            max_entries: info.max_entries(),
+            pin,
+        })
+    }
+
+    /// Every row of the map called `name`, in the map's own order.
+    pub fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError> {
+        match name {
+            names::SERVICES => table(names::SERVICES, &self.services),
+            names::BACKEND_TABLE => table(names::BACKEND_TABLE, &self.slots),
+            names::BACKENDS => table(names::BACKENDS, &self.backends),
+            names::SOCK_REVERSE => table(names::SOCK_REVERSE, &self.reverse),
+            names::AFFINITY => table(names::AFFINITY, &self.affinity),
+            names::STATS => per_cpu(names::STATS, &self.stats),
+            names::SERVICE_STATS => per_cpu(names::SERVICE_STATS, &self.service_stats),
+            names::SOCKETS => Err(MapError::NotListable {
+                map: names::SOCKETS,
+            }),
+            other => Err(MapError::Unknown {
+                name: other.to_owned(),
+            }),
+        }
+    }
+
+    /// The rows that decide what becomes of a connect to `key`: its service, the slots of the live table, their backends.
+    /// Empty when it is no service.
+    pub fn rows_behind(&self, key: &ServiceKey) -> Result<Vec<MapRow>, MapError> {
+        let Some(service) = present(names::SERVICES, self.services.get(key, 0))? else {
+            return Ok(Vec::new());
+        };
+        let ServiceEntry {
+            service_id,
+            generation,
+            ready,
+            terminating,
+            ..
+        } = service.entry;
+        let mut rows = vec![row(names::SERVICES, key, &service)];
+        for slot in 0..ready.saturating_add(terminating) {
+            let slot = SlotKey {
+                service_id,
+                generation,
+                slot,
+            };
+            // The table may flip while it is read; what is gone is left out.
+            let Some(id) = present(names::BACKEND_TABLE, self.slots.get(&slot, 0))? else {
+                continue;
+            };
+            rows.push(row(names::BACKEND_TABLE, &slot, &id));
+            if let Some(backend) = present(names::BACKENDS, self.backends.get(&id, 0))? {
+                rows.push(row(names::BACKENDS, &id, &backend));
+            }
+        }
+        Ok(rows)
+    }
+}
+
+fn count<K: Pod>(mut keys: MapKeys<'_, K>) -> Result<u32, AyaError> {
+    keys.try_fold(0, |n, key| key.map(|_| n + 1))
+}
+
+fn table<K: Pod + Show, V: Pod + Show>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+) -> Result<Vec<MapRow>, MapError> {
+    let rows = map.iter().map(|pair| pair.map(|(k, v)| row(name, &k, &v)));
+    rows.collect::<Result<_, _>>()
+        .map_err(|source| read(name, source))
+}
+
+fn per_cpu<K, V>(
+    name: &'static str,
+    map: &PerCpuHashMap<MapData, K, V>,
+) -> Result<Vec<MapRow>, MapError>
+where
+    K: Pod + Show,
+    V: Pod + Show + super::maps::Sum,
+{
+    let rows = map
+        .iter()
+        .map(|pair| pair.map(|(k, cpus)| row(name, &k, &cpus.iter().copied().sum_up())));
+    rows.collect::<Result<_, _>>()
+        .map_err(|source| read(name, source))
+}
+
+fn present<T>(name: &'static str, result: Result<T, AyaError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(AyaError::KeyNotFound) => Ok(None),
+        Err(source) => Err(read(name, source)),
+    }
+}
+
+fn row<K: Pod + Show, V: Pod + Show>(map: &'static str, key: &K, value: &V) -> MapRow {
+    MapRow {
+        map,
+        key: key.show(),
+        value: value.show(),
+        raw_key: bytes(key),
+        raw_value: bytes(value),
+    }
+}
+
+fn bytes<T: Pod>(value: &T) -> Vec<u8> {
+    // SAFETY: the ABI's `Pod` types have no padding, so every byte is initialized, and the slice ends with the value.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
+        .to_vec()
+}
+
+/// Text for people.
+trait Show {
+    fn show(&self) -> String;
+}
+
+fn endpoint(address: Ipv4, port: Port) -> String {
+    format!("{}:{}", Ipv4Addr::from(address), u16::from_be_bytes(port))
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        TCP => "TCP".to_owned(),
+        UDP => "UDP".to_owned(),
+        other => format!("protocol {other}"),
+    }
+}
+
+impl Show for ServiceKey {
+    fn show(&self) -> String {
+        format!(
+            "{} {}",
+            endpoint(self.address, self.port),
+            protocol(self.protocol)
+        )
+    }
+}
+
+impl Show for ServiceRow {
+    fn show(&self) -> String {
+        let e = &self.entry;
+        let share = f64::from(e.local_share) / f64::from(SHARE_ONE);
+        let mut text = format!(
+            "service {} generation {}: {} local, {} zone, {} ready, {} terminating, local share {share:.3}",
+            e.service_id, e.generation, e.local, e.zone, e.ready, e.terminating
+        );
+        if e.affinity_timeout_s > 0 {
+            text += &format!(", affinity {} s", e.affinity_timeout_s);
+        }
+        if e.flags & FLAG_LOCAL_ONLY != 0 {
+            text += ", local only";
+        }
+        text
+    }
+}
+
+impl Show for SlotKey {
+    fn show(&self) -> String {
+        format!(
+            "service {} generation {} slot {}",
+            self.service_id, self.generation, self.slot
+        )
+    }
+}
+
+impl Show for BackendId {
+    fn show(&self) -> String {
+        format!("backend {}", self.0)
+    }
+}
+
+impl Show for u32 {
+    fn show(&self) -> String {
+        format!("service {self}")
+    }
+}
+
+impl Show for BackendEntry {
+    fn show(&self) -> String {
+        let mut text = format!(
+            "{} {}",
+            endpoint(self.address, self.port),
+            protocol(self.protocol)
+        );
+        if self.flags & BACKEND_LOCAL != 0 {
+            text += ", local";
+        }
+        if self.flags & BACKEND_TERMINATING != 0 {
+            text += ", terminating";
+        }
+        text
+    }
+}
+
+impl Show for ReverseKey {
+    fn show(&self) -> String {
+        format!(
+            "socket {} to {}",
+            self.cookie,
+            endpoint(self.address, self.port)
+        )
+    }
+}
+
+impl Show for ReverseEntry {
+    fn show(&self) -> String {
+        let dialled = endpoint(self.address, self.port);
+        format!(
+            "dialled {dialled}, service {}, backend {}",
+            self.service_id, self.backend.0
+        )
+    }
+}
+
+impl Show for AffinityKey {
+    fn show(&self) -> String {
+        format!(
+            "service {} client netns {}",
+            self.service_id, self.netns_cookie
+        )
+    }
+}
+
+impl Show for AffinityEntry {
+    fn show(&self) -> String {
+        let seconds = self.last_use_ns / 1_000_000_000;
+        format!(
+            "backend {}, last used {seconds} s after boot",
+            self.backend.0
+        )
+    }
+}
+
+impl Show for BackendStats {
+    fn show(&self) -> String {
+        format!(
+            "{} opens, {} active",
+            self.opens,
+            self.opens.saturating_sub(self.closes)
+        )
+    }
+}
+
+impl Show for ServiceStats {
+    fn show(&self) -> String {
+        format!(
+            "{} refused for want of a backend, {} holes",
+            self.no_backend, self.hole
+        )
+    }
+}

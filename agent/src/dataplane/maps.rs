@@ -1,0 +1,274 @@
+//! The pinned maps, typed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use agent_ebpf::abi::{
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ReverseEntry, ReverseKey,
+    ServiceKey, ServiceRow, ServiceStats, SlotKey, maps as names,
+};
+use aya::Pod;
+use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError as AyaError, PerCpuHashMap};
+
+use super::{MapOp, PinnedState, ServiceMaps};
+
+/// Why a map could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    #[error("cannot open the pinned map {}", path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: AyaError,
+    },
+    #[error("map {map} is full at {max_entries} entries, so {op:?} was not written")]
+    Full {
+        map: &'static str,
+        max_entries: u32,
+        op: MapOp,
+    },
+    #[error("cannot perform {op:?} on map {map}")]
+    Write {
+        map: &'static str,
+        op: MapOp,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read map {map}")]
+    Read {
+        map: &'static str,
+        #[source]
+        source: AyaError,
+    },
+    #[error("there is no map {name}; there are {}", names::ALL.join(", "))]
+    Unknown { name: String },
+    #[error("{map} is storage inside each socket and cannot be listed from here")]
+    NotListable { map: &'static str },
+}
+
+type Table<K, V> = HashMap<MapData, K, V>;
+
+/// Handles on the pinned maps. Any number may be open at once; only the proxy's writes.
+pub struct Maps {
+    pub(super) dir: PathBuf,
+    pub(super) services: Table<ServiceKey, ServiceRow>,
+    pub(super) slots: Table<SlotKey, BackendId>,
+    pub(super) backends: Table<BackendId, BackendEntry>,
+    pub(super) reverse: Table<ReverseKey, ReverseEntry>,
+    pub(super) affinity: Table<AffinityKey, AffinityEntry>,
+    pub(super) stats: PerCpuHashMap<MapData, BackendId, BackendStats>,
+    pub(super) service_stats: PerCpuHashMap<MapData, u32, ServiceStats>,
+}
+
+impl Maps {
+    /// Opens the maps pinned in `dir`, which [`super::Dataplane::dir`] names.
+    pub fn open(dir: &Path) -> Result<Self, MapError> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            services: open(dir, names::SERVICES, Map::HashMap)?,
+            slots: open(dir, names::BACKEND_TABLE, Map::HashMap)?,
+            backends: open(dir, names::BACKENDS, Map::HashMap)?,
+            reverse: open(dir, names::SOCK_REVERSE, Map::LruHashMap)?,
+            affinity: open(dir, names::AFFINITY, Map::LruHashMap)?,
+            stats: open(dir, names::STATS, Map::PerCpuHashMap)?,
+            service_stats: open(dir, names::SERVICE_STATS, Map::PerCpuHashMap)?,
+        })
+    }
+
+    /// What one backend's connections came to, over all CPUs; zeros when none was ever opened.
+    pub fn backend_stats(&self, id: BackendId) -> Result<BackendStats, MapError> {
+        or_default(
+            names::STATS,
+            self.stats
+                .get(&id, 0)
+                .map(|cpus| cpus.iter().copied().sum_up()),
+        )
+    }
+
+    /// One service's refusals, over all CPUs; zeros when there was none.
+    pub fn service_stats(&self, service_id: u32) -> Result<ServiceStats, MapError> {
+        let cpus = self.service_stats.get(&service_id, 0);
+        or_default(
+            names::SERVICE_STATS,
+            cpus.map(|cpus| cpus.iter().copied().sum_up()),
+        )
+    }
+
+    /// All counters at once.
+    pub fn totals(&self) -> Result<Totals, MapError> {
+        let mut totals = Totals::default();
+        for row in self.stats.iter() {
+            let (id, cpus) = row.map_err(|source| read(names::STATS, source))?;
+            totals.backends.insert(id, cpus.iter().copied().sum_up());
+        }
+        for row in self.service_stats.iter() {
+            let (id, cpus) = row.map_err(|source| read(names::SERVICE_STATS, source))?;
+            totals.services.insert(id, cpus.iter().copied().sum_up());
+        }
+        Ok(totals)
+    }
+}
+
+/// Counters summed over all CPUs. A backend or service that nothing happened to has no row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub backends: BTreeMap<BackendId, BackendStats>,
+    pub services: BTreeMap<u32, ServiceStats>,
+}
+
+impl ServiceMaps for Maps {
+    fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
+        match *op {
+            MapOp::PutBackend(id, entry) => {
+                put(names::BACKENDS, &mut self.backends, op, &id, &entry)
+            }
+            MapOp::PutSlot(key, id) => put(names::BACKEND_TABLE, &mut self.slots, op, &key, &id),
+            MapOp::PutService(key, entry) => put(
+                names::SERVICES,
+                &mut self.services,
+                op,
+                &key,
+                &ServiceRow { key, entry },
+            ),
+            MapOp::DeleteService(key) => {
+                let row = self.services.get(&key, 0);
+                delete(names::SERVICES, op, self.services.remove(&key))?;
+                match row {
+                    Ok(row) => delete(
+                        names::SERVICE_STATS,
+                        op,
+                        self.service_stats.remove(&row.entry.service_id),
+                    ),
+                    Err(AyaError::KeyNotFound) => Ok(()),
+                    Err(source) => Err(read(names::SERVICES, source)),
+                }
+            }
+            MapOp::DeleteSlot(key) => delete(names::BACKEND_TABLE, op, self.slots.remove(&key)),
+            MapOp::DeleteBackend(id) => {
+                delete(names::BACKENDS, op, self.backends.remove(&id))?;
+                delete(names::STATS, op, self.stats.remove(&id))
+            }
+        }
+    }
+
+    fn dump(&self) -> Result<PinnedState, MapError> {
+        Ok(PinnedState {
+            services: rows(names::SERVICES, &self.services, |row: ServiceRow| row.entry)?,
+            slots: rows(names::BACKEND_TABLE, &self.slots, |id| id)?,
+            backends: rows(names::BACKENDS, &self.backends, |entry| entry)?,
+        })
+    }
+}
+
+/// Counters that add up.
+pub(super) trait Sum: Default {
+    fn add(self, other: Self) -> Self;
+}
+
+impl Sum for BackendStats {
+    fn add(self, other: Self) -> Self {
+        Self {
+            opens: self.opens + other.opens,
+            closes: self.closes + other.closes,
+        }
+    }
+}
+
+impl Sum for ServiceStats {
+    fn add(self, other: Self) -> Self {
+        Self {
+            no_backend: self.no_backend + other.no_backend,
+            hole: self.hole + other.hole,
+        }
+    }
+}
+
+/// The sum over CPUs.
+pub(super) trait SumUp<T> {
+    fn sum_up(self) -> T;
+}
+
+impl<T: Sum, I: Iterator<Item = T>> SumUp<T> for I {
+    fn sum_up(self) -> T {
+        self.fold(T::default(), T::add)
+    }
+}
+
+fn open<T: TryFrom<Map, Error = AyaError>>(
+    dir: &Path,
+    name: &str,
+    kind: fn(MapData) -> Map,
+) -> Result<T, MapError> {
+    let path = dir.join(name);
+    let map = MapData::from_pin(&path).and_then(|data| T::try_from(kind(data)));
+    map.map_err(|source| MapError::Open { path, source })
+}
+
+fn put<K: Pod, V: Pod>(
+    map: &'static str,
+    table: &mut Table<K, V>,
+    op: &MapOp,
+    key: &K,
+    value: &V,
+) -> Result<(), MapError> {
+    table.insert(key, value, 0).map_err(|error| {
+        let source = errno(error);
+        if source.raw_os_error() == Some(libc::E2BIG) {
+            let max_entries = table.map().info().map_or(0, |info| info.max_entries());
+            MapError::Full {
+                map,
+                max_entries,
+                op: *op,
+            }
+        } else {
+            MapError::Write {
+                map,
+                op: *op,
+                source,
+            }
+        }
+    })
+}
+
+/// A row that is already gone is as it should be.
+fn delete(map: &'static str, op: &MapOp, result: Result<(), AyaError>) -> Result<(), MapError> {
+    match result.map_err(errno) {
+        Err(source) if source.raw_os_error() != Some(libc::ENOENT) => Err(MapError::Write {
+            map,
+            op: *op,
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn rows<K: Pod + Ord, V: Pod, T>(
+    map: &'static str,
+    table: &Table<K, V>,
+    value: impl Fn(V) -> T,
+) -> Result<BTreeMap<K, T>, MapError> {
+    let pairs = table.iter().map(|row| row.map(|(k, v)| (k, value(v))));
+    pairs
+        .collect::<Result<_, _>>()
+        .map_err(|source| read(map, source))
+}
+
+fn or_default<T: Default>(map: &'static str, result: Result<T, AyaError>) -> Result<T, MapError> {
+    match result {
+        Err(AyaError::KeyNotFound) => Ok(T::default()),
+        other => other.map_err(|source| read(map, source)),
+    }
+}
+
+pub(super) fn read(map: &'static str, source: AyaError) -> MapError {
+    MapError::Read { map, source }
+}
+
+fn errno(error: AyaError) -> io::Error {
+    match error {
+        AyaError::SyscallError(error) => error.io_error,
+        AyaError::IoError(error) => error,
+        other => io::Error::other(other),
+    }
+}

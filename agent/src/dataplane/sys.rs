@@ -1,0 +1,104 @@
+//! The few `bpf(2)` calls on links that aya does not offer for cgroup programs.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+#[repr(C)]
+struct LinkUpdateAttr {
+    link: u32,
+    new_program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+/// `struct bpf_link_info` up to the fields of a cgroup link.
+#[repr(C)]
+struct CgroupLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    cgroup: u64,
+    attach_type: u32,
+    pad2: u32,
+}
+
+/// Opens the link pinned at `path`.
+pub(super) fn open_link(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = bpf(
+        BPF_OBJ_GET,
+        &mut ObjectAttr {
+            path: path.as_ptr() as u64,
+            fd: 0,
+            flags: 0,
+        },
+    )?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Makes the link run `program` from now on. The change is atomic: each event runs the old or the new program.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let link = link.as_raw_fd() as u32;
+    let new_program = program.as_fd().as_raw_fd() as u32;
+    bpf(
+        BPF_LINK_UPDATE,
+        &mut LinkUpdateAttr {
+            link,
+            new_program,
+            flags: 0,
+            old_program: 0,
+        },
+    )
+    .map(drop)
+}
+
+/// Id of the cgroup that the link is attached to; 0 when that cgroup is gone.
+pub(super) fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut info: CgroupLinkInfo = unsafe { zeroed() };
+    let length = size_of::<CgroupLinkInfo>() as u32;
+    bpf(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &mut InfoAttr {
+            fd: link.as_raw_fd() as u32,
+            length,
+            info: &raw mut info as u64,
+        },
+    )?;
+    Ok(info.cgroup)
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is the `repr(C)` argument of this command, valid for its stated size for the length of the call, and
+    // the addresses in it point to values that outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut T, size_of::<T>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}

@@ -1,0 +1,235 @@
+//! A scratch node for tests in the real kernel: a cgroup that this process is in, a network namespace that this thread is
+//! in, and pins of its own. All of it goes when the test ends; what a killed run left is swept by the next.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use agent_ebpf::abi::{BackendEntry, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::{Config, Dataplane, MapOp, MapSizes, Probe, probe, remove, start};
+
+const PREFIX: &str = "kn-dp-test-";
+const PINS: &str = "/sys/fs/bpf";
+
+/// A process is in one cgroup at a time, so tests that move it take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// One test's node.
+pub(super) struct Scratch {
+    pub(super) config: Config,
+    pub(super) probe: Probe,
+    home: PathBuf,
+}
+
+/// Runs `test` on a scratch node, or says why it cannot; under `CI` that is a failure.
+pub(super) fn on_scratch_node(test: fn(&Scratch)) {
+    if let Some(reason) = missing() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "cannot run under CI: {reason}"
+        );
+        println!("skipped: {reason}");
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let body = move || {
+        let scratch = Scratch::new();
+        enter_new_netns();
+        test(&scratch);
+    };
+    if let Err(panic) = thread::spawn(body).join() {
+        resume_unwind(panic);
+    }
+}
+
+fn missing() -> Option<String> {
+    if super::object::object().is_none() {
+        return Some("no BPF object; run `cargo xtask build`".to_owned());
+    }
+    probe(None).err().map(|error| error.to_string())
+}
+
+fn enter_new_netns() {
+    // SAFETY: only this thread's network namespace changes, which no other thread relies on.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a network namespace");
+    let up = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status()
+        .expect("ip");
+    assert!(up.success());
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let mut probe = probe(None).expect("probed before");
+        sweep(&probe.cgroup);
+        let name = format!("{PREFIX}{}", std::process::id());
+        let home = own_cgroup(&probe.cgroup);
+        let cgroup = probe.cgroup.join(&name);
+        fs::create_dir_all(&cgroup).expect("a cgroup");
+        fs::write(cgroup.join("cgroup.procs"), "0").expect("this process moves");
+        probe.cgroup = cgroup.clone();
+        let bpf_dir = Path::new(PINS).join(&name);
+        Self {
+            config: Config {
+                bpf_dir,
+                cgroup,
+                sizes: MapSizes::default(),
+            },
+            probe,
+            home,
+        }
+    }
+
+    pub(super) fn start(&self) -> Dataplane {
+        start(&self.config, &self.probe).expect("the dataplane starts")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = remove(&self.config.bpf_dir);
+        let _ = fs::write(self.home.join("cgroup.procs"), "0");
+        remove_cgroup(&self.config.cgroup);
+    }
+}
+
+/// The directory of the cgroup that this process is in now.
+fn own_cgroup(root: &Path) -> PathBuf {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or("");
+    root.join(path)
+}
+
+/// Removes what processes that are gone have left.
+fn sweep(root: &Path) {
+    let dead = |name: &str| {
+        name.strip_prefix(PREFIX)
+            .is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+    };
+    for (dir, clear) in [
+        (Path::new(PINS), remove_all as fn(&Path)),
+        (root, remove_cgroup),
+    ] {
+        let Ok(entries) = fs::read_dir(dir) else {
+            continue;
+        };
+        for entry in entries
+            .flatten()
+            .filter(|e| e.file_name().to_str().is_some_and(dead))
+        {
+            clear(&entry.path());
+        }
+    }
+}
+
+fn remove_all(path: &Path) {
+    let _ = remove(path);
+}
+
+/// Removes a cgroup and those that a test made in it.
+fn remove_cgroup(path: &Path) {
+    for inner in fs::read_dir(path).into_iter().flatten().flatten() {
+        let _ = fs::remove_dir(inner.path());
+    }
+    let _ = fs::remove_dir(path);
+}
+
+/// The key of a service on 10.96.0.`host`.
+pub(super) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
+    ServiceKey {
+        address: [10, 96, 0, host],
+        port: port.to_be_bytes(),
+        protocol,
+        pad: 0,
+    }
+}
+
+pub(super) fn dialled(key: ServiceKey) -> SocketAddr {
+    (Ipv4Addr::from(key.address), u16::from_be_bytes(key.port)).into()
+}
+
+/// An entry that keeps everything on the node as long as it can.
+pub(super) fn entry(service_id: u32, generation: u32, local: u32, ready: u32) -> ServiceEntry {
+    ServiceEntry {
+        service_id,
+        generation,
+        local,
+        zone: 0,
+        ready,
+        terminating: 0,
+        flags: 0,
+        affinity_timeout_s: 0,
+        local_share: SHARE_ONE,
+    }
+}
+
+/// The writes that bring a service to `backends`, in the order of the update protocol.
+pub(super) fn put(
+    key: ServiceKey,
+    entry: ServiceEntry,
+    backends: &[(u32, SocketAddr)],
+) -> Vec<MapOp> {
+    let mut ops = Vec::new();
+    for (slot, (id, address)) in backends.iter().enumerate() {
+        let SocketAddr::V4(v4) = address else {
+            panic!("IPv4 only")
+        };
+        let backend = BackendEntry {
+            address: v4.ip().octets(),
+            port: v4.port().to_be_bytes(),
+            protocol: key.protocol,
+            flags: 0,
+        };
+        ops.push(MapOp::PutBackend(BackendId(*id), backend));
+        ops.push(MapOp::PutSlot(
+            slot_key(&entry, slot as u32),
+            BackendId(*id),
+        ));
+    }
+    ops.push(MapOp::PutService(key, entry));
+    ops
+}
+
+pub(super) fn slot_key(entry: &ServiceEntry, slot: u32) -> SlotKey {
+    SlotKey {
+        service_id: entry.service_id,
+        generation: entry.generation,
+        slot,
+    }
+}
+
+/// A TCP backend on the loopback that answers each connection with its name. It serves until the test's process ends.
+pub(super) fn tcp_backend(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = io::Write::write_all(&mut &stream, name.as_bytes());
+        }
+    });
+    address
+}
+
+/// A UDP backend on the loopback that answers each datagram with its name.
+pub(super) fn udp_backend(name: &'static str) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let address = socket.local_addr().expect("bound");
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(name.as_bytes(), from);
+        }
+    });
+    address
+}

@@ -1,0 +1,558 @@
+//! The programs in the real kernel: sockets dial service addresses and reach backends on the loopback.
+
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use agent_ebpf::abi::{
+    BackendId, SHARE_ONE, ServiceEntry, ServiceKey, ServiceStats, TCP, UDP, maps as names,
+};
+
+use super::testing::{
+    Scratch, dialled, entry, on_scratch_node, put, service, slot_key, tcp_backend, udp_backend,
+};
+use super::{MapError, MapOp, MapSizes, ServiceMaps, remove_other_versions, start};
+
+const WEB: ServiceKey = ServiceKey {
+    address: [10, 96, 0, 1],
+    port: [0, 80],
+    protocol: TCP,
+    pad: 0,
+};
+
+/// Connects and reads the name of the backend.
+fn dial(key: ServiceKey) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(dialled(key))?;
+    let mut name = String::new();
+    stream.read_to_string(&mut name)?;
+    Ok(name)
+}
+
+/// Waits for what the kernel does shortly after a socket is closed.
+fn soon(what: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline {
+        if what() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+#[test]
+fn a_tcp_socket_reaches_the_backend_and_sees_the_service() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        assert!(!dataplane.adopted);
+        let backend = tcp_backend("a");
+        dataplane
+            .maps
+            .apply_all(&put(WEB, entry(1, 1, 1, 1), &[(1, backend)]))
+            .unwrap();
+
+        let mut stream = TcpStream::connect(dialled(WEB)).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), dialled(WEB));
+        let mut name = String::new();
+        stream.read_to_string(&mut name).unwrap();
+        assert_eq!(name, "a");
+
+        let stats = dataplane.maps.backend_stats(BackendId(1)).unwrap();
+        assert_eq!((stats.opens, stats.closes), (1, 0));
+        drop(stream);
+        assert!(soon(|| dataplane
+            .maps
+            .backend_stats(BackendId(1))
+            .unwrap()
+            .closes
+            == 1));
+    });
+}
+
+#[test]
+fn addresses_that_are_no_service_are_not_touched() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let backend = tcp_backend("a");
+        dataplane
+            .maps
+            .apply_all(&put(WEB, entry(1, 1, 1, 1), &[(1, backend)]))
+            .unwrap();
+
+        let other_port = TcpStream::connect(dialled(service(1, 81, TCP))).unwrap_err();
+        assert_eq!(other_port.kind(), ErrorKind::NetworkUnreachable);
+        let direct = TcpStream::connect(backend).unwrap();
+        assert_eq!(direct.peer_addr().unwrap(), backend);
+        assert_eq!(dataplane.maps.totals().unwrap(), super::Totals::default());
+    });
+}
+
+#[test]
+fn a_service_without_backends_refuses_at_once_and_counts() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let dns = service(2, 53, UDP);
+        dataplane
+            .maps
+            .apply_all(&put(WEB, entry(1, 1, 0, 0), &[]))
+            .unwrap();
+        dataplane
+            .maps
+            .apply_all(&put(dns, entry(2, 1, 0, 0), &[]))
+            .unwrap();
+
+        let begun = Instant::now();
+        assert_eq!(dial(WEB).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(
+            socket.send_to(b"?", dialled(dns)).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
+        assert!(
+            begun.elapsed() < Duration::from_millis(200),
+            "{:?}",
+            begun.elapsed()
+        );
+
+        let refused = ServiceStats {
+            no_backend: 1,
+            hole: 0,
+        };
+        assert_eq!(dataplane.maps.service_stats(1).unwrap(), refused);
+        assert_eq!(dataplane.maps.service_stats(2).unwrap(), refused);
+    });
+}
+
+#[test]
+fn a_missing_row_is_refused_and_counted_as_a_hole() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        dataplane
+            .maps
+            .apply(&MapOp::PutService(WEB, entry(1, 1, 1, 1)))
+            .unwrap();
+        assert_eq!(dial(WEB).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(
+            dataplane.maps.service_stats(1).unwrap(),
+            ServiceStats {
+                no_backend: 0,
+                hole: 1
+            }
+        );
+    });
+}
+
+#[test]
+fn a_connected_udp_socket_talks_to_one_backend_and_sees_the_service() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let dns = service(2, 53, UDP);
+        let backends = [
+            (1, udp_backend("a")),
+            (2, udp_backend("b")),
+            (3, udp_backend("c")),
+        ];
+        dataplane
+            .maps
+            .apply_all(&put(dns, entry(1, 1, 3, 3), &backends))
+            .unwrap();
+
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(dialled(dns)).unwrap();
+        assert_eq!(socket.peer_addr().unwrap(), dialled(dns));
+        let mut buffer = [0; 8];
+        socket.send(b"?").unwrap();
+        let (n, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!((n, from), (1, dialled(dns)));
+    });
+}
+
+#[test]
+fn an_unconnected_udp_socket_keeps_its_backend_and_sees_the_services() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let (dns, ntp) = (service(2, 53, UDP), service(3, 123, UDP));
+        let of_dns = [
+            (1, udp_backend("a")),
+            (2, udp_backend("b")),
+            (3, udp_backend("c")),
+        ];
+        dataplane
+            .maps
+            .apply_all(&put(dns, entry(1, 1, 3, 3), &of_dns))
+            .unwrap();
+        dataplane
+            .maps
+            .apply_all(&put(ntp, entry(2, 1, 1, 1), &[(4, udp_backend("ntp"))]))
+            .unwrap();
+
+        let ask = |socket: &UdpSocket, key| {
+            let mut buffer = [0; 8];
+            socket.send_to(b"?", dialled(key)).unwrap();
+            let (n, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!(from, dialled(key));
+            String::from_utf8_lossy(&buffer[..n]).into_owned()
+        };
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..40 {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let first = ask(&socket, dns);
+            assert_eq!(ask(&socket, ntp), "ntp");
+            assert!((0..5).all(|_| ask(&socket, dns) == first));
+            seen.insert(first);
+        }
+        assert_eq!(seen.len(), 3, "sockets spread over the backends");
+
+        // An answer to an earlier question arrives after the socket has asked another service.
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"?", dialled(dns)).unwrap();
+        socket.send_to(b"?", dialled(ntp)).unwrap();
+        let mut buffer = [0; 8];
+        let mut from: Vec<SocketAddr> = (0..2)
+            .map(|_| socket.recv_from(&mut buffer).unwrap().1)
+            .collect();
+        from.sort();
+        assert_eq!(from, [dialled(dns), dialled(ntp)]);
+
+        drop(socket);
+        let active = || {
+            let stats = dataplane.maps.totals().unwrap().backends;
+            stats.values().map(|s| s.opens - s.closes).sum::<u64>()
+        };
+        assert!(soon(|| active() == 0), "{:?}", dataplane.maps.totals());
+    });
+}
+
+#[test]
+fn new_connections_stay_on_the_node_as_the_share_says() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let backends = [
+            (1, tcp_backend("local")),
+            (2, tcp_backend("far")),
+            (3, tcp_backend("far")),
+        ];
+        for (share, low, high) in [
+            (SHARE_ONE, 1000, 1000),
+            (SHARE_ONE / 4, 180, 330),
+            (0, 0, 0),
+        ] {
+            let entry = ServiceEntry {
+                local_share: share,
+                ..entry(1, 1, 1, 3)
+            };
+            dataplane
+                .maps
+                .apply_all(&put(WEB, entry, &backends))
+                .unwrap();
+            let local = (0..1000).filter(|_| dial(WEB).unwrap() == "local").count();
+            assert!(
+                (low..=high).contains(&local),
+                "share {share}: {local} of 1000 stayed"
+            );
+        }
+    });
+}
+
+#[test]
+fn session_affinity_holds_for_a_network_namespace() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let backends = [
+            (1, tcp_backend("a")),
+            (2, tcp_backend("b")),
+            (3, tcp_backend("c")),
+        ];
+        let sticky = ServiceEntry {
+            affinity_timeout_s: 60,
+            ..entry(1, 1, 3, 3)
+        };
+        dataplane
+            .maps
+            .apply_all(&put(WEB, sticky, &backends))
+            .unwrap();
+        let first = dial(WEB).unwrap();
+        assert!((0..50).all(|_| dial(WEB).unwrap() == first));
+
+        let reversed = [backends[2], backends[1], backends[0]];
+        let next = ServiceEntry {
+            generation: 2,
+            ..sticky
+        };
+        dataplane
+            .maps
+            .apply_all(&put(WEB, next, &reversed))
+            .unwrap();
+        assert!(
+            (0..50).all(|_| dial(WEB).unwrap() == first),
+            "the table changed, the backend did not"
+        );
+    });
+}
+
+/// Dials in a loop on a thread of its own until told to stop.
+struct Dialler {
+    stop: Arc<AtomicBool>,
+    dialled: Arc<AtomicU32>,
+    thread: thread::JoinHandle<Vec<String>>,
+}
+
+impl Dialler {
+    /// Collects as failures every error and every answer that is not `expected`.
+    fn start(key: ServiceKey, expected: &'static str) -> Self {
+        let (stop, dialled) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU32::new(0)),
+        );
+        let (stopped, count) = (stop.clone(), dialled.clone());
+        let thread = thread::spawn(move || {
+            let mut failures = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                match dial(key) {
+                    Ok(name) if name == expected => drop(count.fetch_add(1, Ordering::Relaxed)),
+                    other => failures.push(format!("{other:?}")),
+                }
+            }
+            failures
+        });
+        Self {
+            stop,
+            dialled,
+            thread,
+        }
+    }
+
+    fn count(&self) -> u32 {
+        self.dialled.load(Ordering::Relaxed)
+    }
+
+    /// The failures.
+    fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn flips_under_continuous_connects_fail_none_and_never_lead_to_a_stranger() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let shop = service(2, 80, TCP);
+        let (web_backends, shop_backends) = (
+            [tcp_backend("web"), tcp_backend("web")],
+            [tcp_backend("shop")],
+        );
+        let tables = |generation: u32| {
+            let id = generation * 10;
+            let web = entry(1, generation, 1, 1 + generation % 2);
+            let web_rows = [(id, web_backends[0]), (id + 1, web_backends[1])];
+            let mut ops = put(WEB, web, &web_rows[..web.ready as usize]);
+            ops.extend(put(
+                shop,
+                entry(2, generation, 0, 1),
+                &[(id + 2, shop_backends[0])],
+            ));
+            ops
+        };
+        dataplane.maps.apply_all(&tables(1)).unwrap();
+        let diallers = [Dialler::start(WEB, "web"), Dialler::start(shop, "shop")];
+        let mut generation = 1;
+        while diallers.iter().any(|d| d.count() < 3000) {
+            let old = tables(generation);
+            generation += 1;
+            dataplane.maps.apply_all(&tables(generation)).unwrap();
+            for op in old {
+                let undo = match op {
+                    MapOp::PutBackend(id, _) => MapOp::DeleteBackend(id),
+                    MapOp::PutSlot(key, _) => MapOp::DeleteSlot(key),
+                    _ => continue,
+                };
+                dataplane.maps.apply(&undo).unwrap();
+            }
+        }
+        for dialler in diallers {
+            assert_eq!(dialler.stop(), Vec::<String>::new());
+        }
+        assert!(generation > 1000, "only {generation} flips");
+        let totals = dataplane.maps.totals().unwrap();
+        assert!(totals.services.values().all(|s| s.hole == 0), "{totals:?}");
+        let state = dataplane.maps.dump().unwrap();
+        assert!(state.slots.keys().all(|slot| slot.generation == generation));
+    });
+}
+
+#[test]
+fn the_kernel_serves_on_without_user_space_and_is_adopted_without_a_gap() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let backend = tcp_backend("a");
+        dataplane
+            .maps
+            .apply_all(&put(WEB, entry(1, 1, 1, 1), &[(1, backend)]))
+            .unwrap();
+        let before = dataplane.maps.dump().unwrap();
+        drop(dataplane);
+        assert_eq!(dial(WEB).unwrap(), "a");
+
+        let dialler = Dialler::start(WEB, "a");
+        for _ in 0..5 {
+            let dataplane = node.start();
+            assert!(dataplane.adopted);
+            assert_eq!(dataplane.maps.dump().unwrap(), before);
+        }
+        assert!(soon(|| dialler.count() > 100));
+        assert_eq!(dialler.stop(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn programs_move_to_another_cgroup_when_told_so() {
+    on_scratch_node(|node| {
+        let inner = node.config.cgroup.join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let elsewhere = super::Config {
+            cgroup: inner.clone(),
+            ..node.config.clone()
+        };
+        let mut dataplane = start(&elsewhere, &node.probe).unwrap();
+        let backend = tcp_backend("a");
+        dataplane
+            .maps
+            .apply_all(&put(WEB, entry(1, 1, 1, 1), &[(1, backend)]))
+            .unwrap();
+        assert!(
+            dial(WEB).is_err(),
+            "this process is not in the inner cgroup"
+        );
+
+        std::fs::remove_dir(&inner).unwrap();
+        let dataplane = node.start();
+        assert!(!dataplane.adopted);
+        assert_eq!(dial(WEB).unwrap(), "a");
+    });
+}
+
+#[test]
+fn removal_leaves_no_pin_and_no_program() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        dataplane
+            .maps
+            .apply_all(&put(WEB, entry(1, 1, 1, 1), &[(1, tcp_backend("a"))]))
+            .unwrap();
+        let stale = node.config.bpf_dir.join("v0");
+        std::fs::create_dir(&stale).unwrap();
+        remove_other_versions(&node.config.bpf_dir).unwrap();
+        assert!(!stale.exists());
+        assert_eq!(dial(WEB).unwrap(), "a");
+
+        super::remove(&node.config.bpf_dir).unwrap();
+        drop(dataplane);
+        assert!(!node.config.bpf_dir.exists());
+        assert!(soon(
+            || dial(WEB).is_err_and(|e| e.kind() == ErrorKind::NetworkUnreachable)
+        ));
+        super::remove(&node.config.bpf_dir).unwrap();
+    });
+}
+
+#[test]
+fn a_full_map_says_which_and_how_large() {
+    on_scratch_node(|node| {
+        let sizes = MapSizes {
+            services: 4,
+            ..MapSizes::default()
+        };
+        let config = super::Config {
+            sizes,
+            ..node.config.clone()
+        };
+        let mut dataplane = start(&config, &node.probe).unwrap();
+        let write = |maps: &mut super::Maps, host| {
+            maps.apply(&MapOp::PutService(
+                service(host, 80, TCP),
+                entry(u32::from(host), 1, 0, 0),
+            ))
+        };
+        let full = (0..64)
+            .find_map(|host| write(&mut dataplane.maps, host).err())
+            .unwrap();
+        assert!(
+            matches!(
+                full,
+                MapError::Full {
+                    map: names::SERVICES,
+                    max_entries: 4,
+                    ..
+                }
+            ),
+            "{full}"
+        );
+        assert!(
+            full.to_string()
+                .starts_with("map SERVICES is full at 4 entries"),
+            "{full}"
+        );
+        write(&mut dataplane.maps, 0).expect("a row that is there can be replaced");
+    });
+}
+
+#[test]
+fn writes_are_idempotent_and_what_is_shown_is_what_was_written() {
+    on_scratch_node(|node: &Scratch| {
+        let mut dataplane = node.start();
+        let maps = &mut dataplane.maps;
+        let ops = put(
+            WEB,
+            entry(7, 3, 1, 1),
+            &[(9, SocketAddr::from(([10, 244, 1, 5], 8080)))],
+        );
+        maps.apply_all(&ops).unwrap();
+        maps.apply_all(&ops).unwrap();
+
+        let behind = maps.rows_behind(&WEB).unwrap();
+        let text: Vec<_> = behind
+            .iter()
+            .map(|r| format!("{} {} -> {}", r.map, r.key, r.value))
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "SERVICES 10.96.0.1:80 TCP -> service 7 generation 3: 1 local, 0 zone, 1 ready, 0 terminating, \
+                 local share 1.000",
+                "BACKEND_TABLE service 7 generation 3 slot 0 -> backend 9",
+                "BACKENDS backend 9 -> 10.244.1.5:8080 TCP",
+            ]
+        );
+        assert_eq!(behind[0].raw_key, [10, 96, 0, 1, 0, 80, TCP, 0]);
+        assert_eq!(maps.rows(names::SERVICES).unwrap(), behind[..1]);
+        let fill: Vec<_> = maps
+            .summaries()
+            .unwrap()
+            .into_iter()
+            .map(|s| (s.name, s.entries))
+            .collect();
+        assert_eq!(
+            fill[..4],
+            [
+                ("SERVICES", Some(1)),
+                ("BACKEND_TABLE", Some(1)),
+                ("BACKENDS", Some(1)),
+                ("SOCKETS", None)
+            ]
+        );
+        assert!(matches!(maps.rows("NOPE"), Err(MapError::Unknown { .. })));
+
+        for _ in 0..2 {
+            maps.apply(&MapOp::DeleteService(WEB)).unwrap();
+            maps.apply(&MapOp::DeleteSlot(slot_key(&entry(7, 3, 1, 1), 0)))
+                .unwrap();
+            maps.apply(&MapOp::DeleteBackend(BackendId(9))).unwrap();
+        }
+        assert_eq!(maps.dump().unwrap(), super::PinnedState::default());
+        assert_eq!(maps.rows_behind(&WEB).unwrap(), []);
+    });
+}

@@ -1,0 +1,285 @@
+//! Cluster DNS on the wire: one UDP socket, one TCP listener.
+//!
+//! What the view knows is answered where it is received: that is a look into a map. Only what has to be asked of other
+//! servers gets a task, and those are bounded.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record};
+use rand::seq::SliceRandom;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::answer::{Answer, answer};
+use super::forward::{Forwarder, read_framed, write_framed};
+use super::wire::{self, Incoming, Transport, cluster_response, encode, error_response};
+use crate::cluster::Cluster;
+
+/// The largest question that is taken over UDP, in bytes.
+const MAX_UDP_QUESTION: usize = 4096;
+/// TCP connections at once.
+const MAX_CONNECTIONS: usize = 128;
+/// A TCP connection that is silent for so long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Why cluster DNS cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    #[error(
+        "cannot listen for DNS at {address} ({transport}): {source}; is another DNS server running on this node?"
+    )]
+    Listen {
+        address: SocketAddr,
+        transport: &'static str,
+        source: io::Error,
+    },
+    #[error("the cluster domain {domain:?} is no domain name: {source}")]
+    Domain {
+        domain: String,
+        source: hickory_proto::ProtoError,
+    },
+}
+
+/// A server that has its sockets.
+#[derive(Debug)]
+pub struct DnsServer {
+    udp: Arc<UdpSocket>,
+    tcp: TcpListener,
+    resolver: Arc<Resolver>,
+}
+
+/// What answers questions, whichever way they came.
+#[derive(Debug)]
+struct Resolver {
+    cluster: Cluster,
+    zone: Name,
+    forwarder: Forwarder,
+}
+
+impl DnsServer {
+    /// Takes the sockets: `address` is the gateway's, port 53.
+    pub async fn bind(
+        address: SocketAddr,
+        domain: &str,
+        cluster: Cluster,
+        forwarder: Forwarder,
+    ) -> Result<Self, DnsError> {
+        let zone = Name::from_ascii(format!("{}.", domain.trim_matches('.')))
+            .map_err(|source| DnsError::Domain {
+                domain: domain.to_owned(),
+                source,
+            })?
+            .to_lowercase();
+        let failed = |transport| {
+            move |source| DnsError::Listen {
+                address,
+                transport,
+                source,
+            }
+        };
+        let udp = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
+        // With port 0 (in tests) both have to be the same.
+        let address = udp.local_addr().map_err(failed("UDP"))?;
+        let tcp = TcpListener::bind(address).await.map_err(failed("TCP"))?;
+        info!(%address, %zone, "cluster DNS listens");
+        let resolver = Arc::new(Resolver {
+            cluster,
+            zone,
+            forwarder,
+        });
+        Ok(DnsServer {
+            udp: Arc::new(udp),
+            tcp,
+            resolver,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.udp.local_addr()
+    }
+
+    /// Serves until dropped.
+    pub async fn run(self) {
+        // Both run for ever, so neither is ever cancelled by the other.
+        tokio::join!(
+            serve_udp(self.udp, self.resolver.clone()),
+            serve_tcp(self.tcp, self.resolver)
+        );
+    }
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
+    let mut buffer = vec![0; MAX_UDP_QUESTION];
+    loop {
+        let (length, client) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                // Some errors belong to an earlier answer whose client is gone; a lasting one must not spin.
+                debug!(%error, "receiving a DNS question failed");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        match resolver.at_once(&buffer[..length], Transport::Udp) {
+            AtOnce::Done(Some(response)) => send(&socket, &response, client).await,
+            AtOnce::Done(None) => {}
+            AtOnce::Ask(question) => {
+                let (socket, resolver) = (socket.clone(), resolver.clone());
+                tokio::spawn(async move {
+                    if let Some(response) = resolver.ask(*question, Transport::Udp).await {
+                        send(&socket, &response, client).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, response: &[u8], client: SocketAddr) {
+    if let Err(error) = socket.send_to(response, client).await {
+        debug!(%client, %error, "DNS answer not sent");
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, resolver: Arc<Resolver>) {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                let resolver = resolver.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = serve_connection(stream, &resolver).await {
+                        debug!(%client, %error, "DNS connection ended");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "accepting a DNS connection failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(mut stream: TcpStream, resolver: &Resolver) -> io::Result<()> {
+    loop {
+        let question = match timeout(IDLE, read_framed(&mut stream)).await {
+            Ok(Ok(question)) => question,
+            // The client has no more questions.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(()),
+        };
+        let response = match resolver.at_once(&question, Transport::Tcp) {
+            AtOnce::Done(response) => response,
+            AtOnce::Ask(question) => resolver.ask(*question, Transport::Tcp).await,
+        };
+        match response {
+            Some(response) => timeout(IDLE, write_framed(&mut stream, &response)).await??,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// What can be said without waiting.
+enum AtOnce {
+    /// The response, or silence.
+    Done(Option<Vec<u8>>),
+    /// Another server has to be asked.
+    Ask(Box<Question>),
+}
+
+/// A question that the cluster alone cannot answer.
+struct Question {
+    request: Message,
+    query: Query,
+    answer: Answer,
+}
+
+impl Resolver {
+    fn at_once(&self, bytes: &[u8], transport: Transport) -> AtOnce {
+        let (request, query) = match wire::read(bytes) {
+            Incoming::Question(request, query) => (request, query),
+            Incoming::Refused(request, code) => {
+                return AtOnce::Done(encode(error_response(&request, code), &request, transport));
+            }
+            Incoming::Ignored => return AtOnce::Done(None),
+        };
+        let answer = answer(&self.cluster.view(), &self.zone, &query);
+        match cluster_response(&request, &self.zone, &answer) {
+            Some(mut response) => {
+                spread(&mut response.answers);
+                AtOnce::Done(encode(response, &request, transport))
+            }
+            None => AtOnce::Ask(Box::new(Question {
+                request,
+                query,
+                answer,
+            })),
+        }
+    }
+
+    async fn ask(&self, question: Question, transport: Transport) -> Option<Vec<u8>> {
+        let Question {
+            request,
+            query,
+            answer,
+        } = question;
+        let Answer::Alias { chain, target } = answer else {
+            return match self.forwarder.ask(&request, transport).await {
+                Ok(response) => Some(response),
+                Err(error) => self.failed(&request, &error, transport),
+            };
+        };
+        // Clients do not follow aliases by themselves, so the target's records go along.
+        let mut about_target = request.clone();
+        about_target.queries = vec![Query::query(target, query.query_type)];
+        let answered = self.forwarder.ask(&about_target, transport).await;
+        match answered.map(|bytes| Message::from_vec(&bytes)) {
+            Ok(Ok(theirs)) => {
+                let answers = chain.into_iter().chain(theirs.answers).collect();
+                let mut response = wire::records_response(&request, answers, Vec::new());
+                response.metadata.response_code = theirs.metadata.response_code;
+                response.metadata.truncation = theirs.metadata.truncation;
+                encode(response, &request, transport)
+            }
+            Ok(Err(error)) => self.failed(&request, &error, transport),
+            Err(error) => self.failed(&request, &error, transport),
+        }
+    }
+
+    fn failed(
+        &self,
+        request: &Message,
+        error: &dyn std::error::Error,
+        transport: Transport,
+    ) -> Option<Vec<u8>> {
+        debug!(%error, "name outside the cluster not looked up");
+        encode(
+            error_response(request, ResponseCode::ServFail),
+            request,
+            transport,
+        )
+    }
+}
+
+/// Mixes the addresses of a headless service, as clients take the first. Chains of aliases keep their order.
+fn spread(answers: &mut [Record]) {
+    if answers
+        .iter()
+        .all(|record| matches!(record.data, RData::A(_)))
+    {
+        answers.shuffle(&mut rand::rng());
+    }
+}

@@ -1,0 +1,196 @@
+//! What the machine is: read once, except for what pressure is judged by.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::statvfs;
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub cpus: usize,
+    pub memory_bytes: u64,
+    /// Size of the file system that the root directory is on.
+    pub storage_bytes: u64,
+    pub kernel_version: String,
+    pub os_image: String,
+    /// As Kubernetes (and Go) name it: amd64, arm64 …
+    pub architecture: &'static str,
+    pub machine_id: String,
+    pub system_uuid: String,
+    pub boot_id: String,
+}
+
+/// What the node has left now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    pub memory_available_bytes: u64,
+    /// Of the file system that the root directory is on, in per cent.
+    pub storage_free_percent: u64,
+    /// The same for its inodes; 100 where there is no such limit.
+    pub inodes_free_percent: u64,
+    pub pids_free: u64,
+}
+
+/// Something that the kernel did not tell.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}", path.display())]
+pub struct FactsError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Facts {
+    /// Reads them; `root_dir` says which file system counts.
+    pub fn read(root_dir: &Path) -> Result<Self, FactsError> {
+        let storage = storage(root_dir)?;
+        Ok(Facts {
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: meminfo("MemTotal")?,
+            storage_bytes: storage.f_blocks.saturating_mul(storage.f_frsize),
+            kernel_version: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            os_image: os_image(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
+            architecture: architecture(std::env::consts::ARCH),
+            // Not every machine has these; they are for people and inventories.
+            machine_id: line_or_empty("/etc/machine-id"),
+            system_uuid: line_or_empty("/sys/class/dmi/id/product_uuid"),
+            boot_id: line_or_empty("/proc/sys/kernel/random/boot_id"),
+        })
+    }
+}
+
+impl Resources {
+    /// Reads them; `root_dir` says which file system counts.
+    pub fn read(root_dir: &Path) -> Result<Self, FactsError> {
+        let storage = storage(root_dir)?;
+        let pid_max: u64 = read("/proc/sys/kernel/pid_max")?
+            .trim()
+            .parse()
+            .unwrap_or(u64::MAX);
+        Ok(Resources {
+            memory_available_bytes: meminfo("MemAvailable")?,
+            storage_free_percent: percent(storage.f_bavail, storage.f_blocks),
+            inodes_free_percent: percent(storage.f_ffree, storage.f_files),
+            pids_free: pid_max.saturating_sub(tasks(&read("/proc/loadavg")?)),
+        })
+    }
+}
+
+fn read(path: &str) -> Result<String, FactsError> {
+    fs::read_to_string(path).map_err(|source| FactsError {
+        path: path.into(),
+        source,
+    })
+}
+
+fn line_or_empty(path: &str) -> String {
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+fn storage(root_dir: &Path) -> Result<rustix::fs::StatVfs, FactsError> {
+    statvfs(root_dir).map_err(|errno| FactsError {
+        path: root_dir.to_owned(),
+        source: errno.into(),
+    })
+}
+
+/// One value of /proc/meminfo in bytes.
+fn meminfo(name: &str) -> Result<u64, FactsError> {
+    let path = "/proc/meminfo";
+    parse_meminfo(&read(path)?, name).ok_or_else(|| FactsError {
+        path: path.into(),
+        source: io::Error::new(io::ErrorKind::InvalidData, format!("no value for {name}")),
+    })
+}
+
+fn parse_meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Number of tasks that exist, from /proc/loadavg (`0.1 0.2 0.3 running/all last`).
+fn tasks(loadavg: &str) -> u64 {
+    let counts = loadavg.split_whitespace().nth(3);
+    counts
+        .and_then(|counts| counts.split_once('/')?.1.parse().ok())
+        .unwrap_or(0)
+}
+
+/// `PRETTY_NAME` of os-release.
+fn os_image(text: &str) -> String {
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    value.map_or_else(
+        || "Linux".to_owned(),
+        |value| value.trim_matches(['"', '\'']).to_owned(),
+    )
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    part.saturating_mul(100).checked_div(whole).unwrap_or(100)
+}
+
+fn architecture(rust: &'static str) -> &'static str {
+    match rust {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_texts_are_understood() {
+        let text = "MemTotal:       24579456 kB\nMemAvailable:   20000000 kB\nHugePages_Total: 0\n";
+        assert_eq!(parse_meminfo(text, "MemTotal"), Some(24_579_456 * 1024));
+        assert_eq!(parse_meminfo(text, "Mem"), None);
+        assert_eq!(tasks("0.52 0.58 0.59 3/467 12345\n"), 467);
+        assert_eq!(
+            os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
+        assert_eq!(os_image(""), "Linux");
+        assert_eq!(
+            percent(5, 0),
+            100,
+            "a file system without inodes is not out of them"
+        );
+    }
+
+    #[test]
+    fn this_machine_has_something_of_everything() {
+        let facts = Facts::read(Path::new("/")).unwrap();
+        assert!(
+            facts.cpus > 0 && facts.memory_bytes > 0 && facts.storage_bytes > 0,
+            "{facts:?}"
+        );
+        assert!(!facts.kernel_version.is_empty());
+        let left = Resources::read(Path::new("/")).unwrap();
+        assert!(
+            left.memory_available_bytes <= facts.memory_bytes && left.pids_free > 0,
+            "{left:?}"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_does_not_exist_is_named() {
+        let error = Facts::read(Path::new("/no/such/dir")).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot read /no/such/dir: "),
+            "{error}"
+        );
+    }
+}

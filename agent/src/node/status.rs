@@ -1,0 +1,558 @@
+//! What the Node object should say, and whether that is worth a write. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::facts::{Facts, Resources};
+
+/// Pods that a node takes.
+const MAX_PODS: u32 = 110;
+/// Below this much available memory, in bytes, the node is under pressure; it is kept back from pods.
+const MEMORY_RESERVE: u64 = 100 * 1024 * 1024;
+/// Below this much free storage, in per cent, the node is under pressure; it is kept back from pods.
+const STORAGE_RESERVE_PERCENT: u64 = 10;
+/// The same for inodes.
+const INODES_RESERVE_PERCENT: u64 = 5;
+/// Below so many free process ids the node is under pressure.
+const PIDS_RESERVE: u64 = 1000;
+/// A status without a change is written this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(300);
+/// Upstream keeps so many images in the status, the largest first.
+const MAX_IMAGES: usize = 50;
+/// The Kubernetes version whose kubelet this agent stands in for.
+const KUBELET_VERSION: &str = concat!("v1.34.0+kernelet-", env!("CARGO_PKG_VERSION"));
+
+/// Whether a part of the node works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Up,
+    /// Why not, for people.
+    Down(String),
+}
+
+impl Part {
+    fn complaint(&self, name: &str) -> Option<String> {
+        match self {
+            Part::Up => None,
+            Part::Down(why) => Some(format!("{name} is not ready: {why}")),
+        }
+    }
+}
+
+/// What the rest of the agent tells about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub runtime: Part,
+    pub network: Part,
+    /// `containerd://1.6.20`, once known.
+    pub runtime_version: String,
+    pub images: Vec<Image>,
+}
+
+/// An image that is present on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    pub names: Vec<String>,
+    pub size_bytes: i64,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        let starting = || Part::Down("it is starting".into());
+        Health {
+            runtime: starting(),
+            network: starting(),
+            runtime_version: String::new(),
+            images: Vec::new(),
+        }
+    }
+}
+
+/// What the node is called and where it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    /// The InternalIP.
+    pub address: IpAddr,
+    /// From the command line; the node's own labels are added to them.
+    pub labels: BTreeMap<String, String>,
+    /// The port that the kubelet API answers at.
+    pub kubelet_port: u16,
+}
+
+/// The status as it should be now. Conditions that others keep are left out: a strategic merge leaves them alone.
+pub fn desired(
+    identity: &Identity,
+    facts: &Facts,
+    resources: &Resources,
+    health: &Health,
+    present: &NodeStatus,
+    now: Timestamp,
+) -> NodeStatus {
+    let ours = [
+        ready(health),
+        memory_pressure(resources),
+        disk_pressure(resources),
+        pid_pressure(resources),
+    ];
+    let conditions = ours
+        .into_iter()
+        .map(|condition| condition.dated(present, now))
+        .collect();
+    NodeStatus {
+        addresses: Some(addresses(identity)),
+        allocatable: Some(allocatable(facts)),
+        capacity: Some(capacity(facts)),
+        conditions: Some(conditions),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: identity.kubelet_port.into(),
+            }),
+        }),
+        images: Some(images(&health.images)),
+        node_info: Some(node_info(facts, health)),
+        ..NodeStatus::default()
+    }
+}
+
+/// Whether the desired status has to be written: something changed, or the last report is old.
+pub fn needs_write(present: &NodeStatus, desired: &NodeStatus, now: Timestamp) -> bool {
+    let conditions = desired.conditions.iter().flatten();
+    let stale = |condition: &NodeCondition| match condition_of(present, &condition.type_) {
+        Some(there) => {
+            let reported = there
+                .last_heartbeat_time
+                .as_ref()
+                .map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+            let age = now.duration_since(reported);
+            (&there.status, &there.reason, &there.message)
+                != (&condition.status, &condition.reason, &condition.message)
+                || age.unsigned_abs() >= REPORT_INTERVAL
+        }
+        None => true,
+    };
+    let without_conditions = |status: &NodeStatus| NodeStatus {
+        // An empty list is not stored, so it comes back absent.
+        images: status.images.clone().filter(|images| !images.is_empty()),
+        addresses: status.addresses.clone(),
+        allocatable: status.allocatable.clone(),
+        capacity: status.capacity.clone(),
+        daemon_endpoints: status.daemon_endpoints.clone(),
+        node_info: status.node_info.clone(),
+        ..NodeStatus::default()
+    };
+    without_conditions(present) != without_conditions(desired) || conditions.into_iter().any(stale)
+}
+
+fn condition_of<'a>(status: &'a NodeStatus, kind: &str) -> Option<&'a NodeCondition> {
+    status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == kind)
+}
+
+/// A condition without its times.
+struct Condition {
+    kind: &'static str,
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+impl Condition {
+    fn dated(self, present: &NodeStatus, now: Timestamp) -> NodeCondition {
+        let status = if self.holds { "True" } else { "False" };
+        let unchanged = condition_of(present, self.kind).filter(|there| there.status == status);
+        let since = unchanged.and_then(|there| there.last_transition_time.clone());
+        NodeCondition {
+            type_: self.kind.into(),
+            status: status.into(),
+            reason: Some(self.reason.into()),
+            message: Some(self.message),
+            last_heartbeat_time: Some(whole_seconds(now)),
+            last_transition_time: Some(since.unwrap_or_else(|| whole_seconds(now))),
+        }
+    }
+}
+
+/// The API keeps whole seconds.
+fn whole_seconds(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+fn ready(health: &Health) -> Condition {
+    let complaints = [
+        health.runtime.complaint("container runtime"),
+        health.network.complaint("pod network"),
+    ];
+    let complaints: Vec<_> = complaints.into_iter().flatten().collect();
+    let (reason, message) = if complaints.is_empty() {
+        ("KubeletReady", "kubelet is posting ready status".to_owned())
+    } else {
+        ("KubeletNotReady", complaints.join("; "))
+    };
+    Condition {
+        kind: "Ready",
+        holds: complaints.is_empty(),
+        reason,
+        message,
+    }
+}
+
+fn memory_pressure(resources: &Resources) -> Condition {
+    pressure(
+        "MemoryPressure",
+        resources.memory_available_bytes < MEMORY_RESERVE,
+        (
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+        ),
+        (
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+    )
+}
+
+fn disk_pressure(resources: &Resources) -> Condition {
+    pressure(
+        "DiskPressure",
+        resources.storage_free_percent < STORAGE_RESERVE_PERCENT
+            || resources.inodes_free_percent < INODES_RESERVE_PERCENT,
+        ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+        ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    )
+}
+
+fn pid_pressure(resources: &Resources) -> Condition {
+    pressure(
+        "PIDPressure",
+        resources.pids_free < PIDS_RESERVE,
+        (
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available",
+        ),
+        (
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
+    )
+}
+
+type Wording = (&'static str, &'static str);
+
+fn pressure(kind: &'static str, holds: bool, yes: Wording, no: Wording) -> Condition {
+    let (reason, message) = if holds { yes } else { no };
+    Condition {
+        kind,
+        holds,
+        reason,
+        message: message.into(),
+    }
+}
+
+fn addresses(identity: &Identity) -> Vec<NodeAddress> {
+    let address = |kind: &str, address: String| NodeAddress {
+        type_: kind.into(),
+        address,
+    };
+    vec![
+        address("InternalIP", identity.address.to_string()),
+        address("Hostname", identity.name.clone()),
+    ]
+}
+
+fn capacity(facts: &Facts) -> BTreeMap<String, Quantity> {
+    resources(facts.cpus, facts.memory_bytes, binary(facts.storage_bytes))
+}
+
+fn allocatable(facts: &Facts) -> BTreeMap<String, Quantity> {
+    let storage = facts.storage_bytes / 100 * (100 - STORAGE_RESERVE_PERCENT);
+    resources(
+        facts.cpus,
+        facts.memory_bytes.saturating_sub(MEMORY_RESERVE),
+        decimal(storage),
+    )
+}
+
+fn resources(cpus: usize, memory_bytes: u64, storage: String) -> BTreeMap<String, Quantity> {
+    [
+        ("cpu", cpus.to_string()),
+        ("memory", binary(memory_bytes)),
+        ("ephemeral-storage", storage),
+        ("pods", MAX_PODS.to_string()),
+    ]
+    .into_iter()
+    .map(|(name, quantity)| (name.to_owned(), Quantity(quantity)))
+    .collect()
+}
+
+/// A quantity as the API server writes it: otherwise each comparison with the stored status would find a change.
+fn binary(bytes: u64) -> String {
+    scaled(
+        bytes / 1024 * 1024,
+        1024,
+        &["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"],
+    )
+}
+
+/// The same in powers of ten.
+fn decimal(number: u64) -> String {
+    scaled(number, 1000, &["", "k", "M", "G", "T", "P", "E"])
+}
+
+/// With the largest suffix that needs no fraction.
+fn scaled(mut number: u64, base: u64, suffixes: &[&str]) -> String {
+    let mut exponent = 0;
+    while number != 0 && number.is_multiple_of(base) && exponent + 1 < suffixes.len() {
+        number /= base;
+        exponent += 1;
+    }
+    format!("{number}{}", suffixes[exponent])
+}
+
+fn images(present: &[Image]) -> Vec<ContainerImage> {
+    let mut images: Vec<_> = present.iter().collect();
+    images.sort_by(|a, b| {
+        b.size_bytes
+            .cmp(&a.size_bytes)
+            .then_with(|| a.names.cmp(&b.names))
+    });
+    images
+        .into_iter()
+        .take(MAX_IMAGES)
+        .map(|image| ContainerImage {
+            names: Some(image.names.clone()),
+            size_bytes: Some(image.size_bytes),
+        })
+        .collect()
+}
+
+fn node_info(facts: &Facts, health: &Health) -> NodeSystemInfo {
+    NodeSystemInfo {
+        architecture: facts.architecture.into(),
+        boot_id: facts.boot_id.clone(),
+        container_runtime_version: health.runtime_version.clone(),
+        kernel_version: facts.kernel_version.clone(),
+        kube_proxy_version: String::new(),
+        kubelet_version: KUBELET_VERSION.into(),
+        machine_id: facts.machine_id.clone(),
+        operating_system: "linux".into(),
+        os_image: facts.os_image.clone(),
+        system_uuid: facts.system_uuid.clone(),
+        ..NodeSystemInfo::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            name: "worker-1".into(),
+            address: "192.0.2.1".parse().unwrap(),
+            labels: BTreeMap::new(),
+            kubelet_port: 10250,
+        }
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            cpus: 4,
+            memory_bytes: 8 << 30,
+            storage_bytes: 100 << 30,
+            kernel_version: "6.18.0".into(),
+            architecture: "amd64",
+            ..Facts::default()
+        }
+    }
+
+    fn plenty() -> Resources {
+        Resources {
+            memory_available_bytes: 4 << 30,
+            storage_free_percent: 50,
+            inodes_free_percent: 50,
+            pids_free: 30_000,
+        }
+    }
+
+    fn healthy() -> Health {
+        Health {
+            runtime: Part::Up,
+            network: Part::Up,
+            runtime_version: "containerd://1.6.20".into(),
+            images: Vec::new(),
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn status(
+        health: &Health,
+        resources: &Resources,
+        present: &NodeStatus,
+        second: i64,
+    ) -> NodeStatus {
+        desired(
+            &identity(),
+            &facts(),
+            resources,
+            health,
+            present,
+            at(second),
+        )
+    }
+
+    /// Type, status and reason of each condition.
+    fn told(status: &NodeStatus) -> Vec<String> {
+        let conditions = status.conditions.iter().flatten();
+        conditions
+            .map(|c| format!("{} {} {}", c.type_, c.status, c.reason.clone().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn a_healthy_node_says_so_in_upstreams_words() {
+        let status = status(&healthy(), &plenty(), &NodeStatus::default(), 1000);
+        assert_eq!(
+            told(&status),
+            [
+                "Ready True KubeletReady",
+                "MemoryPressure False KubeletHasSufficientMemory",
+                "DiskPressure False KubeletHasNoDiskPressure",
+                "PIDPressure False KubeletHasSufficientPID",
+            ]
+        );
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["capacity"]["memory"], "8Gi");
+        assert_eq!(json["allocatable"]["memory"], "8092Mi");
+        assert_eq!(json["allocatable"]["pods"], "110");
+        assert_eq!(json["addresses"][0]["address"], "192.0.2.1");
+        assert_eq!(json["addresses"][1]["address"], "worker-1");
+        assert_eq!(json["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
+        assert!(
+            json["nodeInfo"]["kubeletVersion"]
+                .as_str()
+                .unwrap()
+                .starts_with("v1.34.")
+        );
+    }
+
+    #[test]
+    fn quantities_are_written_as_the_api_server_writes_them() {
+        assert_eq!(binary(24_579_456 * 1024), "24579456Ki");
+        assert_eq!(
+            [binary(0), binary(3 << 30), binary(1025)],
+            ["0", "3Gi", "1Ki"]
+        );
+        assert_eq!(
+            [decimal(96_636_764_160), decimal(5000)],
+            ["96636764160", "5k"]
+        );
+    }
+
+    #[test]
+    fn every_part_that_is_down_is_named() {
+        let health = Health {
+            runtime: Part::Down("connection refused".into()),
+            network: Part::Down("no podCIDR yet".into()),
+            ..healthy()
+        };
+        let status = status(&health, &plenty(), &NodeStatus::default(), 1000);
+        let ready = condition_of(&status, "Ready").unwrap();
+        assert_eq!(ready.status, "False");
+        assert_eq!(ready.reason.as_deref(), Some("KubeletNotReady"));
+        assert_eq!(
+            ready.message.as_deref(),
+            Some(
+                "container runtime is not ready: connection refused; pod network is not ready: no podCIDR yet"
+            )
+        );
+    }
+
+    #[test]
+    fn shortage_is_told() {
+        let short = Resources {
+            memory_available_bytes: 1 << 20,
+            storage_free_percent: 50,
+            inodes_free_percent: 1,
+            pids_free: 3,
+        };
+        assert_eq!(
+            told(&status(&healthy(), &short, &NodeStatus::default(), 1000))[1..],
+            [
+                "MemoryPressure True KubeletHasInsufficientMemory",
+                "DiskPressure True KubeletHasDiskPressure",
+                "PIDPressure True KubeletHasInsufficientPID",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_transition_is_dated_when_it_happens_and_not_again() {
+        let first = status(&healthy(), &plenty(), &NodeStatus::default(), 1000);
+        let later = status(&healthy(), &plenty(), &first, 2000);
+        let ready = condition_of(&later, "Ready").unwrap();
+        assert_eq!(ready.last_transition_time.as_ref().unwrap().0, at(1000));
+        assert_eq!(ready.last_heartbeat_time.as_ref().unwrap().0, at(2000));
+
+        let down = Health {
+            network: Part::Down("gone".into()),
+            ..healthy()
+        };
+        let changed = status(&down, &plenty(), &later, 3000);
+        let ready = condition_of(&changed, "Ready").unwrap();
+        assert_eq!(ready.last_transition_time.as_ref().unwrap().0, at(3000));
+    }
+
+    #[test]
+    fn only_a_change_or_time_causes_a_write() {
+        let first = status(&healthy(), &plenty(), &NodeStatus::default(), 1000);
+        assert!(needs_write(&NodeStatus::default(), &first, at(1000)));
+        let soon = status(&healthy(), &plenty(), &first, 1010);
+        assert!(!needs_write(&first, &soon, at(1010)));
+        let late = status(&healthy(), &plenty(), &first, 1300);
+        assert!(needs_write(&first, &late, at(1300)));
+        let down = Health {
+            runtime: Part::Down("gone".into()),
+            ..healthy()
+        };
+        let changed = status(&down, &plenty(), &first, 1010);
+        assert!(needs_write(&first, &changed, at(1010)));
+        // The node lifecycle controller takes a silent node for lost; it has to be told otherwise.
+        let mut lost = first.clone();
+        for condition in lost.conditions.iter_mut().flatten() {
+            condition.status = "Unknown".into();
+        }
+        assert!(needs_write(&lost, &soon, at(1010)));
+    }
+
+    #[test]
+    fn the_largest_images_are_told() {
+        let image = |n: i64| Image {
+            names: vec![format!("image-{n}")],
+            size_bytes: n,
+        };
+        let health = Health {
+            images: (0..60).map(image).collect(),
+            ..healthy()
+        };
+        let status = status(&health, &plenty(), &NodeStatus::default(), 1000);
+        let images = status.images.unwrap();
+        assert_eq!(images.len(), 50);
+        assert_eq!(images[0].size_bytes, Some(59));
+    }
+}

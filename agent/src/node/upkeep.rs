@@ -1,0 +1,119 @@
+//! Keeps the Node object true: registration, status and Lease. Level-triggered: each pass reads the object afresh.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::facts::{Facts, FactsError, Resources};
+use super::lease;
+use super::registration::register;
+use super::status::{Health, Identity, desired, needs_write};
+
+/// A pass without anything having happened, to see what the machine has left.
+const PASS_INTERVAL: Duration = Duration::from_secs(10);
+/// Until the next pass after one that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What is needed to keep the Node object.
+#[derive(Clone)]
+pub struct Upkeep {
+    pub client: kube::Client,
+    pub identity: Identity,
+    /// Tells which file system's room is the node's.
+    pub root_dir: PathBuf,
+    /// What the rest of the agent says of itself.
+    pub health: watch::Receiver<Health>,
+}
+
+/// A pass that failed; the next one reads everything afresh.
+#[derive(Debug, thiserror::Error)]
+enum PassError {
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    #[error("the API server did not take the node's status: {0}")]
+    Api(#[from] kube::Error),
+    #[error("the Node object is gone")]
+    Gone,
+}
+
+impl Upkeep {
+    /// Registers the node, then keeps its status and its Lease until the process ends.
+    pub async fn run(mut self) -> Result<(), FactsError> {
+        let facts = Facts::read(&self.root_dir)?;
+        self.register(&facts).await?;
+        tokio::spawn(lease::keep(self.client.clone(), self.identity.name.clone()));
+        let mut failing = false;
+        loop {
+            let pause = match self.pass(&facts).await {
+                Ok(()) => {
+                    if std::mem::take(&mut failing) {
+                        info!("the node's status is reported again");
+                    }
+                    PASS_INTERVAL
+                }
+                Err(PassError::Gone) => {
+                    warn!("the Node object is gone; registering the node again");
+                    self.register(&facts).await?;
+                    continue;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%error, "cannot report the node's status; trying again");
+                    }
+                    RETRY_INTERVAL
+                }
+            };
+            // Either arm may be dropped: the next pass reads everything.
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                changed = self.health.changed() => {
+                    if changed.is_err() {
+                        // Nobody will say more: only time causes further passes.
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn register(&mut self, facts: &Facts) -> Result<Node, FactsError> {
+        let status = self.desired(facts, &NodeStatus::default())?;
+        Ok(register(&self.client, &self.identity, facts, &status).await)
+    }
+
+    async fn pass(&mut self, facts: &Facts) -> Result<(), PassError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let node = api
+            .get_opt(&self.identity.name)
+            .await?
+            .ok_or(PassError::Gone)?;
+        let present = node.status.unwrap_or_default();
+        let wanted = self.desired(facts, &present)?;
+        if needs_write(&present, &wanted, Timestamp::now()) {
+            // Strategic, so that conditions of others stay.
+            let patch = Patch::Strategic(json!({"status": wanted}));
+            api.patch_status(&self.identity.name, &PatchParams::default(), &patch)
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn desired(&mut self, facts: &Facts, present: &NodeStatus) -> Result<NodeStatus, FactsError> {
+        let resources = Resources::read(&self.root_dir)?;
+        let health = self.health.borrow_and_update();
+        Ok(desired(
+            &self.identity,
+            facts,
+            &resources,
+            &health,
+            present,
+            Timestamp::now(),
+        ))
+    }
+}

@@ -1,0 +1,280 @@
+//! The effect side of the proxy: one task that turns pending changes into map writes.
+//!
+//! An error never travels back to where the change came from. It becomes the service's problem, shown by
+//! [`ProxyHandle`], and the service is tried again with back-off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::handle::{Inner, ProxyHandle, ServiceProblem};
+use super::policy::desired;
+use super::state::Flip;
+use crate::cluster::{Change, Cluster, Name, ObjectKey, Pending};
+use crate::dataplane::{MapOp, ServiceMaps};
+
+/// How long what a flip left behind stays at least. A lookup takes microseconds.
+const COLLECT_AFTER: Duration = Duration::from_millis(250);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Services between two chances for other tasks to run.
+const SERVICES_AT_ONCE: usize = 64;
+
+/// What the proxy measures.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    programming: Histogram,
+    map_errors: Counter,
+}
+
+impl Metrics {
+    /// Metrics that `registry` will show.
+    pub fn new(registry: &mut Registry) -> Self {
+        // From 50 µs to 1.6 s.
+        let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.000_05, 2.0, 16);
+        let metrics = Self {
+            programming: Histogram::new(buckets),
+            map_errors: Counter::default(),
+        };
+        registry.register_with_unit(
+            "kernelet_proxy_network_programming",
+            "From seeing a change of a service to its last map write",
+            Unit::Seconds,
+            metrics.programming.clone(),
+        );
+        registry.register(
+            "kernelet_proxy_map_write_errors",
+            "Map writes that failed and are tried again",
+            metrics.map_errors.clone(),
+        );
+        metrics
+    }
+}
+
+/// Keeps the maps as the cluster wants them, until the process ends. It is their only writer.
+pub async fn run(
+    cluster: Cluster,
+    node: Name,
+    proxy: ProxyHandle,
+    metrics: Metrics,
+    maps: impl ServiceMaps,
+) {
+    let mut changes = cluster.subscribe();
+    let mut worker = Worker::new(cluster, node, proxy, metrics, maps);
+    loop {
+        let deadline = worker.deadline();
+        tokio::select! {
+            // Cancel-safe: what is not returned stays pending.
+            pending = changes.next() => worker.changed(pending).await,
+            () = sleep_until(deadline) => worker.timer().await,
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Worker<M> {
+    cluster: Cluster,
+    node: Name,
+    zone: Option<Name>,
+    proxy: ProxyHandle,
+    metrics: Metrics,
+    maps: M,
+    retry_at: BTreeMap<ObjectKey, Instant>,
+    collect_at: Option<Instant>,
+    /// Removals that failed. They may be repeated at any time.
+    undone: Vec<MapOp>,
+}
+
+impl<M: ServiceMaps> Worker<M> {
+    fn new(cluster: Cluster, node: Name, proxy: ProxyHandle, metrics: Metrics, maps: M) -> Self {
+        let (retry_at, undone) = (BTreeMap::new(), Vec::new());
+        Self {
+            cluster,
+            node,
+            zone: None,
+            proxy,
+            metrics,
+            maps,
+            retry_at,
+            collect_at: None,
+            undone,
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.retry_at.values().copied().chain(self.collect_at).min()
+    }
+
+    async fn changed(&mut self, pending: Pending) {
+        let now = std::time::Instant::now();
+        let mut dirty: BTreeMap<ObjectKey, std::time::Instant> = BTreeMap::new();
+        let mut everything = false;
+        for (change, seen) in pending {
+            match change {
+                Change::Service(key) => {
+                    dirty.insert(key, seen);
+                }
+                Change::Node(name) if name == self.node => {
+                    let zone = self
+                        .cluster
+                        .view()
+                        .nodes
+                        .get(&name)
+                        .and_then(|node| node.zone.clone());
+                    everything |= zone != self.zone;
+                    self.zone = zone;
+                }
+                Change::Node(_) => {}
+                Change::Synced => {
+                    self.proxy.write().state.set_synced();
+                    everything = true;
+                }
+            }
+        }
+        if everything {
+            for key in self.cluster.view().services.keys() {
+                dirty.entry(key.clone()).or_insert(now);
+            }
+        }
+        self.sync_all(dirty).await;
+        if everything && self.cluster.view().synced {
+            let health = self.proxy.health();
+            info!(addresses = health.addresses, backends = health.backends, took = ?now.elapsed(), "services are in the maps");
+        }
+    }
+
+    async fn timer(&mut self) {
+        let now = Instant::now();
+        if self.collect_at.is_some_and(|at| at <= now) {
+            self.collect();
+        }
+        let due: BTreeSet<ObjectKey> = self
+            .retry_at
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        let seen = std::time::Instant::now();
+        self.sync_all(due.into_iter().map(|key| (key, seen)).collect())
+            .await;
+    }
+
+    async fn sync_all(&mut self, dirty: BTreeMap<ObjectKey, std::time::Instant>) {
+        for (done, (key, seen)) in dirty.into_iter().enumerate() {
+            if self.sync(&key) {
+                self.metrics
+                    .programming
+                    .observe(seen.elapsed().as_secs_f64());
+            }
+            if done % SERVICES_AT_ONCE == SERVICES_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.drop_orphans();
+        if self.collect_at.is_none()
+            && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
+        {
+            self.collect_at = Some(Instant::now() + COLLECT_AFTER);
+        }
+    }
+
+    /// Brings one service up to date. Returns whether anything was written.
+    fn sync(&mut self, key: &ObjectKey) -> bool {
+        let (frontends, ignored) = desired(&self.cluster.view(), &self.node, key);
+        let mut inner = self.proxy.write();
+        let (mut wrote, mut failed) = (false, None);
+        for frontend in inner.state.assign(key, frontends, ignored) {
+            // One at a time: the next plan builds on what this one really wrote.
+            if let Some(flip) = inner.state.plan(key, &frontend) {
+                match perform(&mut inner, &mut self.maps, flip) {
+                    Ok(()) => wrote = true,
+                    Err(error) => failed = Some(error),
+                }
+            }
+        }
+        match failed {
+            None => {
+                inner.problems.remove(key);
+                self.retry_at.remove(key);
+            }
+            Some(error) => {
+                self.metrics.map_errors.inc();
+                let problem = inner.problems.entry(key.clone()).or_insert(ServiceProblem {
+                    error: String::new(),
+                    attempts: 0,
+                });
+                if problem.error != error {
+                    warn!(service = %key, error, "the service's map writes failed; trying again");
+                }
+                *problem = ServiceProblem {
+                    error,
+                    attempts: problem.attempts.saturating_add(1),
+                };
+                let wait = RETRY_FIRST
+                    .saturating_mul(1 << (problem.attempts - 1).min(16))
+                    .min(RETRY_MOST);
+                self.retry_at.insert(key.clone(), Instant::now() + wait);
+            }
+        }
+        wrote
+    }
+
+    fn drop_orphans(&mut self) {
+        let orphans = self.proxy.read().state.orphans();
+        for key in orphans {
+            let heir = self.proxy.read().state.heir(&key);
+            if let Some(heir) = heir {
+                self.sync(&heir);
+            }
+            let mut inner = self.proxy.write();
+            if let Some(flip) = inner.state.remove(key)
+                && let Err(error) = perform(&mut inner, &mut self.maps, flip)
+            {
+                self.metrics.map_errors.inc();
+                warn!(?key, error, "an address could not be removed; trying again");
+                self.collect_at
+                    .get_or_insert(Instant::now() + COLLECT_AFTER);
+            }
+        }
+    }
+
+    fn collect(&mut self) {
+        self.collect_at = None;
+        let mut ops = std::mem::take(&mut self.undone);
+        ops.extend(self.proxy.write().state.collect());
+        for op in ops {
+            if let Err(error) = self.maps.apply(&op) {
+                self.metrics.map_errors.inc();
+                warn!(?op, %error, "a row could not be removed; trying again");
+                self.undone.push(op);
+            }
+        }
+    }
+}
+
+fn perform(inner: &mut Inner, maps: &mut impl ServiceMaps, flip: Flip) -> Result<(), String> {
+    let outcome = maps.apply_all(&flip.ops).map_err(|error| chain(&error));
+    inner.state.settle(flip, outcome.is_ok());
+    outcome
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |all, cause| format!("{all}: {cause}"))
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -1,0 +1,578 @@
+//! What the maps hold, and the writes that lead from there to what is desired. Pure.
+//!
+//! One service address moves in one [`Flip`]: backends and slots of a new generation first, then the one write of its
+//! `SERVICES` entry that switches to them. What that leaves behind is removed two calls of [`LbState::collect`] later, so
+//! that no lookup is still in the middle of it. A flip is planned, performed, then settled, before the next is planned:
+//! the state never claims a row that is not there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use agent_ebpf::abi::{BackendId, ServiceEntry, ServiceKey, SlotKey};
+
+use super::backends::{Backends, Ids, Use};
+use super::policy::{Backend, Class, Frontend, Ignored, Preference, Target};
+use crate::cluster::{Name, ObjectKey};
+use crate::dataplane::MapOp;
+
+/// One service address as the maps have it.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// The service it belongs to; `None` for one that was found in the maps and nobody has claimed yet, or whose service
+    /// has gone.
+    pub owner: Option<ObjectKey>,
+    pub port_name: Name,
+    pub preference: Preference,
+    pub entry: ServiceEntry,
+    /// The backends of the live table, in the order of its slots.
+    pub slots: Box<[BackendId]>,
+    /// How many of the terminating ones, which come first among them, are on this node.
+    pub(super) terminating_local: u32,
+    /// The highest generation that was ever begun.
+    pub(super) last_generation: u32,
+    /// The rows of a table that was found with some missing: it must be written anew.
+    pub(super) broken: Option<Box<Table>>,
+}
+
+impl Live {
+    /// The class of the backend in `slot`.
+    pub fn class(&self, slot: usize) -> Class {
+        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+        let ServiceEntry {
+            local, zone, ready, ..
+        } = self.entry;
+        match slot {
+            _ if slot < local => Class::Local,
+            _ if slot < local.saturating_add(zone) => Class::Zone,
+            _ if slot < ready => Class::Rest,
+            _ => Class::Terminating,
+        }
+    }
+
+    fn is_local(&self, slot: usize) -> bool {
+        match self.class(slot) {
+            Class::Local => true,
+            Class::Zone | Class::Rest => false,
+            Class::Terminating => slot < (self.entry.ready + self.terminating_local) as usize,
+        }
+    }
+
+    pub(super) fn uses(&self) -> impl Iterator<Item = Use> + '_ {
+        self.slots.iter().enumerate().map(|(slot, id)| Use {
+            id: *id,
+            ready: self.class(slot) != Class::Terminating,
+            local: self.is_local(slot),
+        })
+    }
+
+    fn table(&self) -> Table {
+        if let Some(found) = &self.broken {
+            return Table::clone(found);
+        }
+        let ServiceEntry {
+            service_id,
+            generation,
+            ..
+        } = self.entry;
+        Table {
+            service_id,
+            generation,
+            rows: (0..).zip(self.slots.iter().copied()).collect(),
+        }
+    }
+}
+
+/// The writes that move one service address to its next state. Perform them in order, stop at the first that fails, and
+/// give the flip back to [`LbState::settle`].
+#[derive(Debug)]
+pub struct Flip {
+    pub key: ServiceKey,
+    pub ops: Vec<MapOp>,
+    /// `None` removes the address.
+    next: Option<Live>,
+}
+
+/// The rows of one generation in `BACKEND_TABLE`.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    pub(super) service_id: u32,
+    pub(super) generation: u32,
+    pub(super) rows: Box<[(u32, BackendId)]>,
+}
+
+impl Table {
+    fn rows(&self) -> impl Iterator<Item = (SlotKey, BackendId)> + '_ {
+        let Table {
+            service_id,
+            generation,
+            ..
+        } = *self;
+        self.rows.iter().map(move |(slot, id)| {
+            (
+                SlotKey {
+                    service_id,
+                    generation,
+                    slot: *slot,
+                },
+                *id,
+            )
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Owned {
+    claims: Box<[ServiceKey]>,
+    /// Addresses that another service has; see [`LbState::heir`].
+    waits_for: Box<[ServiceKey]>,
+    ignored: Box<[Ignored]>,
+}
+
+/// What the maps hold. Whoever changes the maps does it through this.
+#[derive(Debug)]
+pub struct LbState {
+    pub(super) frontends: HashMap<ServiceKey, Live>,
+    pub(super) backends: Backends,
+    pub(super) service_ids: HashSet<u32>,
+    pub(super) ids: Ids,
+    pub(super) orphans: BTreeSet<ServiceKey>,
+    /// Left behind since the last [`Self::collect`], and before it.
+    pub(super) retired: Vec<Table>,
+    retired_before: Vec<Table>,
+    owned: BTreeMap<ObjectKey, Owned>,
+    waiting: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
+    synced: bool,
+}
+
+impl LbState {
+    /// The state of empty maps.
+    pub fn new() -> Self {
+        Self::starting_at(1, 1)
+    }
+
+    pub(super) fn starting_at(service_id: u32, backend_id: u32) -> Self {
+        Self {
+            frontends: HashMap::new(),
+            backends: Backends::new(Ids::starting_at(backend_id)),
+            service_ids: HashSet::new(),
+            ids: Ids::starting_at(service_id),
+            orphans: BTreeSet::new(),
+            retired: Vec::new(),
+            retired_before: Vec::new(),
+            owned: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            synced: false,
+        }
+    }
+
+    /// From now on the view is whole: what it does not name may go.
+    pub fn set_synced(&mut self) {
+        self.synced = true;
+    }
+
+    /// Says which addresses `owner` has; the ones it no longer has become orphans. Returns the frontends to plan: those
+    /// whose address no other service holds.
+    pub fn assign(
+        &mut self,
+        owner: &ObjectKey,
+        desired: Vec<Frontend>,
+        ignored: Vec<Ignored>,
+    ) -> Vec<Frontend> {
+        let before = self.owned.remove(owner).unwrap_or_default();
+        for key in &before.waits_for {
+            if let Some(waiting) = self.waiting.get_mut(key) {
+                waiting.remove(owner);
+                if waiting.is_empty() {
+                    self.waiting.remove(key);
+                }
+            }
+        }
+        let (mut granted, mut waits_for) = (Vec::<Frontend>::new(), Vec::new());
+        for frontend in desired {
+            // Two ports that say the same number would take turns; the first has it.
+            if granted.iter().any(|other| other.key == frontend.key) {
+                continue;
+            }
+            match self.frontends.get_mut(&frontend.key) {
+                Some(live) if live.owner.as_ref().is_some_and(|holder| holder != owner) => {
+                    self.waiting
+                        .entry(frontend.key)
+                        .or_default()
+                        .insert(owner.clone());
+                    waits_for.push(frontend.key);
+                    continue;
+                }
+                Some(live) => {
+                    live.owner = Some(owner.clone());
+                    self.orphans.remove(&frontend.key);
+                }
+                None => {}
+            }
+            granted.push(frontend);
+        }
+        let claims: Box<[ServiceKey]> = granted.iter().map(|frontend| frontend.key).collect();
+        for key in before.claims.iter().filter(|key| !claims.contains(key)) {
+            if let Some(live) = self.frontends.get_mut(key)
+                && live.owner.as_ref() == Some(owner)
+            {
+                live.owner = None;
+                self.orphans.insert(*key);
+            }
+        }
+        if !(claims.is_empty() && waits_for.is_empty() && ignored.is_empty()) {
+            let owned = Owned {
+                claims,
+                waits_for: waits_for.into(),
+                ignored: ignored.into(),
+            };
+            self.owned.insert(owner.clone(), owned);
+        }
+        granted
+    }
+
+    /// The writes that bring one granted address to what is desired; `None` when it is so already.
+    pub fn plan(&mut self, owner: &ObjectKey, frontend: &Frontend) -> Option<Flip> {
+        let key = frontend.key;
+        let live = self.frontends.get(&key);
+        let kept = live
+            .filter(|_| !self.synced)
+            .map(|live| self.leftovers(live, frontend))
+            .unwrap_or_default();
+        // Where the policy changed to local-only and the view is partial, what was there stays usable.
+        let partial = kept.iter().any(|backend| backend.remote);
+        let preference = if partial && frontend.preference == Preference::LocalOnly {
+            Preference::Node
+        } else {
+            frontend.preference
+        };
+        let mut backends = frontend.backends.clone();
+        backends.extend(kept);
+        backends.sort_unstable();
+
+        let slots: Box<[BackendId]> = backends
+            .iter()
+            .map(|backend| self.backends.id_of(backend.target))
+            .collect();
+        let live = self.frontends.get(&key);
+        let same_table = live.is_some_and(|live| live.broken.is_none() && live.slots == slots);
+        let service_id = match live {
+            Some(live) => live.entry.service_id,
+            None => self.ids.allocate(|id| self.service_ids.contains(&id)),
+        };
+        let last_generation = live.map_or(0, |live| live.last_generation);
+        let generation = match live {
+            Some(live) if same_table => live.entry.generation,
+            _ => last_generation.wrapping_add(1),
+        };
+        let next = Live {
+            owner: Some(owner.clone()),
+            port_name: frontend.port_name.clone(),
+            preference,
+            entry: entry(
+                service_id,
+                generation,
+                preference,
+                frontend.affinity_timeout_s,
+                &backends,
+            ),
+            terminating_local: count(&backends, |b| b.class == Class::Terminating && !b.remote),
+            slots,
+            last_generation: if same_table {
+                last_generation
+            } else {
+                generation
+            },
+            broken: None,
+        };
+
+        let mut touched: Vec<BackendId> = next.slots.to_vec();
+        touched.extend(live.iter().flat_map(|live| live.slots.iter()));
+        if !same_table {
+            self.backends.hold(next.slots.iter());
+        }
+        self.switch_uses(&key, Some(&next));
+        let mut ops = self.write_backends(touched.iter());
+        if !same_table {
+            ops.extend(
+                next.table()
+                    .rows()
+                    .map(|(slot, id)| MapOp::PutSlot(slot, id)),
+            );
+        }
+        let live = self.frontends.get_mut(&key);
+        if !same_table || live.as_ref().is_none_or(|live| live.entry != next.entry) {
+            ops.push(MapOp::PutService(key, next.entry));
+        }
+        if ops.is_empty()
+            && let Some(live) = live
+        {
+            // Nothing for the maps; names may have changed all the same.
+            *live = next;
+            return None;
+        }
+        Some(Flip {
+            key,
+            ops,
+            next: Some(next),
+        })
+    }
+
+    /// Addresses whose service has gone. None while the view is partial.
+    pub fn orphans(&self) -> Vec<ServiceKey> {
+        if self.synced {
+            self.orphans.iter().copied().collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// A service that asked for an address while another had it. Assigning and planning it anew hands the address over
+    /// without a gap.
+    pub fn heir(&self, key: &ServiceKey) -> Option<ObjectKey> {
+        self.waiting.get(key)?.first().cloned()
+    }
+
+    /// The write that removes an orphan.
+    pub fn remove(&mut self, key: ServiceKey) -> Option<Flip> {
+        if !self.synced || !self.orphans.contains(&key) {
+            return None;
+        }
+        self.switch_uses(&key, None);
+        // What it used may look different to the services that still use it.
+        let touched = self
+            .frontends
+            .get(&key)
+            .map(|live| live.slots.clone())
+            .unwrap_or_default();
+        let mut ops = self.write_backends(touched.iter());
+        ops.push(MapOp::DeleteService(key));
+        Some(Flip {
+            key,
+            ops,
+            next: None,
+        })
+    }
+
+    /// Takes note of what became of a flip. A failed one leaves the address as it was, and its rows to be collected.
+    pub fn settle(&mut self, flip: Flip, performed: bool) {
+        let Flip { key, ops, next } = flip;
+        if !performed {
+            self.undo(key, &ops, next);
+            return;
+        }
+        let before = match next {
+            Some(next) => {
+                self.service_ids.insert(next.entry.service_id);
+                let generation = next.entry.generation;
+                self.frontends
+                    .insert(key, next)
+                    .filter(|before| before.entry.generation != generation)
+            }
+            None => {
+                self.orphans.remove(&key);
+                let before = self.frontends.remove(&key);
+                if let Some(before) = &before {
+                    self.service_ids.remove(&before.entry.service_id);
+                }
+                before
+            }
+        };
+        self.retired.extend(before.map(|before| before.table()));
+    }
+
+    fn undo(&mut self, key: ServiceKey, ops: &[MapOp], next: Option<Live>) {
+        // The counts go back to those of what is still live.
+        if let Some(next) = &next {
+            self.backends.stop_using(next.uses());
+        }
+        if let Some(live) = self.frontends.get(&key) {
+            self.backends.start_using(live.uses());
+        }
+        for op in ops {
+            if let MapOp::PutBackend(id, _) = op {
+                self.backends.unwritten(*id);
+            }
+        }
+        let Some(next) = next else { return };
+        match self.frontends.get_mut(&key) {
+            Some(live) if live.entry.generation == next.entry.generation => {}
+            Some(live) => {
+                live.last_generation = next.last_generation;
+                self.retired.push(next.table());
+            }
+            None => self.retired.push(next.table()),
+        }
+    }
+
+    /// Removes what flips left behind before the last call. Each of these writes may be repeated at any later time:
+    /// generations and ids do not come back. Empty while the view is partial.
+    pub fn collect(&mut self) -> Vec<MapOp> {
+        if !self.synced {
+            return Vec::new();
+        }
+        let due = std::mem::replace(&mut self.retired_before, std::mem::take(&mut self.retired));
+        let mut ops = Vec::new();
+        for table in due {
+            ops.extend(table.rows().map(|(slot, _)| MapOp::DeleteSlot(slot)));
+            self.backends.release(table.rows.iter().map(|(_, id)| id));
+        }
+        ops.extend(
+            self.backends
+                .take_idle()
+                .into_iter()
+                .map(MapOp::DeleteBackend),
+        );
+        ops
+    }
+
+    /// Whether [`Self::collect`] has something to do, now or at its next call.
+    pub fn has_garbage(&self) -> bool {
+        self.synced
+            && !(self.retired.is_empty()
+                && self.retired_before.is_empty()
+                && !self.backends.has_idle())
+    }
+
+    /// Backends of the live table that a partial view does not name: they stay, where they stood.
+    fn leftovers(&self, live: &Live, frontend: &Frontend) -> Vec<Backend> {
+        let named: HashSet<Target> = frontend
+            .backends
+            .iter()
+            .map(|backend| backend.target)
+            .collect();
+        let old = live.slots.iter().enumerate().filter_map(|(slot, id)| {
+            let target = self.backends.target(*id)?;
+            Some(Backend {
+                class: live.class(slot),
+                remote: !live.is_local(slot),
+                target,
+            })
+        });
+        let mut kept: Vec<Backend> = old
+            .filter(|backend| !named.contains(&backend.target))
+            .collect();
+        kept.sort_unstable_by_key(|backend| backend.target);
+        kept.dedup_by_key(|backend| backend.target);
+        kept
+    }
+
+    fn write_backends<'a>(&mut self, ids: impl Iterator<Item = &'a BackendId>) -> Vec<MapOp> {
+        ids.filter_map(|id| self.backends.write(*id))
+            .map(|(id, row)| MapOp::PutBackend(id, row))
+            .collect()
+    }
+
+    fn switch_uses(&mut self, key: &ServiceKey, next: Option<&Live>) {
+        if let Some(next) = next {
+            self.backends.start_using(next.uses());
+        }
+        if let Some(live) = self.frontends.get(key) {
+            self.backends.stop_using(live.uses());
+        }
+    }
+}
+
+impl Default for LbState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What people and metrics ask.
+impl LbState {
+    pub fn frontends(&self) -> impl Iterator<Item = (&ServiceKey, &Live)> {
+        self.frontends.iter()
+    }
+
+    /// The addresses of one service that are in the maps.
+    pub fn frontends_of<'a>(
+        &'a self,
+        owner: &ObjectKey,
+    ) -> impl Iterator<Item = (&'a ServiceKey, &'a Live)> + use<'a> {
+        let claims = self.owned.get(owner).map(|owned| owned.claims.iter());
+        claims
+            .into_iter()
+            .flatten()
+            .filter_map(|key| self.frontends.get_key_value(key))
+    }
+
+    /// Id, target and flags of every backend.
+    pub fn backends(&self) -> impl Iterator<Item = (BackendId, Target, u8)> + '_ {
+        self.backends.iter()
+    }
+
+    pub fn backend(&self, id: BackendId) -> Option<(Target, u8)> {
+        Some((self.backends.target(id)?, self.backends.flags_written(id)?))
+    }
+
+    pub fn backend_count(&self) -> usize {
+        self.backends.len()
+    }
+
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// How many ports and addresses are left out, by reason.
+    pub fn ignored(&self) -> BTreeMap<Ignored, usize> {
+        let mut all = BTreeMap::new();
+        for ignored in self.owned.values().flat_map(|owned| owned.ignored.iter()) {
+            *all.entry(*ignored).or_default() += 1;
+        }
+        all
+    }
+
+    /// What is left out of one service.
+    pub fn ignored_of(&self, owner: &ObjectKey) -> &[Ignored] {
+        self.owned.get(owner).map_or(&[], |owned| &owned.ignored)
+    }
+
+    /// Addresses that a service asks for and another has, with the one that has it.
+    pub fn conflicts_of(&self, owner: &ObjectKey) -> Vec<(ServiceKey, Option<&ObjectKey>)> {
+        let waits_for = self
+            .owned
+            .get(owner)
+            .map_or(&[][..], |owned| &owned.waits_for);
+        waits_for
+            .iter()
+            .map(|key| {
+                (
+                    *key,
+                    self.frontends.get(key).and_then(|live| live.owner.as_ref()),
+                )
+            })
+            .collect()
+    }
+}
+
+fn entry(
+    service_id: u32,
+    generation: u32,
+    preference: Preference,
+    affinity_timeout_s: u32,
+    backends: &[Backend],
+) -> ServiceEntry {
+    let local = count(backends, |b| b.class == Class::Local);
+    let zone = count(backends, |b| b.class == Class::Zone);
+    let terminating = count(backends, |b| b.class == Class::Terminating);
+    let ready = count(backends, |_| true) - terminating;
+    ServiceEntry {
+        service_id,
+        generation,
+        local,
+        zone,
+        ready,
+        terminating,
+        flags: preference.flags(),
+        affinity_timeout_s,
+        local_share: preference.local_share(local, zone, ready),
+    }
+}
+
+/// A service has far fewer than 2³² backends: the maps have no room for more.
+fn count(backends: &[Backend], which: impl Fn(&Backend) -> bool) -> u32 {
+    u32::try_from(backends.iter().filter(|backend| which(backend)).count()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

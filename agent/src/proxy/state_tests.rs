@@ -1,0 +1,423 @@
+//! The promises of the update protocol, over random histories.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use agent_ebpf::abi::ServiceKey;
+
+use super::super::testing::*;
+use super::*;
+use crate::cluster::{Endpoint, Protocol, Service, ServicePort, SlicePort, View};
+
+type Allowed = BTreeMap<ServiceKey, BTreeSet<Outcome>>;
+
+fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
+    let one = (1..8u8, 0..3usize, 0..2usize, 0..4u8).prop_map(|(last, node, zone, state)| {
+        let mut endpoint = endpoint(last, ["a", "b", "c"][node], ["z1", "z2"][zone]);
+        match state {
+            0 => endpoint = terminating(endpoint),
+            1 => (endpoint.ready, endpoint.serving) = (false, false),
+            _ => {}
+        }
+        endpoint
+    });
+    proptest::collection::vec(one, 0..5)
+}
+
+prop_compose! {
+    fn any_service()(
+        address in 1..4u8,
+        two_ports in any::<bool>(),
+        internal_local in proptest::bool::weighted(0.2),
+        distribution in 0..5usize,
+        affinity in any::<bool>(),
+    ) -> Service {
+        let mut service = service(&format!("10.96.0.{address}"));
+        if two_ports {
+            let dns = ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: None };
+            service.ports.push(dns);
+        }
+        service.internal_local = internal_local;
+        service.traffic_distribution =
+            [None, None, None, Some("PreferSameNode"), Some("PreferClose")][distribution].map(Into::into);
+        service.locality = (distribution == 1).then(|| "cluster".into());
+        service.affinity_timeout_s = affinity.then_some(60);
+        service
+    }
+}
+
+prop_compose! {
+    /// Up to three services with up to two slices each, on few addresses, so that they often meet.
+    fn views()(
+        services in proptest::collection::vec(proptest::option::weighted(0.8, any_service()), 3),
+        slices in proptest::collection::vec(proptest::option::weighted(0.8, endpoints()), 6),
+    ) -> View {
+        let mut view = view(vec![]);
+        for (n, service) in services.into_iter().enumerate() {
+            view.set_service(ObjectKey::new("ns", format!("s{n}")), service);
+        }
+        for (n, endpoints) in slices.into_iter().enumerate() {
+            let with_dns = endpoints.map(|endpoints| {
+                let mut slice = slice(&format!("s{}", n / 2), endpoints);
+                slice.ports.push(SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 5353 });
+                slice
+            });
+            view.set_slice(ObjectKey::new("ns", format!("s{}-{n}", n / 2)), with_dns);
+        }
+        view
+    }
+}
+
+fn union(a: &Allowed, b: &Allowed) -> Allowed {
+    let keys: BTreeSet<_> = a.keys().chain(b.keys()).copied().collect();
+    let none = BTreeSet::from([Outcome::NotService]);
+    keys.into_iter()
+        .map(|key| {
+            (
+                key,
+                a.get(&key)
+                    .unwrap_or(&none)
+                    .union(b.get(&key).unwrap_or(&none))
+                    .copied()
+                    .collect(),
+            )
+        })
+        .collect()
+}
+
+/// Every dial, begun with any of the entries in `read` and finished with the rows of now, ends as `allowed` says.
+fn check(maps: &Maps, read: &[BTreeMap<ServiceKey, ServiceEntry>], allowed: &Allowed) {
+    for (key, allowed) in allowed {
+        for services in read {
+            let outcomes = maps.outcomes_of(services.get(key));
+            assert!(
+                outcomes.is_subset(allowed),
+                "{key:?}: {outcomes:?}, allowed are {allowed:?}"
+            );
+        }
+    }
+    let known: BTreeSet<_> = allowed.keys().collect();
+    assert!(
+        maps.services.keys().all(|key| known.contains(key)),
+        "an address nobody asked for"
+    );
+}
+
+/// What the maps should be once everything has settled: what `view` wants, and not a row more.
+fn check_settled(maps: &Maps, view: &View) {
+    let allowed = allowed(view);
+    assert_eq!(
+        maps.services.keys().collect::<Vec<_>>(),
+        allowed.keys().collect::<Vec<_>>()
+    );
+    check(maps, std::slice::from_ref(&maps.services), &allowed);
+    let rows: u32 = maps
+        .services
+        .values()
+        .map(|entry| entry.ready + entry.terminating)
+        .sum();
+    assert_eq!(maps.slots.len(), rows as usize, "slots left behind");
+    let named: BTreeSet<_> = maps.slots.values().copied().collect();
+    assert_eq!(
+        maps.backends.keys().copied().collect::<BTreeSet<_>>(),
+        named,
+        "backends left behind"
+    );
+    let targets: BTreeSet<_> = maps
+        .backends
+        .values()
+        .map(|row| (row.address, row.port, row.protocol))
+        .collect();
+    assert_eq!(targets.len(), maps.backends.len(), "one target, one id");
+}
+
+fn collect_all(state: &mut LbState, mut write: impl FnMut(MapOp) -> bool) {
+    for _ in 0..2 {
+        for op in state.collect() {
+            assert!(write(op));
+        }
+    }
+    assert!(!state.has_garbage());
+}
+
+fn synced() -> LbState {
+    let mut state = LbState::new();
+    state.set_synced();
+    state
+}
+
+proptest! {
+    #[test]
+    fn no_write_opens_a_window(history in proptest::collection::vec(views(), 1..5)) {
+        let (mut state, mut maps) = (synced(), Maps::default());
+        let mut old = view(vec![]);
+        for new in &history {
+            let may = union(&allowed(&old), &allowed(new));
+            let mut read = vec![maps.services.clone()];
+            pass(&mut state, new, &services_of(&[&old, new]), |op| {
+                maps.apply(op);
+                read.push(maps.services.clone());
+                check(&maps, &read, &may);
+                true
+            });
+            // Nothing that this pass left behind goes at the first collection after it.
+            let settled = maps.services.clone();
+            for op in state.collect() {
+                maps.apply(op);
+                check(&maps, &read, &may);
+            }
+            for op in state.collect() {
+                maps.apply(op);
+                check(&maps, std::slice::from_ref(&settled), &allowed(new));
+            }
+            check_settled(&maps, new);
+            old = new.clone();
+        }
+    }
+
+    #[test]
+    fn the_same_view_again_writes_nothing(view in views()) {
+        let mut state = synced();
+        let services = services_of(&[&view]);
+        pass(&mut state, &view, &services, |_| true);
+        prop_assert_eq!(pass(&mut state, &view, &services, |op| panic!("{op:?}")), 0);
+        let _ = state.collect();
+        prop_assert_eq!(pass(&mut state, &view, &services, |op| panic!("{op:?}")), 0);
+    }
+
+    #[test]
+    fn failed_writes_open_no_window_and_are_made_up_for(
+        history in proptest::collection::vec(views(), 1..4),
+        failures in proptest::collection::vec(proptest::bool::weighted(0.15), 200),
+    ) {
+        let (mut state, mut maps) = (synced(), Maps::default());
+        let mut may = allowed(&view(vec![]));
+        let mut failures = failures.into_iter();
+        let mut all = BTreeSet::new();
+        let mut last = None;
+        for new in &history {
+            may = union(&may, &allowed(new));
+            all.extend(services_of(&[new]));
+            pass(&mut state, new, &all, |op| {
+                let fails = failures.next().unwrap_or(false);
+                if !fails {
+                    maps.apply(op);
+                }
+                check(&maps, std::slice::from_ref(&maps.services), &may);
+                !fails
+            });
+            for op in state.collect() {
+                maps.apply(op);
+                check(&maps, std::slice::from_ref(&maps.services), &may);
+            }
+            last = Some(new);
+        }
+        let last = last.unwrap();
+        pass(&mut state, last, &all, |op| { maps.apply(op); true });
+        collect_all(&mut state, |op| { maps.apply(op); true });
+        check_settled(&maps, last);
+    }
+
+    #[test]
+    fn a_crash_at_any_write_loses_nothing_and_leaks_nothing(
+        (before, after) in (views(), views()),
+        partial in views(),
+        died_after in 0..60usize,
+        seed: u32,
+    ) {
+        // An earlier life, which dies in the middle of a change or of a collection.
+        let (mut state, mut maps, mut left) = (synced(), Maps::default(), died_after);
+        let mut old = view(vec![]);
+        let mut live_on = |maps: &mut Maps, op| {
+            let lives = left > 0;
+            if lives {
+                left -= 1;
+                maps.apply(op);
+            }
+            lives
+        };
+        for new in [&before, &after] {
+            pass(&mut state, new, &services_of(&[&old, new]), |op| live_on(&mut maps, op));
+            for op in [state.collect(), state.collect()].concat() {
+                live_on(&mut maps, op);
+            }
+            old = new.clone();
+        }
+        drop(state);
+
+        // The next life sees part of the cluster first: it may add, and takes nothing away.
+        let found = maps.clone();
+        let mut state = LbState::adopt(maps.pinned(), seed);
+        pass(&mut state, &partial, &services_of(&[&partial]), |op| {
+            maps.apply(op);
+            for (key, was) in &found.services {
+                let before = found.outcomes_of(Some(was));
+                let now = maps.outcomes(key);
+                assert!(!now.contains(&Outcome::Hole) && !now.contains(&Outcome::NotService));
+                assert!(before.contains(&Outcome::Refused) || !now.contains(&Outcome::Refused));
+                let offered = |maps: &Maps, entry: &ServiceEntry| {
+                    let row = |slot: u32| {
+                        let ServiceEntry { service_id, generation, .. } = *entry;
+                        maps.backends[&maps.slots[&SlotKey { service_id, generation, slot }]]
+                    };
+                    (0..entry.ready + entry.terminating).map(|slot| (row(slot).address, row(slot).port)).collect::<BTreeSet<_>>()
+                };
+                assert!(offered(&found, was).is_subset(&offered(&maps, &maps.services[key])), "a backend went too early");
+            }
+            true
+        });
+        prop_assert!(state.collect().is_empty());
+
+        // Then it sees everything.
+        state.set_synced();
+        let merged = maps.services.keys().map(|key| (*key, maps.outcomes(key))).collect();
+        let may = union(&merged, &allowed(&after));
+        pass(&mut state, &after, &services_of(&[&partial, &after]), |op| {
+            maps.apply(op);
+            check(&maps, std::slice::from_ref(&maps.services), &may);
+            true
+        });
+        collect_all(&mut state, |op| { maps.apply(op); true });
+        check_settled(&maps, &after);
+        prop_assert_eq!(pass(&mut state, &after, &services_of(&[&after]), |op| panic!("{op:?}")), 0);
+    }
+}
+
+#[test]
+fn slots_stand_in_order_and_ids_stay() {
+    let near = vec![
+        endpoint(4, "b", "z2"),
+        endpoint(3, "c", "z1"),
+        endpoint(2, "a", "z1"),
+        terminating(endpoint(1, "a", "z1")),
+    ];
+    let (mut state, mut maps) = (synced(), Maps::default());
+    let first = view(vec![("web", service("10.96.0.1"), near.clone())]);
+    let services = services_of(&[&first]);
+    pass(&mut state, &first, &services, |op| {
+        maps.apply(op);
+        true
+    });
+    let (_, entry) = maps.services.first_key_value().unwrap();
+    assert_eq!(
+        (entry.local, entry.zone, entry.ready, entry.terminating),
+        (1, 1, 3, 1)
+    );
+    let order: Vec<u8> = maps
+        .slots
+        .values()
+        .map(|id| maps.backends[id].address[3])
+        .collect();
+    assert_eq!(order, [2, 3, 4, 1]);
+    let ids: BTreeMap<u8, BackendId> = maps
+        .backends
+        .iter()
+        .map(|(id, row)| (row.address[3], *id))
+        .collect();
+
+    // One goes, one comes: the others keep their ids, and only what changed is written.
+    let mut other = near;
+    other[0] = endpoint(5, "b", "z2");
+    let second = view(vec![("web", service("10.96.0.1"), other)]);
+    let mut ops = Vec::new();
+    pass(&mut state, &second, &services, |op| {
+        maps.apply(op);
+        ops.push(op);
+        true
+    });
+    assert_eq!(
+        ops.iter()
+            .filter(|op| matches!(op, MapOp::PutBackend(..)))
+            .count(),
+        1
+    );
+    assert!(matches!(ops.last(), Some(MapOp::PutService(_, entry)) if entry.generation == 2));
+    for (last, id) in ids {
+        assert_eq!(maps.backends[&id].address[3], last);
+    }
+}
+
+#[test]
+fn a_new_policy_alone_is_one_write() {
+    let mut state = synced();
+    let old = view(vec![(
+        "web",
+        service("10.96.0.1"),
+        vec![endpoint(1, "a", "z1"), endpoint(2, "b", "z2")],
+    )]);
+    let services = services_of(&[&old]);
+    pass(&mut state, &old, &services, |_| true);
+    let mut sticky = service("10.96.0.1");
+    sticky.affinity_timeout_s = Some(60);
+    let new = view(vec![(
+        "web",
+        sticky,
+        vec![endpoint(1, "a", "z1"), endpoint(2, "b", "z2")],
+    )]);
+    let mut ops = Vec::new();
+    pass(&mut state, &new, &services, |op| {
+        ops.push(op);
+        true
+    });
+    assert!(matches!(
+        ops[..],
+        [MapOp::PutService(
+            _,
+            ServiceEntry {
+                affinity_timeout_s: 60,
+                generation: 1,
+                ..
+            }
+        )]
+    ));
+}
+
+#[test]
+fn an_address_is_handed_over_without_a_gap() {
+    let (mut state, mut maps) = (synced(), Maps::default());
+    let old = view(vec![(
+        "old",
+        service("10.96.0.1"),
+        vec![endpoint(1, "a", "z1")],
+    )]);
+    let both = view(vec![
+        ("new", service("10.96.0.1"), vec![endpoint(2, "a", "z1")]),
+        ("old", service("10.96.0.1"), vec![endpoint(1, "a", "z1")]),
+    ]);
+    let new = view(vec![(
+        "new",
+        service("10.96.0.1"),
+        vec![endpoint(2, "a", "z1")],
+    )]);
+    pass(&mut state, &old, &services_of(&[&old]), |op| {
+        maps.apply(op);
+        true
+    });
+    assert_eq!(
+        pass(&mut state, &both, &services_of(&[&both]), |_| true),
+        0,
+        "who has an address keeps it"
+    );
+    let waits = ObjectKey::new("ns", "new");
+    assert_eq!(
+        state.conflicts_of(&waits)[0].1,
+        Some(&ObjectKey::new("ns", "old"))
+    );
+    pass(
+        &mut state,
+        &new,
+        &BTreeSet::from([ObjectKey::new("ns", "old")]),
+        |op| {
+            assert!(!matches!(op, MapOp::DeleteService(_)));
+            maps.apply(op);
+            true
+        },
+    );
+    assert!(state.conflicts_of(&waits).is_empty());
+    collect_all(&mut state, |op| {
+        maps.apply(op);
+        true
+    });
+    check_settled(&maps, &new);
+}

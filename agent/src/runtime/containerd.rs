@@ -1,0 +1,686 @@
+//! The [`Runtime`] over containerd's native API, in the namespace that its CRI half uses too.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_client::services::v1::containers_client::ContainersClient;
+use containerd_client::services::v1::tasks_client::TasksClient;
+use containerd_client::services::v1::version_client::VersionClient;
+use containerd_client::services::v1::{
+    Container as StoredContainer, CreateContainerRequest, CreateTaskRequest,
+    DeleteContainerRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
+    GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, ListTasksRequest,
+    StartRequest, UpdateContainerRequest, WaitRequest, container,
+};
+use containerd_client::types::v1::{Process, Status as TaskStatus};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::{AuthConfig, ImageSpec, PullImageRequest};
+use oci_spec::runtime::Spec;
+use prost_types::{Any, FieldMask};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+
+use super::host::Host;
+use super::image::normalize;
+use super::store::{self, Manifest, SNAPSHOTTER, request};
+use super::{
+    Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause, Image, ImageSummary,
+    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, cgroup, events, import, labels, oci,
+};
+
+/// containerd's namespace for Kubernetes: its CRI ImageService pulls into the same one.
+pub(super) const NAMESPACE: &str = "k8s.io";
+
+const RUNTIME: &str = "io.containerd.runc.v2";
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// The most output that is kept of a command run in a container.
+const EXEC_OUTPUT_LIMIT: usize = 10 << 10;
+
+/// Configurations of images in use that are kept parsed. Nodes run few different images.
+const CACHED_IMAGES: usize = 64;
+
+/// containerd at a socket.
+pub struct Containerd {
+    socket: PathBuf,
+    channel: Channel,
+    host: Host,
+    /// The program whose `log-pipe` command writes containers' logs.
+    logger: PathBuf,
+    /// Directory for the output of commands run in containers.
+    scratch: PathBuf,
+    hierarchies: Vec<cgroup::Hierarchy>,
+    /// Manifests by digest; a digest never changes its meaning.
+    manifests: std::sync::Mutex<Vec<(String, Manifest)>>,
+}
+
+impl Containerd {
+    /// Uses the containerd at `socket`. Connects at the first request, and again whenever the connection is lost.
+    pub fn new(socket: &Path, host: Host, logger: &Path, scratch: &Path) -> Containerd {
+        let path = socket.to_owned();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        // The address is only there for the form: the connector knows the socket.
+        let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        Containerd {
+            socket: socket.to_owned(),
+            channel,
+            host,
+            logger: logger.to_owned(),
+            scratch: scratch.to_owned(),
+            hierarchies: cgroup::hierarchies(&mounts),
+            manifests: std::sync::Mutex::default(),
+        }
+    }
+
+    fn tasks(&self) -> TasksClient<Channel> {
+        TasksClient::new(self.channel.clone())
+    }
+
+    fn containers(&self) -> ContainersClient<Channel> {
+        ContainersClient::new(self.channel.clone())
+    }
+
+    /// Puts the socket's path into the error when containerd does not answer.
+    fn located<T>(&self, result: Result<T, RuntimeError>) -> Result<T, RuntimeError> {
+        result.map_err(|error| match error {
+            RuntimeError::Unreachable { reason, .. } => RuntimeError::Unreachable {
+                socket: self.socket.clone(),
+                reason,
+            },
+            other => other,
+        })
+    }
+
+    async fn manifest(&self, name: &str) -> Result<Option<(String, Manifest)>, RuntimeError> {
+        let Some(target) = store::find(&self.channel, name).await?.and_then(|image| image.target)
+        else {
+            return Ok(None);
+        };
+        if let Ok(cache) = self.manifests.lock()
+            && let Some((_, manifest)) = cache.iter().find(|(digest, _)| *digest == target.digest)
+        {
+            return Ok(Some((target.digest, manifest.clone())));
+        }
+        let manifest =
+            store::manifest(&self.channel, name, &target, self.host.architecture).await?;
+        if let Ok(mut cache) = self.manifests.lock() {
+            if cache.len() == CACHED_IMAGES {
+                cache.remove(0);
+            }
+            cache.push((target.digest.clone(), manifest.clone()));
+        }
+        Ok(Some((target.digest, manifest)))
+    }
+
+    async fn stored(&self, id: &str) -> Result<Option<StoredContainer>, RuntimeError> {
+        let message = GetContainerRequest { id: id.to_owned() };
+        match self.containers().get(request(message, None)).await {
+            Ok(reply) => Ok(reply.into_inner().container),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(failed(format!("look up container {id}"), &status)),
+        }
+    }
+
+    async fn task(&self, id: &str) -> Result<Option<Process>, RuntimeError> {
+        let message = GetRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
+        match self.tasks().get(request(message, None)).await {
+            Ok(reply) => Ok(reply.into_inner().process),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(failed(format!("look up the task of container {id}"), &status)),
+        }
+    }
+
+    /// Writes the end into the container's labels. The first end that is written stays.
+    async fn write_exit(&self, id: &str, exit: &Exit) -> Result<ContainerState, RuntimeError> {
+        let Some(mut stored) = self.stored(id).await? else {
+            return Ok(ContainerState::Exited(exit.clone()));
+        };
+        if let Some(known) = labels::read(&stored.labels).and_then(|identity| identity.exit) {
+            return Ok(ContainerState::Exited(known));
+        }
+        labels::write_exit(&mut stored.labels, exit);
+        let message = UpdateContainerRequest {
+            container: Some(StoredContainer {
+                id: id.to_owned(),
+                labels: stored.labels,
+                ..StoredContainer::default()
+            }),
+            update_mask: Some(FieldMask { paths: vec!["labels".to_owned()] }),
+        };
+        self.containers()
+            .update(request(message, None))
+            .await
+            .map_err(|status| failed(format!("write down how container {id} ended"), &status))?;
+        Ok(ContainerState::Exited(exit.clone()))
+    }
+
+    async fn delete_task(&self, id: &str) -> Result<(), RuntimeError> {
+        let message = DeleteTaskRequest { container_id: id.to_owned() };
+        match self.tasks().delete(request(message, None)).await {
+            Err(status) if status.code() != Code::NotFound => {
+                Err(failed(format!("remove the task of container {id}"), &status))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the container's log writer is told to write; containerd hands the query's key and value to it as arguments.
+    fn log_uri(&self, log: &Path) -> String {
+        format!(
+            "binary://{}?log-pipe={}",
+            percent_encode(&self.logger.to_string_lossy()),
+            percent_encode(&log.to_string_lossy())
+        )
+    }
+
+    async fn create_container(&self, config: &ContainerConfig) -> Result<Container, RuntimeError> {
+        let name = normalize(&config.image)?;
+        let Some((digest, manifest)) = self.manifest(&name).await? else {
+            return Err(RuntimeError::Failed {
+                action: format!("create container {}", config.name),
+                reason: format!("image {name} is not present"),
+            });
+        };
+        let image = Image { name: name.clone(), digest, config: manifest.config.clone() };
+        let parent = manifest.config.chain_id();
+        let spec_of = |accounts: &oci::Accounts| {
+            oci::spec(config, &manifest.config, accounts, &self.host)
+        };
+        let spec = if oci::needs_accounts(&config.security, &manifest.config) {
+            let mounts = self.root(&config.id, &parent, &manifest).await?;
+            spec_of(&accounts(&mounts))?
+        } else {
+            spec_of(&oci::Accounts::default())?
+        };
+        let stop_signal = manifest.config.stop_signal();
+        let stored = StoredContainer {
+            id: config.id.clone(),
+            labels: labels::write(config, &image.id(), stop_signal, &self.host.boot_id),
+            image: name,
+            runtime: Some(container::Runtime {
+                name: RUNTIME.to_owned(),
+                options: None,
+            }),
+            spec: Some(any_spec(&spec)?),
+            snapshotter: SNAPSHOTTER.to_owned(),
+            // From here on the garbage collector keeps the snapshot, even before it is there.
+            snapshot_key: config.id.clone(),
+            ..StoredContainer::default()
+        };
+        let message = CreateContainerRequest { container: Some(stored) };
+        match self.containers().create(request(message, None)).await {
+            Err(status) if status.code() != Code::AlreadyExists => {
+                return Err(failed(format!("create container {}", config.name), &status));
+            }
+            _ => {}
+        }
+        self.root(&config.id, &parent, &manifest).await?;
+        Ok(Container {
+            id: config.id.clone(),
+            pod: config.pod.clone(),
+            name: config.name.clone(),
+            attempt: config.attempt,
+            streak: config.streak,
+            spec_hash: config.spec_hash.clone(),
+            image: config.image.clone(),
+            image_id: image.id(),
+            stop_signal,
+            created_at: Timestamp::now(),
+            state: ContainerState::Created,
+        })
+    }
+
+    /// The container's root file system; unpacks the image first where nobody did.
+    async fn root(
+        &self,
+        id: &str,
+        parent: &str,
+        manifest: &Manifest,
+    ) -> Result<Vec<containerd_client::types::Mount>, RuntimeError> {
+        let fail = |status: &Status| failed(format!("prepare the root of container {id}"), status);
+        match store::prepare_root(&self.channel, id, parent).await {
+            Ok(mounts) => Ok(mounts),
+            Err(status) if status.code() == Code::NotFound => {
+                store::unpack(&self.channel, manifest, None).await?;
+                store::prepare_root(&self.channel, id, parent)
+                    .await
+                    .map_err(|status| fail(&status))
+            }
+            Err(status) => Err(fail(&status)),
+        }
+    }
+
+    async fn start_container(&self, id: &str, log: &Path) -> Result<ContainerState, RuntimeError> {
+        let rootfs = store::root_mounts(&self.channel, id)
+            .await
+            .map_err(|status| failed(format!("find the root of container {id}"), &status))?;
+        let uri = self.log_uri(log);
+        let message = CreateTaskRequest {
+            container_id: id.to_owned(),
+            rootfs,
+            stdout: uri.clone(),
+            stderr: uri,
+            ..CreateTaskRequest::default()
+        };
+        match self.tasks().create(request(message, None)).await {
+            Err(status) if status.code() != Code::AlreadyExists => {
+                return Err(start_failure(id, &status));
+            }
+            _ => {}
+        }
+        let message = StartRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
+        match self.tasks().start(request(message, None)).await {
+            Ok(reply) => Ok(ContainerState::Running { pid: reply.into_inner().pid }),
+            // It may run already, because an agent before us started it.
+            Err(status) => match self.task(id).await? {
+                Some(task) if task.status() == TaskStatus::Running => {
+                    Ok(ContainerState::Running { pid: task.pid })
+                }
+                Some(task) if task.status() == TaskStatus::Stopped => Ok(ContainerState::Stopped),
+                _ => {
+                    self.delete_task(id).await?;
+                    Err(start_failure(id, &status))
+                }
+            },
+        }
+    }
+
+    async fn reap_container(&self, id: &str) -> Result<ContainerState, RuntimeError> {
+        let Some(stored) = self.stored(id).await? else {
+            return Ok(ContainerState::Exited(unseen()));
+        };
+        let identity = labels::read(&stored.labels);
+        if let Some(exit) = identity.as_ref().and_then(|identity| identity.exit.clone()) {
+            self.delete_task(id).await?;
+            return Ok(ContainerState::Exited(exit));
+        }
+        let exit = match self.task(id).await? {
+            None => unseen(),
+            Some(task) if task.status() == TaskStatus::Stopped => {
+                let cgroup = identity.map(|identity| identity.cgroup).unwrap_or_default();
+                // The counters are there until the task is removed.
+                let oom = cgroup::out_of_memory(&self.hierarchies, Path::new(&cgroup));
+                Exit {
+                    code: i32::try_from(task.exit_status).unwrap_or(255),
+                    at: task.exited_at.map_or_else(Timestamp::now, timestamp),
+                    cause: if oom && task.exit_status != 0 {
+                        ExitCause::OutOfMemory
+                    } else {
+                        ExitCause::Process
+                    },
+                    message: String::new(),
+                }
+            }
+            Some(task) => return Ok(ContainerState::Running { pid: task.pid }),
+        };
+        let state = self.write_exit(id, &exit).await?;
+        self.delete_task(id).await?;
+        Ok(state)
+    }
+
+    async fn list_containers(&self) -> Result<Vec<Container>, RuntimeError> {
+        let message = ListContainersRequest { filters: vec![labels::FILTER.to_owned()] };
+        let (mut containers, mut tasks) = (self.containers(), self.tasks());
+        let (stored, tasks) = tokio::join!(
+            containers.list(request(message, None)),
+            tasks.list(request(ListTasksRequest::default(), None)),
+        );
+        let stored = stored.map_err(|status| failed("list containers", &status))?;
+        let tasks = tasks.map_err(|status| failed("list tasks", &status))?.into_inner().tasks;
+        let found = stored.into_inner().containers.into_iter().filter_map(|stored| {
+            let task = tasks.iter().find(|task| task.id == stored.id);
+            container(&stored, task, &self.host.boot_id)
+        });
+        Ok(found.collect())
+    }
+
+    async fn delete_container(&self, id: &str) -> Result<(), RuntimeError> {
+        self.delete_task(id).await?;
+        // The record goes last: it is what says that the rest has to go.
+        store::remove_snapshot(&self.channel, id)
+            .await
+            .map_err(|status| failed(format!("remove the root of container {id}"), &status))?;
+        let message = DeleteContainerRequest { id: id.to_owned() };
+        match self.containers().delete(request(message, None)).await {
+            Err(status) if status.code() != Code::NotFound => {
+                Err(failed(format!("delete container {id}"), &status))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn exec_in(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecResult, RuntimeError> {
+        let fail = |status: &Status| failed(format!("run {command:?} in container {id}"), status);
+        let stored = self.stored(id).await?.unwrap_or_default();
+        let bytes = stored.spec.map(|spec| spec.value).unwrap_or_default();
+        let spec: Spec = serde_json::from_slice(&bytes)
+            .map_err(|error| RuntimeError::Config(format!("container {id} has no spec: {error}")))?;
+        let mut process = spec.process().clone().unwrap_or_default();
+        process.set_args(Some(command.to_vec()));
+        let value = serde_json::to_vec(&process)
+            .map_err(|error| RuntimeError::Config(format!("command {command:?}: {error}")))?;
+
+        let exec_id = uuid::Uuid::new_v4().simple().to_string();
+        let output = self.scratch.join(&exec_id);
+        let uri = format!("file://{}", percent_encode(&output.to_string_lossy()));
+        let mut tasks = self.tasks();
+        tasks
+            .exec(request(
+                ExecProcessRequest {
+                    container_id: id.to_owned(),
+                    exec_id: exec_id.clone(),
+                    stdout: uri.clone(),
+                    stderr: uri,
+                    spec: Some(Any { type_url: PROCESS_TYPE.to_owned(), value }),
+                    ..ExecProcessRequest::default()
+                },
+                None,
+            ))
+            .await
+            .map_err(|status| fail(&status))?;
+        let run = async {
+            let named = || (id.to_owned(), exec_id.clone());
+            let (container_id, exec) = named();
+            tasks.start(request(StartRequest { container_id, exec_id: exec }, None)).await?;
+            let (container_id, exec) = named();
+            tasks.wait(request(WaitRequest { container_id, exec_id: exec }, None)).await
+        };
+        let ended = tokio::time::timeout(timeout, run).await;
+        if ended.is_err() {
+            let kill = KillRequest {
+                container_id: id.to_owned(),
+                exec_id: exec_id.clone(),
+                signal: libc::SIGKILL as u32,
+                all: false,
+            };
+            let _ = self.tasks().kill(request(kill, None)).await;
+            let wait = WaitRequest { container_id: id.to_owned(), exec_id: exec_id.clone() };
+            let _ = self.tasks().wait(request(wait, None)).await;
+        }
+        let delete = DeleteProcessRequest { container_id: id.to_owned(), exec_id };
+        // It is gone with its container in any case.
+        let _ = self.tasks().delete_process(request(delete, None)).await;
+        let mut text = tokio::fs::read(&output).await.unwrap_or_default();
+        let _ = tokio::fs::remove_file(&output).await;
+        text.truncate(EXEC_OUTPUT_LIMIT);
+        match ended {
+            Ok(Ok(reply)) => Ok(ExecResult {
+                code: i32::try_from(reply.into_inner().exit_status).unwrap_or(255),
+                output: String::from_utf8_lossy(&text).into_owned(),
+            }),
+            Ok(Err(status)) => Err(fail(&status)),
+            Err(_) => Err(RuntimeError::Failed {
+                action: format!("run {command:?} in container {id}"),
+                reason: format!("it did not end within {timeout:?}"),
+            }),
+        }
+    }
+
+    async fn pull_image(
+        &self,
+        reference: &str,
+        login: Option<&RegistryLogin>,
+    ) -> Result<Image, RuntimeError> {
+        let name = normalize(reference)?;
+        let message = PullImageRequest {
+            image: Some(ImageSpec { image: name.clone(), ..ImageSpec::default() }),
+            auth: login.map(|login| AuthConfig {
+                username: login.username.clone(),
+                password: login.password.clone(),
+                ..AuthConfig::default()
+            }),
+            sandbox_config: None,
+        };
+        ImageServiceClient::new(self.channel.clone())
+            .pull_image(message)
+            .await
+            .map_err(|status| match failed("pull", &status) {
+                error @ RuntimeError::Unreachable { .. } => error,
+                _ => RuntimeError::Pull {
+                    image: reference.to_owned(),
+                    reason: status.message().to_owned(),
+                },
+            })?;
+        self.image(&name).await?.ok_or_else(|| RuntimeError::Pull {
+            image: reference.to_owned(),
+            reason: "it was pulled, and is not there".into(),
+        })
+    }
+}
+
+#[async_trait]
+impl Runtime for Containerd {
+    async fn version(&self) -> Result<String, RuntimeError> {
+        let reply = VersionClient::new(self.channel.clone())
+            .version(())
+            .await
+            .map_err(|status| failed("ask for the version", &status));
+        let version = self.located(reply)?.into_inner().version;
+        // Debian's packages add a suffix after ~.
+        let version = version.split('~').next().unwrap_or(&version);
+        Ok(format!("containerd://{}", version.trim_start_matches('v')))
+    }
+
+    async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
+        let name = normalize(reference)?;
+        let found = self.located(self.manifest(&name).await)?;
+        Ok(found.map(|(digest, manifest)| Image { name, digest, config: manifest.config }))
+    }
+
+    async fn pull(
+        &self,
+        reference: &str,
+        login: Option<&RegistryLogin>,
+    ) -> Result<Image, RuntimeError> {
+        self.located(self.pull_image(reference, login).await)
+    }
+
+    async fn import(&self, archive: &Path) -> Result<Vec<String>, RuntimeError> {
+        self.located(import::import(&self.channel, archive, self.host.architecture).await)
+    }
+
+    async fn images(&self) -> Result<Vec<ImageSummary>, RuntimeError> {
+        self.located(store::list(&self.channel).await)
+    }
+
+    async fn create(&self, config: &ContainerConfig) -> Result<Container, RuntimeError> {
+        self.located(self.create_container(config).await)
+    }
+
+    async fn start(&self, id: &str, log: &Path) -> Result<ContainerState, RuntimeError> {
+        self.located(self.start_container(id, log).await)
+    }
+
+    async fn state(&self, id: &str) -> Result<Option<ContainerState>, RuntimeError> {
+        let Some(stored) = self.located(self.stored(id).await)? else {
+            return Ok(None);
+        };
+        let task = self.located(self.task(id).await)?;
+        Ok(container(&stored, task.as_ref(), &self.host.boot_id).map(|found| found.state))
+    }
+
+    async fn signal(&self, id: &str, signal: i32) -> Result<(), RuntimeError> {
+        let message = KillRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+            signal: signal.unsigned_abs(),
+            all: false,
+        };
+        match self.tasks().kill(request(message, None)).await {
+            // Both say that the process is gone.
+            Err(status)
+                if !matches!(status.code(), Code::NotFound | Code::FailedPrecondition) =>
+            {
+                self.located(Err(failed(format!("send signal {signal} to container {id}"), &status)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError> {
+        self.located(self.reap_container(id).await)
+    }
+
+    async fn record_failure(&self, id: &str, exit: &Exit) -> Result<ContainerState, RuntimeError> {
+        self.located(self.write_exit(id, exit).await)
+    }
+
+    async fn delete(&self, id: &str) -> Result<(), RuntimeError> {
+        self.located(self.delete_container(id).await)
+    }
+
+    async fn list(&self) -> Result<Vec<Container>, RuntimeError> {
+        self.located(self.list_containers().await)
+    }
+
+    async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecResult, RuntimeError> {
+        self.located(self.exec_in(id, command, timeout).await)
+    }
+
+    fn events(&self) -> mpsc::Receiver<RuntimeEvent> {
+        let (sender, receiver) = mpsc::channel(256);
+        tokio::spawn(events::forward(self.channel.clone(), sender));
+        receiver
+    }
+}
+
+/// A container from containerd's record of it and its task.
+fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) -> Option<Container> {
+    let identity = labels::read(&stored.labels)?;
+    let state = match (identity.exit, task) {
+        (Some(exit), None) => ContainerState::Exited(exit),
+        // The end is written down, its task not yet removed.
+        (Some(_), Some(_)) => ContainerState::Stopped,
+        (None, Some(task)) => match task.status() {
+            TaskStatus::Stopped => ContainerState::Stopped,
+            TaskStatus::Created | TaskStatus::Unknown => ContainerState::Created,
+            TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
+                ContainerState::Running { pid: task.pid }
+            }
+        },
+        // Made in an earlier boot: it may have run, and runs no more.
+        (None, None) if identity.boot_id != boot_id => ContainerState::Stopped,
+        (None, None) => ContainerState::Created,
+    };
+    Some(Container {
+        id: stored.id.clone(),
+        pod: identity.pod,
+        name: identity.name,
+        attempt: identity.attempt,
+        streak: identity.streak,
+        spec_hash: identity.spec_hash,
+        image: identity.image,
+        image_id: identity.image_id,
+        stop_signal: identity.stop_signal,
+        created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
+        state,
+    })
+}
+
+fn unseen() -> Exit {
+    Exit {
+        code: 137,
+        at: Timestamp::now(),
+        cause: ExitCause::Unknown,
+        message: "The container could not be located when the pod was looked at".into(),
+    }
+}
+
+/// The account files of the root file system that `mounts` would make, read from its layers without mounting them.
+fn accounts(mounts: &[containerd_client::types::Mount]) -> oci::Accounts {
+    let layers: Vec<&str> = mounts
+        .iter()
+        .flat_map(|mount| match mount.r#type.as_str() {
+            "overlay" => mount
+                .options
+                .iter()
+                .find_map(|option| option.strip_prefix("lowerdir="))
+                .map(|dirs| dirs.split(':').collect())
+                .unwrap_or_default(),
+            // An image of one layer is a plain bind mount.
+            _ => vec![mount.source.as_str()],
+        })
+        .collect();
+    let text = |file: &str| {
+        // The first layer that has the file is the topmost.
+        layers
+            .iter()
+            .find_map(|layer| std::fs::read_to_string(Path::new(layer).join(file)).ok())
+            .unwrap_or_default()
+    };
+    oci::Accounts { passwd: text("etc/passwd"), group: text("etc/group") }
+}
+
+fn any_spec(spec: &Spec) -> Result<Any, RuntimeError> {
+    let value = serde_json::to_vec(spec)
+        .map_err(|error| RuntimeError::Config(format!("no valid OCI spec: {error}")))?;
+    Ok(Any { type_url: SPEC_TYPE.to_owned(), value })
+}
+
+fn timestamp(time: prost_types::Timestamp) -> Timestamp {
+    Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The error of a request that containerd did not fulfil.
+pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError {
+    // A status that never came from containerd has the transport's error as its source.
+    let local = std::error::Error::source(status).is_some();
+    if status.code() == Code::Unavailable || (local && status.code() == Code::Unknown) {
+        return RuntimeError::Unreachable {
+            socket: PathBuf::new(),
+            reason: status.message().to_owned(),
+        };
+    }
+    RuntimeError::Failed { action: action.into(), reason: status.message().to_owned() }
+}
+
+/// The error of a container that could not be started, apart from the runtime's own troubles.
+fn start_failure(id: &str, status: &Status) -> RuntimeError {
+    match failed(format!("start container {id}"), status) {
+        RuntimeError::Failed { reason, .. }
+            if matches!(status.code(), Code::Unknown | Code::InvalidArgument) =>
+        {
+            RuntimeError::Start(reason)
+        }
+        error => error,
+    }
+}
+
+/// Escapes a path for a URI's path or query value.
+fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}

@@ -1,0 +1,87 @@
+//! What the machine allows, found once at start.
+
+use std::fs;
+
+/// Facts about the machine that decide how a container can be set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The lowest `oom_score_adj` that a container may be given, when it is not just any.
+    pub oom_score_floor: Option<i32>,
+    /// The only cgroup hierarchy is v2.
+    pub unified_cgroups: bool,
+    /// Capabilities that this process could hand on, as the bits of `CapBnd`.
+    pub capabilities: u64,
+    /// Identifies this boot of the machine.
+    pub boot_id: String,
+    /// The architecture in the words of OCI images: `amd64`, `arm64`.
+    pub architecture: &'static str,
+}
+
+/// `CAP_SYS_RESOURCE` in linux/capability.h.
+const CAP_SYS_RESOURCE: u64 = 24;
+
+impl Host {
+    /// Looks at `/proc` and `/sys`. What cannot be read counts as not allowed.
+    pub fn probe() -> Host {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let own_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let boot_id =
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let may_lower = capability_bits(&status, "CapEff:") & (1 << CAP_SYS_RESOURCE) != 0;
+        Host {
+            oom_score_floor: (!may_lower).then(|| own_score.trim().parse().unwrap_or(0)),
+            unified_cgroups: !mounts
+                .lines()
+                .any(|line| line.split(' ').nth(2) == Some("cgroup")),
+            capabilities: capability_bits(&status, "CapBnd:"),
+            boot_id: boot_id.trim().to_owned(),
+            architecture: match std::env::consts::ARCH {
+                "x86_64" => "amd64",
+                "aarch64" => "arm64",
+                other => other,
+            },
+        }
+    }
+
+    /// The `oom_score_adj` nearest to `wanted` that can be set here.
+    pub fn oom_score_adj(&self, wanted: i32) -> i32 {
+        self.oom_score_floor
+            .map_or(wanted, |floor| wanted.max(floor))
+    }
+}
+
+fn capability_bits(status: &str, field: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .and_then(|value| u64::from_str_radix(value.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capability_bits_are_read_from_the_status_file() {
+        let status = "Name:\tx\nCapEff:\t000001fffeffffff\nCapBnd:\t0000000000000001\n";
+        assert_eq!(capability_bits(status, "CapBnd:"), 1);
+        assert_eq!(
+            capability_bits(status, "CapEff:") & (1 << CAP_SYS_RESOURCE),
+            0,
+            "bit 24 is off in this mask"
+        );
+        assert_eq!(capability_bits("", "CapEff:"), 0);
+    }
+
+    #[test]
+    fn a_score_below_the_floor_is_raised_to_it() {
+        let mut host = Host::probe();
+        host.oom_score_floor = Some(0);
+        assert_eq!(host.oom_score_adj(-997), 0);
+        assert_eq!(host.oom_score_adj(1000), 1000);
+        host.oom_score_floor = None;
+        assert_eq!(host.oom_score_adj(-997), -997);
+    }
+}

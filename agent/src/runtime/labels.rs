@@ -1,0 +1,144 @@
+//! A container's identity and end, written as labels on containerd's record of it.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+
+use super::{ContainerConfig, Exit, ExitCause, PodRef};
+
+const POD_UID: &str = "io.kubernetes.pod.uid";
+const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const POD_NAME: &str = "io.kubernetes.pod.name";
+const NAME: &str = "io.kubernetes.container.name";
+const ATTEMPT: &str = "kernelet.io/attempt";
+const STREAK: &str = "kernelet.io/streak";
+const SPEC_HASH: &str = "kernelet.io/spec-hash";
+const IMAGE_ID: &str = "kernelet.io/image-id";
+const IMAGE: &str = "kernelet.io/image";
+const STOP_SIGNAL: &str = "kernelet.io/stop-signal";
+const BOOT_ID: &str = "kernelet.io/boot-id";
+const CGROUP: &str = "kernelet.io/cgroup";
+const OWNER: &str = "kernelet.io/owner";
+const EXIT_CODE: &str = "kernelet.io/exit-code";
+const EXIT_AT: &str = "kernelet.io/exit-at";
+const EXIT_CAUSE: &str = "kernelet.io/exit-cause";
+const EXIT_MESSAGE: &str = "kernelet.io/exit-message";
+
+/// containerd refuses a label whose key and value together are longer than 4096 bytes.
+const MESSAGE_LIMIT: usize = 3072;
+
+/// Finds the containers that agents made among all of the namespace.
+pub(super) const FILTER: &str = "labels.\"kernelet.io/owner\"==agent";
+
+pub(super) type Labels = HashMap<String, String>;
+
+/// The labels that the agent reads back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) pod: PodRef,
+    pub(super) name: String,
+    pub(super) attempt: u32,
+    pub(super) streak: u32,
+    pub(super) spec_hash: String,
+    pub(super) image: String,
+    pub(super) image_id: String,
+    pub(super) stop_signal: i32,
+    pub(super) boot_id: String,
+    pub(super) cgroup: String,
+    pub(super) exit: Option<Exit>,
+}
+
+/// Labels of a container that is about to be made.
+pub(super) fn write(
+    config: &ContainerConfig,
+    image_id: &str,
+    stop_signal: i32,
+    boot_id: &str,
+) -> Labels {
+    [
+        (OWNER, "agent".to_owned()),
+        (POD_UID, config.pod.uid.clone()),
+        (POD_NAMESPACE, config.pod.namespace.clone()),
+        (POD_NAME, config.pod.name.clone()),
+        (NAME, config.name.clone()),
+        (ATTEMPT, config.attempt.to_string()),
+        (STREAK, config.streak.to_string()),
+        (SPEC_HASH, config.spec_hash.clone()),
+        (IMAGE, config.image.clone()),
+        (IMAGE_ID, image_id.to_owned()),
+        (STOP_SIGNAL, stop_signal.to_string()),
+        (BOOT_ID, boot_id.to_owned()),
+        (CGROUP, config.cgroup.to_string_lossy().into_owned()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}
+
+/// Adds how the container ended.
+pub(super) fn write_exit(labels: &mut Labels, exit: &Exit) {
+    let cause = match exit.cause {
+        ExitCause::Process => "process",
+        ExitCause::OutOfMemory => "out-of-memory",
+        ExitCause::Start => "start",
+        ExitCause::Unknown => "unknown",
+    };
+    let mut message = exit.message.clone();
+    if message.len() > MESSAGE_LIMIT {
+        let end = (0..=MESSAGE_LIMIT)
+            .rev()
+            .find(|at| message.is_char_boundary(*at));
+        message.truncate(end.unwrap_or(0));
+    }
+    for (key, value) in [
+        (EXIT_CODE, exit.code.to_string()),
+        (EXIT_AT, exit.at.to_string()),
+        (EXIT_CAUSE, cause.to_owned()),
+        (EXIT_MESSAGE, message),
+    ] {
+        labels.insert(key.to_owned(), value);
+    }
+}
+
+/// Reads the labels back; `None` for a container that no agent made.
+pub(super) fn read(labels: &Labels) -> Option<Identity> {
+    let text = |key: &str| labels.get(key).cloned();
+    let number = |key: &str| labels.get(key).and_then(|value| value.parse().ok());
+    Some(Identity {
+        pod: PodRef {
+            uid: text(POD_UID)?,
+            namespace: text(POD_NAMESPACE)?,
+            name: text(POD_NAME)?,
+        },
+        name: text(NAME)?,
+        attempt: number(ATTEMPT)?,
+        streak: number(STREAK).unwrap_or(0),
+        spec_hash: text(SPEC_HASH).unwrap_or_default(),
+        image: text(IMAGE).unwrap_or_default(),
+        image_id: text(IMAGE_ID).unwrap_or_default(),
+        stop_signal: labels
+            .get(STOP_SIGNAL)
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(libc::SIGTERM),
+        boot_id: text(BOOT_ID).unwrap_or_default(),
+        cgroup: text(CGROUP).unwrap_or_default(),
+        exit: read_exit(labels),
+    })
+}
+
+fn read_exit(labels: &Labels) -> Option<Exit> {
+    Some(Exit {
+        code: labels.get(EXIT_CODE)?.parse().ok()?,
+        at: labels
+            .get(EXIT_AT)
+            .and_then(|at| at.parse::<Timestamp>().ok())
+            .unwrap_or(Timestamp::UNIX_EPOCH),
+        cause: match labels.get(EXIT_CAUSE).map(String::as_str) {
+            Some("process") => ExitCause::Process,
+            Some("out-of-memory") => ExitCause::OutOfMemory,
+            Some("start") => ExitCause::Start,
+            _ => ExitCause::Unknown,
+        },
+        message: labels.get(EXIT_MESSAGE).cloned().unwrap_or_default(),
+    })
+}

@@ -1,0 +1,474 @@
+//! The OCI runtime spec of a container, from its config, its image and the machine. Pure.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
+    LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder, RootBuilder,
+    Spec, SpecBuilder, User, UserBuilder,
+};
+
+use super::host::Host;
+use super::image::ImageConfig;
+use super::{ContainerConfig, Resources, RuntimeError, Security, seccomp};
+
+/// What containers may do as root by default; the set that Docker and containerd settled on.
+const DEFAULT_CAPABILITIES: [Capability; 14] = [
+    Capability::AuditWrite,
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Mknod,
+    Capability::NetBindService,
+    Capability::NetRaw,
+    Capability::Setfcap,
+    Capability::Setgid,
+    Capability::Setpcap,
+    Capability::Setuid,
+    Capability::SysChroot,
+];
+
+/// Every capability by its number in linux/capability.h.
+const ALL_CAPABILITIES: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+const MASKED_PATHS: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/scsi",
+    "/proc/sched_debug",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+const READ_ONLY_PATHS: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Microseconds of the period that CPU quotas count in.
+pub const CPU_PERIOD_US: u64 = 100_000;
+
+/// Contents of the image's account files, for names in `USER`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accounts {
+    /// Text of `/etc/passwd`.
+    pub passwd: String,
+    /// Text of `/etc/group`.
+    pub group: String,
+}
+
+/// The spec of a container, or why its config cannot be honoured.
+pub fn spec(
+    config: &ContainerConfig,
+    image: &ImageConfig,
+    accounts: &Accounts,
+    host: &Host,
+) -> Result<Spec, RuntimeError> {
+    let args = command_line(config, image)?;
+    let user = user(&config.security, &image.user, accounts)?;
+    let capabilities = capabilities(&config.security, host)?;
+    build(config, image, args, user, capabilities, host)
+        .map_err(|error| RuntimeError::Config(format!("no valid OCI spec: {error}")))
+}
+
+fn build(
+    config: &ContainerConfig,
+    image: &ImageConfig,
+    args: Vec<String>,
+    user: User,
+    capabilities: HashSet<Capability>,
+    host: &Host,
+) -> Result<Spec, OciSpecError> {
+    let security = &config.security;
+    // A user other than root keeps no capability across exec, unless it is ambient, which Kubernetes does not ask for.
+    let held = if user.uid() == 0 { capabilities.clone() } else { HashSet::new() };
+    let working_dir = [config.working_dir.as_deref(), Some(&image.working_dir), Some("/")]
+        .into_iter()
+        .flatten()
+        .find(|dir| !dir.is_empty())
+        .unwrap_or("/");
+    let process = ProcessBuilder::default()
+        .terminal(false)
+        .user(user)
+        .args(args)
+        .env(environment(config, image))
+        .cwd(working_dir)
+        .capabilities(
+            LinuxCapabilitiesBuilder::default()
+                .bounding(capabilities)
+                .effective(held.clone())
+                .permitted(held)
+                .inheritable(HashSet::new())
+                .ambient(HashSet::new())
+                .build()?,
+        )
+        .rlimits(Vec::new())
+        .no_new_privileges(!security.allow_privilege_escalation && !security.privileged)
+        .oom_score_adj(host.oom_score_adj(config.oom_score_adj))
+        .build()?;
+
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces(config, host)?)
+        .cgroups_path(config.cgroup.clone())
+        .resources(
+            LinuxResourcesBuilder::default()
+                .devices(device_rules(security.privileged)?)
+                .cpu(cpu(&config.resources)?)
+                .memory(memory(&config.resources)?)
+                .build()?,
+        )
+        .masked_paths(paths(MASKED_PATHS, security.privileged))
+        .readonly_paths(paths(READ_ONLY_PATHS, security.privileged));
+    if security.default_seccomp && !security.privileged {
+        linux = linux.seccomp(seccomp::default_profile()?);
+    }
+
+    let mut spec = SpecBuilder::default()
+        .version("1.0.2")
+        .root(
+            RootBuilder::default()
+                .path("rootfs")
+                .readonly(security.read_only_root)
+                .build()?,
+        )
+        .process(process)
+        .mounts(mounts(config, host)?)
+        .linux(linux.build()?)
+        .build()?;
+    // The builder's default names a host; ours is set once, in the namespace that the pod's containers share.
+    spec.set_hostname(None);
+    Ok(spec)
+}
+
+fn command_line(
+    config: &ContainerConfig,
+    image: &ImageConfig,
+) -> Result<Vec<String>, RuntimeError> {
+    let (command, args) = match (config.command.is_empty(), config.args.is_empty()) {
+        (true, true) => (&image.entrypoint, &image.cmd),
+        (true, false) => (&image.entrypoint, &config.args),
+        // The image's arguments belong to the entrypoint that is replaced.
+        (false, _) => (&config.command, &config.args),
+    };
+    let line: Vec<String> = command.iter().chain(args).cloned().collect();
+    if line.is_empty() {
+        return Err(RuntimeError::Config(
+            "no command specified: neither the container nor its image names one".into(),
+        ));
+    }
+    Ok(line)
+}
+
+/// The image's environment with the container's on top; the last value of a name wins, at the place of its first.
+fn environment(config: &ContainerConfig, image: &ImageConfig) -> Vec<String> {
+    const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let inherited = image.env.iter().filter_map(|entry| entry.split_once('='));
+    let own = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let mut merged: Vec<(&str, &str)> = vec![("PATH", PATH)];
+    for (name, value) in inherited.chain(own) {
+        match merged.iter_mut().find(|(known, _)| *known == name) {
+            Some(entry) => entry.1 = value,
+            None => merged.push((name, value)),
+        }
+    }
+    merged
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
+}
+
+fn user(security: &Security, of_image: &str, accounts: &Accounts) -> Result<User, RuntimeError> {
+    let (name, group) = match of_image.split_once(':') {
+        Some((name, group)) => (name, Some(group)),
+        None => (of_image, None),
+    };
+    let (uid, home_gid) = match security.user {
+        Some(uid) => (uid, account(&accounts.passwd, &uid.to_string()).map(|entry| entry.1)),
+        None if name.is_empty() => (0, account(&accounts.passwd, "0").map(|entry| entry.1)),
+        None => match (name.parse::<u32>(), account(&accounts.passwd, name)) {
+            (Ok(uid), entry) => (uid, entry.map(|entry| entry.1)),
+            (Err(_), Some((uid, gid))) => (uid, Some(gid)),
+            (Err(_), None) => {
+                return Err(RuntimeError::Config(format!(
+                    "the image's user {name:?} is not in its /etc/passwd; set runAsUser to a number"
+                )));
+            }
+        },
+    };
+    // The group of the image's USER only counts when its user does.
+    let image_gid = match (security.user, group) {
+        (None, Some(group)) if !group.is_empty() => Some(match group.parse::<u32>() {
+            Ok(gid) => gid,
+            Err(_) => account(&accounts.group, group).map(|entry| entry.0).ok_or_else(|| {
+                RuntimeError::Config(format!(
+                    "the image's group {group:?} is not in its /etc/group; set runAsGroup to a number"
+                ))
+            })?,
+        }),
+        _ => None,
+    };
+    let gid = security.group.or(image_gid).or(home_gid).unwrap_or(0);
+    if security.run_as_non_root {
+        if security.user.is_none() && !name.is_empty() && name.parse::<u32>().is_err() {
+            return Err(RuntimeError::Config(format!(
+                "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+            )));
+        }
+        if uid == 0 {
+            return Err(RuntimeError::Config(
+                "container has runAsNonRoot and image will run as root".into(),
+            ));
+        }
+    }
+    let mut groups: BTreeSet<u32> = security.supplemental_groups.iter().copied().collect();
+    groups.insert(gid);
+    UserBuilder::default()
+        .uid(uid)
+        .gid(gid)
+        .additional_gids(groups.into_iter().collect::<Vec<_>>())
+        .build()
+        .map_err(|error| RuntimeError::Config(error.to_string()))
+}
+
+/// The third and fourth field of the line of `/etc/passwd` or `/etc/group` whose name or id is `wanted`. A group has no
+/// fourth number; 0 stands for it.
+fn account(file: &str, wanted: &str) -> Option<(u32, u32)> {
+    file.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let id = fields.get(2)?;
+        if fields.first() != Some(&wanted) && *id != wanted {
+            return None;
+        }
+        let second = fields.get(3).and_then(|field| field.parse().ok()).unwrap_or(0);
+        Some((id.parse().ok()?, second))
+    })
+}
+
+/// Whether [`spec`] needs to look at the image's account files.
+pub fn needs_accounts(security: &Security, image: &ImageConfig) -> bool {
+    let plain = |text: &str| text.is_empty() || text.parse::<u32>().is_ok();
+    let (name, group) = image.user.split_once(':').unwrap_or((&image.user, ""));
+    match security.user {
+        Some(_) => security.group.is_none(),
+        None => !(plain(name) && plain(group) && (name.is_empty() || !group.is_empty())),
+    }
+}
+
+fn capabilities(security: &Security, host: &Host) -> Result<HashSet<Capability>, RuntimeError> {
+    // What this process does not have itself, nobody can hand on.
+    let available: HashSet<Capability> = ALL_CAPABILITIES
+        .into_iter()
+        .enumerate()
+        .filter(|(bit, _)| host.capabilities & (1 << bit) != 0)
+        .map(|(_, capability)| capability)
+        .collect();
+    if security.privileged {
+        return Ok(available);
+    }
+    let named = |name: &String| {
+        parse_capability(name).ok_or_else(|| {
+            RuntimeError::Config(format!("securityContext.capabilities: {name:?} is not known"))
+        })
+    };
+    let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
+    let mut set: HashSet<Capability> = DEFAULT_CAPABILITIES.into_iter().collect();
+    if security.add_capabilities.iter().any(is_all) {
+        set.extend(&available);
+    }
+    if security.drop_capabilities.iter().any(is_all) {
+        set.clear();
+    }
+    for name in security.add_capabilities.iter().filter(|name| !is_all(name)) {
+        let capability = named(name)?;
+        if !available.contains(&capability) {
+            return Err(RuntimeError::Config(format!(
+                "securityContext.capabilities: this node does not have {name} to give"
+            )));
+        }
+        set.insert(capability);
+    }
+    for name in security.drop_capabilities.iter().filter(|name| !is_all(name)) {
+        set.remove(&named(name)?);
+    }
+    set.retain(|capability| available.contains(capability));
+    Ok(set)
+}
+
+fn parse_capability(name: &str) -> Option<Capability> {
+    let upper = name.to_uppercase();
+    let name = format!("CAP_{}", upper.strip_prefix("CAP_").unwrap_or(&upper));
+    serde_json::from_value(serde_json::Value::String(name)).ok()
+}
+
+fn namespaces(config: &ContainerConfig, host: &Host) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
+    let join = |kind, path: &PathBuf| {
+        LinuxNamespaceBuilder::default()
+            .typ(kind)
+            .path(path.clone())
+            .build()
+    };
+    let paths = &config.namespaces;
+    let mut list = vec![new(LinuxNamespaceType::Pid)?, new(LinuxNamespaceType::Mount)?];
+    for (kind, path) in [
+        (LinuxNamespaceType::Network, &paths.net),
+        (LinuxNamespaceType::Ipc, &paths.ipc),
+        (LinuxNamespaceType::Uts, &paths.uts),
+    ] {
+        if let Some(path) = path {
+            list.push(join(kind, path)?);
+        }
+    }
+    // With v1 hierarchies the container reads its limits through the node's view, as everywhere.
+    if host.unified_cgroups && !config.security.privileged {
+        list.push(new(LinuxNamespaceType::Cgroup)?);
+    }
+    Ok(list)
+}
+
+fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecError> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
+        MountBuilder::default()
+            .destination(destination)
+            .typ(kind)
+            .source(source)
+            .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
+            .build()
+    };
+    let access = if config.security.privileged { "rw" } else { "ro" };
+    let mut list = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access])?,
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", access],
+        )?,
+    ];
+    if config.namespaces.net.is_none() && !host.unified_cgroups && config.security.privileged {
+        // A privileged container of the host's network sees the node's own /sys.
+        list.retain(|mount| !mount.destination().starts_with("/sys"));
+        list.push(mount("/sys", "bind", "/sys", &["rbind", "rprivate"])?);
+    }
+    // Shallow destinations first, so that none hides a deeper one.
+    let mut binds: Vec<_> = config.mounts.iter().collect();
+    binds.sort_by_key(|bind| bind.destination.components().count());
+    if !binds.iter().any(|bind| bind.destination.as_os_str() == "/dev/shm") {
+        list.push(mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        )?);
+    }
+    for bind in binds {
+        list.push(mount(
+            &bind.destination.to_string_lossy(),
+            "bind",
+            &bind.source.to_string_lossy(),
+            &["rbind", "rprivate", if bind.read_only { "ro" } else { "rw" }],
+        )?);
+    }
+    Ok(list)
+}
+
+/// Device access: everything for a privileged container; for the rest nothing beyond what runc itself grants (null, zero,
+/// full, random, urandom, tty, ptmx and terminals), and making nodes.
+fn device_rules(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    Ok(vec![
+        LinuxDeviceCgroupBuilder::default()
+            .allow(privileged)
+            .access("rwm")
+            .build()?,
+    ])
+}
+
+fn cpu(resources: &Resources) -> Result<oci_spec::runtime::LinuxCpu, OciSpecError> {
+    let cpu = LinuxCpuBuilder::default().shares(resources.cpu_shares);
+    match resources.cpu_quota_us {
+        Some(quota) => cpu.quota(quota).period(CPU_PERIOD_US).build(),
+        None => cpu.build(),
+    }
+}
+
+fn memory(resources: &Resources) -> Result<oci_spec::runtime::LinuxMemory, OciSpecError> {
+    match resources.memory_limit {
+        Some(limit) => LinuxMemoryBuilder::default().limit(limit).build(),
+        None => LinuxMemoryBuilder::default().build(),
+    }
+}
+
+fn paths(list: &[&str], privileged: bool) -> Vec<String> {
+    if privileged {
+        return Vec::new();
+    }
+    list.iter().map(|path| (*path).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! A containerd of a test's own, and images to run in it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::containerd::Containerd;
+use super::host::Host;
+use super::image::sha256;
+use super::{Runtime, cgroup, log_pipe};
+use crate::testing::root_or_skip;
+
+/// What everything made by these tests is called by.
+pub(crate) const PREFIX: &str = "kn-pd";
+
+/// Tells the test program to be a log writer; see [`log_pipe_process`].
+const LOG_PIPE: &str = "KERNELET_TEST_LOG_PIPE";
+
+/// A containerd that ends with the test.
+pub(crate) struct Daemon {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// Starts it; `None`, with the reason printed, where that is not possible.
+    pub(crate) async fn start() -> Option<Daemon> {
+        if !root_or_skip("running containers needs root") {
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        fs::write(
+            dir.path().join("config.toml"),
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n",
+        )
+        .unwrap();
+        let logger = dir.path().join("logger");
+        fs::write(
+            &logger,
+            format!(
+                "#!/bin/sh\n{LOG_PIPE}=\"$2\" exec {} --exact runtime::testing::log_pipe_process\n",
+                std::env::current_exe().unwrap().display()
+            ),
+        )
+        .unwrap();
+        fs::set_permissions(&logger, fs::Permissions::from_mode(0o755)).unwrap();
+        let child = spawn(dir.path());
+        let daemon = Daemon { child, dir };
+        daemon.wait_until_it_answers().await;
+        Some(daemon)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A client, with nothing remembered from others.
+    pub(crate) fn client(&self) -> Containerd {
+        Containerd::new(
+            &self.path().join("containerd.sock"),
+            Host::probe(),
+            &self.path().join("logger"),
+            self.path(),
+        )
+    }
+
+    /// Where the tests' cgroups go, below each hierarchy's root.
+    pub(crate) fn cgroup(&self) -> PathBuf {
+        Path::new("/").join(self.path().file_name().unwrap())
+    }
+
+    /// Kills containerd, and starts it again over the same state.
+    pub(crate) async fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(self.path());
+        self.wait_until_it_answers().await;
+    }
+
+    async fn wait_until_it_answers(&self) {
+        let client = self.client();
+        for _ in 0..200 {
+            if client.version().await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let log = fs::read_to_string(self.path().join("log")).unwrap();
+        panic!("containerd did not start:\n{log}");
+    }
+
+    /// Stops and removes every container.
+    pub(crate) async fn clear(&self) {
+        let client = self.client();
+        for container in client.list().await.unwrap() {
+            client.signal(&container.id, libc::SIGKILL).await.unwrap();
+            for _ in 0..100 {
+                match client.state(&container.id).await.unwrap() {
+                    Some(super::ContainerState::Running { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    _ => break,
+                }
+            }
+            client.delete(&container.id).await.unwrap();
+        }
+    }
+}
+
+fn spawn(dir: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    Command::new("containerd")
+        .arg("--config")
+        .arg(dir.join("config.toml"))
+        .arg("--root")
+        .arg(dir.join("root"))
+        .arg("--state")
+        .arg(dir.join("state"))
+        .arg("--address")
+        .arg(dir.join("containerd.sock"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("containerd is installed")
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        // Shims outlive containerd: each names this test's socket on its command line.
+        end_processes_of(self.path());
+        let own = self.path().to_string_lossy().into_owned();
+        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
+            if mount.starts_with(&own) {
+                let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
+            }
+        }
+        let _ = cgroup::remove(&cgroup::hierarchies(&mounts), &self.cgroup());
+    }
+}
+
+/// Ends the shims, and with them the containers, whose command line names `dir`.
+fn end_processes_of(dir: &Path) {
+    let needle = dir.to_string_lossy().into_owned();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(&needle)
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Writes an OCI archive with one image of one layer: a static busybox and the links to it.
+pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value) {
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut program = File::open("/bin/busybox").expect("busybox-static is installed");
+    layer.append_file("bin/busybox", &mut program).unwrap();
+    for link in ["sh", "sleep", "cat", "echo", "true", "false", "id", "hostname", "env", "ls", "httpd", "mount", "dd"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        header.set_mode(0o777);
+        layer.append_link(&mut header, format!("bin/{link}"), "busybox").unwrap();
+    }
+    for (file, text) in [("etc/passwd", "root:x:0:0::/:/bin/sh\napp:x:1001:1002::/:/bin/sh\n"), ("etc/group", "root:x:0:\nteam:x:1003:\n")] {
+        append(&mut layer, file, text.as_bytes());
+    }
+    let layer = layer.into_inner().unwrap();
+    let config = serde_json::to_vec(&json!({
+        "architecture": Host::probe().architecture,
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [sha256(&layer)]},
+    }))
+    .unwrap();
+    let descriptor = |kind: &str, bytes: &[u8]| {
+        json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": sha256(bytes), "size": bytes.len()})
+    };
+    let manifest = serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("config.v1+json", &config),
+        "layers": [descriptor("layer.v1.tar", &layer)],
+    }))
+    .unwrap();
+    let mut target = descriptor("manifest.v1+json", &manifest);
+    target["annotations"] = json!({"io.containerd.image.name": name});
+    let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [target]})).unwrap();
+
+    let mut archive = tar::Builder::new(File::create(path).unwrap());
+    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    for blob in [&layer, &config, &manifest] {
+        append(&mut archive, &format!("blobs/{}", sha256(blob).replace(':', "/")), blob);
+    }
+    append(&mut archive, "index.json", &index);
+    archive.into_inner().unwrap().flush().unwrap();
+}
+
+fn append<W: Write>(archive: &mut tar::Builder<W>, path: &str, bytes: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, path, bytes).unwrap();
+}
+
+/// No test but the log writer of the containers that tests run: [`Daemon::start`] has containerd start it so.
+#[test]
+fn log_pipe_process() {
+    if let Some(log) = std::env::var_os(LOG_PIPE) {
+        let code = log_pipe::run(&[log.to_string_lossy().into_owned()]);
+        std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
+    }
+}

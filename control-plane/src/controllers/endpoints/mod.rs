@@ -1,0 +1,231 @@
+//! Endpoints of Services: EndpointSlices, and the older Endpoints objects beside them. A pod's change of readiness goes
+//! through here on its way to the kernel, so nothing waits that need not.
+
+mod backends;
+mod legacy;
+mod slices;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DeleteParams, PostParams};
+
+pub(super) use self::backends::service_index;
+use self::backends::{Backend, Family, backends, families, has_selector, selector_word, selects};
+pub(super) use self::slices::slice_index;
+use super::cache::Key;
+use super::driver::{Queue, Result, drive, queue};
+use super::pods::{has_ended, is_ready, node_of, on_node};
+use super::{Caches, Context};
+
+const WORKERS: usize = 32;
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// Registers with the caches; the returned future works until shutdown.
+pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
+    let (slice_keys, slice_wakeups) = queue();
+    let (legacy_keys, legacy_wakeups) = queue();
+    subscribe(&context.caches, &slice_keys, &legacy_keys);
+    let context = context.clone();
+    async move {
+        context.caches.wait_synced().await;
+        // Two queues, so that the slices never wait for an object that few read.
+        let slices = drive(
+            "endpointslice",
+            slice_wakeups,
+            WORKERS,
+            context.shutdown.clone(),
+            |key| {
+                let context = &context;
+                async move { reconcile_slices(context, &key).await }
+            },
+        );
+        let legacy = drive(
+            "endpoints",
+            legacy_wakeups,
+            WORKERS,
+            context.shutdown.clone(),
+            |key| {
+                let context = &context;
+                async move { reconcile_legacy(context, &key).await }
+            },
+        );
+        tokio::join!(slices, legacy);
+    }
+}
+
+fn subscribe(caches: &Arc<Caches>, slices: &Queue<Key>, legacy: &Queue<Key>) {
+    let (first, second) = (slices.clone(), legacy.clone());
+    let wake = Arc::new(move |key: Key| {
+        first.add(key.clone());
+        second.add(key);
+    });
+    let waker = wake.clone();
+    caches.services.on_change(move |old, new| {
+        if let Some(service) = new.or(old) {
+            waker(Key::of(&**service));
+        }
+    });
+    let (waker, all) = (wake.clone(), caches.clone());
+    caches.pods.on_change(move |old, new| {
+        if let (Some(old), Some(new)) = (old, new)
+            && !matters(old, new)
+        {
+            return;
+        }
+        for pod in [old, new].into_iter().flatten() {
+            services_of(&all, pod)
+                .into_iter()
+                .for_each(|key| waker(key));
+        }
+    });
+    let (waker, all) = (wake, caches.clone());
+    caches.nodes.on_change(move |old, new| {
+        if old.and_then(|node| zone(node)) == new.and_then(|node| zone(node)) {
+            return;
+        }
+        let name = new
+            .or(old)
+            .and_then(|node| node.metadata.name.as_deref())
+            .unwrap_or_default();
+        for pod in all.pods.by_index(&on_node(name)) {
+            services_of(&all, &pod)
+                .into_iter()
+                .for_each(|key| waker(key));
+        }
+    });
+    let queue = slices.clone();
+    caches.slices.on_change(move |_, new| {
+        // Somebody may have changed what is ours. What was deleted is written again.
+        if let Some(slice) = new {
+            slice_service(slice)
+                .into_iter()
+                .for_each(|key| queue.add(key));
+        }
+    });
+    let queue = slices.clone();
+    caches.slices.on_change(move |old, new| {
+        if let (Some(slice), None) = (old, new) {
+            slice_service(slice)
+                .into_iter()
+                .for_each(|key| queue.add(key));
+        }
+    });
+}
+
+fn slice_service(slice: &EndpointSlice) -> Option<Key> {
+    let labels = slice.metadata.labels.as_ref()?;
+    if labels.get(slices::MANAGED_BY).map(String::as_str) != Some(slices::MANAGER) {
+        return None;
+    }
+    Some(Key::new(
+        slice.metadata.namespace.clone().unwrap_or_default(),
+        labels.get(slices::SERVICE_NAME)?,
+    ))
+}
+
+/// Whether a change of the pod can change an endpoint.
+fn matters(old: &Pod, new: &Pod) -> bool {
+    let seen = |pod: &Pod| {
+        let addresses = [Family::V4, Family::V6].map(|family| backends::address(pod, family));
+        let going = pod.metadata.deletion_timestamp.is_some();
+        (
+            addresses,
+            is_ready(pod),
+            has_ended(pod),
+            going,
+            node_of(pod).map(str::to_owned),
+        )
+    };
+    old.metadata.labels != new.metadata.labels || seen(old) != seen(new)
+}
+
+fn services_of(caches: &Caches, pod: &Pod) -> Vec<Key> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let labels = pod.metadata.labels.iter().flatten();
+    let found = labels.flat_map(|(key, value)| {
+        caches
+            .services
+            .by_index(&selector_word(namespace, key, value))
+    });
+    found
+        .filter(|service| selects(service, pod))
+        .map(|service| Key::of(&*service))
+        .collect()
+}
+
+fn zone(node: &Node) -> Option<String> {
+    node.metadata.labels.as_ref()?.get(ZONE).cloned()
+}
+
+/// The Service, if it is there, wants endpoints and does not go away.
+fn wanted_service(context: &Context, key: &Key) -> Option<Arc<Service>> {
+    let service = context.caches.services.get(key)?;
+    (has_selector(&service) && service.metadata.deletion_timestamp.is_none()).then_some(service)
+}
+
+async fn reconcile_slices(context: &Context, key: &Key) -> Result<Option<Duration>> {
+    // The slices of a Service that is gone go with it, by their owner reference.
+    let Some(service) = wanted_service(context, key) else {
+        return Ok(None);
+    };
+    let caches = &context.caches;
+    let pods = caches.pods.list_in(&key.namespace);
+    let wanted: Vec<(Family, Vec<Backend>)> = families(&service)
+        .into_iter()
+        .map(|family| (family, backends(&service, &pods, family)))
+        .collect();
+    let zone_of = |name: &str| zone(&*caches.nodes.get(&Key::new("", name))?);
+    let existing = caches.slices.by_index(&key.to_string());
+    let plan = slices::plan(&service, &wanted, zone_of, &existing);
+    let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &key.namespace);
+    let mut written = Vec::new();
+    // New ones first: an endpoint that moves is never in no slice.
+    for slice in &plan.create {
+        written.push(api.create(&PostParams::default(), slice).await?);
+    }
+    for slice in &plan.update {
+        let name = slice.metadata.name.as_deref().unwrap_or_default();
+        written.push(api.replace(name, &PostParams::default(), slice).await?);
+    }
+    for name in &plan.delete {
+        match api.delete(name, &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            outcome => drop(outcome?),
+        }
+    }
+    // The next pass must see what this one wrote, or it would create it again.
+    for slice in &written {
+        caches.slices.wait_for(slice).await;
+    }
+    Ok(None)
+}
+
+async fn reconcile_legacy(context: &Context, key: &Key) -> Result<Option<Duration>> {
+    let caches = &context.caches;
+    let api: Api<Endpoints> = Api::namespaced(context.client.clone(), &key.namespace);
+    let existing = caches.endpoints.get(key);
+    let Some(service) = wanted_service(context, key) else {
+        if existing.is_some() && caches.services.get(key).is_none() {
+            api.delete(&key.name, &DeleteParams::default()).await?;
+        }
+        return Ok(None);
+    };
+    let family = families(&service).first().copied().unwrap_or(Family::V4);
+    let backends = backends(&service, &caches.pods.list_in(&key.namespace), family);
+    let desired = legacy::desired(&service, &backends, existing.as_deref());
+    let written = match existing {
+        None => api.create(&PostParams::default(), &desired).await?,
+        Some(existing) if *existing != desired => {
+            api.replace(&key.name, &PostParams::default(), &desired)
+                .await?
+        }
+        Some(_) => return Ok(None),
+    };
+    caches.endpoints.wait_for(&written).await;
+    Ok(None)
+}

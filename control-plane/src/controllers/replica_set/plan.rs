@@ -1,0 +1,440 @@
+//! From a ReplicaSet and the pods around it to what is to be done. No I/O.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::controllers::pods::{
+    available_in, controlled_by, controller_of, is_active, is_ready, node_of, phase, ready_since,
+    selects, uid,
+};
+
+/// No more pods than this are created or deleted in one pass; the rest follows when those were seen.
+const BURST: usize = 500;
+
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Plan {
+    /// Pods without a manager that the selector selects.
+    pub(super) adopt: Vec<Arc<Pod>>,
+    /// Our pods that the selector selects no more.
+    pub(super) release: Vec<Arc<Pod>>,
+    pub(super) create: usize,
+    pub(super) delete: Vec<Arc<Pod>>,
+    /// When a ready pod becomes available without any event.
+    pub(super) look_again: Option<Duration>,
+    pub(super) status: ReplicaSetStatus,
+}
+
+/// `pods` are those that the ReplicaSet manages and those in its namespace that nobody manages;
+/// `related` are all pods of ReplicaSets with the same owner.
+pub(super) fn plan(
+    set: &ReplicaSet,
+    pods: &[Arc<Pod>],
+    related: &[Arc<Pod>],
+    now: Timestamp,
+) -> Plan {
+    let mut plan = Plan::default();
+    let Some(spec) = &set.spec else { return plan };
+    let set_lives = set.metadata.deletion_timestamp.is_none();
+    let mut claimed: Vec<&Arc<Pod>> = Vec::new();
+    for pod in pods {
+        let selected = selects(&spec.selector, &pod.metadata);
+        match controller_of(&pod.metadata) {
+            Some(owner) if owner.uid != uid(&set.metadata) => {}
+            Some(_) if selected => claimed.push(pod),
+            Some(_) if set_lives => plan.release.push(pod.clone()),
+            None if selected && set_lives && is_active(pod) => {
+                plan.adopt.push(pod.clone());
+                claimed.push(pod);
+            }
+            Some(_) | None => {}
+        }
+    }
+    let active: Vec<&Arc<Pod>> = claimed.into_iter().filter(|pod| is_active(pod)).collect();
+    if set_lives {
+        let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
+        match active.len().cmp(&wanted) {
+            Ordering::Less => plan.create = (wanted - active.len()).min(BURST),
+            Ordering::Greater => {
+                plan.delete = surplus(&active, related, (active.len() - wanted).min(BURST), now)
+            }
+            Ordering::Equal => {}
+        }
+    }
+    (plan.status, plan.look_again) = status(set, &active, now);
+    plan
+}
+
+/// The `count` pods that are missed least.
+fn surplus(
+    active: &[&Arc<Pod>],
+    related: &[Arc<Pod>],
+    count: usize,
+    now: Timestamp,
+) -> Vec<Arc<Pod>> {
+    let mut on_node: HashMap<&str, usize> = HashMap::new();
+    for node in related
+        .iter()
+        .filter(|pod| is_active(pod))
+        .filter_map(|pod| node_of(pod))
+    {
+        *on_node.entry(node).or_default() += 1;
+    }
+    let crowd = |pod: &Pod| {
+        node_of(pod)
+            .and_then(|node| on_node.get(node))
+            .copied()
+            .unwrap_or_default()
+    };
+    let mut ranked: Vec<&Arc<Pod>> = active.to_vec();
+    ranked.sort_by(|a, b| missed_less(a, b, &crowd, now));
+    ranked.into_iter().take(count).cloned().collect()
+}
+
+/// `Less` when `a` goes first.
+fn missed_less(a: &Pod, b: &Pod, crowd: &impl Fn(&Pod) -> usize, now: Timestamp) -> Ordering {
+    let bound = |pod: &Pod| node_of(pod).is_some();
+    let phase_rank = |pod: &Pod| match phase(pod) {
+        "Pending" => 0,
+        "Unknown" => 1,
+        _ => 2,
+    };
+    // Times are compared by their order of magnitude, so that pods of about one age are chosen between at random (by
+    // uid), not always the same node's.
+    let age_rank = |since: Option<Timestamp>| {
+        let age = since.map_or(0, |since| now.duration_since(since).as_secs());
+        u64::try_from(age)
+            .unwrap_or_default()
+            .checked_ilog2()
+            .map_or(0, |log| log + 1)
+    };
+    bound(a)
+        .cmp(&bound(b))
+        .then_with(|| phase_rank(a).cmp(&phase_rank(b)))
+        .then_with(|| is_ready(a).cmp(&is_ready(b)))
+        .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
+        .then_with(|| crowd(b).cmp(&crowd(a)))
+        .then_with(|| age_rank(ready_since(a)).cmp(&age_rank(ready_since(b))))
+        .then_with(|| restarts(b).cmp(&restarts(a)))
+        .then_with(|| age_rank(created(a)).cmp(&age_rank(created(b))))
+        .then_with(|| uid(&a.metadata).cmp(uid(&b.metadata)))
+}
+
+fn created(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    statuses
+        .into_iter()
+        .flatten()
+        .map(|status| status.restart_count)
+        .max()
+        .unwrap_or_default()
+}
+
+fn deletion_cost(pod: &Pod) -> i32 {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations
+        .and_then(|all| all.get("controller.kubernetes.io/pod-deletion-cost"))
+        .and_then(|cost| cost.parse().ok())
+        .unwrap_or_default()
+}
+
+fn status(
+    set: &ReplicaSet,
+    active: &[&Arc<Pod>],
+    now: Timestamp,
+) -> (ReplicaSetStatus, Option<Duration>) {
+    let spec = set.spec.clone().unwrap_or_default();
+    let min_ready =
+        Duration::from_secs(u64::try_from(spec.min_ready_seconds.unwrap_or_default()).unwrap_or(0));
+    let template_labels = spec
+        .template
+        .and_then(|template| template.metadata)
+        .and_then(|meta| meta.labels);
+    let template_labels = template_labels.unwrap_or_default();
+    let waits: Vec<Duration> = active
+        .iter()
+        .filter_map(|pod| available_in(pod, min_ready, now))
+        .collect();
+    let fully_labeled = active.iter().filter(|pod| {
+        let labels = pod.metadata.labels.as_ref();
+        template_labels
+            .iter()
+            .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+    });
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    let optional = |n: usize| (n > 0).then_some(count(n));
+    let status = ReplicaSetStatus {
+        replicas: count(active.len()),
+        fully_labeled_replicas: optional(fully_labeled.count()),
+        ready_replicas: optional(active.iter().filter(|pod| is_ready(pod)).count()),
+        available_replicas: optional(waits.iter().filter(|wait| wait.is_zero()).count()),
+        observed_generation: set.metadata.generation,
+        conditions: set
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.clone()),
+        terminating_replicas: None,
+    };
+    (
+        status,
+        waits.into_iter().filter(|wait| !wait.is_zero()).min(),
+    )
+}
+
+/// Sets or clears condition ReplicaFailure.
+pub(super) fn with_failure(
+    status: &mut ReplicaSetStatus,
+    failure: Option<(&str, String)>,
+    now: Timestamp,
+) {
+    let known = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "ReplicaFailure");
+    match failure {
+        None if known.is_some() => {
+            let others = status.conditions.take().into_iter().flatten();
+            let others: Vec<_> = others
+                .filter(|condition| condition.type_ != "ReplicaFailure")
+                .collect();
+            status.conditions = (!others.is_empty()).then_some(others);
+        }
+        Some((reason, message)) if known.is_none() => {
+            status
+                .conditions
+                .get_or_insert_default()
+                .push(ReplicaSetCondition {
+                    type_: "ReplicaFailure".into(),
+                    status: "True".into(),
+                    reason: Some(reason.into()),
+                    message: Some(message),
+                    last_transition_time: Some(Time(now)),
+                });
+        }
+        _ => {}
+    }
+}
+
+/// The pod that the template describes. The server completes its name.
+pub(super) fn pod_of(set: &ReplicaSet) -> Pod {
+    let template = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.clone())
+        .unwrap_or_default();
+    let described = template.metadata.unwrap_or_default();
+    let mut pod = Pod {
+        spec: template.spec,
+        ..Pod::default()
+    };
+    pod.metadata.namespace = set.metadata.namespace.clone();
+    pod.metadata.generate_name = set.metadata.name.as_ref().map(|name| format!("{name}-"));
+    pod.metadata.labels = described.labels;
+    pod.metadata.annotations = described.annotations;
+    pod.metadata.finalizers = described.finalizers;
+    pod.metadata.owner_references = Some(vec![controlled_by(set)]);
+    pod
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::ReplicaSetSpec;
+    use k8s_openapi::api::core::v1::PodTemplateSpec;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::controllers::testing::{PodBuilder, at, pod};
+
+    fn set(replicas: i32) -> ReplicaSet {
+        let labels = std::collections::BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+        ReplicaSet {
+            metadata: ObjectMeta {
+                name: Some("web".into()),
+                namespace: Some("default".into()),
+                uid: Some("rs".into()),
+                generation: Some(3),
+                ..ObjectMeta::default()
+            },
+            spec: Some(ReplicaSetSpec {
+                replicas: Some(replicas),
+                selector: LabelSelector {
+                    match_labels: Some(labels.clone()),
+                    ..LabelSelector::default()
+                },
+                template: Some(PodTemplateSpec {
+                    metadata: Some(ObjectMeta {
+                        labels: Some(labels),
+                        ..ObjectMeta::default()
+                    }),
+                    spec: Some(Default::default()),
+                }),
+                ..ReplicaSetSpec::default()
+            }),
+            status: None,
+        }
+    }
+
+    fn ours(name: &str) -> PodBuilder {
+        pod(name)
+            .label("app", "web")
+            .owner("ReplicaSet", "web", "rs")
+    }
+
+    fn names(pods: &[Arc<Pod>]) -> Vec<&str> {
+        pods.iter()
+            .filter_map(|pod| pod.metadata.name.as_deref())
+            .collect()
+    }
+
+    fn planned(set: &ReplicaSet, pods: Vec<PodBuilder>) -> Plan {
+        let pods: Vec<Arc<Pod>> = pods.into_iter().map(|pod| Arc::new(pod.build())).collect();
+        plan(set, &pods, &pods, at(1000))
+    }
+
+    #[test]
+    fn missing_pods_are_created_and_ended_ones_do_not_count() {
+        let plan = planned(
+            &set(3),
+            vec![
+                ours("a").ready_at(1),
+                ours("b").phase("Failed"),
+                ours("c").terminating(),
+            ],
+        );
+        assert_eq!(plan.create, 2);
+        assert_eq!(
+            (plan.status.replicas, plan.status.ready_replicas),
+            (1, Some(1))
+        );
+        assert_eq!(plan.status.observed_generation, Some(3));
+    }
+
+    #[test]
+    fn a_stray_that_matches_is_adopted_and_a_child_that_no_longer_does_is_released() {
+        let released = pod("r")
+            .label("app", "other")
+            .owner("ReplicaSet", "web", "rs");
+        let foreign = pod("f")
+            .label("app", "web")
+            .owner("ReplicaSet", "else", "rs2");
+        let plan = planned(
+            &set(1),
+            vec![pod("s").label("app", "web"), released, foreign],
+        );
+        assert_eq!(names(&plan.adopt), ["s"]);
+        assert_eq!(names(&plan.release), ["r"]);
+        assert_eq!((plan.create, plan.delete.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_least_missed_go_first() {
+        let pods = || {
+            vec![
+                ours("old").on("n1").ready_at(1),
+                ours("young").on("n1").ready_at(990).created_at(980),
+                ours("unready").on("n2").phase("Running"),
+                ours("pending").on("n2"),
+                ours("unbound"),
+            ]
+        };
+        let order = ["unbound", "pending", "unready", "young", "old"];
+        for keep in 0..=5 {
+            assert_eq!(
+                names(&planned(&set(keep), pods()).delete),
+                order[..5 - keep as usize]
+            );
+        }
+    }
+
+    #[test]
+    fn a_crowded_node_gives_first_and_cost_beats_it() {
+        let pods = vec![
+            ours("a").on("n1").ready_at(1),
+            ours("b").on("n2").ready_at(1),
+            ours("c").on("n2").ready_at(1),
+        ];
+        assert_eq!(names(&planned(&set(2), pods).delete), ["b"]);
+        let costly = |pod: &mut Pod| {
+            let cost = (
+                "controller.kubernetes.io/pod-deletion-cost".to_owned(),
+                "-1".to_owned(),
+            );
+            pod.metadata.annotations = Some([cost].into());
+        };
+        let pods = vec![
+            ours("a").on("n1").ready_at(1).with(costly),
+            ours("b").on("n2").ready_at(1),
+            ours("c").on("n2").ready_at(1),
+        ];
+        assert_eq!(names(&planned(&set(2), pods).delete), ["a"]);
+    }
+
+    #[test]
+    fn min_ready_seconds_hold_back_available_and_ask_for_another_look() {
+        let mut set = set(1);
+        set.spec.as_mut().unwrap().min_ready_seconds = Some(30);
+        let plan = planned(&set, vec![ours("a").ready_at(990)]);
+        assert_eq!(
+            (plan.status.ready_replicas, plan.status.available_replicas),
+            (Some(1), None)
+        );
+        assert_eq!(plan.look_again, Some(Duration::from_secs(20)));
+    }
+
+    #[test]
+    fn a_set_that_is_being_deleted_does_nothing_to_its_pods() {
+        let mut set = set(3);
+        set.metadata.deletion_timestamp = Some(Time(at(0)));
+        let plan = planned(&set, vec![ours("a"), pod("s").label("app", "web")]);
+        assert_eq!(
+            (plan.create, plan.adopt.len(), plan.delete.len()),
+            (0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_pod_carries_the_template_and_its_owner() {
+        let pod = pod_of(&set(1));
+        assert_eq!(pod.metadata.generate_name.as_deref(), Some("web-"));
+        assert_eq!(
+            controller_of(&pod.metadata).map(|owner| owner.uid.as_str()),
+            Some("rs")
+        );
+        assert_eq!(pod.metadata.labels.unwrap()["app"], "web");
+    }
+
+    proptest! {
+        #[test]
+        fn after_the_plan_the_count_is_right(wanted in 0i32..12, states in prop::collection::vec(0u8..5, 0..12)) {
+            let pods: Vec<PodBuilder> = states.iter().enumerate().map(|(i, state)| {
+                let pod = ours(&format!("p{i}"));
+                match state {
+                    0 => pod,
+                    1 => pod.on("n1"),
+                    2 => pod.on("n2").ready_at(5),
+                    3 => pod.phase("Succeeded"),
+                    _ => pod.terminating(),
+                }
+            }).collect();
+            let active = states.iter().filter(|state| **state < 3).count();
+            let plan = planned(&set(wanted), pods);
+            prop_assert_eq!(active + plan.create - plan.delete.len(), wanted as usize);
+            prop_assert!(plan.create == 0 || plan.delete.is_empty());
+        }
+    }
+}

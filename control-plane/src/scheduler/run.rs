@@ -1,0 +1,344 @@
+//! The loop: follows pods and nodes, chooses at once, binds many at a time.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::SchedulerConfig;
+use super::choose::{Choice, choose};
+use super::queue::Queue;
+use super::snapshot::{PodInfo, Snapshot};
+use crate::controllers::cache::{WatchBackoff, report_watch_error};
+use crate::controllers::events::{Recorder, Severity};
+
+/// What came of a binding.
+struct Bound {
+    pod: PodInfo,
+    node: String,
+    outcome: Result<(), kube::Error>,
+}
+
+struct Scheduler {
+    client: kube::Client,
+    config: SchedulerConfig,
+    events: Recorder,
+    snapshot: Snapshot,
+    queue: Queue,
+    /// Chosen for, but not yet seen bound: uid.
+    assumed: HashSet<String>,
+    /// The message last written to each waiting pod, by uid.
+    told: HashMap<String, String>,
+    /// Grows with each draw, so that equals take turns.
+    draws: u64,
+    binding: JoinSet<Bound>,
+    telling: JoinSet<()>,
+}
+
+/// Places pods until `shutdown`. Survives errors of the API server and starts from whatever it finds.
+pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: CancellationToken) {
+    let nodes = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
+        .backoff(WatchBackoff::new());
+    let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default())
+        .backoff(WatchBackoff::new());
+    let mut nodes = std::pin::pin!(nodes);
+    let mut pods = std::pin::pin!(pods);
+    let mut scheduler = Scheduler {
+        events: Recorder::start(client.clone(), "default-scheduler"),
+        draws: config.seed,
+        client,
+        config,
+        snapshot: Snapshot::default(),
+        queue: Queue::default(),
+        assumed: HashSet::new(),
+        told: HashMap::new(),
+        binding: JoinSet::new(),
+        telling: JoinSet::new(),
+    };
+    // No pod is placed before all are known: what runs on a node already is not to be counted as free.
+    let (mut nodes_listed, mut pods_listed) = (Listing::default(), Listing::default());
+    let mut early: Vec<PodInfo> = Vec::new();
+    loop {
+        let due = scheduler.queue.next_due();
+        let is_synced = nodes_listed.is_complete && pods_listed.is_complete;
+        // All arms are cancel-safe: streams, join sets and timers lose nothing when polled in vain.
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(event) = nodes.next() => match event {
+                Ok(event) => scheduler.node_event(event, &mut nodes_listed),
+                Err(error) => report_watch_error("Node", &error),
+            },
+            Some(event) = pods.next() => match event {
+                Ok(event) => early.extend(scheduler.pod_event(event, &mut pods_listed)),
+                Err(error) => report_watch_error("Pod", &error),
+            },
+            Some(bound) = scheduler.binding.join_next() => {
+                if let Ok(bound) = bound {
+                    scheduler.bound(bound);
+                }
+            }
+            Some(_) = scheduler.telling.join_next() => {}
+            () = sleep_until(due), if is_synced && due.is_some() => {
+                let now = Instant::now();
+                early.extend(scheduler.queue.take_due(now));
+            }
+        }
+        if nodes_listed.is_complete && pods_listed.is_complete {
+            early.sort_by_key(|pod| std::cmp::Reverse(pod.priority));
+            for pod in early.drain(..) {
+                scheduler.schedule(pod);
+            }
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    let wait = due.map_or(Duration::MAX, |due| {
+        due.saturating_duration_since(Instant::now())
+    });
+    tokio::time::sleep(wait).await;
+}
+
+/// What a list has named so far; whatever it did not name is gone when it is complete.
+#[derive(Default)]
+struct Listing {
+    seen: HashSet<String>,
+    is_complete: bool,
+}
+
+impl Scheduler {
+    fn node_event(&mut self, event: watcher::Event<Node>, listing: &mut Listing) {
+        match event {
+            watcher::Event::Init => listing.seen.clear(),
+            watcher::Event::InitApply(node) => {
+                listing.seen.extend(node.metadata.name.clone());
+                self.snapshot.set_node(&node);
+            }
+            watcher::Event::InitDone => {
+                for name in self
+                    .snapshot
+                    .node_names()
+                    .into_iter()
+                    .filter(|name| !listing.seen.contains(name))
+                {
+                    self.snapshot.remove_node(&name);
+                }
+                listing.is_complete = true;
+            }
+            watcher::Event::Apply(node) => self.snapshot.set_node(&node),
+            watcher::Event::Delete(node) => {
+                self.snapshot
+                    .remove_node(node.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+        self.queue.nudge_all();
+    }
+
+    /// Gives the pod back if it is to be scheduled now.
+    fn pod_event(&mut self, event: watcher::Event<Pod>, listing: &mut Listing) -> Option<PodInfo> {
+        match event {
+            watcher::Event::Init => {
+                listing.seen.clear();
+                None
+            }
+            watcher::Event::InitApply(pod) => {
+                listing.seen.extend(pod.metadata.uid.clone());
+                self.pod_seen(&pod)
+            }
+            watcher::Event::InitDone => {
+                for uid in self
+                    .snapshot
+                    .placed_uids()
+                    .into_iter()
+                    .filter(|uid| !listing.seen.contains(uid))
+                {
+                    self.pod_gone(&uid);
+                }
+                self.queue.retain(|uid| listing.seen.contains(uid));
+                listing.is_complete = true;
+                None
+            }
+            watcher::Event::Apply(pod) => self.pod_seen(&pod),
+            watcher::Event::Delete(pod) => {
+                self.pod_gone(pod.metadata.uid.as_deref().unwrap_or_default());
+                None
+            }
+        }
+    }
+
+    fn pod_gone(&mut self, uid: &str) {
+        self.queue.forget(uid);
+        self.told.remove(uid);
+        self.assumed.remove(uid);
+        if self.snapshot.remove_pod(uid) {
+            self.queue.nudge_all();
+        }
+    }
+
+    fn pod_seen(&mut self, pod: &Pod) -> Option<PodInfo> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let phase = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            self.pod_gone(uid);
+            return None;
+        }
+        let spec = pod.spec.as_ref()?;
+        if let Some(node) = spec.node_name.as_deref().filter(|node| !node.is_empty()) {
+            self.queue.forget(uid);
+            self.told.remove(uid);
+            self.assumed.remove(uid);
+            if !self.snapshot.is_placed(uid) {
+                self.snapshot.place(PodInfo::of(pod), node);
+            }
+            return None;
+        }
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.queue.forget(uid);
+            return None;
+        }
+        let ours = spec.scheduler_name.as_deref().unwrap_or(&self.config.name) == self.config.name;
+        let gated = spec
+            .scheduling_gates
+            .as_ref()
+            .is_some_and(|gates| !gates.is_empty());
+        if !ours || gated || self.assumed.contains(uid) {
+            return None;
+        }
+        let info = PodInfo::of(pod);
+        if self.queue.contains(uid) {
+            // Most often it is our own condition that comes back; it alone is no reason to try again.
+            self.queue.refresh(info);
+            return None;
+        }
+        Some(info)
+    }
+
+    fn schedule(&mut self, pod: PodInfo) {
+        if self.snapshot.is_placed(&pod.uid) || self.queue.contains(&pod.uid) {
+            return;
+        }
+        self.draws = self.draws.wrapping_add(1);
+        match choose(&pod, &self.snapshot, self.draws) {
+            Choice::Node(node) => {
+                self.assumed.insert(pod.uid.clone());
+                self.snapshot.place(pod.clone(), &node);
+                self.binding.spawn(bind(self.client.clone(), pod, node));
+            }
+            Choice::None(message) => {
+                debug!(
+                    pod = pod.name,
+                    namespace = pod.namespace,
+                    message,
+                    "no node for this pod"
+                );
+                self.tell_unschedulable(&pod, message);
+                self.queue.put_off(pod, Instant::now());
+            }
+        }
+    }
+
+    fn bound(&mut self, Bound { pod, node, outcome }: Bound) {
+        match outcome {
+            Ok(()) => {
+                let message = format!(
+                    "Successfully assigned {}/{} to {node}",
+                    pod.namespace, pod.name
+                );
+                self.events
+                    .report(about(&pod), Severity::Normal, "Scheduled", message);
+            }
+            // Seen bound or gone meanwhile: the watch knows better than this answer.
+            Err(_) if !self.assumed.contains(&pod.uid) => {}
+            Err(error) => {
+                self.assumed.remove(&pod.uid);
+                self.snapshot.remove_pod(&pod.uid);
+                if matches!(&error, kube::Error::Api(status) if status.is_not_found()) {
+                    self.pod_gone(&pod.uid);
+                    return;
+                }
+                warn!(pod = pod.name, namespace = pod.namespace, node, %error, "cannot bind, trying again");
+                let uid = pod.uid.clone();
+                self.queue.put_off(pod, Instant::now());
+                self.queue.nudge(&uid);
+                // The room that it held is free again.
+                self.queue.nudge_all();
+            }
+        }
+    }
+
+    fn tell_unschedulable(&mut self, pod: &PodInfo, message: String) {
+        self.events.report(
+            about(pod),
+            Severity::Warning,
+            "FailedScheduling",
+            message.clone(),
+        );
+        if self.told.get(&pod.uid) == Some(&message) {
+            return;
+        }
+        self.told.insert(pod.uid.clone(), message.clone());
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let name = pod.name.clone();
+        let condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "lastTransitionTime": Time(Timestamp::now()), "lastProbeTime": null,
+        });
+        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
+        self.telling.spawn(async move {
+            if let Err(error) = api
+                .patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))
+                .await
+            {
+                debug!(pod = name, %error, "cannot say that the pod is unschedulable");
+            }
+        });
+    }
+}
+
+fn about(pod: &PodInfo) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+async fn bind(client: kube::Client, pod: PodInfo, node: String) -> Bound {
+    let binding = Binding {
+        metadata: ObjectMeta {
+            name: Some(pod.name.clone()),
+            namespace: Some(pod.namespace.clone()),
+            uid: Some(pod.uid.clone()),
+            ..ObjectMeta::default()
+        },
+        target: ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(node.clone()),
+            ..ObjectReference::default()
+        },
+    };
+    let api: Api<Pod> = Api::namespaced(client, &pod.namespace);
+    let answer: Result<serde_json::Value, _> = api
+        .create_subresource("binding", &pod.name, &PostParams::default(), &binding)
+        .await;
+    Bound {
+        pod,
+        node,
+        outcome: answer.map(drop),
+    }
+}

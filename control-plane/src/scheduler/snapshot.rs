@@ -1,0 +1,315 @@
+//! The cluster as the scheduler sees it: what each node has, and what the pods on it took. Only the fields that decide.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Node, NodeAffinity, Pod, PodSpec, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::quantity::{milli, whole};
+
+/// Amounts by resource name: `cpu` in thousandths, everything else in whole units.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Resources(pub(super) BTreeMap<String, i64>);
+
+impl Resources {
+    fn of(quantities: Option<&BTreeMap<String, Quantity>>) -> Self {
+        let amounts = quantities.into_iter().flatten();
+        // Validation keeps out what is no quantity.
+        Self(
+            amounts
+                .filter_map(|(name, quantity)| Some((name.clone(), amount(name, quantity)?)))
+                .collect(),
+        )
+    }
+
+    pub(super) fn get(&self, name: &str) -> i64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            *self.0.entry(name.clone()).or_default() += amount;
+        }
+    }
+
+    pub(super) fn subtract(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            *self.0.entry(name.clone()).or_default() -= amount;
+        }
+    }
+
+    fn max(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            let mine = self.0.entry(name.clone()).or_default();
+            *mine = (*mine).max(*amount);
+        }
+    }
+}
+
+fn amount(name: &str, quantity: &Quantity) -> Option<i64> {
+    if name == "cpu" {
+        milli(quantity)
+    } else {
+        whole(quantity)
+    }
+}
+
+/// A port that a pod takes on the node itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HostPort {
+    pub(super) ip: String,
+    pub(super) port: i32,
+    pub(super) protocol: String,
+}
+
+impl HostPort {
+    /// Two ports clash on equal or unspecified addresses.
+    pub(super) fn clashes(&self, other: &Self) -> bool {
+        let any = |ip: &str| matches!(ip, "" | "0.0.0.0" | "::");
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || any(&self.ip) || any(&other.ip))
+    }
+}
+
+/// Where a pod may go and would like to go.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wishes {
+    pub(super) node_selector: BTreeMap<String, String>,
+    pub(super) node_affinity: Option<NodeAffinity>,
+    pub(super) tolerations: Vec<Toleration>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PodInfo {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) requests: Resources,
+    pub(super) host_ports: Vec<HostPort>,
+    /// Pods of one group are spread: those of one owner, or else those with the same labels.
+    pub(super) group: u64,
+    pub(super) priority: i32,
+    /// Only for pods that wait; a bound one has no wishes left.
+    pub(super) wishes: Option<Arc<Wishes>>,
+}
+
+impl PodInfo {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        let none = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&none);
+        let is_bound = spec
+            .node_name
+            .as_deref()
+            .is_some_and(|node| !node.is_empty());
+        let wishes = || {
+            Arc::new(Wishes {
+                node_selector: spec.node_selector.clone().unwrap_or_default(),
+                node_affinity: spec
+                    .affinity
+                    .as_ref()
+                    .and_then(|affinity| affinity.node_affinity.clone()),
+                tolerations: spec.tolerations.clone().unwrap_or_default(),
+            })
+        };
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            requests: requests(spec),
+            host_ports: host_ports(spec),
+            group: group(pod),
+            priority: spec.priority.unwrap_or_default(),
+            wishes: (!is_bound).then(wishes),
+        }
+    }
+}
+
+fn group(pod: &Pod) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let owner = pod
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true));
+    match owner {
+        Some(owner) => owner.uid.hash(&mut hasher),
+        None => (&pod.metadata.namespace, &pod.metadata.labels).hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
+/// The most that the pod takes at any time: its containers together, or one of its init containers beside the sidecars
+/// that were started before it.
+fn requests(spec: &PodSpec) -> Resources {
+    let of = |container: &Container| {
+        Resources::of(
+            container
+                .resources
+                .as_ref()
+                .and_then(|resources| resources.requests.as_ref()),
+        )
+    };
+    let mut sidecars = Resources::default();
+    let mut peak = Resources::default();
+    for container in spec.init_containers.iter().flatten() {
+        let mut now = sidecars.clone();
+        now.add(&of(container));
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = now.clone();
+        }
+        peak.max(&now);
+    }
+    let mut total = sidecars;
+    spec.containers
+        .iter()
+        .for_each(|container| total.add(&of(container)));
+    total.max(&peak);
+    total.add(&Resources::of(spec.overhead.as_ref()));
+    total
+}
+
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let on_host = spec.host_network == Some(true);
+    let ports = spec
+        .containers
+        .iter()
+        .flat_map(|container| container.ports.iter().flatten());
+    let ports = ports.filter_map(|port| {
+        let number = port
+            .host_port
+            .or(on_host.then_some(port.container_port))
+            .filter(|number| *number > 0)?;
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
+        Some(HostPort {
+            ip: port.host_ip.clone().unwrap_or_default(),
+            port: number,
+            protocol,
+        })
+    });
+    ports.collect()
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct NodeInfo {
+    pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) taints: Vec<Taint>,
+    pub(super) unschedulable: bool,
+    pub(super) ready: bool,
+    pub(super) allocatable: Resources,
+    pub(super) used: Resources,
+    pub(super) pods: i64,
+    pub(super) host_ports: Vec<HostPort>,
+    /// How many pods of each group are here.
+    pub(super) groups: HashMap<u64, i64>,
+}
+
+impl NodeInfo {
+    fn describe(&mut self, node: &Node) {
+        let spec = node.spec.clone().unwrap_or_default();
+        let status = node.status.as_ref();
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        self.name = node.metadata.name.clone().unwrap_or_default();
+        self.labels = node.metadata.labels.clone().unwrap_or_default();
+        self.taints = spec.taints.unwrap_or_default();
+        self.unschedulable = spec.unschedulable.unwrap_or_default();
+        self.ready = conditions
+            .into_iter()
+            .flatten()
+            .any(|it| it.type_ == "Ready" && it.status == "True");
+        let capacity =
+            status.and_then(|status| status.allocatable.as_ref().or(status.capacity.as_ref()));
+        self.allocatable = Resources::of(capacity);
+    }
+
+    fn take(&mut self, pod: &PodInfo) {
+        self.used.add(&pod.requests);
+        self.pods += 1;
+        self.host_ports.extend(pod.host_ports.iter().cloned());
+        *self.groups.entry(pod.group).or_default() += 1;
+    }
+
+    fn give_back(&mut self, pod: &PodInfo) {
+        self.used.subtract(&pod.requests);
+        self.pods -= 1;
+        for port in &pod.host_ports {
+            if let Some(at) = self.host_ports.iter().position(|taken| taken == port) {
+                self.host_ports.swap_remove(at);
+            }
+        }
+        if let Some(count) = self.groups.get_mut(&pod.group) {
+            *count -= 1;
+            if *count == 0 {
+                self.groups.remove(&pod.group);
+            }
+        }
+    }
+}
+
+/// All nodes with what is on them. A pod counts from the moment a node was chosen for it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Snapshot {
+    nodes: BTreeMap<String, NodeInfo>,
+    /// Pods on a node, by uid.
+    placed: HashMap<String, (String, PodInfo)>,
+}
+
+impl Snapshot {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.nodes.values()
+    }
+
+    pub(super) fn set_node(&mut self, node: &Node) {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        let is_new = !self.nodes.contains_key(&name);
+        let info = self.nodes.entry(name.clone()).or_default();
+        info.describe(node);
+        if is_new {
+            self.placed
+                .values()
+                .filter(|(on, _)| *on == name)
+                .for_each(|(_, pod)| info.take(pod));
+        }
+    }
+
+    pub(super) fn remove_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+    }
+
+    pub(super) fn place(&mut self, pod: PodInfo, node: &str) {
+        self.remove_pod(&pod.uid);
+        if let Some(info) = self.nodes.get_mut(node) {
+            info.take(&pod);
+        }
+        self.placed.insert(pod.uid.clone(), (node.to_owned(), pod));
+    }
+
+    /// Says whether the pod was on a node.
+    pub(super) fn remove_pod(&mut self, uid: &str) -> bool {
+        let Some((node, pod)) = self.placed.remove(uid) else {
+            return false;
+        };
+        if let Some(info) = self.nodes.get_mut(&node) {
+            info.give_back(&pod);
+        }
+        true
+    }
+
+    pub(super) fn is_placed(&self, uid: &str) -> bool {
+        self.placed.contains_key(uid)
+    }
+
+    pub(super) fn placed_uids(&self) -> Vec<String> {
+        self.placed.keys().cloned().collect()
+    }
+
+    pub(super) fn node_names(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+}

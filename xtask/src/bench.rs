@@ -1,0 +1,45 @@
+//! Benchmarks: each is a bench target of the `tests` crate, which measures and prints; this starts it.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::shell::{self, cargo};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Bench {
+    /// connect() latency: direct, through Kernelet, iptables and nftables.
+    Connect,
+    /// From an accepted EndpointSlice change to the map entry in the kernel; first full sync.
+    Update,
+    /// From POST of a bound pod to Running, beside `ctr run`.
+    Pods,
+    /// Resident memory of the agent and the control plane.
+    Footprint,
+}
+
+/// Runs one benchmark; `json` also gets its rows.
+pub fn run(bench: Bench, json: Option<&Path>) -> Result<()> {
+    let name = match bench {
+        Bench::Connect => "connect",
+        Bench::Update => "update",
+        Bench::Pods => "pods",
+        Bench::Footprint => "footprint",
+    };
+    let mut command = cargo();
+    command.args([
+        "bench",
+        "--quiet",
+        "--package",
+        "kernelet-tests",
+        "--bench",
+        name,
+        "--",
+    ]);
+    if let Some(path) = json {
+        let absolute = std::env::current_dir()?.join(path);
+        command.arg("--json").arg(absolute);
+    }
+    shell::run(&mut command)
+}
