@@ -49,5 +49,8 @@ fn schema_of(kind: &Kind) -> Option<&'static schema::Type> {
         None | Some("") => "core",
         Some(package) => package,
     };
-    schema::of(&format!("io.k8s.api.{package}.{}.{}", kind.version, kind.kind))
+    schema::of(&format!(
+        "io.k8s.api.{package}.{}.{}",
+        kind.version, kind.kind
+    ))
 }
