@@ -11,6 +11,8 @@ mod node;
 mod pods;
 mod replica_set;
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 pub(crate) mod testing;
 
 use std::sync::Arc;
@@ -33,6 +35,8 @@ pub struct ControllersConfig {
     pub node_grace_period: Duration,
     /// Pods of a Node that is deleted are removed after this, if it has not come back.
     pub orphan_quarantine: Duration,
+    /// How long a pod that says nothing about it stays on a node that is not ready or unreachable.
+    pub default_toleration: Duration,
     pub signer: Signer,
 }
 
@@ -41,6 +45,7 @@ impl ControllersConfig {
     pub fn new(pod_cidr: IpNet, signer: Signer) -> Self {
         let grace = Duration::from_secs(40);
         Self {
+            default_toleration: Duration::from_secs(300),
             pod_cidr,
             node_grace_period: grace,
             orphan_quarantine: grace,
