@@ -16,6 +16,7 @@ pub mod local;
 pub mod log;
 pub mod meta;
 pub mod metrics;
+pub mod openapi;
 pub mod options;
 pub mod patch;
 pub mod patching;

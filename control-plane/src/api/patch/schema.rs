@@ -65,6 +65,11 @@ pub fn of(definition: &str) -> Option<&'static Type> {
     TYPES.into_iter().find(|known| known.name == definition)
 }
 
+/// Every type that is known.
+pub fn all() -> &'static [&'static Type] {
+    &TYPES
+}
+
 const fn plain(name: &'static str, of: &'static Type) -> Field {
     Field {
         name,
