@@ -34,7 +34,7 @@ use crate::store::cache::Cache;
 use crate::store::embedded::Embedded;
 
 /// Long enough for a busy machine; a story that works waits far less.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Cluster {
     client: kube::Client,
@@ -54,7 +54,7 @@ impl Drop for Cluster {
 impl Cluster {
     async fn new(nodes: &[&str]) -> Self {
         let _ = tracing_subscriber::fmt()
-            .with_env_filter("kernelet_control_plane=debug")
+            .with_env_filter("kernelet_control_plane=warn")
             .with_test_writer()
             .try_init();
         let dir = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ impl Cluster {
         }
         let signer: Signer = Arc::new(move |request, now| sign_csr(&pki.ca, request, now));
         let mut config = ControllersConfig::new("10.244.0.0/16".parse().unwrap(), signer);
-        config.node_grace_period = Duration::from_secs(2);
+        config.node_grace_period = Duration::from_secs(4);
         config.orphan_quarantine = Duration::from_millis(200);
         config.default_toleration = Duration::from_secs(1);
         cluster.start(config);
@@ -152,7 +152,7 @@ impl Cluster {
         tokio::spawn(async move {
             while !shutdown.is_cancelled() && !silent.lock().unwrap().contains(&name) {
                 renew(&client, &name).await;
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
         });
     }
