@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
+use axum::Router;
 use clap::Parser;
 use ipnet::Ipv4Net;
 use kernelet_control_plane::admission::Admission;
@@ -14,10 +15,13 @@ use kernelet_control_plane::admission::service_ip::ServiceAddresses;
 use kernelet_control_plane::api::registry::Registry;
 use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, server};
 use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
-use kernelet_control_plane::auth::{Authenticator, tls};
+use kernelet_control_plane::auth::{Authenticator, Ca, User, csr, tls};
+use kernelet_control_plane::controllers::{self, ControllersConfig};
+use kernelet_control_plane::scheduler::{self, SchedulerConfig};
 use kernelet_control_plane::store::Store;
 use kernelet_control_plane::store::cache::Cache;
 use kernelet_control_plane::store::embedded::Embedded;
+use kernelet_control_plane::store::etcd::{Etcd, EtcdConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +38,18 @@ struct Args {
     /// The address that nodes and clients reach this server at [default: the one it listens on, or this machine's].
     #[arg(long)]
     advertise_address: Option<IpAddr>,
+    /// Keep the cluster's state in this etcd instead of the data directory; several for a cluster of it.
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    etcd_endpoints: Vec<String>,
+    /// The authority that etcd's certificates come from, PEM.
+    #[arg(long, requires = "etcd_endpoints", value_name = "FILE")]
+    etcd_cafile: Option<PathBuf>,
+    /// The certificate to show to etcd, PEM.
+    #[arg(long, requires = "etcd_keyfile", value_name = "FILE")]
+    etcd_certfile: Option<PathBuf>,
+    /// The key of that certificate, PEM.
+    #[arg(long, requires = "etcd_certfile", value_name = "FILE")]
+    etcd_keyfile: Option<PathBuf>,
     /// Pods' addresses; every node gets a part of it.
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: Ipv4Net,
@@ -95,7 +111,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     )?;
     let tls = tls::server_config(&pki.serving, pki.ca.certificate())?;
 
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&args.data_dir.join("store.redb"))?);
+    let store = open_store(&args).await?;
     let cache = Cache::start(store.clone(), api::index)
         .await
         .context("cannot load the store")?;
@@ -121,6 +137,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .context("cannot make the system's objects")?;
     let router = api::router(api.clone());
 
+    start_parts(&router, pki.ca, args.pod_cidr, &stop);
     api.health.set_ready();
     tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");
     let stopping = api.clone();
@@ -132,6 +149,34 @@ async fn run(args: Args) -> anyhow::Result<()> {
     server::serve(listener, tls, router, stop).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
+    if args.etcd_endpoints.is_empty() {
+        return Ok(Arc::new(Embedded::open(&args.data_dir.join("store.redb"))?));
+    }
+    let config = EtcdConfig {
+        endpoints: args.etcd_endpoints.clone(),
+        ca_file: args.etcd_cafile.clone(),
+        cert_file: args.etcd_certfile.clone(),
+        key_file: args.etcd_keyfile.clone(),
+    };
+    Ok(Arc::new(Etcd::connect(&config).await?))
+}
+
+/// Scheduler and controllers: clients of the API like any other, but without a socket in between.
+fn start_parts(router: &Router, ca: Ca, pod_cidr: Ipv4Net, stop: &CancellationToken) {
+    let scheduler = api::local_client(router.clone(), User::scheduler());
+    tokio::spawn(scheduler::run(
+        scheduler,
+        SchedulerConfig::default(),
+        stop.clone(),
+    ));
+    let signer: controllers::Signer =
+        Arc::new(move |request, now| csr::sign_csr(&ca, request, now));
+    let config = ControllersConfig::new(pod_cidr.into(), signer);
+    let controllers = api::local_client(router.clone(), User::controller_manager());
+    tokio::spawn(controllers::run(controllers, config, stop.clone()));
 }
 
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 mod ask;
 mod backend;
 mod cleanup;
+mod join;
 mod map;
 mod pod;
 mod run;
@@ -29,6 +30,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make this machine a node of a cluster: get it a certificate
+    Join(join::Args),
     /// Run the agent in the foreground
     Run(Box<AgentConfig>),
     /// How the agent and its parts are, and what the kernel can do
@@ -47,6 +50,12 @@ enum Command {
     Pod(pod::Command),
     /// Remove the programs and maps that a stopped agent left in the kernel
     Cleanup(cleanup::Args),
+    /// Write one container's log; containerd starts it
+    #[command(hide = true)]
+    LogPipe {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 /// Why a command failed.
@@ -54,6 +63,8 @@ enum Command {
 pub enum CliError {
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Join(#[from] crate::node::join::JoinError),
     #[error(transparent)]
     Run(#[from] crate::run::RunError),
     #[error(transparent)]
@@ -69,6 +80,7 @@ pub enum CliError {
 /// Runs one command; its exit code is the process's.
 pub fn execute(cli: Cli) -> ExitCode {
     let outcome = match cli.command {
+        Command::Join(args) => join::run(args).and_then(print),
         Command::Run(config) => run::run(*config),
         Command::Status(ask) => status::run(&ask).and_then(print),
         Command::Service(command) => service::run(&command).and_then(print),
@@ -76,6 +88,7 @@ pub fn execute(cli: Cli) -> ExitCode {
         Command::Map(command) => map::run(&command).and_then(print),
         Command::Pod(command) => pod::run(&command).and_then(print),
         Command::Cleanup(args) => cleanup::run(&args).and_then(print),
+        Command::LogPipe { args } => return crate::runtime::log_pipe::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,6 +141,7 @@ mod tests {
     #[test]
     fn commands_read_as_the_manual_says() {
         for line in [
+            "kernelet join https://192.0.2.1:6443 --token t --ca-file ca.crt --node-name n1",
             "kernelet run --node-name n1 --containerd /run/c.sock",
             "kernelet status -o json",
             "kernelet service list -n shop",
@@ -136,6 +150,7 @@ mod tests {
             "kernelet map dump SERVICES",
             "kernelet pod list",
             "kernelet cleanup",
+            "kernelet log-pipe /var/log/0.log",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -86,6 +86,15 @@ impl Maps {
         }
     }
 
+    /// One backend; `None` when it is not in the tables.
+    pub fn backend(&self, id: BackendId) -> Result<Option<BackendEntry>, MapError> {
+        match self.backends.get(&id, 0) {
+            Ok(row) => Ok(Some(row)),
+            Err(AyaError::KeyNotFound) => Ok(None),
+            Err(source) => Err(read(names::BACKENDS, source)),
+        }
+    }
+
     /// What one backend's connections came to, over all CPUs; zeros when none was ever opened.
     pub fn backend_stats(&self, id: BackendId) -> Result<BackendStats, MapError> {
         or_default(

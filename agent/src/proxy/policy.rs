@@ -9,7 +9,7 @@ use crate::cluster::{Endpoint, Name, ObjectKey, Protocol, Service, ServicePort, 
 
 /// Share of new connections that stay on the node while its backends are comfortable. The rest keeps the picture of the
 /// other backends fresh.
-const COMFORTABLE_SHARE: u32 = SHARE_ONE / 100 * 99;
+const COMFORTABLE_SHARE: u32 = SHARE_ONE - SHARE_ONE / 100;
 
 /// Where a backend listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

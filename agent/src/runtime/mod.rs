@@ -203,7 +203,6 @@ pub struct ContainerConfig {
     pub resources: Resources,
     pub oom_score_adj: i32,
     pub security: Security,
-    pub stdin: bool,
 }
 
 /// A file or directory of the node that the container sees.

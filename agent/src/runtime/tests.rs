@@ -54,7 +54,6 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             allow_privilege_escalation: true,
             ..Security::default()
         },
-        stdin: false,
     }
 }
 

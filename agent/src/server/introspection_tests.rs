@@ -271,7 +271,7 @@ async fn every_list_has_an_answer() {
             .into_inner()
             .maps[0]
             .entries,
-        Some(1)
+        1
     );
     assert_eq!(
         client

@@ -59,7 +59,7 @@ pub async fn ensure(
     .await
 }
 
-/// Creates the object; if it is there, brings what it is to say up to date.
+/// Brings what the object is to say up to date; creates it if it is not there.
 async fn ensure_object(
     registry: &Registry,
     (group, plural): (&str, &str),
@@ -74,12 +74,6 @@ async fn ensure_object(
         namespace,
         dry_run: false,
     };
-    let (object, _) = (kind.decode)(wanted.clone()).map_err(ApiError::internal)?;
-    match registry.create(&call, object).await {
-        Ok(_) => return Ok(()),
-        Err(error) if error.reason == "AlreadyExists" => {}
-        Err(error) => return Err(error),
-    }
     let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
     let update = |old: &Value| {
         let mut new = old.clone();
@@ -104,8 +98,13 @@ async fn ensure_object(
         }
         Ok((kind.decode)(new).map_err(ApiError::internal)?.0)
     };
-    registry
-        .update(&call, name, Through::Main, update)
-        .await
-        .map(|_| ())
+    // First the update: a new service `kubernetes` would ask for the address that the present one has.
+    match registry.update(&call, name, Through::Main, update).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.reason == "NotFound" => {
+            let (object, _) = (kind.decode)(wanted.clone()).map_err(ApiError::internal)?;
+            registry.create(&call, object).await.map(|_| ())
+        }
+        Err(error) => Err(error),
+    }
 }

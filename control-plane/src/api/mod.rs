@@ -10,6 +10,7 @@ pub mod deletion;
 pub mod discovery;
 pub mod error;
 pub mod health;
+pub mod inflight;
 pub mod list;
 pub mod local;
 pub mod log;
@@ -42,6 +43,7 @@ pub use log::KubeletClient;
 pub use pipeline::router;
 
 use crate::auth::Authenticator;
+use inflight::Inflight;
 use metrics::Metrics;
 use registry::Registry;
 
@@ -54,6 +56,7 @@ pub struct Api {
     /// `ADDRESS:PORT` that clients reach this server at, for discovery.
     pub advertised: String,
     pub health: Health,
+    inflight: Inflight,
     metrics: Metrics,
 }
 
@@ -70,6 +73,7 @@ impl Api {
             kubelet,
             advertised,
             health: Health::default(),
+            inflight: Inflight::default(),
             metrics: Metrics::default(),
         })
     }

@@ -115,9 +115,12 @@ async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiErro
         Target::Resource(target) => {
             let kind = kind_of(&target);
             let labels = (target.verb, kind.map_or("", |k| k.plural));
-            let outcome = match authorize(&user, &target, &query) {
+            let admitted = authorize(&user, &target, &query)
+                .and_then(|()| api.inflight.enter(&user, target.verb));
+            let outcome = match admitted {
                 Err(error) => Err(error),
-                Ok(()) => match kind {
+                // The slot is held until the answer begins: a watch does not keep one.
+                Ok(_slot) => match kind {
                     Some(kind) => serve_resource(api, &user, kind, target, &query, request).await,
                     None => Err(ApiError::no_route()),
                 },

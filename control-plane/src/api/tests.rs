@@ -23,6 +23,7 @@ use crate::store::cache::Cache;
 use crate::store::embedded::Embedded;
 
 struct Fixture {
+    api: Arc<Api>,
     router: Router,
     _dir: tempfile::TempDir,
 }
@@ -83,7 +84,8 @@ impl Fixture {
         .await
         .expect("the system's objects");
         Fixture {
-            router: router(api),
+            router: router(api.clone()),
+            api,
             _dir: dir,
         }
     }
@@ -863,4 +865,23 @@ async fn health_version_and_discovery_answer() {
         .1,
         "x"
     );
+}
+
+#[tokio::test]
+async fn a_second_start_finds_what_the_first_one_made() {
+    let f = Fixture::new().await;
+    let uri = "/api/v1/namespaces/default/services/kubernetes";
+    let before = f.get(uri).await.body;
+    assert_eq!(before["spec"]["clusterIP"], "10.96.0.1");
+    let service_ip = Ipv4Addr::new(10, 96, 0, 1).into();
+    let moved = "127.0.0.2:7443".parse().expect("an address");
+    bootstrap::ensure(&f.api.registry, service_ip, moved)
+        .await
+        .expect("the system's objects");
+    let after = f.get(uri).await.body;
+    assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(after["spec"]["ports"][0]["targetPort"], 7443);
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let slice = f.get(slices).await.body;
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["127.0.0.2"]));
 }

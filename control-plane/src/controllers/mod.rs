@@ -6,10 +6,17 @@ mod certificates;
 mod deployment;
 mod driver;
 mod endpoints;
+mod event_expiry;
 pub(crate) mod events;
+mod garbage;
+mod kinds;
+mod namespaces;
 mod node;
 mod pods;
 mod replica_set;
+#[cfg(test)]
+mod scenarios;
+mod service_accounts;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -33,6 +40,10 @@ pub struct ControllersConfig {
     pub node_grace_period: Duration,
     /// Pods of a Node that is deleted are removed after this, if it has not come back.
     pub orphan_quarantine: Duration,
+    /// How long a pod that says nothing about it stays on a node that is not ready or unreachable.
+    pub default_toleration: Duration,
+    /// Events go after this.
+    pub event_ttl: Duration,
     pub signer: Signer,
 }
 
@@ -41,6 +52,8 @@ impl ControllersConfig {
     pub fn new(pod_cidr: IpNet, signer: Signer) -> Self {
         let grace = Duration::from_secs(40);
         Self {
+            default_toleration: Duration::from_secs(300),
+            event_ttl: Duration::from_secs(3600),
             pod_cidr,
             node_grace_period: grace,
             orphan_quarantine: grace,
@@ -73,6 +86,10 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(endpoints::start(&context));
     tasks.spawn(node::start(&context));
     tasks.spawn(certificates::start(&context));
+    tasks.spawn(service_accounts::start(&context));
+    tasks.spawn(namespaces::start(&context));
+    tasks.spawn(garbage::start(&context));
+    tasks.spawn(event_expiry::start(&context));
     // Only now, so that each controller hears of every object.
     context
         .caches

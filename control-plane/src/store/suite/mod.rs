@@ -4,6 +4,7 @@
 mod crash;
 mod etcd_server;
 mod history;
+mod measure;
 mod model;
 
 use std::cell::{Cell, RefCell};

@@ -1,0 +1,349 @@
+//! A container's environment and command line: values from the pod, from ConfigMaps and Secrets, and `$(VAR)`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Secret};
+use kube::{Api, Client};
+
+use super::spec::{PodView, limit, request};
+
+/// Why an environment cannot be made. The text goes into the container's status.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EnvError {
+    #[error("{kind} \"{name}\" not found")]
+    NotFound { kind: &'static str, name: String },
+    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
+    NoKey {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        key: String,
+    },
+    #[error("cannot read {kind} \"{name}\": {source}")]
+    Read {
+        kind: &'static str,
+        name: String,
+        source: Box<kube::Error>,
+    },
+    #[error("env {name}: {reason}")]
+    Unsupported { name: String, reason: String },
+}
+
+/// What the environment draws from, besides the API.
+pub(super) struct Context<'a> {
+    pub(super) pod: &'a PodView,
+    pub(super) node_name: &'a str,
+    pub(super) addresses: &'a [IpAddr],
+    pub(super) host_addresses: &'a [IpAddr],
+}
+
+/// The values of the ConfigMaps and Secrets that one container uses, each read once.
+struct Sources<'a> {
+    client: &'a Client,
+    namespace: &'a str,
+    read: BTreeMap<(&'static str, String), Option<BTreeMap<String, String>>>,
+}
+
+const CONFIG_MAP: &str = "configmap";
+const SECRET: &str = "secret";
+
+impl Sources<'_> {
+    async fn get(
+        &mut self,
+        kind: &'static str,
+        name: &str,
+    ) -> Result<Option<&BTreeMap<String, String>>, EnvError> {
+        let key = (kind, name.to_owned());
+        if !self.read.contains_key(&key) {
+            let values = read(self.client, self.namespace, kind, name).await?;
+            self.read.insert(key.clone(), values);
+        }
+        Ok(self.read.get(&key).and_then(Option::as_ref))
+    }
+
+    /// One value; `None` only where it is optional and absent.
+    async fn value(
+        &mut self,
+        kind: &'static str,
+        name: &str,
+        key: &str,
+        optional: bool,
+    ) -> Result<Option<String>, EnvError> {
+        let namespace = self.namespace.to_owned();
+        match self.get(kind, name).await? {
+            None if optional => Ok(None),
+            None => Err(EnvError::NotFound {
+                kind,
+                name: name.to_owned(),
+            }),
+            Some(values) => match values.get(key) {
+                None if !optional => Err(EnvError::NoKey {
+                    kind,
+                    namespace,
+                    name: name.to_owned(),
+                    key: key.to_owned(),
+                }),
+                value => Ok(value.cloned()),
+            },
+        }
+    }
+}
+
+async fn read(
+    client: &Client,
+    namespace: &str,
+    kind: &'static str,
+    name: &str,
+) -> Result<Option<BTreeMap<String, String>>, EnvError> {
+    let fail = |source| EnvError::Read {
+        kind,
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
+    if kind == CONFIG_MAP {
+        let found = Api::<ConfigMap>::namespaced(client.clone(), namespace)
+            .get_opt(name)
+            .await;
+        return Ok(found.map_err(fail)?.map(|map| map.data.unwrap_or_default()));
+    }
+    let found = Api::<Secret>::namespaced(client.clone(), namespace)
+        .get_opt(name)
+        .await;
+    Ok(found.map_err(fail)?.map(|secret| {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        secret
+            .data
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(key, value)| (key, text(value.0)))
+            .collect()
+    }))
+}
+
+/// The environment of a container, in the order of its spec; a later name hides an earlier one.
+pub(super) async fn resolve(
+    client: &Client,
+    context: &Context<'_>,
+    container: &Container,
+) -> Result<Vec<(String, String)>, EnvError> {
+    let mut sources = Sources {
+        client,
+        namespace: &context.pod.id.namespace,
+        read: BTreeMap::new(),
+    };
+    let mut env: Vec<(String, String)> = Vec::new();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        let wanted = [
+            from.config_map_ref
+                .as_ref()
+                .map(|r| (CONFIG_MAP, r.name.as_str(), r.optional)),
+            from.secret_ref
+                .as_ref()
+                .map(|r| (SECRET, r.name.as_str(), r.optional)),
+        ];
+        for (kind, name, optional) in wanted.into_iter().flatten() {
+            match sources.get(kind, name).await? {
+                Some(values) => env.extend(
+                    values
+                        .iter()
+                        .map(|(key, value)| (format!("{prefix}{key}"), value.clone())),
+                ),
+                None if optional == Some(true) => {}
+                None => {
+                    return Err(EnvError::NotFound {
+                        kind,
+                        name: name.to_owned(),
+                    });
+                }
+            }
+        }
+    }
+    for var in container.env.iter().flatten() {
+        let value = match (&var.value, &var.value_from) {
+            (_, Some(source)) => {
+                match from_source(&mut sources, context, container, &var.name, source).await? {
+                    Some(value) => value,
+                    None => continue,
+                }
+            }
+            (Some(text), None) => expand(text, &env),
+            (None, None) => String::new(),
+        };
+        env.push((var.name.clone(), value));
+    }
+    Ok(env)
+}
+
+async fn from_source(
+    sources: &mut Sources<'_>,
+    context: &Context<'_>,
+    container: &Container,
+    name: &str,
+    source: &EnvVarSource,
+) -> Result<Option<String>, EnvError> {
+    let unsupported = |reason: String| EnvError::Unsupported {
+        name: name.to_owned(),
+        reason,
+    };
+    if let Some(field) = &source.field_ref {
+        return self::field(context, &field.field_path)
+            .map(Some)
+            .ok_or_else(|| unsupported(format!("field {:?} is not known", field.field_path)));
+    }
+    if let Some(field) = &source.resource_field_ref {
+        let of = field.container_name.as_deref().unwrap_or(&container.name);
+        let of = context
+            .pod
+            .all_containers()
+            .find(|container| container.name == of)
+            .unwrap_or(container);
+        let divisor = field
+            .divisor
+            .as_ref()
+            .and_then(super::spec::amount)
+            .filter(|d| *d > 0.0)
+            .unwrap_or(1.0);
+        return resource(of, &field.resource)
+            .map(|amount| Some(format!("{}", (amount / divisor).ceil())))
+            .ok_or_else(|| {
+                unsupported(format!(
+                    "resource {:?} is neither set nor known",
+                    field.resource
+                ))
+            });
+    }
+    if let Some(key) = &source.config_map_key_ref {
+        return sources
+            .value(CONFIG_MAP, &key.name, &key.key, key.optional == Some(true))
+            .await;
+    }
+    if let Some(key) = &source.secret_key_ref {
+        return sources
+            .value(SECRET, &key.name, &key.key, key.optional == Some(true))
+            .await;
+    }
+    Err(unsupported("its source is not supported".into()))
+}
+
+/// The value of a downward-API field.
+pub(super) fn field(context: &Context<'_>, path: &str) -> Option<String> {
+    let pod = context.pod;
+    let meta = &pod.object.metadata;
+    let list = |addresses: &[IpAddr]| {
+        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        texts.join(",")
+    };
+    let first = |addresses: &[IpAddr]| {
+        addresses
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    };
+    let key = |prefix: &str| {
+        path.strip_prefix(prefix)?
+            .strip_prefix("['")?
+            .strip_suffix("']")
+    };
+    let lines = |map: &Option<BTreeMap<String, String>>| {
+        let lines: Vec<String> = map
+            .iter()
+            .flatten()
+            .map(|(key, value)| format!("{key}={value:?}"))
+            .collect();
+        lines.join("\n")
+    };
+    Some(match path {
+        "metadata.name" => pod.id.name.clone(),
+        "metadata.namespace" => pod.id.namespace.clone(),
+        "metadata.uid" => pod.id.uid.clone(),
+        "metadata.labels" => lines(&meta.labels),
+        "metadata.annotations" => lines(&meta.annotations),
+        "spec.nodeName" => context.node_name.to_owned(),
+        "spec.serviceAccountName" => pod.spec().service_account_name.clone().unwrap_or_default(),
+        "status.podIP" => first(context.addresses),
+        "status.podIPs" => list(context.addresses),
+        "status.hostIP" => first(context.host_addresses),
+        "status.hostIPs" => list(context.host_addresses),
+        _ => {
+            let (map, key) = match (key("metadata.labels"), key("metadata.annotations")) {
+                (Some(key), _) => (&meta.labels, key),
+                (None, Some(key)) => (&meta.annotations, key),
+                (None, None) => return None,
+            };
+            map.as_ref()
+                .and_then(|map| map.get(key))
+                .cloned()
+                .unwrap_or_default()
+        }
+    })
+}
+
+fn resource(container: &Container, name: &str) -> Option<f64> {
+    let (side, resource) = name.split_once('.')?;
+    match side {
+        "limits" => limit(container, resource),
+        "requests" => request(container, resource),
+        _ => None,
+    }
+}
+
+/// Replaces `$(NAME)` by the value of a variable defined so far. `$$` stands for one `$`; an unknown name stays as it is.
+pub(super) fn expand(text: &str, env: &[(String, String)]) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, after)) =
+            rest.strip_prefix('(').and_then(|rest| rest.split_once(')'))
+        {
+            match env.iter().rev().find(|(known, _)| known == name) {
+                Some((_, value)) => out.push_str(value),
+                None => out.push_str(&format!("$({name})")),
+            }
+            rest = after;
+        } else {
+            out.push('$');
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn references_are_expanded_as_kubernetes_does() {
+        let env = vec![
+            ("A".to_owned(), "1".to_owned()),
+            ("A".to_owned(), "2".to_owned()),
+        ];
+        for (text, result) in [
+            ("x$(A)y", "x2y"),
+            ("$(B)", "$(B)"),
+            ("$$(A)", "$(A)"),
+            ("$A", "$A"),
+            ("$(A", "$(A"),
+            ("$", "$"),
+            ("$(A)$(A)", "22"),
+        ] {
+            assert_eq!(expand(text, &env), result, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_without_references_stays(text in "[^$]*") {
+            prop_assert_eq!(expand(&text, &[]), text);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Which pods this node has: one worker for each, and an end for those that the API does not know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::archives;
+use super::config::{Paths, is_plain_name};
+use super::events::Events;
+use super::perform::{Pokes, Shared};
+use super::spec::{DEFAULT_GRACE, PodView};
+use super::table::PodTable;
+use super::worker::{self, Order};
+use crate::dns::resolv_conf::ClusterDns;
+use crate::network::PodNetwork;
+use crate::network::namespaces::Namespace;
+use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
+
+/// How long to wait for a runtime that is away.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the pod half is told about the node.
+#[derive(Clone)]
+pub struct Settings {
+    pub node_name: String,
+    /// The node's addresses, the one that pods show as `hostIP` first.
+    pub host_addresses: Vec<IpAddr>,
+    /// Holds pods' files, logs and archives of images.
+    pub root_dir: PathBuf,
+    /// Holds the pins of pods' namespaces.
+    pub run_dir: PathBuf,
+    /// Below every cgroup hierarchy's root; pods' cgroups go into `kubepods` under it.
+    pub cgroup_parent: PathBuf,
+    /// What the node offers its pods, as of the call.
+    pub dns: Arc<dyn Fn() -> ClusterDns + Send + Sync>,
+}
+
+/// The running pod half.
+pub struct Manager {
+    table: PodTable,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Manager {
+    /// Starts to run the pods that the API binds to this node. Dropping the manager stops the agent's work, not the pods.
+    pub fn start(
+        client: Client,
+        settings: Settings,
+        runtime: Arc<dyn Runtime>,
+        network: Arc<dyn PodNetwork>,
+        table: PodTable,
+    ) -> Manager {
+        let task = tokio::spawn(run(client, settings, runtime, network, table.clone()));
+        Manager { table, task }
+    }
+
+    /// What is known of the pods.
+    pub fn table(&self) -> &PodTable {
+        &self.table
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Handle {
+    orders: watch::Sender<Order>,
+    poke: Arc<Notify>,
+}
+
+struct Pods {
+    shared: Arc<Shared>,
+    workers: BTreeMap<String, Handle>,
+    tasks: JoinSet<String>,
+    /// Containers found at start whose pod has no worker yet.
+    adopted: BTreeMap<String, Vec<Container>>,
+    /// How many times archives were imported since the start.
+    imports: u64,
+}
+
+async fn run(
+    client: Client,
+    settings: Settings,
+    runtime: Arc<dyn Runtime>,
+    network: Arc<dyn PodNetwork>,
+    table: PodTable,
+) {
+    let (first_done, archives_imported) = watch::channel(false);
+    let (imported, mut imports) = mpsc::channel(1);
+    let images = settings.root_dir.join("images");
+    // Listening begins before the list is made, so no end is missed in between.
+    let mut events = runtime.events();
+    let adopted = adopt(runtime.as_ref()).await;
+    let mut archives = JoinSet::new();
+    archives.spawn(archives::watch_directory(
+        runtime.clone(),
+        images,
+        first_done,
+        imported,
+    ));
+
+    let node_name = settings.node_name.clone();
+    let mut pods = Pods {
+        shared: Arc::new(Shared {
+            events: Events::start(client.clone(), node_name.clone()),
+            paths: Paths {
+                root_dir: settings.root_dir.clone(),
+                run_dir: settings.run_dir.clone(),
+                cgroup_parent: settings.cgroup_parent.clone(),
+            },
+            node_memory: node_memory(),
+            client: client.clone(),
+            runtime,
+            network,
+            settings,
+            table,
+            archives_imported,
+            pokes: Pokes::default(),
+        }),
+        workers: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        adopted,
+        imports: 0,
+    };
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+    let mut changes = watcher(Api::<Pod>::all(client), config)
+        .default_backoff()
+        .inspect_err(|error| tracing::warn!(%error, "the watch of pods broke; watching again"))
+        .boxed();
+    let mut listed = BTreeSet::new();
+    loop {
+        tokio::select! {
+            // Each arm is cancel-safe: what is not taken now stays where it is.
+            Some(change) = changes.next() => if let Ok(change) = change { pods.change(change, &mut listed) },
+            Some(event) = events.recv() => pods.runtime_event(&event),
+            Some(()) = imports.recv() => pods.images_imported(),
+            Some(ended) = pods.tasks.join_next() => match ended {
+                Ok(uid) => { pods.workers.remove(&uid); }
+                Err(error) => tracing::error!(%error, "a pod's worker died"),
+            },
+        }
+    }
+}
+
+/// The containers of earlier agents. Waits for the runtime: without it nothing can be decided.
+async fn adopt(runtime: &dyn Runtime) -> BTreeMap<String, Vec<Container>> {
+    loop {
+        match runtime.list().await {
+            Ok(containers) => {
+                let mut by_pod: BTreeMap<String, Vec<Container>> = BTreeMap::new();
+                for container in containers {
+                    by_pod
+                        .entry(container.pod.uid.clone())
+                        .or_default()
+                        .push(container);
+                }
+                return by_pod;
+            }
+            Err(error) => tracing::warn!(%error, "cannot begin to run pods; trying again"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+impl Pods {
+    fn change(&mut self, change: Event<Pod>, listed: &mut BTreeSet<String>) {
+        match change {
+            Event::Init => listed.clear(),
+            Event::InitApply(pod) => {
+                listed.extend(pod.metadata.uid.clone());
+                self.apply(pod);
+            }
+            Event::InitDone => self.synced(listed),
+            Event::Apply(pod) => self.apply(pod),
+            Event::Delete(pod) => {
+                if let Some(uid) = pod.metadata.uid {
+                    self.vanished(&uid);
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, pod: Pod) {
+        let Some(view) = PodView::new(pod) else {
+            return;
+        };
+        let uid = view.id.uid.clone();
+        if !is_plain_name(&uid) {
+            tracing::error!(uid, "a pod's uid is no file name; the pod is left alone");
+            return;
+        }
+        let view = Arc::new(view);
+        match self.workers.get(&uid) {
+            Some(handle) => {
+                handle.orders.send_modify(|order| order.pod = Some(view));
+            }
+            None => self.spawn(
+                view.id.clone(),
+                Order {
+                    pod: Some(view.clone()),
+                    ..Order::default()
+                },
+            ),
+        }
+    }
+
+    fn spawn(&mut self, id: PodRef, mut order: Order) {
+        order.imports = self.imports;
+        let uid = id.uid.clone();
+        let containers = self.adopted.remove(&uid).unwrap_or_default();
+        let (orders, receiver) = watch::channel(order);
+        let poke = Arc::new(Notify::new());
+        self.workers.insert(
+            uid.clone(),
+            Handle {
+                orders,
+                poke: poke.clone(),
+            },
+        );
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            worker::run(shared, id, containers, receiver, poke).await;
+            uid
+        });
+    }
+
+    /// The object of a pod is gone without this node's doing: its containers follow.
+    fn vanished(&mut self, uid: &str) {
+        let Some(handle) = self.workers.get(uid) else {
+            return;
+        };
+        handle.orders.send_modify(|order| {
+            let grace = order.pod.as_ref().map_or(DEFAULT_GRACE, |pod| pod.grace());
+            if order.vanished_by.is_none() {
+                order.vanished_by = Timestamp::now().checked_add(grace).ok();
+            }
+        });
+    }
+
+    /// The whole list has arrived: only now does an absence mean something.
+    fn synced(&mut self, listed: &BTreeSet<String>) {
+        let unknown: Vec<String> = self
+            .workers
+            .keys()
+            .filter(|uid| !listed.contains(*uid))
+            .cloned()
+            .collect();
+        for uid in unknown {
+            self.vanished(&uid);
+        }
+        for id in self.orphans() {
+            tracing::info!(
+                pod = id.name,
+                namespace = id.namespace,
+                uid = id.uid,
+                "removing what is left of a pod that is gone"
+            );
+            let by = Timestamp::now().checked_add(DEFAULT_GRACE).ok();
+            self.spawn(
+                id,
+                Order {
+                    vanished_by: by,
+                    ..Order::default()
+                },
+            );
+        }
+    }
+
+    /// Pods without a worker of which containers, pins or directories are left.
+    fn orphans(&self) -> Vec<PodRef> {
+        let of_containers = self
+            .adopted
+            .values()
+            .flatten()
+            .map(|container| container.pod.clone());
+        let mut found: BTreeMap<String, PodRef> =
+            of_containers.map(|pod| (pod.uid.clone(), pod)).collect();
+        let paths = &self.shared.paths;
+        let pins = [Namespace::Net, Namespace::Ipc, Namespace::Uts]
+            .map(|namespace| paths.run_dir.join(namespace.pin_directory()));
+        for directory in pins.into_iter().chain([paths.pods()]) {
+            for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+                let uid = entry.file_name().to_string_lossy().into_owned();
+                found.entry(uid.clone()).or_insert_with(|| PodRef {
+                    uid,
+                    namespace: String::new(),
+                    name: String::new(),
+                });
+            }
+        }
+        found
+            .into_values()
+            .filter(|pod| !self.workers.contains_key(&pod.uid))
+            .collect()
+    }
+
+    /// Wakes the workers to look at the world; most find nothing new.
+    fn runtime_event(&self, event: &RuntimeEvent) {
+        match event {
+            RuntimeEvent::Listening => self
+                .workers
+                .values()
+                .for_each(|handle| handle.poke.notify_one()),
+            RuntimeEvent::Exited { id } => self.shared.pokes.wake(id),
+        }
+    }
+
+    fn images_imported(&mut self) {
+        self.imports += 1;
+        for handle in self.workers.values() {
+            handle
+                .orders
+                .send_modify(|order| order.imports = self.imports);
+        }
+    }
+}
+
+/// The machine's memory in bytes.
+fn node_memory() -> f64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|value| {
+            value
+                .trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<f64>()
+                .ok()
+        })
+        .map_or(0.0, |kilobytes| kilobytes * 1024.0)
+}

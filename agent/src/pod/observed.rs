@@ -1,0 +1,107 @@
+//! What is known of a pod on this node: what the runtime says, and what the worker itself did.
+//!
+//! Only the containers matter for correctness. The rest is memory that saves work or explains a wait; a worker that
+//! starts anew begins without it and finds it again by acting.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+
+use crate::runtime::{Container, ContainerState};
+
+/// What is known of a pod on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub sandbox: Sandbox,
+    /// Every container the pod has or had, in no particular order.
+    pub containers: Vec<Container>,
+    /// By the name that the spec uses.
+    pub images: BTreeMap<String, ImageState>,
+    /// Why a container could not be made, by its name in the spec.
+    pub failures: BTreeMap<String, Failure>,
+    /// Containers that were asked to stop, by id.
+    pub stops: BTreeMap<String, Stop>,
+}
+
+/// The namespaces, network and files that the pod's containers share.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Not looked at since the worker began. Preparing it is right whether or not it is there.
+    #[default]
+    Unknown,
+    Ready {
+        /// Empty for a pod on the node's network.
+        addresses: Vec<IpAddr>,
+    },
+    Failed(Failure),
+    /// Taken apart for good.
+    Gone,
+}
+
+/// Whether an image can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageState {
+    Present,
+    Failed(Failure),
+}
+
+/// A step that did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One word for a status: `ErrImagePull`, `CreateContainerConfigError` …
+    pub reason: &'static str,
+    pub message: String,
+    /// How many times in a row it failed.
+    pub tries: u32,
+    /// When to try again; `None` when only another spec can help.
+    pub retry_at: Option<Timestamp>,
+}
+
+/// How far the stopping of a container is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It was asked to, and is killed at this time.
+    Asked { kill_at: Timestamp },
+    /// It was killed; its end is only a matter of hearing of it.
+    Killed,
+}
+
+impl Observed {
+    /// The newest container of this name.
+    pub fn latest(&self, name: &str) -> Option<&Container> {
+        self.containers
+            .iter()
+            .filter(|container| container.name == name)
+            .max_by_key(|container| container.attempt)
+    }
+
+    /// The container of this name before the newest.
+    pub fn previous(&self, name: &str) -> Option<&Container> {
+        let latest = self.latest(name)?;
+        self.containers
+            .iter()
+            .filter(|container| container.name == name && container.attempt < latest.attempt)
+            .max_by_key(|container| container.attempt)
+    }
+
+    /// Sets the state of a container; forgets that it was asked to stop once it ended.
+    pub fn set_state(&mut self, id: &str, state: ContainerState) {
+        if matches!(state, ContainerState::Exited(_)) {
+            self.stops.remove(id);
+        }
+        if let Some(container) = self
+            .containers
+            .iter_mut()
+            .find(|container| container.id == id)
+        {
+            container.state = state;
+        }
+    }
+
+    /// Puts a container, or replaces what was known of it.
+    pub fn put(&mut self, container: Container) {
+        self.containers.retain(|known| known.id != container.id);
+        self.containers.push(container);
+    }
+}

@@ -1,0 +1,455 @@
+//! Performing actions. Nothing is decided here: an action's outcome is told, and the next plan draws the conclusions.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container as ContainerSpec;
+use tokio::sync::{Notify, watch};
+
+use super::backoff;
+use super::config::{self, Parts, Paths, refusals};
+use super::env::{self, Context};
+use super::events::{Events, Kind};
+use super::manager::Settings;
+use super::observed::{Failure, ImageState, Observed, Sandbox};
+use super::plan::{StopHow, StopReason};
+use super::sandbox;
+use super::spec::PodView;
+use super::table::PodTable;
+use crate::network::PodNetwork;
+use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError};
+
+/// What every worker uses.
+pub(super) struct Shared {
+    pub(super) client: kube::Client,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) network: Arc<dyn PodNetwork>,
+    pub(super) settings: Settings,
+    pub(super) paths: Paths,
+    pub(super) events: Events,
+    pub(super) table: PodTable,
+    /// Bytes.
+    pub(super) node_memory: f64,
+    /// True once the archives that were there at start are imported.
+    pub(super) archives_imported: watch::Receiver<bool>,
+    pub(super) pokes: Pokes,
+}
+
+/// Whom to wake when something happens to a container, by its id.
+#[derive(Default)]
+pub(super) struct Pokes(Mutex<HashMap<String, Arc<Notify>>>);
+
+impl Pokes {
+    /// To be called before the container can run, so that not even a sudden end goes unheard.
+    pub(super) fn listen(&self, id: &str, poke: &Arc<Notify>) {
+        self.lock().insert(id.to_owned(), poke.clone());
+    }
+
+    pub(super) fn forget(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
+    pub(super) fn wake(&self, id: &str) {
+        if let Some(poke) = self.lock().get(id) {
+            poke.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Notify>>> {
+        // Each change is one call that cannot stop half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What came of an action.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Sandbox(Sandbox),
+    Image {
+        name: String,
+        state: ImageState,
+    },
+    Container(Container),
+    State {
+        id: String,
+        state: ContainerState,
+    },
+    /// The container could not be made.
+    Failed {
+        container: String,
+        failure: Failure,
+    },
+    Deleted {
+        id: String,
+    },
+    /// It was asked to stop.
+    Stopping {
+        id: String,
+        how: StopHow,
+    },
+    /// Nothing came of it; the same action is worth another try after a while.
+    Trouble(String),
+}
+
+impl From<RuntimeError> for Outcome {
+    fn from(error: RuntimeError) -> Outcome {
+        Outcome::Trouble(error.to_string())
+    }
+}
+
+pub(super) async fn prepare_sandbox(
+    shared: &Shared,
+    pod: &PodView,
+    observed: &Observed,
+) -> Outcome {
+    let tries = match &observed.sandbox {
+        Sandbox::Failed(failure) => failure.tries + 1,
+        _ => 1,
+    };
+    let settings = &shared.settings;
+    let dns = (settings.dns)();
+    let prepared = sandbox::prepare(
+        &shared.client,
+        shared.network.as_ref(),
+        &shared.paths,
+        &dns,
+        &settings.node_name,
+        &settings.host_addresses,
+        pod,
+    );
+    Outcome::Sandbox(match prepared.await {
+        Ok(addresses) => Sandbox::Ready { addresses },
+        Err(error) => {
+            let reason = match error {
+                sandbox::SandboxError::Volume(_) => "FailedMount",
+                _ => "FailedCreatePodSandBox",
+            };
+            let message = error.to_string();
+            shared
+                .events
+                .send(&pod.id, None, Kind::Warning, reason, &message);
+            Sandbox::Failed(failure("ContainerCreating", message, tries))
+        }
+    })
+}
+
+/// Finds or pulls the image of a container.
+pub(super) async fn fetch_image(
+    shared: &Shared,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    tries: u32,
+) -> Outcome {
+    let name = spec.image.clone().unwrap_or_default();
+    let state = match image_state(shared, pod, spec, &name, tries).await {
+        Ok(state) => state,
+        Err(error) => return error.into(),
+    };
+    Outcome::Image { name, state }
+}
+
+async fn image_state(
+    shared: &Shared,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    name: &str,
+    tries: u32,
+) -> Result<ImageState, RuntimeError> {
+    let warn = |reason, message: String| {
+        shared
+            .events
+            .send(&pod.id, Some(&spec.name), Kind::Warning, reason, message);
+    };
+    let mut imported = shared.archives_imported.clone();
+    // The image may be in an archive that is being read. An error means that nobody imports any more.
+    let _ = imported.wait_for(|done| *done).await;
+    let present = match shared.runtime.image(name).await {
+        Err(error @ RuntimeError::ImageName { .. }) => {
+            let message = format!("Failed to apply default image tag \"{name}\": {error}");
+            warn("InspectFailed", message.clone());
+            let failure = Failure {
+                reason: "InvalidImageName",
+                message,
+                tries,
+                retry_at: None,
+            };
+            return Ok(ImageState::Failed(failure));
+        }
+        result => result?.is_some(),
+    };
+    let normal = |reason, message: String| {
+        shared
+            .events
+            .send(&pod.id, Some(&spec.name), Kind::Normal, reason, message);
+    };
+    match (pull_policy(spec), present) {
+        (PullPolicy::IfNotPresent | PullPolicy::Never, true) => {
+            normal(
+                "Pulled",
+                format!("Container image \"{name}\" already present on machine"),
+            );
+            return Ok(ImageState::Present);
+        }
+        (PullPolicy::Never, false) => {
+            let message =
+                format!("Container image \"{name}\" is not present with pull policy of Never");
+            warn("ErrImageNeverPull", message.clone());
+            return Ok(ImageState::Failed(failure(
+                "ErrImageNeverPull",
+                message,
+                tries,
+            )));
+        }
+        (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, false) => {}
+    }
+    normal("Pulling", format!("Pulling image \"{name}\""));
+    let begun = std::time::Instant::now();
+    match shared.runtime.pull(name, None).await {
+        Ok(_) => {
+            let took = begun.elapsed().as_millis();
+            normal(
+                "Pulled",
+                format!("Successfully pulled image \"{name}\" in {took}ms"),
+            );
+            Ok(ImageState::Present)
+        }
+        Err(RuntimeError::Pull { reason, .. }) => {
+            warn(
+                "Failed",
+                format!("Failed to pull image \"{name}\": {reason}"),
+            );
+            warn("Failed", "Error: ErrImagePull".into());
+            let (reason, message) = match tries {
+                1 => ("ErrImagePull", reason),
+                _ => (
+                    "ImagePullBackOff",
+                    format!("Back-off pulling image \"{name}\": ErrImagePull: {reason}"),
+                ),
+            };
+            normal("BackOff", format!("Back-off pulling image \"{name}\""));
+            Ok(ImageState::Failed(failure(reason, message, tries)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+fn pull_policy(spec: &ContainerSpec) -> PullPolicy {
+    match spec.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        Some(_) => PullPolicy::IfNotPresent,
+        None => {
+            let image = spec.image.as_deref().unwrap_or_default();
+            let last = image.rsplit('/').next().unwrap_or(image);
+            let floating = last.ends_with(":latest") || !last.contains([':', '@']);
+            if floating {
+                PullPolicy::Always
+            } else {
+                PullPolicy::IfNotPresent
+            }
+        }
+    }
+}
+
+/// Makes and starts a container.
+pub(super) async fn run_container(
+    shared: &Shared,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    observed: &Observed,
+    attempt: u32,
+    streak: u32,
+) -> Outcome {
+    let tries = observed
+        .failures
+        .get(&spec.name)
+        .map_or(0, |failure| failure.tries)
+        + 1;
+    let fail = |reason, message: String, final_: bool| {
+        shared.events.send(
+            &pod.id,
+            Some(&spec.name),
+            Kind::Warning,
+            "Failed",
+            format!("Error: {message}"),
+        );
+        let mut failure = failure(reason, message, tries);
+        if final_ {
+            failure.retry_at = None;
+        }
+        Outcome::Failed {
+            container: spec.name.clone(),
+            failure,
+        }
+    };
+    let refused = refusals(pod, spec);
+    if !refused.is_empty() {
+        return fail("CreateContainerConfigError", refused.join("; "), true);
+    }
+    let addresses: &[IpAddr] = match &observed.sandbox {
+        Sandbox::Ready { .. } if pod.host_network() => &shared.settings.host_addresses,
+        Sandbox::Ready { addresses } => addresses,
+        _ => &[],
+    };
+    let context = Context {
+        pod,
+        node_name: &shared.settings.node_name,
+        addresses,
+        host_addresses: &shared.settings.host_addresses,
+    };
+    let env = match env::resolve(&shared.client, &context, spec).await {
+        Ok(env) => env,
+        Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
+    };
+    let parts = Parts {
+        pod,
+        container: spec,
+        attempt,
+        streak,
+        env,
+        paths: &shared.paths,
+        node_memory: shared.node_memory,
+    };
+    let config = match config::container(parts) {
+        Ok(config) => config,
+        Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
+    };
+    let message = shared
+        .paths
+        .termination_log(&pod.id.uid, &spec.name, attempt);
+    if let Err(error) = touch(&message) {
+        return fail(
+            "CreateContainerConfigError",
+            format!("cannot write {}: {error}", message.display()),
+            false,
+        );
+    }
+    let made = match shared.runtime.create(&config).await {
+        Ok(made) => made,
+        Err(error) if error.is_unreachable() => return error.into(),
+        Err(RuntimeError::Config(reason)) => {
+            return fail("CreateContainerConfigError", reason, false);
+        }
+        Err(error) => return fail("CreateContainerError", error.to_string(), false),
+    };
+    shared.events.send(
+        &pod.id,
+        Some(&spec.name),
+        Kind::Normal,
+        "Created",
+        format!("Created container: {}", spec.name),
+    );
+    match start_container(shared, &pod.id, &made).await {
+        Ok(state) => Outcome::Container(Container { state, ..made }),
+        // It is made; starting it is the next plan's first thing.
+        Err(error) => {
+            tracing::warn!(container = spec.name, %error, "a container was made and not started");
+            Outcome::Container(made)
+        }
+    }
+}
+
+/// Starts a container that was made. One that cannot be started has ended.
+pub(super) async fn start_container(
+    shared: &Shared,
+    pod: &PodRef,
+    container: &Container,
+) -> Result<ContainerState, RuntimeError> {
+    let log = shared.paths.log(pod, &container.name, container.attempt);
+    match shared.runtime.start(&container.id, &log).await {
+        Ok(state) => {
+            let text = format!("Started container {}", container.name);
+            shared
+                .events
+                .send(pod, Some(&container.name), Kind::Normal, "Started", text);
+            Ok(state)
+        }
+        Err(RuntimeError::Start(reason)) => {
+            let text = format!("Error: {reason}");
+            shared
+                .events
+                .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+            let exit = Exit {
+                code: 128,
+                at: Timestamp::now(),
+                cause: ExitCause::Start,
+                message: reason,
+            };
+            shared.runtime.record_failure(&container.id, &exit).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) async fn stop_container(
+    shared: &Shared,
+    pod: &PodRef,
+    container: &Container,
+    how: StopHow,
+    why: StopReason,
+) -> Outcome {
+    let signal = match how {
+        StopHow::Ask { .. } => container.stop_signal,
+        StopHow::Kill => libc::SIGKILL,
+    };
+    if matches!(how, StopHow::Ask { .. }) {
+        let name = &container.name;
+        let text = match why {
+            StopReason::PodEnds => format!("Stopping container {name}"),
+            StopReason::Changed => {
+                format!("Container {name} definition changed, will be restarted")
+            }
+            StopReason::Deadline => format!(
+                "Stopping container {name}: pod was active longer than activeDeadlineSeconds"
+            ),
+        };
+        shared
+            .events
+            .send(pod, Some(name), Kind::Normal, "Killing", text);
+    }
+    match shared.runtime.signal(&container.id, signal).await {
+        Ok(()) => Outcome::Stopping {
+            id: container.id.clone(),
+            how,
+        },
+        Err(error) => error.into(),
+    }
+}
+
+pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
+    match sandbox::release(shared.network.as_ref(), &shared.paths, pod).await {
+        Ok(()) => Outcome::Sandbox(Sandbox::Gone),
+        Err(error) => Outcome::Trouble(error.to_string()),
+    }
+}
+
+fn failure(reason: &'static str, message: String, tries: u32) -> Failure {
+    let retry_at = Timestamp::now().checked_add(backoff::delay(tries)).ok();
+    Failure {
+        reason,
+        message,
+        tries,
+        retry_at,
+    }
+}
+
+/// The file that a container leaves its last words in; writable to whoever it runs as.
+fn touch(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::File::options().create(true).append(true).open(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+}

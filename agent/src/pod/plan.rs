@@ -1,0 +1,473 @@
+//! What is to be done to a pod next. Pure.
+//!
+//! The actions of one plan do not depend on each other: they may be performed in any order or at once. After them
+//! comes another look and another plan, until a plan has no action.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container as ContainerSpec;
+
+use super::backoff;
+use super::observed::{ImageState, Observed, Sandbox, Stop};
+use super::spec::{PodView, is_sidecar, spec_hash};
+use crate::runtime::{Container, ContainerState, Exit};
+
+/// What a pod should come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Its containers run, as its spec says.
+    Run,
+    /// Nothing of it is left on this node, its processes gone by this time at the latest.
+    Gone { by: Timestamp },
+}
+
+/// One thing to do. Each may be repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Namespaces, network, directories and files.
+    PrepareSandbox,
+    /// Make sure the container's image is there.
+    FetchImage { container: String },
+    /// Make and start the container.
+    Run {
+        container: String,
+        attempt: u32,
+        streak: u32,
+    },
+    /// Start a container that was made before.
+    Start { id: String },
+    /// Write down how a container ended.
+    Reap { id: String },
+    /// Ask a container to stop, or kill it.
+    Stop {
+        id: String,
+        how: StopHow,
+        why: StopReason,
+    },
+    /// Remove an ended container.
+    Delete { id: String },
+    /// Undo [`Action::PrepareSandbox`].
+    RemoveSandbox,
+    /// Tell the API that the pod is gone from the node.
+    Finish,
+}
+
+/// How a container is made to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopHow {
+    /// By the signal that its image names; [`StopHow::Kill`] follows at this time.
+    Ask {
+        kill_at: Timestamp,
+    },
+    Kill,
+}
+
+/// Why a container is made to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The pod is being deleted, or its work is done.
+    PodEnds,
+    /// The spec of the container is another now.
+    Changed,
+    /// The pod has run longer than it may.
+    Deadline,
+}
+
+/// What to do now, and when to look again if nothing happens before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    pub wake: Option<Timestamp>,
+}
+
+impl Plan {
+    fn wake_at(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+/// The next step of a pod. Without a `pod`, which is then known to the runtime only, it can but be removed.
+pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timestamp) -> Plan {
+    let ended = |container: &&Container| container.state == ContainerState::Stopped;
+    let unrecorded: Vec<Action> = observed
+        .containers
+        .iter()
+        .filter(ended)
+        .map(|container| Action::Reap {
+            id: container.id.clone(),
+        })
+        .collect();
+    if !unrecorded.is_empty() {
+        // What happens next depends on how they ended.
+        return Plan {
+            actions: unrecorded,
+            wake: None,
+        };
+    }
+    match (goal, pod) {
+        (Goal::Run, Some(pod)) => run(pod, observed, now),
+        (Goal::Run, None) => Plan::default(),
+        (Goal::Gone { by }, _) => remove(pod, observed, by, now),
+    }
+}
+
+/// Where a pod is in its life, as far as its containers decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// Something runs or will run.
+    Going,
+    /// Every container has ended well, for good.
+    Succeeded,
+    /// A container has ended badly, for good.
+    Failed,
+    /// The pod has run longer than `activeDeadlineSeconds`.
+    DeadlineExceeded,
+}
+
+/// Where the pod is in its life.
+pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
+    // What the API was told is for good, even if the runtime has forgotten why.
+    match pod.phase() {
+        Some("Succeeded") => return Course::Succeeded,
+        Some("Failed") if pod.status_reason() == Some("DeadlineExceeded") => {
+            return Course::DeadlineExceeded;
+        }
+        Some("Failed") => return Course::Failed,
+        _ => {}
+    }
+    if pod.deadline().is_some_and(|deadline| deadline <= now) {
+        return Course::DeadlineExceeded;
+    }
+    let policy = pod.restart_policy();
+    let exit = |spec: &ContainerSpec| match observed.latest(&spec.name).map(|c| &c.state) {
+        Some(ContainerState::Exited(exit)) => Some(exit.code),
+        _ => None,
+    };
+    let failed_init = pod
+        .init_containers()
+        .iter()
+        .filter(|spec| !is_sidecar(spec))
+        .any(|spec| exit(spec).is_some_and(|code| code != 0 && !policy.restarts(code)));
+    if failed_init {
+        return Course::Failed;
+    }
+    let codes: Option<Vec<i32>> = pod
+        .containers()
+        .iter()
+        .map(|spec| exit(spec).filter(|code| !policy.restarts(*code)))
+        .collect();
+    match codes {
+        None => Course::Going,
+        Some(codes) if codes.iter().all(|code| *code == 0) => Course::Succeeded,
+        Some(_) => Course::Failed,
+    }
+}
+
+/// Whether the init containers have done their work. Once a main container was made they have.
+pub fn is_initialized(pod: &PodView, observed: &Observed) -> bool {
+    let begun = |spec: &ContainerSpec| observed.latest(&spec.name).is_some();
+    pod.containers().iter().any(begun)
+        || pod
+            .init_containers()
+            .iter()
+            .all(|spec| init_done(spec, observed))
+}
+
+fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
+    match observed
+        .latest(&spec.name)
+        .map(|container| &container.state)
+    {
+        Some(ContainerState::Running { .. }) => is_sidecar(spec),
+        Some(ContainerState::Exited(exit)) => !is_sidecar(spec) && exit.code == 0,
+        _ => false,
+    }
+}
+
+fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
+    let why = match course(pod, observed, now) {
+        Course::Going => None,
+        Course::DeadlineExceeded => Some(StopReason::Deadline),
+        Course::Succeeded | Course::Failed => Some(StopReason::PodEnds),
+    };
+    if let Some(why) = why {
+        // The records of its containers stay, with their logs, until the pod is deleted.
+        let mut plan = stop_all(Some(pod), observed, add(now, pod.grace()), why, now);
+        if plan.actions.is_empty() && plan.wake.is_none() && observed.sandbox != Sandbox::Gone {
+            plan.actions.push(Action::RemoveSandbox);
+        }
+        return plan;
+    }
+
+    let mut plan = Plan::default();
+    if let Some(deadline) = pod.deadline() {
+        plan.wake_at(deadline);
+    }
+    let ready = match &observed.sandbox {
+        Sandbox::Ready { .. } => true,
+        Sandbox::Failed(failure) if failure.retry_at.is_none_or(|at| at > now) => {
+            if let Some(at) = failure.retry_at {
+                plan.wake_at(at);
+            }
+            return plan;
+        }
+        Sandbox::Unknown | Sandbox::Failed(_) | Sandbox::Gone => {
+            plan.actions.push(Action::PrepareSandbox);
+            false
+        }
+    };
+    for spec in wanted(pod, observed) {
+        advance(&mut plan, pod, spec, observed, ready, now);
+    }
+    discard_old(&mut plan, pod, observed);
+    plan
+}
+
+/// The containers that should run by now, or be on their way to: sidecars and one init container, or all main ones.
+fn wanted<'a>(pod: &'a PodView, observed: &Observed) -> Vec<&'a ContainerSpec> {
+    if is_initialized(pod, observed) {
+        let sidecars = pod.init_containers().iter().filter(|spec| is_sidecar(spec));
+        return sidecars.chain(pod.containers()).collect();
+    }
+    let mut wanted = Vec::new();
+    for spec in pod.init_containers() {
+        let done = init_done(spec, observed);
+        if is_sidecar(spec) || !done {
+            wanted.push(spec);
+        }
+        if !done {
+            break;
+        }
+    }
+    wanted
+}
+
+/// Adds what brings one container a step forward.
+fn advance(
+    plan: &mut Plan,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    observed: &Observed,
+    sandbox_ready: bool,
+    now: Timestamp,
+) {
+    let latest = observed.latest(&spec.name);
+    let changed = |container: &Container| container.spec_hash != spec_hash(spec);
+    let (attempt, streak) = match latest {
+        None => (0, 0),
+        Some(container) => match &container.state {
+            ContainerState::Running { .. } if changed(container) => {
+                stop(
+                    plan,
+                    container,
+                    observed,
+                    add(now, pod.grace()),
+                    StopReason::Changed,
+                    now,
+                );
+                return;
+            }
+            ContainerState::Running { .. } | ContainerState::Stopped => return,
+            ContainerState::Created if changed(container) => {
+                plan.actions.push(Action::Delete {
+                    id: container.id.clone(),
+                });
+                return;
+            }
+            ContainerState::Created => {
+                if waits(plan, observed, &spec.name, now) || !sandbox_ready {
+                    return;
+                }
+                plan.actions.push(Action::Start {
+                    id: container.id.clone(),
+                });
+                return;
+            }
+            ContainerState::Exited(exit) => match restart(pod, spec, container, exit) {
+                None => return,
+                Some(restart) if restart.at > now && !changed(container) => {
+                    plan.wake_at(restart.at);
+                    return;
+                }
+                Some(restart) => (container.attempt + 1, restart.streak),
+            },
+        },
+    };
+    if waits(plan, observed, &spec.name, now) {
+        return;
+    }
+    let image = spec.image.clone().unwrap_or_default();
+    match observed.images.get(&image) {
+        Some(ImageState::Present) if sandbox_ready => plan.actions.push(Action::Run {
+            container: spec.name.clone(),
+            attempt,
+            streak,
+        }),
+        Some(ImageState::Present) => {}
+        Some(ImageState::Failed(failure)) if failure.retry_at.is_none_or(|at| at > now) => {
+            if let Some(at) = failure.retry_at {
+                plan.wake_at(at);
+            }
+        }
+        None | Some(ImageState::Failed(_)) => {
+            plan.actions.push(Action::FetchImage {
+                container: spec.name.clone(),
+            });
+        }
+    }
+}
+
+/// Whether an earlier failure to make the container says to wait.
+fn waits(plan: &mut Plan, observed: &Observed, name: &str, now: Timestamp) -> bool {
+    match observed.failures.get(name) {
+        Some(failure) if failure.retry_at.is_none_or(|at| at > now) => {
+            if let Some(at) = failure.retry_at {
+                plan.wake_at(at);
+            }
+            true
+        }
+        _ => false,
+    }
+}
+
+/// When a container that ended runs again, and the how manyth restart in a row that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restart {
+    pub at: Timestamp,
+    pub streak: u32,
+}
+
+/// Whether and when a container that ended runs again.
+pub fn restart(
+    pod: &PodView,
+    spec: &ContainerSpec,
+    container: &Container,
+    exit: &Exit,
+) -> Option<Restart> {
+    let init = pod
+        .init_containers()
+        .iter()
+        .any(|init| init.name == spec.name);
+    let again = if is_sidecar(spec) {
+        true
+    } else if init {
+        // An init container runs until it succeeds, whatever restarts the others.
+        exit.code != 0 && pod.restart_policy().restarts(exit.code)
+    } else {
+        pod.restart_policy().restarts(exit.code)
+    };
+    again.then(|| {
+        let streak = backoff::streak(container.streak, container.created_at, exit.at);
+        Restart {
+            at: add(exit.at, backoff::delay(streak)),
+            streak: streak + 1,
+        }
+    })
+}
+
+/// Removes what came before a container's predecessor, whose log can still be asked for.
+fn discard_old(plan: &mut Plan, pod: &PodView, observed: &Observed) {
+    let kept: BTreeSet<&str> = pod
+        .all_containers()
+        .flat_map(|spec| [observed.latest(&spec.name), observed.previous(&spec.name)])
+        .flatten()
+        .map(|container| container.id.as_str())
+        .collect();
+    let old = observed.containers.iter().filter(|container| {
+        matches!(container.state, ContainerState::Exited(_))
+            && !kept.contains(container.id.as_str())
+    });
+    plan.actions.extend(old.map(|container| Action::Delete {
+        id: container.id.clone(),
+    }));
+}
+
+fn remove(pod: Option<&PodView>, observed: &Observed, by: Timestamp, now: Timestamp) -> Plan {
+    let mut plan = stop_all(pod, observed, by, StopReason::PodEnds, now);
+    if !plan.actions.is_empty() || plan.wake.is_some() {
+        return plan;
+    }
+    if observed.sandbox != Sandbox::Gone {
+        plan.actions.push(Action::RemoveSandbox);
+    }
+    plan.actions
+        .extend(observed.containers.iter().map(|container| Action::Delete {
+            id: container.id.clone(),
+        }));
+    if plan.actions.is_empty() {
+        plan.actions.push(Action::Finish);
+    }
+    plan
+}
+
+/// Stops everything that runs; sidecars only after the containers that they serve.
+fn stop_all(
+    pod: Option<&PodView>,
+    observed: &Observed,
+    by: Timestamp,
+    why: StopReason,
+    now: Timestamp,
+) -> Plan {
+    let mut plan = Plan::default();
+    let running = || {
+        observed
+            .containers
+            .iter()
+            .filter(|container| matches!(container.state, ContainerState::Running { .. }))
+    };
+    let sidecar = |container: &&Container| {
+        pod.is_some_and(|pod| {
+            pod.init_containers()
+                .iter()
+                .any(|spec| spec.name == container.name && is_sidecar(spec))
+        })
+    };
+    let mut first: Vec<&Container> = running().filter(|container| !sidecar(container)).collect();
+    if first.is_empty() {
+        first = running().collect();
+    }
+    for container in first {
+        stop(&mut plan, container, observed, by, why, now);
+    }
+    plan
+}
+
+fn stop(
+    plan: &mut Plan,
+    container: &Container,
+    observed: &Observed,
+    by: Timestamp,
+    why: StopReason,
+    now: Timestamp,
+) {
+    let id = container.id.clone();
+    match observed.stops.get(&container.id) {
+        // The end of a killed process is heard of; should that be missed, another look finds it.
+        Some(Stop::Killed) => plan.wake_at(add(now, LOOK_AGAIN)),
+        Some(Stop::Asked { kill_at }) if (*kill_at).min(by) > now => {
+            plan.wake_at((*kill_at).min(by));
+        }
+        None if by > now => {
+            plan.actions.push(Action::Stop {
+                id,
+                how: StopHow::Ask { kill_at: by },
+                why,
+            });
+        }
+        Some(Stop::Asked { .. }) | None => {
+            plan.actions.push(Action::Stop {
+                id,
+                how: StopHow::Kill,
+                why,
+            });
+        }
+    }
+}
+
+/// When to look again at a container that should have ended.
+const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
+
+fn add(time: Timestamp, duration: jiff::SignedDuration) -> Timestamp {
+    time.checked_add(duration).unwrap_or(Timestamp::MAX)
+}

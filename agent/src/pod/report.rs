@@ -1,0 +1,114 @@
+//! Telling the API a pod's status, and in the end that the pod is gone. One task for each pod, so that a slow or absent
+//! API server never holds up the pod itself.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::runtime::PodRef;
+
+/// What the API should know. Only the newest counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Report {
+    #[default]
+    Nothing,
+    Status(Box<PodStatus>),
+    /// The pod is off the node: its object may go. Before that it gets its last status.
+    Gone(Box<PodStatus>),
+}
+
+/// The shortest and the longest wait before another attempt.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Keeps the API informed until the pod is gone from it, or the sender is.
+pub(super) async fn run(
+    client: Client,
+    pod: PodRef,
+    mut known: PodStatus,
+    mut reports: watch::Receiver<Report>,
+) {
+    let api = Api::<Pod>::namespaced(client, &pod.namespace);
+    let mut wait = RETRY.0;
+    loop {
+        let report = reports.borrow_and_update().clone();
+        let done = match &report {
+            Report::Nothing => Ok(()),
+            Report::Status(status) => write(&api, &pod, &mut known, status).await,
+            Report::Gone(status) => match write(&api, &pod, &mut known, status).await {
+                Ok(()) => delete(&api, &pod).await,
+                Err(error) => Err(error),
+            },
+        };
+        match done {
+            Ok(()) if matches!(report, Report::Gone(_)) => return,
+            Ok(()) => {
+                wait = RETRY.0;
+                if reports.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(error) if is_gone(&error) => return,
+            Err(error) => {
+                tracing::warn!(pod = pod.name, namespace = pod.namespace, %error, "the pod's status was not taken; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    // A newer report is no reason to wait less, but its sender's end is one to stop.
+                    result = reports.changed() => if result.is_err() { return },
+                }
+                wait = (wait * 2).min(RETRY.1);
+            }
+        }
+    }
+}
+
+async fn write(
+    api: &Api<Pod>,
+    pod: &PodRef,
+    known: &mut PodStatus,
+    status: &PodStatus,
+) -> Result<(), kube::Error> {
+    if known == status {
+        return Ok(());
+    }
+    let patch = patch(pod, status);
+    api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await?;
+    known.clone_from(status);
+    Ok(())
+}
+
+/// The uid makes the patch fail on a pod of the same name that came after this one.
+fn patch(pod: &PodRef, status: &PodStatus) -> Value {
+    let mut status = json!(status);
+    // A patch says by null what is no more.
+    if let Some(fields) = status.as_object_mut() {
+        for field in ["reason", "message", "podIP", "podIPs"] {
+            fields.entry(field).or_insert(Value::Null);
+        }
+    }
+    json!({"metadata": {"uid": pod.uid}, "status": status})
+}
+
+async fn delete(api: &Api<Pod>, pod: &PodRef) -> Result<(), kube::Error> {
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions {
+            uid: Some(pod.uid.clone()),
+            ..Preconditions::default()
+        }),
+        ..DeleteParams::default()
+    };
+    match api.delete(&pod.name, &params).await {
+        // Another pod has the name by now.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}

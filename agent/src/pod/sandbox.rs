@@ -1,0 +1,174 @@
+//! What a pod's containers share: namespaces, network, directories, files.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use kube::Client;
+
+use super::config::{Paths, hosts_file, own_namespaces};
+use super::env::Context;
+use super::spec::PodView;
+use super::volumes::{self, VolumeError};
+use crate::dns::resolv_conf::{self, ClusterDns};
+use crate::network::namespaces::{self, Namespace, NamespaceError};
+use crate::network::{NetworkError, PodNetwork};
+use crate::runtime::{PodRef, cgroup};
+
+/// Why a sandbox could not be prepared or removed. Trying again is safe.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SandboxError {
+    #[error("failed to set up pod network: {0}")]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error("cannot write {}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("cannot remove cgroup {}: {source}", path.display())]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error("the task that did the work was cancelled")]
+    Cancelled,
+}
+
+/// Prepares it; gives the pod's addresses, none for a pod on the node's network.
+pub(super) async fn prepare(
+    client: &Client,
+    network: &dyn PodNetwork,
+    paths: &Paths,
+    dns: &ClusterDns,
+    node_name: &str,
+    host_addresses: &[IpAddr],
+    pod: &PodView,
+) -> Result<Vec<IpAddr>, SandboxError> {
+    let uid = pod.id.uid.clone();
+    {
+        let (pod, paths) = (pod.clone(), paths.clone());
+        blocking(move || pin(&pod, &paths)).await?;
+    }
+    let addresses = if pod.host_network() {
+        Vec::new()
+    } else {
+        network
+            .attach(&uid, &paths.pin(Namespace::Net, &uid))
+            .await?
+    };
+    let seen = if pod.host_network() {
+        host_addresses
+    } else {
+        &addresses
+    };
+    let files = [
+        (paths.hosts(&uid), hosts_file(pod, seen)),
+        (paths.hostname(&uid), format!("{}\n", pod.hostname())),
+        (
+            paths.resolv_conf(&uid),
+            resolv_conf::for_pod(&pod.id.namespace, pod.spec(), dns).text,
+        ),
+    ];
+    for (path, text) in files {
+        fs::write(&path, text).map_err(|source| SandboxError::File { path, source })?;
+    }
+    let context = Context {
+        pod,
+        node_name,
+        addresses: seen,
+        host_addresses,
+    };
+    for volume in pod.spec().volumes.iter().flatten() {
+        volumes::prepare(client, &context, &paths.volumes(&uid), volume).await?;
+    }
+    Ok(addresses)
+}
+
+fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
+    let uid = &pod.id.uid;
+    // Secrets lie below: for root only. Containers reach their part through mounts.
+    private_directory(&paths.pod(uid))?;
+    private_directory(&paths.logs(&pod.id))?;
+    for namespace in own_namespaces(pod) {
+        let path = paths.pin(namespace, uid);
+        namespaces::create_pinned(namespace, &path)?;
+        if namespace == Namespace::Uts {
+            let hostname = pod.hostname();
+            namespaces::within(namespace, &path, move || {
+                rustix::system::sethostname(hostname.as_bytes())
+            })?
+            .map_err(|errno| SandboxError::File {
+                path,
+                source: errno.into(),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn private_directory(path: &Path) -> Result<(), SandboxError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| SandboxError::File {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Takes the network and the namespaces away, and the cgroups that held the containers.
+pub(super) async fn release(
+    network: &dyn PodNetwork,
+    paths: &Paths,
+    pod: &PodRef,
+) -> Result<(), SandboxError> {
+    network.detach(&pod.uid).await?;
+    let (uid, paths) = (pod.uid.clone(), paths.clone());
+    blocking(move || {
+        for namespace in [Namespace::Net, Namespace::Ipc, Namespace::Uts] {
+            namespaces::remove_pinned(namespace, &paths.pin(namespace, &uid))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Removes what is left of a pod on disk once its containers are gone: volumes, logs, cgroups.
+pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxError> {
+    let (pod, paths) = (pod.clone(), paths.clone());
+    blocking(move || {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let hierarchies = cgroup::hierarchies(&mounts);
+        for class in [
+            super::spec::QosClass::Guaranteed,
+            super::spec::QosClass::Burstable,
+            super::spec::QosClass::BestEffort,
+        ] {
+            let path = paths.cgroup(&pod.uid, class);
+            cgroup::remove(&hierarchies, &path)
+                .map_err(|source| SandboxError::Cgroup { path, source })?;
+        }
+        for path in [paths.pod(&pod.uid), paths.logs(&pod)] {
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(SandboxError::File {
+                        path,
+                        source: error,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| SandboxError::Cancelled)?
+}

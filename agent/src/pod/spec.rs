@@ -1,0 +1,298 @@
+//! Questions to a pod's spec. Pure.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use sha2::{Digest, Sha256};
+
+use crate::runtime::PodRef;
+
+/// The grace period where the spec names none.
+pub const DEFAULT_GRACE: SignedDuration = SignedDuration::from_secs(30);
+
+/// A pod as a worker keeps it: its object, whose parts that no worker reads are left out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodView {
+    pub id: PodRef,
+    pub object: Pod,
+}
+
+/// When a container is run again after it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+impl RestartPolicy {
+    /// Whether a container that ended with `code` runs again.
+    pub fn restarts(self, code: i32) -> bool {
+        match self {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => code != 0,
+            RestartPolicy::Never => false,
+        }
+    }
+}
+
+/// Guaranteed, Burstable or BestEffort: who gives way first when the node runs short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QosClass {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+impl QosClass {
+    /// The name in a pod's status.
+    pub fn name(self) -> &'static str {
+        match self {
+            QosClass::Guaranteed => "Guaranteed",
+            QosClass::Burstable => "Burstable",
+            QosClass::BestEffort => "BestEffort",
+        }
+    }
+}
+
+impl PodView {
+    /// Takes what workers use of a pod object; `None` for one without an identity, which no API server gives.
+    pub fn new(mut object: Pod) -> Option<PodView> {
+        let meta = &mut object.metadata;
+        meta.managed_fields = None;
+        if let Some(annotations) = &mut meta.annotations {
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+        let id = PodRef {
+            uid: meta.uid.clone()?,
+            namespace: meta.namespace.clone()?,
+            name: meta.name.clone()?,
+        };
+        object.spec.as_ref()?;
+        Some(PodView { id, object })
+    }
+
+    pub fn spec(&self) -> &PodSpec {
+        static EMPTY: std::sync::OnceLock<PodSpec> = std::sync::OnceLock::new();
+        self.object
+            .spec
+            .as_ref()
+            .unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
+    }
+
+    pub fn restart_policy(&self) -> RestartPolicy {
+        match self.spec().restart_policy.as_deref() {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        }
+    }
+
+    pub fn init_containers(&self) -> &[Container] {
+        self.spec().init_containers.as_deref().unwrap_or_default()
+    }
+
+    pub fn containers(&self) -> &[Container] {
+        &self.spec().containers
+    }
+
+    /// Every container of the spec, in the order they start.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.init_containers().iter().chain(self.containers())
+    }
+
+    pub fn host_network(&self) -> bool {
+        self.spec().host_network.unwrap_or(false)
+    }
+
+    pub fn grace(&self) -> SignedDuration {
+        self.spec()
+            .termination_grace_period_seconds
+            .map_or(DEFAULT_GRACE, |seconds| {
+                SignedDuration::from_secs(seconds.max(0))
+            })
+    }
+
+    /// When the pod has to be gone, if it is being deleted.
+    pub fn stop_by(&self) -> Option<Timestamp> {
+        let meta = &self.object.metadata;
+        let by = meta.deletion_timestamp.as_ref()?.0;
+        // A grace of zero means now, whatever the clocks of the two machines say.
+        Some(match meta.deletion_grace_period_seconds {
+            Some(0) => Timestamp::UNIX_EPOCH,
+            _ => by,
+        })
+    }
+
+    /// When the pod's time is up, by `activeDeadlineSeconds`.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let seconds = self.spec().active_deadline_seconds?;
+        let start = self.object.status.as_ref()?.start_time.as_ref()?.0;
+        start.checked_add(SignedDuration::from_secs(seconds)).ok()
+    }
+
+    /// The phase that the API knows.
+    pub fn phase(&self) -> Option<&str> {
+        self.object.status.as_ref()?.phase.as_deref()
+    }
+
+    /// The reason of the phase that the API knows.
+    pub fn status_reason(&self) -> Option<&str> {
+        self.object.status.as_ref()?.reason.as_deref()
+    }
+
+    pub fn qos(&self) -> QosClass {
+        qos(self.spec())
+    }
+
+    /// The host name that the pod's processes see.
+    pub fn hostname(&self) -> String {
+        let spec = self.spec();
+        let name = spec.hostname.as_deref().unwrap_or(&self.id.name);
+        // Linux allows 64 bytes, DNS 63; pod names may be longer.
+        name.chars()
+            .take(63)
+            .collect::<String>()
+            .trim_end_matches(['-', '.'])
+            .to_owned()
+    }
+}
+
+/// Whether a container of the init list keeps running beside the others.
+pub fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// Identifies what a container was made from; when it changes, the container is replaced. Of a pod's containers only
+/// the image can change.
+pub fn spec_hash(container: &Container) -> String {
+    hex(&Sha256::digest(format!(
+        "{}\n{}",
+        container.name,
+        container.image.as_deref().unwrap_or_default()
+    )))[..16]
+        .to_owned()
+}
+
+/// The id of a container: always the same for the same attempt, so that none is ever made twice.
+pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
+    hex(&Sha256::digest(format!("{uid}/{name}/{attempt}")))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn qos(spec: &PodSpec) -> QosClass {
+    let containers = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers);
+    let (mut any, mut guaranteed) = (false, true);
+    for container in containers {
+        for resource in ["cpu", "memory"] {
+            let request = request(container, resource).filter(|amount| *amount > 0.0);
+            let limit = limit(container, resource).filter(|amount| *amount > 0.0);
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && request == limit;
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => QosClass::BestEffort,
+        (true, true) => QosClass::Guaranteed,
+        (true, false) => QosClass::Burstable,
+    }
+}
+
+/// The limit of a container, in cores or bytes.
+pub fn limit(container: &Container, resource: &str) -> Option<f64> {
+    amount(
+        container
+            .resources
+            .as_ref()?
+            .limits
+            .as_ref()?
+            .get(resource)?,
+    )
+}
+
+/// The request of a container, in cores or bytes; where only a limit is given, that.
+pub fn request(container: &Container, resource: &str) -> Option<f64> {
+    let resources = container.resources.as_ref()?;
+    resources
+        .requests
+        .as_ref()
+        .and_then(|requests| requests.get(resource))
+        .and_then(amount)
+        .or_else(|| limit(container, resource))
+}
+
+/// The value of a quantity such as `250m`, `1Gi` or `1e3`.
+pub fn amount(quantity: &Quantity) -> Option<f64> {
+    let text = quantity.0.trim();
+    // An exponent's letter is followed by digits; the suffix E stands at the end.
+    let split = text
+        .char_indices()
+        .find(|(at, c)| {
+            c.is_ascii_alphabetic()
+                && !(matches!(c, 'e' | 'E')
+                    && text[at + 1..]
+                        .starts_with(|next: char| next.is_ascii_digit() || "+-".contains(next)))
+        })
+        .map_or(text.len(), |(at, _)| at);
+    let (number, suffix) = text.split_at(split);
+    let factor = match suffix {
+        "" => 1.0,
+        "n" => 1e-9,
+        "u" => 1e-6,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "E" => 1e18,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0_f64.powi(2),
+        "Gi" => 1024.0_f64.powi(3),
+        "Ti" => 1024.0_f64.powi(4),
+        "Pi" => 1024.0_f64.powi(5),
+        "Ei" => 1024.0_f64.powi(6),
+        _ => return None,
+    };
+    number.parse::<f64>().ok().map(|number| number * factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_read_in_every_notation() {
+        for (text, value) in [
+            ("250m", 0.25),
+            ("2", 2.0),
+            ("1Gi", 1_073_741_824.0),
+            ("1.5k", 1500.0),
+            ("1e3", 1000.0),
+            ("1E3", 1000.0),
+            ("2E", 2e18),
+        ] {
+            assert_eq!(amount(&Quantity(text.into())), Some(value), "{text}");
+        }
+        assert_eq!(amount(&Quantity("1x".into())), None);
+    }
+
+    #[test]
+    fn ids_differ_by_attempt_and_are_stable() {
+        assert_eq!(container_id("u", "a", 0), container_id("u", "a", 0));
+        assert_ne!(container_id("u", "a", 0), container_id("u", "a", 1));
+        assert_eq!(container_id("u", "a", 0).len(), 64);
+    }
+}

@@ -1,0 +1,451 @@
+//! A pod's status as the API shows it, from its spec and what was observed. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container as ContainerSpec, ContainerState as ApiState, ContainerStateRunning,
+    ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, PodCondition, PodIP,
+    PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::observed::{ImageState, Observed, Sandbox};
+use super::plan::{Course, course, is_initialized, restart};
+use super::spec::{PodView, is_sidecar};
+use crate::runtime::{Container, ContainerState, Exit, ExitCause};
+
+/// What a status says beyond the pod and its containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The node's own addresses, the first one first.
+    pub host_addresses: Vec<IpAddr>,
+    /// What containers wrote before they ended, by id.
+    pub last_words: BTreeMap<String, String>,
+}
+
+/// The status; `previous` is the last one, whose start and transition times stay where nothing changed.
+pub fn status(
+    pod: &PodView,
+    observed: &Observed,
+    surroundings: &Surroundings,
+    previous: &PodStatus,
+    now: Timestamp,
+) -> PodStatus {
+    let view = View {
+        pod,
+        observed,
+        surroundings,
+        previous,
+        now,
+    };
+    let course = course(pod, observed, now);
+    let init = view.statuses(pod.init_containers());
+    let main = view.statuses(pod.containers());
+    let addresses = view.addresses(course);
+    let phase = view.phase(course, &main);
+    let conditions = view.conditions(course, &init, &main, previous);
+    let (reason, message) = match course {
+        Course::DeadlineExceeded => (
+            Some("DeadlineExceeded".to_owned()),
+            Some("Pod was active on the node longer than the specified deadline".to_owned()),
+        ),
+        _ => match &observed.sandbox {
+            Sandbox::Failed(failure) => (None, Some(failure.message.clone())),
+            _ => (None, None),
+        },
+    };
+    let hosts = &surroundings.host_addresses;
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        reason,
+        message,
+        conditions: Some(conditions),
+        init_container_statuses: (!init.is_empty()).then_some(init),
+        container_statuses: Some(main),
+        host_ip: hosts.first().map(ToString::to_string),
+        host_ips: (!hosts.is_empty()).then(|| {
+            hosts
+                .iter()
+                .map(|ip| HostIP { ip: ip.to_string() })
+                .collect()
+        }),
+        pod_ip: addresses.first().map(ToString::to_string),
+        pod_ips: (!addresses.is_empty()).then(|| {
+            addresses
+                .iter()
+                .map(|ip| PodIP { ip: ip.to_string() })
+                .collect()
+        }),
+        start_time: previous.start_time.clone().or(Some(Time(seconds(now)))),
+        qos_class: Some(pod.qos().name().to_owned()),
+        observed_generation: pod.object.metadata.generation,
+        ..PodStatus::default()
+    }
+}
+
+struct View<'a> {
+    pod: &'a PodView,
+    observed: &'a Observed,
+    surroundings: &'a Surroundings,
+    previous: &'a PodStatus,
+    now: Timestamp,
+}
+
+impl View<'_> {
+    fn addresses(&self, course: Course) -> Vec<IpAddr> {
+        match &self.observed.sandbox {
+            Sandbox::Ready { .. } if self.pod.host_network() => {
+                self.surroundings.host_addresses.clone()
+            }
+            Sandbox::Ready { addresses } => addresses.clone(),
+            // A pod that is done is still shown with the address it had.
+            _ if course != Course::Going => {
+                let known = self.previous.pod_ips.iter().flatten();
+                known.filter_map(|known| known.ip.parse().ok()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn statuses(&self, specs: &[ContainerSpec]) -> Vec<ContainerStatus> {
+        specs.iter().map(|spec| self.container(spec)).collect()
+    }
+
+    fn container(&self, spec: &ContainerSpec) -> ContainerStatus {
+        let latest = self.observed.latest(&spec.name);
+        let previous = self.observed.previous(&spec.name);
+        let state = self.state(spec, latest);
+        // The end of the newest one is its last state while another is waited for.
+        let last = match (latest, &state.waiting) {
+            (Some(latest), Some(_)) => self
+                .terminated(latest)
+                .or(previous.and_then(|c| self.terminated(c))),
+            _ => previous.and_then(|container| self.terminated(container)),
+        };
+        let running = state.running.is_some();
+        let completed_init = self
+            .pod
+            .init_containers()
+            .iter()
+            .any(|init| init.name == spec.name)
+            && !is_sidecar(spec)
+            && state
+                .terminated
+                .as_ref()
+                .is_some_and(|end| end.exit_code == 0);
+        ContainerStatus {
+            name: spec.name.clone(),
+            image: spec.image.clone().unwrap_or_default(),
+            image_id: latest
+                .map(|container| container.image_id.clone())
+                .unwrap_or_default(),
+            container_id: latest.map(api_id),
+            ready: running || completed_init,
+            started: Some(running),
+            restart_count: latest.map_or(0, |container| count(container.attempt)),
+            state: Some(state),
+            last_state: Some(ApiState {
+                terminated: last,
+                ..ApiState::default()
+            }),
+            ..ContainerStatus::default()
+        }
+    }
+
+    fn state(&self, spec: &ContainerSpec, latest: Option<&Container>) -> ApiState {
+        let waiting = |reason: &str, message: Option<String>| ApiState {
+            waiting: Some(ContainerStateWaiting {
+                reason: Some(reason.to_owned()),
+                message,
+            }),
+            ..ApiState::default()
+        };
+        let failure = || {
+            let image = spec.image.as_deref().unwrap_or_default();
+            let of_image = match self.observed.images.get(image) {
+                Some(ImageState::Failed(failure)) => Some(failure),
+                _ => None,
+            };
+            of_image.or(self.observed.failures.get(&spec.name))
+        };
+        let Some(container) = latest else {
+            return match failure() {
+                Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
+                None if is_initialized(self.pod, self.observed)
+                    || self.pod.init_containers().is_empty() =>
+                {
+                    waiting("ContainerCreating", None)
+                }
+                None => waiting("PodInitializing", None),
+            };
+        };
+        match &container.state {
+            ContainerState::Created => match failure() {
+                Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
+                None => waiting("ContainerCreating", None),
+            },
+            // Until its end is written down it counts as running: that is a matter of milliseconds.
+            ContainerState::Running { .. } | ContainerState::Stopped => ApiState {
+                running: Some(ContainerStateRunning {
+                    started_at: Some(Time(seconds(container.created_at))),
+                }),
+                ..ApiState::default()
+            },
+            ContainerState::Exited(exit) => {
+                let going = course(self.pod, self.observed, self.now) == Course::Going
+                    && self.pod.stop_by().is_none();
+                let restart = restart(self.pod, spec, container, exit).filter(|_| going);
+                match (restart, failure()) {
+                    (Some(_), Some(failure)) => {
+                        waiting(failure.reason, Some(failure.message.clone()))
+                    }
+                    (Some(restart), None) if restart.at > self.now => {
+                        let wait = restart.at.duration_since(exit.at).as_secs();
+                        let id = &self.pod.id;
+                        let text = format!(
+                            "back-off {} restarting failed container={} pod={}_{}({})",
+                            clock(wait),
+                            spec.name,
+                            id.name,
+                            id.namespace,
+                            id.uid
+                        );
+                        waiting("CrashLoopBackOff", Some(text))
+                    }
+                    _ => ApiState {
+                        terminated: self.terminated(container),
+                        ..ApiState::default()
+                    },
+                }
+            }
+        }
+    }
+
+    fn terminated(&self, container: &Container) -> Option<ContainerStateTerminated> {
+        let ContainerState::Exited(exit) = &container.state else {
+            return None;
+        };
+        let message = Some(exit.message.clone())
+            .filter(|message| !message.is_empty())
+            .or_else(|| self.surroundings.last_words.get(&container.id).cloned());
+        Some(ContainerStateTerminated {
+            exit_code: exit.code,
+            signal: None,
+            reason: Some(reason(exit).to_owned()),
+            message,
+            started_at: Some(Time(seconds(container.created_at))),
+            finished_at: Some(Time(seconds(exit.at))),
+            container_id: Some(api_id(container)),
+        })
+    }
+
+    fn phase(&self, course: Course, main: &[ContainerStatus]) -> &'static str {
+        match course {
+            Course::Succeeded => return "Succeeded",
+            Course::Failed | Course::DeadlineExceeded => return "Failed",
+            Course::Going => {}
+        }
+        // A container that ran before is in the middle of its life, even while it waits.
+        let begun = |status: &ContainerStatus| {
+            let waiting = status
+                .state
+                .as_ref()
+                .is_some_and(|state| state.waiting.is_some());
+            let ran = status
+                .last_state
+                .as_ref()
+                .is_some_and(|state| state.terminated.is_some());
+            !waiting || ran
+        };
+        if is_initialized(self.pod, self.observed) && main.iter().all(begun) {
+            "Running"
+        } else {
+            "Pending"
+        }
+    }
+
+    fn conditions(
+        &self,
+        course: Course,
+        init: &[ContainerStatus],
+        main: &[ContainerStatus],
+        previous: &PodStatus,
+    ) -> Vec<PodCondition> {
+        let done = course != Course::Going;
+        let sidecars = init
+            .iter()
+            .zip(self.pod.init_containers())
+            .filter(|(_, spec)| is_sidecar(spec))
+            .map(|(status, _)| status);
+        let unready: Vec<&str> = sidecars
+            .chain(main)
+            .filter(|status| !status.ready)
+            .map(|status| status.name.as_str())
+            .collect();
+        let incomplete: Vec<&str> = init
+            .iter()
+            .filter(|status| !status.ready)
+            .map(|status| status.name.as_str())
+            .collect();
+        let initialized = is_initialized(self.pod, self.observed);
+        let containers_ready = if course == Course::Succeeded {
+            no("PodCompleted", None)
+        } else if done {
+            no("PodFailed", None)
+        } else if unready.is_empty() {
+            yes()
+        } else {
+            no(
+                "ContainersNotReady",
+                Some(format!(
+                    "containers with unready status: [{}]",
+                    unready.join(" ")
+                )),
+            )
+        };
+        let ready = match self.closed_gate() {
+            Some(gate) if containers_ready.status == "True" => no(
+                "ReadinessGatesNotReady",
+                Some(format!(
+                    "corresponding condition of pod readiness gate \"{gate}\" does not exist or is not true."
+                )),
+            ),
+            _ => containers_ready.clone(),
+        };
+        let initialized = match (initialized, course) {
+            (true, Course::Succeeded) => Verdict {
+                reason: Some("PodCompleted"),
+                ..yes()
+            },
+            (true, _) => yes(),
+            (false, _) => no(
+                "ContainersNotInitialized",
+                Some(format!(
+                    "containers with incomplete status: [{}]",
+                    incomplete.join(" ")
+                )),
+            ),
+        };
+        let sandbox = match self.observed.sandbox {
+            Sandbox::Ready { .. } => yes(),
+            _ => no_reason(),
+        };
+        [
+            ("PodReadyToStartContainers", sandbox),
+            ("Initialized", initialized),
+            ("Ready", ready),
+            ("ContainersReady", containers_ready),
+            ("PodScheduled", yes()),
+        ]
+        .into_iter()
+        .map(|(kind, verdict)| self.condition(kind, verdict, previous))
+        .collect()
+    }
+
+    /// The first readiness gate whose condition nobody has set.
+    fn closed_gate(&self) -> Option<&str> {
+        let set = |gate: &str| {
+            let conditions = self
+                .pod
+                .object
+                .status
+                .as_ref()
+                .and_then(|status| status.conditions.as_ref());
+            conditions
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == gate && condition.status == "True")
+        };
+        self.pod
+            .spec()
+            .readiness_gates
+            .iter()
+            .flatten()
+            .map(|gate| gate.condition_type.as_str())
+            .find(|gate| !set(gate))
+    }
+
+    fn condition(&self, kind: &str, verdict: Verdict, previous: &PodStatus) -> PodCondition {
+        let before = previous
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == kind);
+        let since = before
+            .filter(|condition| condition.status == verdict.status)
+            .and_then(|condition| condition.last_transition_time.clone());
+        PodCondition {
+            type_: kind.to_owned(),
+            status: verdict.status.to_owned(),
+            reason: verdict.reason.map(str::to_owned),
+            message: verdict.message,
+            last_transition_time: since.or(Some(Time(seconds(self.now)))),
+            observed_generation: self.pod.object.metadata.generation,
+            ..PodCondition::default()
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Verdict {
+    status: &'static str,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+fn yes() -> Verdict {
+    Verdict {
+        status: "True",
+        reason: None,
+        message: None,
+    }
+}
+
+fn no_reason() -> Verdict {
+    Verdict {
+        status: "False",
+        reason: None,
+        message: None,
+    }
+}
+
+fn no(reason: &'static str, message: Option<String>) -> Verdict {
+    Verdict {
+        status: "False",
+        reason: Some(reason),
+        message,
+    }
+}
+
+fn reason(exit: &Exit) -> &'static str {
+    match exit.cause {
+        ExitCause::OutOfMemory => "OOMKilled",
+        ExitCause::Start => "StartError",
+        ExitCause::Unknown => "ContainerStatusUnknown",
+        ExitCause::Process if exit.code == 0 => "Completed",
+        ExitCause::Process => "Error",
+    }
+}
+
+fn api_id(container: &Container) -> String {
+    format!("containerd://{}", container.id)
+}
+
+fn count(attempt: u32) -> i32 {
+    i32::try_from(attempt).unwrap_or(i32::MAX)
+}
+
+/// The API keeps whole seconds; a finer time would look like a change each time it comes back.
+fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// Seconds as `10s`, `2m40s`, `5m0s`.
+fn clock(seconds: i64) -> String {
+    match (seconds / 60, seconds % 60) {
+        (0, seconds) => format!("{seconds}s"),
+        (minutes, seconds) => format!("{minutes}m{seconds}s"),
+    }
+}

@@ -1,0 +1,579 @@
+//! One pod's task: plan, perform, look again.
+//!
+//! It is woken by orders (the pod's object changed), by pokes (something happened in the runtime) and by the time that
+//! the plan names. Whatever wakes it, it reads the world and plans anew; the wake-up itself carries no meaning.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodStatus;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use super::events::Kind;
+use super::observed::{ImageState, Observed, Stop};
+use super::perform::{self, Outcome, Shared};
+use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
+use super::report::{self, Report};
+use super::sandbox;
+use super::spec::{PodView, container_id};
+use super::status::{Surroundings, status};
+use super::table::{ContainerSummary, PodSummary};
+use crate::runtime::{Container, ContainerState, PodRef, log_pipe};
+
+/// The shortest and the longest wait after trouble.
+const TROUBLE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+/// How much of a container's last words is kept, in bytes, as upstream.
+const LAST_WORDS: usize = 4096;
+
+/// What the manager wants of a worker.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Order {
+    /// The newest object; `None` for a pod that only the runtime knows.
+    pub(super) pod: Option<Arc<PodView>>,
+    /// The object is gone from the API, and the pod has to be gone by then.
+    pub(super) vanished_by: Option<Timestamp>,
+    /// Rises when images were imported: what failed for want of one is tried again.
+    pub(super) imports: u64,
+}
+
+impl Order {
+    fn goal(&self) -> Goal {
+        let by = self.pod.as_ref().and_then(|pod| pod.stop_by());
+        match self.vanished_by.or(by) {
+            Some(by) => Goal::Gone { by },
+            None => Goal::Run,
+        }
+    }
+}
+
+/// Runs a pod until nothing of it is left.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    id: PodRef,
+    containers: Vec<Container>,
+    orders: watch::Receiver<Order>,
+    poke: Arc<Notify>,
+) {
+    let order = orders.borrow().clone();
+    let known = order
+        .pod
+        .as_ref()
+        .and_then(|pod| pod.object.status.clone())
+        .unwrap_or_default();
+    let (reports, receiver) = watch::channel(Report::Nothing);
+    let reporter = tokio::spawn(report::run(
+        shared.client.clone(),
+        id.clone(),
+        known.clone(),
+        receiver,
+    ));
+    let mut worker = Worker {
+        observed: Observed {
+            containers,
+            ..Observed::default()
+        },
+        surroundings: Surroundings {
+            host_addresses: shared.settings.host_addresses.clone(),
+            ..Surroundings::default()
+        },
+        shared,
+        id,
+        order,
+        orders,
+        poke,
+        status: known,
+        reports,
+        fetches: JoinSet::new(),
+        fetching: Vec::new(),
+        trouble: TROUBLE.0,
+    };
+    for container in &worker.observed.containers {
+        worker.shared.pokes.listen(&container.id, &worker.poke);
+    }
+    worker.remember_last_words();
+    // What was listed at the start may have changed by now.
+    worker.look().await;
+    worker.work().await;
+    worker.shared.table.remove(&worker.id.uid);
+    // The object goes only when the API has heard of it; the sender has to live until then.
+    if let Err(error) = reporter.await
+        && error.is_panic()
+    {
+        tracing::error!(
+            pod = worker.id.name,
+            "the task that reports the pod's status died"
+        );
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    id: PodRef,
+    observed: Observed,
+    surroundings: Surroundings,
+    order: Order,
+    orders: watch::Receiver<Order>,
+    poke: Arc<Notify>,
+    /// The newest status that was computed.
+    status: PodStatus,
+    reports: watch::Sender<Report>,
+    /// Images may take long to fetch, so that goes on beside everything else.
+    fetches: JoinSet<Outcome>,
+    /// Names of the images being fetched.
+    fetching: Vec<String>,
+    /// How long to wait should the next action come to nothing.
+    trouble: Duration,
+}
+
+impl Worker {
+    async fn work(&mut self) {
+        loop {
+            self.take_order();
+            let goal = self.order.goal();
+            if goal != Goal::Run {
+                self.fetches.abort_all();
+                self.fetches = JoinSet::new();
+                self.fetching.clear();
+            }
+            let plan = plan(
+                self.order.pod.as_deref(),
+                goal,
+                &self.observed,
+                Timestamp::now(),
+            );
+            self.publish();
+            if plan.actions.contains(&Action::Finish) {
+                match sandbox::erase(&self.shared.paths, &self.id).await {
+                    Ok(()) => return self.finish(),
+                    Err(error) => self.endure(&error.to_string()).await,
+                }
+                continue;
+            }
+            let wake = plan.wake;
+            match self.perform(plan).await {
+                Progress::Trouble(reason) => self.endure(&reason).await,
+                Progress::Some => self.trouble = TROUBLE.0,
+                Progress::None => self.rest(wake).await,
+            }
+        }
+    }
+
+    fn take_order(&mut self) {
+        let order = self.orders.borrow_and_update().clone();
+        if order.imports != self.order.imports {
+            self.observed
+                .images
+                .retain(|_, state| *state == ImageState::Present);
+        }
+        let changed = match (&order.pod, &self.order.pod) {
+            (Some(new), Some(old)) => new.object.spec != old.object.spec,
+            _ => false,
+        };
+        if changed {
+            // What failed by the old spec may succeed by the new one.
+            self.observed.failures.clear();
+        }
+        self.order = order;
+    }
+
+    /// Waits for something to happen.
+    async fn rest(&mut self, wake: Option<Timestamp>) {
+        let until = wake
+            .map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+        let timer = async {
+            match until {
+                // Timers may fire a little early, and the plan would then find nothing to do.
+                Some(wait) => tokio::time::sleep(wait + Duration::from_millis(1)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // Cancel-safe: a change that is not taken here is still unseen the next time.
+            result = self.orders.changed() => if result.is_err() {
+                // The manager is gone, and with it the agent: containers stay as they are.
+                std::future::pending::<()>().await;
+            },
+            // Cancel-safe: a stored permit is not lost.
+            () = self.poke.notified() => self.look().await,
+            // Cancel-safe: a result stays in the set until it is given out.
+            Some(result) = self.fetches.join_next() => if let Ok(outcome) = result { self.fetched(outcome).await },
+            () = timer => self.look().await,
+        }
+    }
+
+    /// Waits after trouble: longer each time, and no longer than until something happens.
+    async fn endure(&mut self, reason: &str) {
+        tracing::warn!(
+            pod = self.id.name,
+            namespace = self.id.namespace,
+            reason,
+            "trying again"
+        );
+        let wait = self.trouble;
+        self.trouble = (wait * 2).min(TROUBLE.1);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // Both cancel-safe, as above.
+            () = self.poke.notified() => {}
+            _ = self.orders.changed() => {}
+        }
+        self.look().await;
+    }
+
+    /// Asks the runtime about every container that may have changed.
+    async fn look(&mut self) {
+        let open: Vec<String> = self
+            .observed
+            .containers
+            .iter()
+            .filter(|container| !matches!(container.state, ContainerState::Exited(_)))
+            .map(|container| container.id.clone())
+            .collect();
+        for id in open {
+            match self.shared.runtime.state(&id).await {
+                Ok(Some(state)) => self.observed.set_state(&id, state),
+                Ok(None) => self
+                    .observed
+                    .containers
+                    .retain(|container| container.id != id),
+                // It is asked again when the runtime is back: that pokes every worker.
+                Err(error) => tracing::debug!(%error, "a container was not looked at"),
+            }
+        }
+    }
+
+    async fn perform(&mut self, plan: Plan) -> Progress {
+        let (fetches, rest): (Vec<Action>, Vec<Action>) = plan
+            .actions
+            .into_iter()
+            .partition(|action| matches!(action, Action::FetchImage { .. }));
+        for action in fetches {
+            self.fetch(action);
+        }
+        if rest.is_empty() {
+            return Progress::None;
+        }
+        let outcomes = join_all(rest.iter().map(|action| self.act(action))).await;
+        let mut trouble = None;
+        for outcome in outcomes.into_iter().flatten() {
+            if let Outcome::Trouble(reason) = outcome {
+                trouble = Some(reason);
+            } else {
+                self.apply(outcome);
+            }
+        }
+        trouble.map_or(Progress::Some, Progress::Trouble)
+    }
+
+    fn fetch(&mut self, action: Action) {
+        let Action::FetchImage { container } = action else {
+            return;
+        };
+        let Some(pod) = self.order.pod.clone() else {
+            return;
+        };
+        let Some(spec) = pod
+            .all_containers()
+            .find(|spec| spec.name == container)
+            .cloned()
+        else {
+            return;
+        };
+        let image = spec.image.clone().unwrap_or_default();
+        if self.fetching.contains(&image) {
+            return;
+        }
+        let tries = match self.observed.images.get(&image) {
+            Some(ImageState::Failed(failure)) => failure.tries + 1,
+            _ => 1,
+        };
+        self.fetching.push(image);
+        let shared = self.shared.clone();
+        self.fetches
+            .spawn(async move { perform::fetch_image(&shared, &pod, &spec, tries).await });
+    }
+
+    async fn fetched(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Trouble(reason) => {
+                self.fetching.clear();
+                self.endure(&reason).await;
+            }
+            outcome => self.apply(outcome),
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Option<Outcome> {
+        let (shared, observed) = (&*self.shared, &self.observed);
+        let pod = self.order.pod.as_deref();
+        let container = |id: &String| {
+            observed
+                .containers
+                .iter()
+                .find(|container| container.id == *id)
+        };
+        let spec = |name: &String| pod?.all_containers().find(|spec| spec.name == *name);
+        Some(match action {
+            Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
+            Action::Run {
+                container,
+                attempt,
+                streak,
+            } => {
+                let id = container_id(&self.id.uid, container, *attempt);
+                shared.pokes.listen(&id, &self.poke);
+                perform::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
+                    .await
+            }
+            Action::Start { id } => {
+                match perform::start_container(shared, &self.id, container(id)?).await {
+                    Ok(state) => Outcome::State {
+                        id: id.clone(),
+                        state,
+                    },
+                    Err(error) => error.into(),
+                }
+            }
+            Action::Reap { id } => match shared.runtime.reap(id).await {
+                Ok(state) => Outcome::State {
+                    id: id.clone(),
+                    state,
+                },
+                Err(error) => error.into(),
+            },
+            Action::Stop { id, how, why } => {
+                perform::stop_container(shared, &self.id, container(id)?, *how, *why).await
+            }
+            Action::Delete { id } => match shared.runtime.delete(id).await {
+                Ok(()) => Outcome::Deleted { id: id.clone() },
+                Err(error) => error.into(),
+            },
+            Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id).await,
+            // Handled apart: the first beside everything else, the second after everything.
+            Action::FetchImage { .. } | Action::Finish => return None,
+        })
+    }
+
+    fn apply(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Sandbox(sandbox) => self.observed.sandbox = sandbox,
+            Outcome::Image { name, state } => {
+                self.fetching.retain(|fetching| *fetching != name);
+                self.observed.images.insert(name, state);
+            }
+            Outcome::Container(container) => {
+                self.observed.failures.remove(&container.name);
+                // Whether the image is there is asked again before the next attempt.
+                self.observed.images.remove(&container.image);
+                self.observed.put(container);
+                self.after_an_end();
+            }
+            Outcome::State { id, state } => {
+                self.observed.set_state(&id, state);
+                self.after_an_end();
+            }
+            Outcome::Failed { container, failure } => {
+                self.observed.failures.insert(container, failure);
+            }
+            Outcome::Deleted { id } => {
+                self.observed
+                    .containers
+                    .retain(|container| container.id != id);
+                self.surroundings.last_words.remove(&id);
+                self.shared.pokes.forget(&id);
+            }
+            Outcome::Stopping { id, how } => {
+                let stop = match how {
+                    StopHow::Ask { kill_at } => Stop::Asked { kill_at },
+                    StopHow::Kill => Stop::Killed,
+                };
+                self.observed.stops.insert(id, stop);
+            }
+            Outcome::Trouble(_) => {}
+        }
+    }
+
+    /// Collects what ended containers left to say, and tells of those that have to wait for their restart.
+    fn after_an_end(&mut self) {
+        let before: Vec<String> = self.surroundings.last_words.keys().cloned().collect();
+        self.remember_last_words();
+        let Some(pod) = self
+            .order
+            .pod
+            .as_deref()
+            .filter(|_| self.order.goal() == Goal::Run)
+        else {
+            return;
+        };
+        for container in &self.observed.containers {
+            let ContainerState::Exited(exit) = &container.state else {
+                continue;
+            };
+            let spec = pod
+                .all_containers()
+                .find(|spec| spec.name == container.name);
+            let waits = spec
+                .and_then(|spec| restart(pod, spec, container, exit))
+                .is_some_and(|restart| restart.at > Timestamp::now());
+            if waits && !before.contains(&container.id) {
+                let PodRef {
+                    name,
+                    namespace,
+                    uid,
+                } = &self.id;
+                let text = format!(
+                    "Back-off restarting failed container {} in pod {name}_{namespace}({uid})",
+                    container.name
+                );
+                self.shared.events.send(
+                    &self.id,
+                    Some(&container.name),
+                    Kind::Warning,
+                    "BackOff",
+                    text,
+                );
+            }
+        }
+    }
+
+    fn remember_last_words(&mut self) {
+        let Some(pod) = self.order.pod.as_deref() else {
+            return;
+        };
+        for container in &self.observed.containers {
+            let ContainerState::Exited(exit) = &container.state else {
+                continue;
+            };
+            if self.surroundings.last_words.contains_key(&container.id) {
+                continue;
+            }
+            let (name, attempt) = (&container.name, container.attempt);
+            let file = self
+                .shared
+                .paths
+                .termination_log(&self.id.uid, name, attempt);
+            let mut words = tail(&file);
+            let falls_back = pod
+                .all_containers()
+                .find(|spec| spec.name == *name)
+                .is_some_and(|spec| {
+                    spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
+                });
+            if words.is_empty() && falls_back && exit.code != 0 {
+                let log = self.shared.paths.log(&self.id, name, attempt);
+                words = log_pipe::files(&log)
+                    .last()
+                    .map(|file| tail(file))
+                    .unwrap_or_default();
+            }
+            self.surroundings
+                .last_words
+                .insert(container.id.clone(), words);
+        }
+    }
+
+    /// Makes the pod's state known, where it changed.
+    fn publish(&mut self) {
+        let Some(pod) = self.order.pod.as_deref() else {
+            return;
+        };
+        let status = status(
+            pod,
+            &self.observed,
+            &self.surroundings,
+            &self.status,
+            Timestamp::now(),
+        );
+        if status != self.status || *self.reports.borrow() == Report::Nothing {
+            self.shared.table.put(summary(&self.id, &status));
+            self.status = status;
+            // A pod that vanished from the API has nobody to report to.
+            if self.order.vanished_by.is_none() {
+                let report = Report::Status(Box::new(self.status.clone()));
+                self.reports.send_replace(report);
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        let report = match self.order.vanished_by {
+            // Dropping the sender ends the reporter.
+            Some(_) => {
+                self.reports = watch::channel(Report::Nothing).0;
+                return;
+            }
+            None => Report::Gone(Box::new(self.status.clone())),
+        };
+        self.reports.send_replace(report);
+    }
+}
+
+/// What a round of actions came to.
+enum Progress {
+    /// There was nothing to do.
+    None,
+    Some,
+    Trouble(String),
+}
+
+fn tail(path: &std::path::Path) -> String {
+    use std::os::unix::fs::FileExt;
+    let Ok(file) = std::fs::File::open(path) else {
+        return String::new();
+    };
+    let size = file.metadata().map_or(0, |meta| meta.len());
+    let mut bytes = vec![0; LAST_WORDS.min(usize::try_from(size).unwrap_or(LAST_WORDS))];
+    match file.read_at(&mut bytes, size.saturating_sub(LAST_WORDS as u64)) {
+        Ok(count) => String::from_utf8_lossy(&bytes[..count]).into_owned(),
+        Err(_) => String::new(),
+    }
+}
+
+fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
+    PodSummary {
+        uid: id.uid.clone(),
+        namespace: id.namespace.clone(),
+        name: id.name.clone(),
+        phase: status.phase.clone().unwrap_or_default(),
+        ready,
+        addresses: status
+            .pod_ips
+            .iter()
+            .flatten()
+            .filter_map(|ip| ip.ip.parse().ok())
+            .collect(),
+        containers: containers
+            .map(|container| {
+                let state = container.state.clone().unwrap_or_default();
+                let word = match (state.running, state.waiting, state.terminated) {
+                    (Some(_), _, _) => Some("running".to_owned()),
+                    (_, Some(waiting), _) => waiting.reason,
+                    (_, _, Some(terminated)) => terminated.reason,
+                    _ => None,
+                };
+                let id = container.container_id.as_deref().unwrap_or_default();
+                ContainerSummary {
+                    name: container.name.clone(),
+                    id: id.trim_start_matches("containerd://").to_owned(),
+                    state: word.unwrap_or_default(),
+                    restarts: u32::try_from(container.restart_count).unwrap_or(0),
+                    image: container.image.clone(),
+                }
+            })
+            .collect(),
+    }
+}
