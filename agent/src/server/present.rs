@@ -295,7 +295,7 @@ pub(super) fn map(map: MapSummary) -> api::Map {
     api::Map {
         name: map.name.to_owned(),
         kind: map.kind,
-        entries: Some(map.entries),
+        entries: map.entries,
         max_entries: map.max_entries,
         pin: map.pin.display().to_string(),
     }
