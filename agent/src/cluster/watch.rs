@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tracing::{debug, info, warn};
 
 use super::Cluster;
+use super::backoff::Retry;
 use super::convert::{self, Names};
 use super::types::{Name, ObjectKey};
 use super::view::{Change, View};
@@ -115,13 +116,17 @@ impl Kind for Nodes {
 
 /// Watches one kind until the process ends.
 pub(super) async fn run<K: Kind>(cluster: Cluster, client: Client) {
-    let config = watcher::Config::default().page_size(PAGE_SIZE);
-    let stream = watcher(Api::<K::Object>::all(client), config).default_backoff();
+    let config = watcher::Config::default()
+        .page_size(PAGE_SIZE)
+        .timeout(WATCH_TIMEOUT_S);
+    let stream = watcher(Api::<K::Object>::all(client), config).backoff(Retry::new());
     feed::<K>(cluster, stream).await;
 }
 
 /// Small pages keep the peak low: one page of full objects is held at a time.
 const PAGE_SIZE: u32 = 250;
+/// A watch is renewed this often, so a connection that died in silence is noticed.
+const WATCH_TIMEOUT_S: u32 = 60;
 
 async fn feed<K: Kind>(
     cluster: Cluster,
