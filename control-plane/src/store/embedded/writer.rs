@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::database::Handle;
+use super::database::{Handle, failed};
 use super::tables::{COMPACTED, WriteTables};
 use crate::store::{Expect, Revision, StoreError};
 
@@ -58,7 +58,7 @@ pub(super) fn run(
                     if matches!(done, Ok(Ok(()))) {
                         forget = forget.max(Some(to));
                     }
-                    let _ = reply.send(done.and_then(|checked| checked));
+                    let _ = reply.send(done.unwrap_or_else(|error| Err(failed(&error))));
                 }
             }
         }
@@ -118,7 +118,7 @@ fn commit(handle: &Handle, writes: Vec<Write>, newest: &watch::Sender<Revision>)
                 announce(newest, revision);
             }
             for write in writes {
-                let _ = write.reply.send(Err(StoreError::Failed(error.to_string())));
+                let _ = write.reply.send(Err(failed(&error)));
             }
         }
     }
