@@ -119,8 +119,7 @@ fn open(path: &Path) -> Result<Database, OpenError> {
                 reason: other.to_string(),
             },
         })?;
-    // Readers need the tables to be there.
-    create_tables(&database).map_err(|error| match error {
+    ensure_tables(&database).map_err(|error| match error {
         redb::Error::Io(source) => from_io(path, source),
         other => OpenError::Corrupt {
             path: path_buf(),
@@ -130,7 +129,12 @@ fn open(path: &Path) -> Result<Database, OpenError> {
     Ok(database)
 }
 
-fn create_tables(database: &Database) -> Result<(), redb::Error> {
+/// Makes the tables of a new file: readers need them to be there.
+fn ensure_tables(database: &Database) -> Result<(), redb::Error> {
+    match ReadTables::open(&database.begin_read()?) {
+        Err(redb::Error::TableDoesNotExist(_)) => {}
+        found => return found.map(drop),
+    }
     let transaction = database.begin_write()?;
     WriteTables::open(&transaction)?;
     transaction.commit()?;

@@ -43,6 +43,9 @@ pub(super) fn run(
                 Some(command) => queue.push(command),
                 None => return,
             }
+        } else if commands.is_closed() && commands.is_empty() {
+            // The next compaction takes what is left.
+            return;
         }
         while queue.len() < BATCH
             && let Ok(command) = commands.try_recv()
