@@ -50,7 +50,9 @@ pub(super) async fn watch_directory(
 async fn import(runtime: &dyn Runtime, archive: &Path) {
     loop {
         match runtime.import(archive).await {
-            Ok(names) => tracing::info!(archive = %archive.display(), images = names.join(", "), "imported"),
+            Ok(names) => {
+                tracing::info!(archive = %archive.display(), images = names.join(", "), "imported")
+            }
             Err(RuntimeError::Unreachable { .. }) => {
                 tokio::time::sleep(RETRY).await;
                 continue;
@@ -79,7 +81,11 @@ fn is_archive(path: &Path) -> bool {
 
 fn watch_of(directory: &Path) -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&fd, directory, WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO)?;
+    inotify::add_watch(
+        &fd,
+        directory,
+        WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO,
+    )?;
     AsyncFd::register(fd)
 }
 
@@ -93,7 +99,9 @@ async fn next(events: &mut AsyncFd<std::os::fd::OwnedFd>) -> io::Result<Vec<Stri
         loop {
             match reader.next() {
                 Ok(event) => {
-                    let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
+                    let name = event
+                        .file_name()
+                        .map(|name| name.to_string_lossy().into_owned());
                     names.extend(name.filter(|name| is_archive(Path::new(name))));
                 }
                 Err(rustix::io::Errno::AGAIN) => break,
