@@ -47,14 +47,10 @@ pub(super) fn run(command: &Command) -> Result<String, CliError> {
 
 fn list(reply: &ListMapsReply) -> String {
     let rows = reply.maps.iter().map(|map| {
-        let entries = map
-            .entries
-            .map(|entries| entries.to_string())
-            .unwrap_or_default();
         [
             map.name.clone(),
             map.kind.clone(),
-            entries,
+            map.entries.to_string(),
             map.max_entries.to_string(),
             map.pin.clone(),
         ]
@@ -72,23 +68,6 @@ fn dump(rows: &[MapRow]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::introspection::Map;
-
-    #[test]
-    fn a_map_that_cannot_be_counted_shows_a_dash() {
-        let map = Map {
-            name: "SOCKETS".into(),
-            kind: "SkStorage".into(),
-            entries: None,
-            max_entries: 0,
-            pin: "/p".into(),
-        };
-        let text = list(&ListMapsReply { maps: vec![map] });
-        assert_eq!(
-            text.lines().nth(1),
-            Some("SOCKETS   SkStorage   -         0     /p")
-        );
-    }
 
     #[test]
     fn json_shows_raw_bytes_as_hexadecimal() {

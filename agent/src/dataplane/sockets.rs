@@ -14,8 +14,61 @@ use std::thread;
 use agent_ebpf::abi::{BackendEntry, SocketKey};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
+use tracing::{info, warn};
 
 use super::maps::{MapError, Maps};
+use super::{MapOp, PinnedState, ServiceMaps};
+
+/// Maps that close the sockets of each backend that they remove, so that their clients reconnect at once.
+pub struct ClosingMaps {
+    maps: Maps,
+    /// Directory of the pins of the pods' network namespaces.
+    namespaces: PathBuf,
+}
+
+impl ClosingMaps {
+    /// Closes in this process's network namespace and in those that are pinned in `namespaces`.
+    pub fn new(maps: Maps, namespaces: PathBuf) -> Self {
+        Self { maps, namespaces }
+    }
+
+    fn close(&self, backend: &BackendEntry) {
+        let pods = std::fs::read_dir(&self.namespaces);
+        let mut all: Vec<PathBuf> = pods
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|pin| pin.path())
+            .collect();
+        all.push("/proc/self/ns/net".into());
+        match close_sockets(&self.maps, backend, &all) {
+            Ok(0) => {}
+            Ok(closed) => info!(
+                ?backend,
+                closed, "closed the sockets of a backend that is gone"
+            ),
+            Err(error) => warn!(?backend, %error, "sockets of a backend that is gone stay open"),
+        }
+    }
+}
+
+impl ServiceMaps for ClosingMaps {
+    fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
+        let gone = match op {
+            MapOp::DeleteBackend(id) => self.maps.backend(*id)?,
+            _ => None,
+        };
+        self.maps.apply(op)?;
+        if let Some(backend) = gone {
+            self.close(&backend);
+        }
+        Ok(())
+    }
+
+    fn dump(&self) -> Result<PinnedState, MapError> {
+        self.maps.dump()
+    }
+}
 
 /// Why sockets could not be closed.
 #[derive(Debug, thiserror::Error)]

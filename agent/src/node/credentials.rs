@@ -101,15 +101,18 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), CredentialsError> {
 #[derive(Clone)]
 pub struct NodeClient {
     path: PathBuf,
+    /// `HOST:PORT` of the API server.
+    server: String,
     current: Arc<ArcSwap<kube::Client>>,
 }
 
 impl NodeClient {
     /// Reads the file and makes a client. Nothing is sent yet.
     pub async fn load(path: &Path) -> Result<Self, CredentialsError> {
-        let client = client_of(path).await?;
+        let (server, client) = client_of(path).await?;
         Ok(NodeClient {
             path: path.to_owned(),
+            server,
             current: Arc::new(ArcSwap::from_pointee(client)),
         })
     }
@@ -117,6 +120,11 @@ impl NodeClient {
     /// The file it follows.
     pub fn kubeconfig(&self) -> &Path {
         &self.path
+    }
+
+    /// `HOST:PORT` of the API server.
+    pub fn server(&self) -> &str {
+        &self.server
     }
 
     /// A client that always uses the latest credentials.
@@ -131,12 +139,13 @@ impl NodeClient {
 
     /// Reads the file again.
     pub async fn reload(&self) -> Result<(), CredentialsError> {
-        self.current.store(Arc::new(client_of(&self.path).await?));
+        let (_, client) = client_of(&self.path).await?;
+        self.current.store(Arc::new(client));
         Ok(())
     }
 }
 
-async fn client_of(path: &Path) -> Result<kube::Client, CredentialsError> {
+async fn client_of(path: &Path) -> Result<(String, kube::Client), CredentialsError> {
     let failed = |reason: String| CredentialsError::Kubeconfig {
         path: path.to_owned(),
         reason,
@@ -145,5 +154,12 @@ async fn client_of(path: &Path) -> Result<kube::Client, CredentialsError> {
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|error| failed(error.to_string()))?;
-    kube::Client::try_from(config).map_err(|error| failed(error.to_string()))
+    let url = &config.cluster_url;
+    let server = format!(
+        "{}:{}",
+        url.host().unwrap_or_default(),
+        url.port_u16().unwrap_or(443)
+    );
+    let client = kube::Client::try_from(config).map_err(|error| failed(error.to_string()))?;
+    Ok((server, client))
 }

@@ -86,7 +86,8 @@ fn watch_of(directory: &Path) -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
         directory,
         WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO,
     )?;
-    AsyncFd::register(fd)
+    // SAFETY: the descriptor is owned, so it stays open and nobody else's for as long as it is registered.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 /// Names of the archives that were completed since.

@@ -31,7 +31,7 @@ use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What the pod half is told about the node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     pub node_name: String,
     /// The node's addresses, the one that pods show as `hostIP` first.
@@ -42,7 +42,8 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// Below every cgroup hierarchy's root; pods' cgroups go into `kubepods` under it.
     pub cgroup_parent: PathBuf,
-    pub dns: ClusterDns,
+    /// What the node offers its pods, as of the call.
+    pub dns: Arc<dyn Fn() -> ClusterDns + Send + Sync>,
 }
 
 /// The running pod half.

@@ -112,11 +112,12 @@ pub(super) async fn prepare_sandbox(
         _ => 1,
     };
     let settings = &shared.settings;
+    let dns = (settings.dns)();
     let prepared = sandbox::prepare(
         &shared.client,
         shared.network.as_ref(),
         &shared.paths,
-        &settings.dns,
+        &dns,
         &settings.node_name,
         &settings.host_addresses,
         pod,

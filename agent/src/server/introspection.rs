@@ -165,7 +165,6 @@ fn map_status(error: &MapError) -> Status {
     let text = format!("{error}{source}");
     match error {
         MapError::Unknown { .. } => Status::not_found(text),
-        MapError::NotListable { .. } => Status::failed_precondition(text),
         _ => Status::internal(text),
     }
 }

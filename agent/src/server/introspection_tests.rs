@@ -28,7 +28,7 @@ impl MapReader for FakeReader {
         Ok(vec![MapSummary {
             name: "SERVICES",
             kind: "Hash".into(),
-            entries: Some(1),
+            entries: 1,
             max_entries: 9,
             pin: "/p".into(),
         }])
@@ -271,7 +271,7 @@ async fn every_list_has_an_answer() {
             .into_inner()
             .maps[0]
             .entries,
-        Some(1)
+        1
     );
     assert_eq!(
         client
