@@ -19,6 +19,7 @@ use super::discovery;
 use super::error::ApiError;
 use super::health;
 use super::log;
+use super::openapi;
 use super::present;
 use super::registry::Through;
 use super::request::{self, Query, ResourceRequest, Target};
@@ -314,6 +315,7 @@ async fn serve_path(
         ["api" | "apis"] if discovery::aggregated_version(request.headers()).is_some() => {
             return Ok(aggregated(&request, parts[0] == "api"));
         }
+        ["openapi", path @ ..] => return openapi_document(path, request.headers()).await,
         ["api"] => Some(discovery::core_versions(&api.advertised)),
         ["apis"] => Some(discovery::group_list()),
         ["api", version] => discovery::resource_list("", version),
@@ -327,6 +329,35 @@ async fn serve_path(
     let found = found.ok_or_else(ApiError::no_route)?;
     content::require_json(request.headers())?;
     Ok(present::value(StatusCode::OK, &found))
+}
+
+async fn openapi_document(path: &[&str], headers: &http::HeaderMap) -> Result<Response, ApiError> {
+    let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned();
+    // Making a document takes long enough to hold up others.
+    let document = tokio::task::spawn_blocking(move || {
+        openapi::answer(
+            &path.iter().map(String::as_str).collect::<Vec<_>>(),
+            &accept,
+        )
+    })
+    .await
+    .map_err(|e| ApiError::internal(e.to_string()))?
+    .ok_or_else(ApiError::no_route)?;
+    let mut response = Response::new(Body::from(document.body));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(document.content_type),
+    );
+    if let Ok(etag) = HeaderValue::from_str(&format!("\"{}\"", document.etag)) {
+        headers.insert(header::ETAG, etag);
+    }
+    Ok(response)
 }
 
 fn aggregated(request: &Request, core: bool) -> Response {
