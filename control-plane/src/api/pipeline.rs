@@ -1,7 +1,7 @@
 //! The way of a request: authenticate, authorize, then to the verb that its target asks for.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -24,6 +24,7 @@ use super::present;
 use super::registry::Through;
 use super::request::{self, Query, ResourceRequest, Target};
 use super::scale;
+use super::selectors::FieldSelector;
 use super::server::PeerCertificate;
 use super::subresources;
 use super::verbs::{self, Input};
@@ -33,6 +34,9 @@ use crate::resources::{self, Kind, Subresource};
 /// The Kubernetes version whose API this server speaks.
 const MAJOR: &str = "1";
 const MINOR: &str = "34";
+
+/// How long a request may take until its answer begins. Reading its body is part of it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers smaller than this are not worth compressing, in bytes.
 const COMPRESS_ABOVE: u64 = 128 * 1024;
@@ -99,6 +103,13 @@ async fn answer(State(api): State<Arc<Api>>, request: Request) -> Response {
     response
 }
 
+fn out_of_time() -> ApiError {
+    ApiError::timeout(format!(
+        "request did not complete within the allotted timeout of {} seconds",
+        PATIENCE.as_secs()
+    ))
+}
+
 /// What metrics call a request: its verb and its resource.
 type Labels = (&'static str, &'static str);
 
@@ -122,7 +133,12 @@ async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiErro
                 Err(error) => Err(error),
                 // The slot is held until the answer begins: a watch does not keep one.
                 Ok(_slot) => match kind {
-                    Some(kind) => serve_resource(api, &user, kind, target, &query, request).await,
+                    Some(kind) => {
+                        let work = serve_resource(api, &user, kind, target, &query, request);
+                        tokio::time::timeout(PATIENCE, work)
+                            .await
+                            .unwrap_or_else(|_| Err(out_of_time()))
+                    }
                     None => Err(ApiError::no_route()),
                 },
             };
@@ -146,13 +162,24 @@ fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
 }
 
 fn authorize(user: &User, target: &ResourceRequest, query: &Query) -> Result<(), ApiError> {
+    // A list or watch of one object by its name is a request for that object.
+    let selector = FieldSelector::parse(query.get("fieldSelector")).unwrap_or_default();
+    let selected = match target.verb {
+        "list" | "watch" => selector.required("metadata.name").unwrap_or_default(),
+        _ => "",
+    };
+    let name = if target.name.is_empty() {
+        selected
+    } else {
+        &target.name
+    };
     let attributes = Attributes {
         verb: target.verb,
         group: &target.group,
         resource: &target.resource,
         subresource: &target.subresource,
         namespace: &target.namespace,
-        name: &target.name,
+        name,
         field_selector: query.get("fieldSelector"),
         path: "",
     };
