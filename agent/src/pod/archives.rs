@@ -80,7 +80,8 @@ fn is_archive(path: &Path) -> bool {
 fn watch_of(directory: &Path) -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
     inotify::add_watch(&fd, directory, WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO)?;
-    AsyncFd::register(fd)
+    // SAFETY: the descriptor is owned by the value that is registered, so it stays open until that is dropped.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 /// Names of the archives that were completed since.

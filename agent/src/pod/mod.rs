@@ -25,6 +25,8 @@ pub mod spec;
 pub mod status;
 mod table;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod volumes;
 mod worker;
