@@ -144,7 +144,7 @@ impl FakeApi {
             return error(503, "away");
         }
         match (&parts.method, path.as_slice()) {
-            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=true") => self.watch(),
+            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=true") => self.watch(query),
             (&Method::GET, ["api", "v1", "pods"]) => {
                 let state = self.state.lock().unwrap();
                 let items: Vec<&Value> = state.pods.values().collect();
@@ -187,12 +187,27 @@ impl FakeApi {
         }
     }
 
-    fn watch(&self) -> Answer {
+    /// Tells what changed since the version that the query names, and whatever changes from now on.
+    fn watch(&self, query: &str) -> Answer {
+        let since: u64 = query
+            .split('&')
+            .find_map(|part| part.strip_prefix("resourceVersion="))
+            .and_then(|version| version.parse().ok())
+            .unwrap_or(0);
         let frame = |change: Value| Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{change}\n"))));
-        let changes: std::pin::Pin<Box<dyn Stream<Item = _> + Send + Sync>> = Box::pin(
-            BroadcastStream::new(self.changes.subscribe()).filter_map(move |change| async move { change.ok().map(frame) }),
-        );
-        Response::new(BoxBody::new(StreamBody::new(changes)))
+        let state = self.state.lock().unwrap();
+        let version = |pod: &Value| pod["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+        let missed: Vec<_> = state
+            .pods
+            .values()
+            .filter(|pod| version(pod) > since)
+            .map(|pod| frame(json!({"type": "MODIFIED", "object": pod})))
+            .collect();
+        let changes = BroadcastStream::new(self.changes.subscribe())
+            .filter_map(move |change| async move { change.ok().map(frame) });
+        let all: std::pin::Pin<Box<dyn Stream<Item = _> + Send + Sync>> =
+            Box::pin(futures::stream::iter(missed).chain(changes));
+        Response::new(BoxBody::new(StreamBody::new(all)))
     }
 }
 
