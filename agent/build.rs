@@ -6,7 +6,14 @@ use std::{env, fs, io};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let files = protox::compile(["kernelet/v1/introspection.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    tonic_prost_build::configure()
+        .type_attribute(".", "#[derive(serde::Serialize)]")
+        .field_attribute("raw_key", r#"#[serde(serialize_with = "crate::cli::hex")]"#)
+        .field_attribute(
+            "raw_value",
+            r#"#[serde(serialize_with = "crate::cli::hex")]"#,
+        )
+        .compile_fds(files)?;
     embed_bpf_object()?;
     Ok(())
 }

@@ -102,7 +102,13 @@ pub const BACKEND_LOCAL: u8 = 1 << 0;
 /// The backend is terminating and still serves.
 pub const BACKEND_TERMINATING: u8 = 1 << 1;
 
-/// Value of `SOCKETS`, the storage of one client socket: where it was last sent, and what its application had dialled.
+/// Key of `SOCKETS`: `bpf_get_socket_cookie`, which names a socket for as long as the machine runs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketKey(pub u64);
+
+/// Value of `SOCKETS`: where a client socket was last sent, and what its application had dialled. There until the socket
+/// is released.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketEntry {
@@ -117,8 +123,7 @@ pub struct SocketEntry {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReverseKey {
-    /// `bpf_get_socket_cookie`.
-    pub cookie: u64,
+    pub cookie: SocketKey,
     pub address: Ipv4,
     pub port: Port,
     pub pad: [u8; 2],
@@ -218,6 +223,7 @@ mod pod {
         SlotKey,
         BackendId,
         BackendEntry,
+        SocketKey,
         SocketEntry,
         ReverseKey,
         ReverseEntry,

@@ -1,14 +1,14 @@
 //! Counters. A row is made by the first event that it counts, so backends that nobody uses cost nothing.
 
-use agent_ebpf::abi::{BackendId, ServiceStats, SocketEntry};
+use agent_ebpf::abi::{BackendId, ServiceStats};
 use aya_ebpf::btf_maps::PerCpuHashMap;
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::programs::SockContext;
 
+use crate::ctx;
 use crate::maps::{SERVICE_STATS, SOCKETS, STATS};
 
 /// `BPF_NOEXIST`: two CPUs may count the same first event; the loser then finds the winner's row.
-const IF_ABSENT: u64 = 1;
+pub(crate) const IF_ABSENT: u64 = 1;
 
 pub(crate) fn opened(backend: BackendId) {
     with_row(&STATS, &backend, |stats| stats.opens += 1);
@@ -37,19 +37,11 @@ pub(crate) fn hole(service_id: u32) {
 /// A socket is released: it no longer counts for the backend that it was sent to.
 #[inline(always)]
 pub(crate) fn released(ctx: &SockContext) {
-    // SAFETY: the helper takes the program's own context for the socket; flags 0 only looks.
-    let entry = unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast(),
-            ctx.sock.cast(),
-            core::ptr::null_mut(),
-            0,
-        )
-    }
-    .cast::<SocketEntry>();
-    // SAFETY: not null, so it is this socket's storage, which lives as long as the socket.
-    if let Some(entry) = unsafe { entry.as_ref() } {
+    let socket = ctx::socket(ctx);
+    // SAFETY: only the socket's own programs write or remove its row, and this is the last of them.
+    if let Some(entry) = unsafe { SOCKETS.get(socket) } {
         closed(entry.service.backend);
+        let _ = SOCKETS.remove(socket);
     }
 }
 

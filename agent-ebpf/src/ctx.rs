@@ -1,6 +1,8 @@
 //! The socket address that a program was called for, in the terms of the ABI.
 
-use agent_ebpf::abi::{Ipv4, Port, ServiceKey, TCP, UDP};
+use agent_ebpf::abi::{Ipv4, Port, ServiceKey, SocketKey, TCP, UDP};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
 
 /// What the application dialled; `None` for a protocol that services do not have.
@@ -37,4 +39,11 @@ pub(crate) fn set_address(ctx: &SockAddrContext, address: Ipv4, port: Port) {
         (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes(address);
         (*ctx.sock_addr).user_port = u32::from(u16::from_ne_bytes(port));
     }
+}
+
+/// Names the socket that the program was called for.
+#[inline(always)]
+pub(crate) fn socket(ctx: &impl EbpfContext) -> SocketKey {
+    // SAFETY: a plain helper call on the program's own context.
+    SocketKey(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) })
 }

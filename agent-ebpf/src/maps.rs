@@ -5,26 +5,27 @@
 
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ReverseEntry, ReverseKey,
-    ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry,
+    ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry, SocketKey,
 };
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap, SkStorage};
+use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
 
 /// `BPF_F_NO_PREALLOC`
 const BY_ROW: usize = 1;
 
 #[btf_map]
-pub(crate) static SERVICES: HashMap<ServiceKey, ServiceRow, 65_536, BY_ROW> = HashMap::new();
+pub(crate) static SERVICES: HashMap<ServiceKey, ServiceRow, 32_768, BY_ROW> = HashMap::new();
 
 #[btf_map]
-pub(crate) static BACKEND_TABLE: HashMap<SlotKey, BackendId, 524_288, BY_ROW> = HashMap::new();
+pub(crate) static BACKEND_TABLE: HashMap<SlotKey, BackendId, 131_072, BY_ROW> = HashMap::new();
 
 #[btf_map]
-pub(crate) static BACKENDS: HashMap<BackendId, BackendEntry, 262_144, BY_ROW> = HashMap::new();
+pub(crate) static BACKENDS: HashMap<BackendId, BackendEntry, 65_536, BY_ROW> = HashMap::new();
 
+/// A plain hash: a row costs a connect a third of what socket storage does, and goes when its socket is released.
 #[btf_map]
-pub(crate) static SOCKETS: SkStorage<SocketEntry> = SkStorage::new();
+pub(crate) static SOCKETS: HashMap<SocketKey, SocketEntry, 65_536, BY_ROW> = HashMap::new();
 
 #[btf_map]
 pub(crate) static SOCK_REVERSE: LruHashMap<ReverseKey, ReverseEntry, 16_384> = LruHashMap::new();
@@ -33,11 +34,11 @@ pub(crate) static SOCK_REVERSE: LruHashMap<ReverseKey, ReverseEntry, 16_384> = L
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityEntry, 16_384> = LruHashMap::new();
 
 #[btf_map]
-pub(crate) static STATS: PerCpuHashMap<BackendId, BackendStats, 262_144, BY_ROW> =
+pub(crate) static STATS: PerCpuHashMap<BackendId, BackendStats, 65_536, BY_ROW> =
     PerCpuHashMap::new();
 
 #[btf_map]
-pub(crate) static SERVICE_STATS: PerCpuHashMap<u32, ServiceStats, 65_536, BY_ROW> =
+pub(crate) static SERVICE_STATS: PerCpuHashMap<u32, ServiceStats, 32_768, BY_ROW> =
     PerCpuHashMap::new();
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Set by the loader; the verifier then drops the branch not taken, so

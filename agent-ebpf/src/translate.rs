@@ -2,16 +2,16 @@
 
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BackendEntry, BackendId, ReverseEntry, ReverseKey, ServiceKey,
-    ServiceRow, SlotKey, SocketEntry, UDP,
+    ServiceRow, SlotKey, SocketEntry, SocketKey, UDP,
 };
 use agent_ebpf::select::{Caller, Tables, Verdict, choose, mix};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
-    bpf_set_retval,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval,
 };
 use aya_ebpf::programs::SockAddrContext;
 
+use crate::count::IF_ABSENT;
 use crate::maps::{
     AFFINITY, BACKEND_TABLE, BACKENDS, SERVICES, SOCK_REVERSE, SOCKETS, has_set_retval,
 };
@@ -57,7 +57,7 @@ fn refuse() -> i32 {
     REJECT
 }
 
-/// Notes on the socket where it goes now, and counts it when that is not where it went before.
+/// Notes where the socket goes now, and counts it when that is not where it went before.
 #[inline(always)]
 fn remember(
     ctx: &SockAddrContext,
@@ -66,7 +66,8 @@ fn remember(
     id: BackendId,
     backend: &BackendEntry,
 ) {
-    let mut now = SocketEntry {
+    let socket = ctx::socket(ctx);
+    let now = SocketEntry {
         backend_address: backend.address,
         backend_port: backend.port,
         pad: [0; 2],
@@ -78,28 +79,36 @@ fn remember(
             service_id,
         },
     };
-    // SAFETY: the context's socket is valid for the length of the program.
-    let known = unsafe { SOCKETS.get_ptr_mut(ctx) };
-    // SAFETY: not null, so it is this socket's storage, which lives as long as the socket.
-    let Some(known) = (unsafe { known.as_mut() }) else {
-        // SAFETY: as above. Without memory for it the connection goes on, uncounted.
-        unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut now)) };
+    // A TCP socket connects once as a rule, a UDP socket sends many datagrams: try first what is likely.
+    if dialled.protocol != UDP && SOCKETS.insert(socket, now, IF_ABSENT).is_ok() {
         count::opened(id);
         return;
+    }
+    let Some(known) = SOCKETS.get_ptr_mut(socket) else {
+        // When the map is full the connection goes on, untranslated in getpeername and uncounted.
+        if SOCKETS.insert(socket, now, IF_ABSENT).is_ok() {
+            count::opened(id);
+        }
+        return;
     };
+    // SAFETY: only the socket's own programs write or remove its row.
+    let known = unsafe { &mut *known };
     if *known == now {
         return;
     }
     if dialled.protocol == UDP {
         // Answers from the earlier backend may still come.
-        let key = ReverseKey {
-            // SAFETY: a plain helper call on the program's own context.
-            cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
-            address: known.backend_address,
-            port: known.backend_port,
-            pad: [0; 2],
-        };
-        let _ = SOCK_REVERSE.insert(key, known.service, 0);
+        let (address, port) = (known.backend_address, known.backend_port);
+        let _ = SOCK_REVERSE.insert(
+            ReverseKey {
+                cookie: socket,
+                address,
+                port,
+                pad: [0; 2],
+            },
+            known.service,
+            0,
+        );
     }
     if known.service.backend != id {
         count::closed(known.service.backend);
@@ -164,8 +173,7 @@ impl Caller for Socket<'_> {
             // SAFETY: a plain helper call.
             return unsafe { bpf_get_prandom_u32() };
         }
-        // SAFETY: a plain helper call on the program's own context.
-        let cookie = unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) };
+        let SocketKey(cookie) = ctx::socket(self.ctx);
         let destination = u32::from_ne_bytes(self.dialled.address)
             ^ u32::from(u16::from_ne_bytes(self.dialled.port));
         (mix(cookie as u32 ^ (cookie >> 32) as u32) >> 32) as u32 ^ destination
@@ -173,7 +181,7 @@ impl Caller for Socket<'_> {
 
     #[inline(always)]
     fn netns_cookie(&self) -> u64 {
-        // SAFETY: as above.
+        // SAFETY: a plain helper call on the program's own context.
         unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
     }
 

@@ -1,1 +1,357 @@
 //! Puts the parts of the agent together and runs them.
+//!
+//! ```text
+//! socket ── probe ── kubeconfig ── programs and maps ──┬── watches ── proxy
+//!                                                      ├── introspection
+//!                                                      └── Node object ── pod range ── network ── DNS, routes ── pods
+//! ```
+//!
+//! The services come first and need nothing of the rest: they are served again before the node is known to anybody.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::cluster::{Cluster, Name};
+use crate::config::AgentConfig;
+use crate::dataplane::{
+    self, ClosingMaps, LoadError, MapError, MapSizes, Maps, ProbeError, ServiceMaps as _,
+};
+use crate::dns::forward::Forwarder;
+use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
+use crate::dns::server::{DnsError, DnsServer};
+use crate::network::netlink::NetlinkError;
+use crate::network::pods::{VethNetwork, adopted_range};
+use crate::network::{NetworkError, routing};
+use crate::node::credentials::{CredentialsError, NodeClient};
+use crate::node::facts::FactsError;
+use crate::node::registration::pod_range;
+use crate::node::rotation::{
+    ServingCertificate, keep_client_certificate, keep_serving_certificate,
+};
+use crate::node::status::{Health, Identity, Part};
+use crate::node::upkeep::Upkeep;
+use crate::pod::{Manager, PodTable, Settings};
+use crate::proxy::{self, LbState, Metrics, ProxyHandle};
+use crate::runtime::Runtime;
+use crate::runtime::containerd::Containerd;
+use crate::runtime::host::Host;
+use crate::server::introspection::{self, Introspection, SocketError};
+
+/// Where the kubelet API answers.
+const KUBELET_PORT: u16 = 10250;
+const DNS_PORT: u16 = 53;
+/// How long the API server may take to tell the pod range when an earlier agent knew one.
+const RANGE_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at whether the runtime answers.
+const RUNTIME_CHECK: Duration = Duration::from_secs(10);
+/// The node's own resolvers, for names outside of the cluster.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Why the agent could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the agent needs root: it loads programs into the kernel and makes namespaces")]
+    NotRoot,
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error("the node's address cannot be told from the route to {server}; name it with --node-ip")]
+    NoNodeAddress { server: String },
+    #[error("{0} cannot be the node's address: pods have IPv4 addresses only")]
+    NodeAddress(IpAddr),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    #[error("cannot tell which program this is, which writes the containers' logs")]
+    Program(#[source] io::Error),
+    #[error("the introspection server ended")]
+    Introspection(#[source] tonic::transport::Error),
+    #[error("a part of the agent panicked; its message is above")]
+    Panicked,
+    #[error("cannot wait for signals")]
+    Signal(#[source] io::Error),
+}
+
+/// Parts that run as long as the agent. One that ends, ends it: the supervisor starts it anew.
+type Parts = JoinSet<Result<(), RunError>>;
+
+/// Runs the agent until a signal ends it. What it left in the kernel goes on serving.
+pub async fn run(config: AgentConfig) -> Result<(), RunError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(RunError::NotRoot);
+    }
+    let node: Name = config.node_name().into();
+    let socket = introspection::bind(&config.socket()).await?;
+    let probe = dataplane::probe(config.cgroup_root.as_deref())?;
+    let node_client = NodeClient::load(&config.kubeconfig()).await?;
+    let address = node_address(&config, &node_client)?;
+    let client = node_client.client();
+
+    let dataplane = dataplane::start(
+        &dataplane::Config {
+            bpf_dir: config.bpf_dir.clone(),
+            cgroup: probe.cgroup.clone(),
+            sizes: MapSizes::default(),
+        },
+        &probe,
+    )?;
+    let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let cluster = Cluster::start(client.clone());
+    let (health, health_seen) = watch::channel(Health::default());
+    let pods = PodTable::default();
+    let mut parts = Parts::new();
+
+    parts.spawn({
+        let (cluster, node, proxy) = (cluster.clone(), node.clone(), proxy.clone());
+        let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
+        async move {
+            proxy::run(cluster, node, proxy, metrics, maps).await;
+            Ok(())
+        }
+    });
+    parts.spawn({
+        let mut introspection = Introspection::new(
+            node.clone(),
+            cluster.clone(),
+            proxy,
+            Arc::new(Maps::open(&dataplane.dir)?),
+            probe.features,
+            pods.clone(),
+        );
+        show_health(&mut introspection, &health_seen);
+        async move {
+            let served = introspection.serve(socket, std::future::pending()).await;
+            served.map_err(RunError::Introspection)
+        }
+    });
+    parts.spawn({
+        let upkeep = Upkeep {
+            client: client.clone(),
+            identity: Identity {
+                name: node.to_string(),
+                address: address.into(),
+                labels: config.labels(),
+                kubelet_port: KUBELET_PORT,
+            },
+            root_dir: config.root_dir.clone(),
+            health: health_seen,
+        };
+        async move { Ok(upkeep.run().await?) }
+    });
+    parts.spawn({
+        let node = node.to_string();
+        async move {
+            keep_client_certificate(node_client, node).await;
+            std::future::pending().await
+        }
+    });
+    let serving = Arc::new(ServingCertificate::default());
+    parts.spawn({
+        let (client, serving, root_dir) =
+            (client.clone(), serving.clone(), config.root_dir.clone());
+        let node = node.to_string();
+        async move {
+            keep_serving_certificate(client, node, address.into(), &root_dir, serving).await;
+            Ok(())
+        }
+    });
+    parts.spawn({
+        let (cluster, node) = (cluster.clone(), node.to_string());
+        async move { Ok(routing::run(cluster, node, address).await?) }
+    });
+    info!(%node, %address, adopted = dataplane.adopted, "the agent runs");
+
+    let logger = std::env::current_exe().map_err(RunError::Program)?;
+    let scratch = config.run_dir.join("exec");
+    let runtime = Containerd::new(&config.containerd, Host::probe(), &logger, &scratch);
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+    parts.spawn({
+        let (runtime, health) = (runtime.clone(), health.clone());
+        async move {
+            watch_runtime(runtime, health).await;
+            Ok(())
+        }
+    });
+
+    let serve_pods = async {
+        // None: a part ended while the node waited for its range.
+        let Some(network) = connect(&config, &cluster, &node, address, &health, &mut parts).await?
+        else {
+            return Ok(());
+        };
+        let settings = settings(&config, cluster.clone(), &node, address, network.gateway());
+        let _manager = Manager::start(client, settings, runtime, Arc::new(network), pods);
+        outcome(parts.join_next().await)
+    };
+    tokio::select! {
+        ended = serve_pods => ended,
+        signal = told_to_end() => signal.map_err(RunError::Signal),
+    }
+}
+
+/// Waits for the node's pod range, then makes the node its pods' router and name server.
+async fn connect(
+    config: &AgentConfig,
+    cluster: &Cluster,
+    node: &str,
+    address: Ipv4Addr,
+    health: &watch::Sender<Health>,
+    parts: &mut Parts,
+) -> Result<Option<VethNetwork>, RunError> {
+    let range = tokio::select! {
+        range = known_range(cluster, node) => range?,
+        ended = parts.join_next() => return outcome(ended).map(|()| None),
+    };
+    let network = VethNetwork::set_up(range, address).await?;
+    let gateway = network.gateway();
+    let dns = DnsServer::bind(
+        SocketAddr::new(gateway.into(), DNS_PORT),
+        &config.cluster_domain,
+        cluster.clone(),
+        Forwarder::new(RESOLV_CONF.into(), gateway.into()),
+    )
+    .await?;
+    parts.spawn(async move {
+        dns.run().await;
+        Ok(())
+    });
+    health.send_modify(|health| health.network = Part::Up);
+    info!(%range, %gateway, "pods can be connected");
+    Ok(Some(network))
+}
+
+/// The node's pod range: what the API says, or without an answer what an earlier agent set up.
+async fn known_range(cluster: &Cluster, node: &str) -> Result<Ipv4Net, RunError> {
+    match tokio::time::timeout(RANGE_PATIENCE, pod_range(cluster, node)).await {
+        Ok(range) => Ok(range),
+        Err(_) => match adopted_range().await? {
+            Some(range) => Ok(range),
+            None => Ok(pod_range(cluster, node).await),
+        },
+    }
+}
+
+fn settings(
+    config: &AgentConfig,
+    cluster: Cluster,
+    node: &str,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> Settings {
+    let domain = config.cluster_domain.trim_matches('.').to_owned();
+    let own = node.to_owned();
+    Settings {
+        node_name: node.to_owned(),
+        host_addresses: vec![address.into()],
+        root_dir: config.root_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        dns: Arc::new(move || ClusterDns {
+            addresses: servers(&cluster.view(), &own, gateway),
+            domain: domain.clone(),
+            node: ResolvConf::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()),
+        }),
+    }
+}
+
+fn outcome(
+    ended: Option<Result<Result<(), RunError>, tokio::task::JoinError>>,
+) -> Result<(), RunError> {
+    match ended {
+        Some(Ok(result)) => result,
+        Some(Err(error)) if error.is_panic() => Err(RunError::Panicked),
+        Some(Err(_)) | None => Ok(()),
+    }
+}
+
+/// Asks the runtime from time to time whether it answers.
+async fn watch_runtime(runtime: Arc<dyn Runtime>, health: watch::Sender<Health>) {
+    loop {
+        let version = runtime.version().await;
+        health.send_if_modified(|health| {
+            let before = health.clone();
+            match version {
+                Ok(version) => {
+                    health.runtime = Part::Up;
+                    health.runtime_version = version;
+                }
+                Err(error) => health.runtime = Part::Down(error.to_string()),
+            }
+            *health != before
+        });
+        tokio::time::sleep(RUNTIME_CHECK).await;
+    }
+}
+
+fn show_health(introspection: &mut Introspection, health: &watch::Receiver<Health>) {
+    let parts: [(&'static str, fn(&Health) -> &Part); 2] = [
+        ("runtime", |health| &health.runtime),
+        ("network", |health| &health.network),
+    ];
+    for (name, part) in parts {
+        let health = health.clone();
+        introspection.component(name, move || match part(&health.borrow()) {
+            Part::Up => introspection::Health {
+                healthy: true,
+                detail: String::new(),
+            },
+            Part::Down(why) => introspection::Health {
+                healthy: false,
+                detail: why.clone(),
+            },
+        });
+    }
+}
+
+/// The address at which other nodes reach this one: what was said, else the one from which the API server is reached.
+fn node_address(config: &AgentConfig, client: &NodeClient) -> Result<Ipv4Addr, RunError> {
+    let address = match config.node_ip {
+        Some(address) => address,
+        None => {
+            let server = client.server().to_owned();
+            // Connecting a UDP socket sends nothing; it only chooses a route.
+            let local = UdpSocket::bind("0.0.0.0:0")
+                .and_then(|socket| socket.connect(&*server).and_then(|()| socket.local_addr()));
+            local.map_err(|_| RunError::NoNodeAddress { server })?.ip()
+        }
+    };
+    match address {
+        IpAddr::V4(address) => Ok(address),
+        other => Err(RunError::NodeAddress(other)),
+    }
+}
+
+async fn told_to_end() -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

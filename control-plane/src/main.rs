@@ -1,3 +1,214 @@
 //! `kernelet-control-plane`: arguments to parts, nothing else.
 
-fn main() {}
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use axum::Router;
+use clap::Parser;
+use ipnet::Ipv4Net;
+use kernelet_control_plane::admission::Admission;
+use kernelet_control_plane::admission::service_ip::ServiceAddresses;
+use kernelet_control_plane::api::registry::Registry;
+use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, server};
+use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
+use kernelet_control_plane::auth::{Authenticator, Ca, User, csr, tls};
+use kernelet_control_plane::controllers::{self, ControllersConfig};
+use kernelet_control_plane::scheduler::{self, SchedulerConfig};
+use kernelet_control_plane::store::Store;
+use kernelet_control_plane::store::cache::Cache;
+use kernelet_control_plane::store::embedded::Embedded;
+use kernelet_control_plane::store::etcd::{Etcd, EtcdConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A Kubernetes control plane: API server, scheduler and controllers in one process.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Where keys, certificates and the embedded store are kept.
+    #[arg(long, env = "KERNELET_DATA_DIR")]
+    data_dir: PathBuf,
+    /// The address to listen on.
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    listen: SocketAddr,
+    /// The address that nodes and clients reach this server at [default: the one it listens on, or this machine's].
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    /// Keep the cluster's state in this etcd instead of the data directory; several for a cluster of it.
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    etcd_endpoints: Vec<String>,
+    /// The authority that etcd's certificates come from, PEM.
+    #[arg(long, requires = "etcd_endpoints", value_name = "FILE")]
+    etcd_cafile: Option<PathBuf>,
+    /// The certificate to show to etcd, PEM.
+    #[arg(long, requires = "etcd_keyfile", value_name = "FILE")]
+    etcd_certfile: Option<PathBuf>,
+    /// The key of that certificate, PEM.
+    #[arg(long, requires = "etcd_certfile", value_name = "FILE")]
+    etcd_keyfile: Option<PathBuf>,
+    /// Pods' addresses; every node gets a part of it.
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pod_cidr: Ipv4Net,
+    /// Services' addresses.
+    #[arg(long, default_value = "10.96.0.0/12")]
+    service_cidr: Ipv4Net,
+    /// The cluster's DNS domain.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+}
+
+#[tokio::main(worker_threads = 4)]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KERNELET_LOG")
+        .unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kernelet-control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signal(stop.clone())?;
+
+    let listener = server::listen(args.listen).await?;
+    let advertised = SocketAddr::new(
+        args.advertise_address
+            .unwrap_or_else(|| reachable_address(args.listen.ip())),
+        listener
+            .local_addr()
+            .context("cannot tell the listening address")?
+            .port(),
+    );
+    let service_ip = args
+        .service_cidr
+        .hosts()
+        .next()
+        .context("--service-cidr holds no address")?;
+
+    let pki = Pki::open(
+        &PkiConfig {
+            data_dir: args.data_dir.clone(),
+            advertise: advertised.ip(),
+            port: advertised.port(),
+            service_ip: service_ip.into(),
+            cluster_domain: args.cluster_domain.clone(),
+            hostname: hostname(),
+        },
+        SystemTime::now(),
+    )?;
+    let tls = tls::server_config(&pki.serving, pki.ca.certificate())?;
+
+    let store = open_store(&args).await?;
+    let cache = Cache::start(store.clone(), api::index)
+        .await
+        .context("cannot load the store")?;
+    let addresses = ServiceAddresses::new(args.service_cidr);
+    addresses
+        .follow(&cache)
+        .await
+        .context("cannot read the services")?;
+    let registry = Registry {
+        admission: Admission::new(store.clone(), addresses),
+        store,
+        cache,
+    };
+    let kubelet = KubeletClient::new(&pki.kubelet_client, pki.ca.certificate())?;
+    let api = Api::new(
+        registry,
+        Authenticator::new(pki.join_token.clone()),
+        kubelet,
+        advertised.to_string(),
+    );
+    bootstrap::ensure(&api.registry, service_ip.into(), advertised)
+        .await
+        .context("cannot make the system's objects")?;
+    let router = api::router(api.clone());
+
+    start_parts(&router, pki.ca, args.pod_cidr, &stop);
+    api.health.set_ready();
+    tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");
+    let stopping = api.clone();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        told.cancelled().await;
+        stopping.health.set_stopping();
+    });
+    server::serve(listener, tls, router, stop).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
+    if args.etcd_endpoints.is_empty() {
+        return Ok(Arc::new(Embedded::open(&args.data_dir.join("store.redb"))?));
+    }
+    let config = EtcdConfig {
+        endpoints: args.etcd_endpoints.clone(),
+        ca_file: args.etcd_cafile.clone(),
+        cert_file: args.etcd_certfile.clone(),
+        key_file: args.etcd_keyfile.clone(),
+    };
+    Ok(Arc::new(Etcd::connect(&config).await?))
+}
+
+/// Scheduler and controllers: clients of the API like any other, but without a socket in between.
+fn start_parts(router: &Router, ca: Ca, pod_cidr: Ipv4Net, stop: &CancellationToken) {
+    let scheduler = api::local_client(router.clone(), User::scheduler());
+    tokio::spawn(scheduler::run(
+        scheduler,
+        SchedulerConfig::default(),
+        stop.clone(),
+    ));
+    let signer: controllers::Signer =
+        Arc::new(move |request, now| csr::sign_csr(&ca, request, now));
+    let config = ControllersConfig::new(pod_cidr.into(), signer);
+    let controllers = api::local_client(router.clone(), User::controller_manager());
+    tokio::spawn(controllers::run(controllers, config, stop.clone()));
+}
+
+fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::spawn(async move {
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// The address itself if it is one, else the one that this machine would speak from. Nothing is sent to find out.
+fn reachable_address(listen: IpAddr) -> IpAddr {
+    if !listen.is_unspecified() {
+        return listen;
+    }
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| {
+            socket
+                .connect((Ipv4Addr::new(192, 0, 2, 1), 9))
+                .and_then(|()| socket.local_addr())
+        })
+        .map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}

@@ -47,7 +47,8 @@ fn main() {
         ],
     );
 
-    runtime.block_on(async { common::services::create(&client(&cluster).await, SERVICES).await });
+    runtime
+        .block_on(async { common::services::create(&client(&cluster).await, 0..SERVICES).await });
     sample(
         &cluster,
         &mut report,

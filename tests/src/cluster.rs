@@ -506,7 +506,7 @@ impl Cluster {
     /// `kernelet` on a node, talking to the agent there.
     pub fn kernelet(&self, node: &Node) -> Command {
         let mut command = node.command(self.spec.binaries.join("kernelet"));
-        command.arg("--run-dir").arg(node.agent_run_directory());
+        command.env("KERNELET_RUN_DIR", node.agent_run_directory());
         command
     }
 

@@ -1,13 +1,158 @@
-//! What a person types.
+//! What a person types. One file a command; tables for people, `-o json` for programs.
 
+mod ask;
+mod backend;
+mod cleanup;
+mod join;
+mod map;
+mod pod;
+mod run;
+mod service;
+mod status;
+mod table;
+
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::{Parser, Subcommand};
+
+use crate::config::AgentConfig;
+
+pub use ask::{Ask, Output};
+
 /// The node agent of a Kernelet cluster.
-#[derive(Debug, clap::Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "kernelet", version)]
-pub struct Cli {}
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this machine a node of a cluster: get it a certificate
+    Join(join::Args),
+    /// Run the agent in the foreground
+    Run(Box<AgentConfig>),
+    /// How the agent and its parts are, and what the kernel can do
+    Status(Ask),
+    /// The services as this node routes them
+    #[command(subcommand)]
+    Service(service::Command),
+    /// The backends that this node sends to
+    #[command(subcommand)]
+    Backend(backend::Command),
+    /// The BPF maps
+    #[command(subcommand)]
+    Map(map::Command),
+    /// The pods of this node
+    #[command(subcommand)]
+    Pod(pod::Command),
+    /// Remove the programs and maps that a stopped agent left in the kernel
+    Cleanup(cleanup::Args),
+    /// Write one container's log; containerd starts it
+    #[command(hide = true)]
+    LogPipe {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Join(#[from] crate::node::join::JoinError),
+    #[error(transparent)]
+    Run(#[from] crate::run::RunError),
+    #[error(transparent)]
+    Ask(#[from] ask::AskError),
+    #[error(transparent)]
+    Cleanup(#[from] cleanup::CleanupError),
+    #[error("cannot write the answer as JSON")]
+    Json(#[from] serde_json::Error),
+    #[error("cannot write the answer")]
+    Print(#[source] io::Error),
+}
 
 /// Runs one command; its exit code is the process's.
-pub fn execute(_cli: Cli) -> ExitCode {
-    ExitCode::SUCCESS
+pub fn execute(cli: Cli) -> ExitCode {
+    let outcome = match cli.command {
+        Command::Join(args) => join::run(args).and_then(print),
+        Command::Run(config) => run::run(*config),
+        Command::Status(ask) => status::run(&ask).and_then(print),
+        Command::Service(command) => service::run(&command).and_then(print),
+        Command::Backend(command) => backend::run(&command).and_then(print),
+        Command::Map(command) => map::run(&command).and_then(print),
+        Command::Pod(command) => pod::run(&command).and_then(print),
+        Command::Cleanup(args) => cleanup::run(&args).and_then(print),
+        Command::LogPipe { args } => return crate::runtime::log_pipe::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kernelet: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes in one line, none said twice.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text += &format!(": {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn print(text: String) -> Result<(), CliError> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Who reads has seen enough (`| head`).
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Print(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Raw bytes in JSON: two hexadecimal digits each.
+pub(crate) fn hex<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    serializer.serialize_str(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_declared_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_read_as_the_manual_says() {
+        for line in [
+            "kernelet join https://192.0.2.1:6443 --token t --ca-file ca.crt --node-name n1",
+            "kernelet run --node-name n1 --containerd /run/c.sock",
+            "kernelet status -o json",
+            "kernelet service list -n shop",
+            "kernelet service show backend",
+            "kernelet backend list --run-dir /tmp/r",
+            "kernelet map dump SERVICES",
+            "kernelet pod list",
+            "kernelet cleanup",
+            "kernelet log-pipe /var/log/0.log",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
 }

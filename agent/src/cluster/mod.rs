@@ -9,7 +9,7 @@ mod types;
 mod view;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 pub use changes::{Changes, Pending};
@@ -29,6 +29,8 @@ struct Shared {
     subscribers: changes::Subscribers,
     /// Kinds whose first list is complete.
     listed: Mutex<BTreeSet<&'static str>>,
+    /// Kinds whose watch has failed and not worked since, with the error.
+    failing: Mutex<BTreeMap<&'static str, String>>,
 }
 
 impl Cluster {
@@ -84,6 +86,28 @@ impl Cluster {
             let first = !std::mem::replace(&mut view.synced, true);
             first.then_some(Change::Synced).into_iter().collect()
         });
+    }
+
+    /// The kinds whose watch fails at present, each with its last error. What is known of them may be old.
+    pub fn failing(&self) -> BTreeMap<&'static str, String> {
+        self.0
+            .failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// A watch failed with `error`, or works again. Returns whether that is news.
+    fn set_failing(&self, kind: &'static str, error: Option<String>) -> bool {
+        let mut failing = self
+            .0
+            .failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) => failing.insert(kind, error.clone()) != Some(error),
+            None => failing.remove(kind).is_some(),
+        }
     }
 
     /// The first list of one kind is complete.

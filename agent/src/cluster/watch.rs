@@ -13,7 +13,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Cluster;
 use super::convert::{self, Names};
@@ -131,9 +131,21 @@ async fn feed<K: Kind>(
     let mut state = Feed::<K>::default();
     while let Some(event) = stream.next().await {
         match event {
-            Ok(event) => state.apply(&cluster, event),
+            Ok(event) => {
+                // A list that begins proves nothing yet; one that names objects, or an event, does.
+                if !matches!(event, Event::Init) && cluster.set_failing(K::NAME, None) {
+                    info!(kind = K::NAME, "watch works again");
+                }
+                state.apply(&cluster, event);
+            }
             Err(error) => {
-                warn!(kind = K::NAME, error = %error, "watch failed; keeping what is known and trying again");
+                let error = error.to_string();
+                if cluster.set_failing(K::NAME, Some(error.clone())) {
+                    warn!(
+                        kind = K::NAME,
+                        error, "watch failed; keeping what is known and trying again"
+                    );
+                }
             }
         }
     }
@@ -262,11 +274,17 @@ mod tests {
             Ok(Event::InitApply(service("a", "10.96.0.1"))),
             Ok(Event::InitDone),
             Err(watcher::Error::NoResourceVersion),
+        ];
+        feed::<Services>(cluster.clone(), futures::stream::iter(events)).await;
+        assert_eq!(names(&cluster), ["a"]);
+        assert!(cluster.failing().contains_key("services"));
+        let events = [
             Ok(Event::Apply(service("b", "10.96.0.2"))),
             Ok(Event::Delete(service("a", "10.96.0.1"))),
         ];
         feed::<Services>(cluster.clone(), futures::stream::iter(events)).await;
         assert_eq!(names(&cluster), ["b"]);
+        assert!(cluster.failing().is_empty());
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BACKEND_LOCAL, BACKEND_TERMINATING, BackendEntry, BackendId,
     BackendStats, FLAG_LOCAL_ONLY, Ipv4, Port, ReverseEntry, ReverseKey, SHARE_ONE, ServiceEntry,
-    ServiceKey, ServiceRow, ServiceStats, SlotKey, TCP, UDP, maps as names,
+    ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry, SocketKey, TCP, UDP, maps as names,
 };
 use aya::Pod;
-use aya::maps::{HashMap, MapData, MapError as AyaError, MapKeys, PerCpuHashMap};
+use aya::maps::{HashMap, MapData, MapError as AyaError, MapInfo, MapKeys, PerCpuHashMap};
 
 use super::maps::{MapError, Maps, SumUp, read};
 
@@ -20,8 +20,7 @@ pub struct MapSummary {
     pub name: &'static str,
     /// The kernel's map type, `Hash`, `LruHash` …
     pub kind: String,
-    /// `None` for storage inside sockets, which the kernel does not count.
-    pub entries: Option<u32>,
+    pub entries: u32,
     pub max_entries: u32,
     pub pin: PathBuf,
 }
@@ -47,26 +46,30 @@ impl Maps {
 
     fn summary(&self, name: &'static str) -> Result<MapSummary, MapError> {
         let entries = match name {
-            names::SERVICES => Some(count(self.services.keys())),
-            names::BACKEND_TABLE => Some(count(self.slots.keys())),
-            names::BACKENDS => Some(count(self.backends.keys())),
-            names::SOCK_REVERSE => Some(count(self.reverse.keys())),
-            names::AFFINITY => Some(count(self.affinity.keys())),
-            names::STATS => Some(count(self.stats.keys())),
-            names::SERVICE_STATS => Some(count(self.service_stats.keys())),
-            _ => None,
+            names::SERVICES => count(self.services.keys()),
+            names::BACKEND_TABLE => count(self.slots.keys()),
+            names::BACKENDS => count(self.backends.keys()),
+            names::SOCKETS => count(self.sockets.keys()),
+            names::SOCK_REVERSE => count(self.reverse.keys()),
+            names::AFFINITY => count(self.affinity.keys()),
+            names::STATS => count(self.stats.keys()),
+            names::SERVICE_STATS => count(self.service_stats.keys()),
+            other => {
+                return Err(MapError::Unknown {
+                    name: other.to_owned(),
+                });
+            }
         };
         let pin = self.dir.join(name);
-        let info = aya::maps::MapInfo::from_pin(&pin).map_err(|source| MapError::Open {
+        let info = MapInfo::from_pin(&pin).map_err(|source| MapError::Open {
             path: pin.clone(),
             source,
         })?;
+        let kind = info.map_type().map_err(|source| read(name, source))?;
         Ok(MapSummary {
             name,
-            kind: info
-                .map_type()
-                .map_or_else(|_| "unknown".to_owned(), |kind| format!("{kind:?}")),
-            entries: entries.transpose().map_err(|source| read(name, source))?,
+            kind: format!("{kind:?}"),
+            entries: entries.map_err(|source| read(name, source))?,
             max_entries: info.max_entries(),
             pin,
         })
@@ -82,9 +85,7 @@ impl Maps {
             names::AFFINITY => table(names::AFFINITY, &self.affinity),
             names::STATS => per_cpu(names::STATS, &self.stats),
             names::SERVICE_STATS => per_cpu(names::SERVICE_STATS, &self.service_stats),
-            names::SOCKETS => Err(MapError::NotListable {
-                map: names::SOCKETS,
-            }),
+            names::SOCKETS => table(names::SOCKETS, &self.sockets),
             other => Err(MapError::Unknown {
                 name: other.to_owned(),
             }),
@@ -259,11 +260,24 @@ impl Show for BackendEntry {
     }
 }
 
+impl Show for SocketKey {
+    fn show(&self) -> String {
+        format!("socket {}", self.0)
+    }
+}
+
+impl Show for SocketEntry {
+    fn show(&self) -> String {
+        let backend = endpoint(self.backend_address, self.backend_port);
+        format!("to {backend}, {}", self.service.show())
+    }
+}
+
 impl Show for ReverseKey {
     fn show(&self) -> String {
         format!(
             "socket {} to {}",
-            self.cookie,
+            self.cookie.0,
             endpoint(self.address, self.port)
         )
     }

@@ -1,12 +1,13 @@
 //! The pinned maps, typed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ReverseEntry, ReverseKey,
-    ServiceKey, ServiceRow, ServiceStats, SlotKey, maps as names,
+    ServiceEntry, ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry, SocketKey,
+    maps as names,
 };
 use aya::Pod;
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError as AyaError, PerCpuHashMap};
@@ -43,8 +44,6 @@ pub enum MapError {
     },
     #[error("there is no map {name}; there are {}", names::ALL.join(", "))]
     Unknown { name: String },
-    #[error("{map} is storage inside each socket and cannot be listed from here")]
-    NotListable { map: &'static str },
 }
 
 type Table<K, V> = HashMap<MapData, K, V>;
@@ -55,6 +54,7 @@ pub struct Maps {
     pub(super) services: Table<ServiceKey, ServiceRow>,
     pub(super) slots: Table<SlotKey, BackendId>,
     pub(super) backends: Table<BackendId, BackendEntry>,
+    pub(super) sockets: Table<SocketKey, SocketEntry>,
     pub(super) reverse: Table<ReverseKey, ReverseEntry>,
     pub(super) affinity: Table<AffinityKey, AffinityEntry>,
     pub(super) stats: PerCpuHashMap<MapData, BackendId, BackendStats>,
@@ -69,11 +69,30 @@ impl Maps {
             services: open(dir, names::SERVICES, Map::HashMap)?,
             slots: open(dir, names::BACKEND_TABLE, Map::HashMap)?,
             backends: open(dir, names::BACKENDS, Map::HashMap)?,
+            sockets: open(dir, names::SOCKETS, Map::HashMap)?,
             reverse: open(dir, names::SOCK_REVERSE, Map::LruHashMap)?,
             affinity: open(dir, names::AFFINITY, Map::LruHashMap)?,
             stats: open(dir, names::STATS, Map::PerCpuHashMap)?,
             service_stats: open(dir, names::SERVICE_STATS, Map::PerCpuHashMap)?,
         })
+    }
+
+    /// One service address; `None` when it is not in the tables.
+    pub fn service(&self, key: &ServiceKey) -> Result<Option<ServiceEntry>, MapError> {
+        match self.services.get(key, 0) {
+            Ok(row) => Ok(Some(row.entry)),
+            Err(AyaError::KeyNotFound) => Ok(None),
+            Err(source) => Err(read(names::SERVICES, source)),
+        }
+    }
+
+    /// One backend; `None` when it is not in the tables.
+    pub fn backend(&self, id: BackendId) -> Result<Option<BackendEntry>, MapError> {
+        match self.backends.get(&id, 0) {
+            Ok(row) => Ok(Some(row)),
+            Err(AyaError::KeyNotFound) => Ok(None),
+            Err(source) => Err(read(names::BACKENDS, source)),
+        }
     }
 
     /// What one backend's connections came to, over all CPUs; zeros when none was ever opened.
@@ -93,6 +112,21 @@ impl Maps {
             names::SERVICE_STATS,
             cpus.map(|cpus| cpus.iter().copied().sum_up()),
         )
+    }
+
+    /// The sockets that were last sent to `backend`.
+    pub(super) fn sockets_to(
+        &self,
+        backend: &BackendEntry,
+    ) -> Result<BTreeSet<SocketKey>, MapError> {
+        let mut found = BTreeSet::new();
+        for row in self.sockets.iter() {
+            let (socket, entry) = row.map_err(|source| read(names::SOCKETS, source))?;
+            if (entry.backend_address, entry.backend_port) == (backend.address, backend.port) {
+                found.insert(socket);
+            }
+        }
+        Ok(found)
     }
 
     /// All counters at once.

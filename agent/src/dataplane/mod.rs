@@ -19,6 +19,7 @@ mod load;
 mod maps;
 mod object;
 mod probe;
+mod sockets;
 mod sys;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ pub use inspect::{MapRow, MapSummary};
 pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
 pub use maps::{MapError, Maps, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};
+pub use sockets::{CloseError, ClosingMaps, close_sockets};
 
 /// One write to one map. [`crate::proxy`] computes them; the dataplane performs them, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,7 +14,7 @@ use agent_ebpf::abi::{
 use super::testing::{
     Scratch, dialled, entry, on_scratch_node, put, service, slot_key, tcp_backend, udp_backend,
 };
-use super::{MapError, MapOp, MapSizes, ServiceMaps, remove_other_versions, start};
+use super::{MapError, MapOp, MapSizes, ServiceMaps, close_sockets, remove_other_versions, start};
 
 const WEB: ServiceKey = ServiceKey {
     address: [10, 96, 0, 1],
@@ -436,6 +436,69 @@ fn programs_move_to_another_cgroup_when_told_so() {
 }
 
 #[test]
+fn sockets_of_a_gone_backend_are_closed_and_no_others() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let dns = service(2, 53, UDP);
+        let (gone, stays) = (quiet_tcp_backend(), quiet_tcp_backend());
+        let gone_udp = udp_backend("gone");
+        let maps = &mut dataplane.maps;
+        maps.apply_all(&put(WEB, entry(1, 1, 1, 1), &[(1, gone)]))
+            .unwrap();
+        maps.apply_all(&put(service(3, 80, TCP), entry(3, 1, 1, 1), &[(3, stays)]))
+            .unwrap();
+        maps.apply_all(&put(dns, entry(2, 1, 1, 1), &[(2, gone_udp)]))
+            .unwrap();
+        let mut victim = TcpStream::connect(dialled(WEB)).unwrap();
+        let other = TcpStream::connect(dialled(service(3, 80, TCP))).unwrap();
+        let direct = TcpStream::connect(gone).unwrap();
+        let connected = UdpSocket::bind("0.0.0.0:0").unwrap();
+        connected.connect(dialled(dns)).unwrap();
+        let unconnected = UdpSocket::bind("0.0.0.0:0").unwrap();
+        unconnected.send_to(b"?", dialled(dns)).unwrap();
+
+        let here = [
+            std::path::PathBuf::from("/proc/thread-self/ns/net"),
+            "/nowhere".into(),
+        ];
+        let backends = maps.dump().unwrap().backends;
+        assert_eq!(
+            close_sockets(maps, &backends[&BackendId(1)], &here).unwrap(),
+            1
+        );
+        assert_eq!(
+            close_sockets(maps, &backends[&BackendId(2)], &here).unwrap(),
+            1
+        );
+
+        assert_eq!(
+            victim.read(&mut [0]).unwrap_err().kind(),
+            ErrorKind::ConnectionAborted
+        );
+        assert_eq!(
+            connected.recv(&mut [0]).unwrap_err().kind(),
+            ErrorKind::ConnectionAborted
+        );
+        for stream in [&other, &direct] {
+            stream.set_nonblocking(true).unwrap();
+            assert_eq!(
+                (&*stream).read(&mut [0]).unwrap_err().kind(),
+                ErrorKind::WouldBlock
+            );
+        }
+        assert_eq!(unconnected.recv_from(&mut [0; 8]).unwrap().1, dialled(dns));
+    });
+}
+
+/// A TCP backend that accepts in its backlog and never speaks.
+fn quiet_tcp_backend() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::mem::forget(listener);
+    address
+}
+
+#[test]
 fn removal_leaves_no_pin_and_no_program() {
     on_scratch_node(|node| {
         let mut dataplane = node.start();
@@ -538,10 +601,10 @@ fn writes_are_idempotent_and_what_is_shown_is_what_was_written() {
         assert_eq!(
             fill[..4],
             [
-                ("SERVICES", Some(1)),
-                ("BACKEND_TABLE", Some(1)),
-                ("BACKENDS", Some(1)),
-                ("SOCKETS", None)
+                ("SERVICES", 1),
+                ("BACKEND_TABLE", 1),
+                ("BACKENDS", 1),
+                ("SOCKETS", 0)
             ]
         );
         assert!(matches!(maps.rows("NOPE"), Err(MapError::Unknown { .. })));

@@ -3,21 +3,17 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, Query};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::resolv_conf::ResolvConf;
 use super::wire::Transport;
 
-/// Questions under way at once. More are refused: clients that ask faster than the resolvers answer must not fill memory.
-const MAX_UNDER_WAY: usize = 256;
 /// Until the next resolver is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often the list of resolvers is gone through.
@@ -30,13 +26,11 @@ const MAX_UDP_ANSWER: usize = 4096;
 pub enum ForwardError {
     #[error("{0} names no resolver but this one, so names outside the cluster cannot be looked up")]
     NoResolver(PathBuf),
-    #[error("{MAX_UNDER_WAY} questions wait for the node's resolvers already")]
-    TooMany,
     #[error("none of the node's resolvers answered")]
     NoAnswer,
 }
 
-/// Clones share the bound on questions under way.
+/// Where questions about other names go.
 #[derive(Clone, Debug)]
 pub struct Forwarder {
     resolv_conf: PathBuf,
@@ -44,7 +38,6 @@ pub struct Forwarder {
     port: u16,
     /// Ourselves, whom asking would go round in circles.
     own: IpAddr,
-    under_way: Arc<Semaphore>,
 }
 
 impl Forwarder {
@@ -54,7 +47,6 @@ impl Forwarder {
             resolv_conf,
             port: 53,
             own,
-            under_way: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
         }
     }
 
@@ -69,10 +61,6 @@ impl Forwarder {
         question: &Message,
         transport: Transport,
     ) -> Result<Vec<u8>, ForwardError> {
-        let _permit = self
-            .under_way
-            .try_acquire()
-            .map_err(|_| ForwardError::TooMany)?;
         let text = tokio::fs::read_to_string(&self.resolv_conf)
             .await
             .unwrap_or_default();

@@ -1,9 +1,14 @@
 //! resolv.conf: reading the node's, and composing a pod's from its `dnsPolicy` and `dnsConfig`.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Bound;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec};
+
+use crate::cluster::View;
+use crate::network::addresses::gateway;
 
 /// glibc and musl read no more name servers than this.
 const MAX_NAMESERVERS: usize = 3;
@@ -60,12 +65,31 @@ impl ResolvConf {
 /// What the node offers its pods.
 #[derive(Clone, Debug)]
 pub struct ClusterDns {
-    /// Where the node's cluster DNS listens: its gateway address.
-    pub address: IpAddr,
+    /// Where cluster DNS listens, see [`servers`].
+    pub addresses: Vec<IpAddr>,
     /// `cluster.local`, without a dot at either end.
     pub domain: String,
     /// The node's own resolv.conf.
     pub node: ResolvConf,
+}
+
+/// Where the pods of node `own` find cluster DNS: at their own node's gateway, and at that of the node that follows by name.
+/// The second is asked only when the first is silent, which it is while the agent of the node restarts.
+pub fn servers(view: &View, own: &str, own_gateway: Ipv4Addr) -> Vec<IpAddr> {
+    let behind = (Bound::Excluded(own), Bound::Unbounded);
+    let before = (Bound::Unbounded, Bound::Excluded(own));
+    let others = view
+        .nodes
+        .range::<str, _>(behind)
+        .chain(view.nodes.range::<str, _>(before));
+    let fallback = others
+        .flat_map(|(_, node)| &node.pod_cidrs)
+        .find_map(|range| match range {
+            IpNet::V4(range) => Some(gateway(*range)),
+            IpNet::V6(_) => None,
+        });
+    let own = Some(own_gateway);
+    own.into_iter().chain(fallback).map(IpAddr::from).collect()
 }
 
 /// A pod's resolv.conf.
@@ -106,7 +130,7 @@ fn cluster_first(namespace: &str, cluster: &ClusterDns) -> ResolvConf {
     ];
     add_missing(&mut searches, cluster.node.searches.iter().cloned());
     ResolvConf {
-        nameservers: vec![cluster.address],
+        nameservers: cluster.addresses.clone(),
         searches,
         // Five dots, so that `name.namespace.svc` and SRV names below it still walk the search list.
         options: vec!["ndots:5".into()],
@@ -186,7 +210,7 @@ mod tests {
 
     fn cluster() -> ClusterDns {
         ClusterDns {
-            address: "10.244.1.1".parse().unwrap(),
+            addresses: vec!["10.244.1.1".parse().unwrap()],
             domain: "cluster.local".into(),
             node: ResolvConf::parse(
                 "# node\nnameserver 192.0.2.1\nsearch example.org\noptions edns0\n",
@@ -267,5 +291,35 @@ mod tests {
         );
         assert_eq!(conf.searches, ["c"]);
         assert_eq!(conf.nameservers, ["::1".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn the_next_node_by_name_is_the_fallback() {
+        let mut view = View::default();
+        let mut node = |name: &str, ranges: &[&str]| {
+            let node = crate::cluster::Node {
+                pod_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+                internal_ips: Vec::new(),
+                zone: None,
+            };
+            view.nodes.insert(name.into(), std::sync::Arc::new(node));
+        };
+        node("a", &["10.244.1.0/24"]);
+        node("b", &[]);
+        node("c", &["fd00::/64", "10.244.3.0/24"]);
+        let servers = |own: &str, n| servers(&view, own, Ipv4Addr::new(10, 244, n, 1));
+        assert_eq!(
+            servers("a", 1),
+            ["10.244.1.1", "10.244.3.1"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
+        assert_eq!(
+            servers("c", 3),
+            ["10.244.3.1", "10.244.1.1"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
+        view.nodes.clear();
+        assert_eq!(
+            super::servers(&view, "a", Ipv4Addr::new(10, 244, 1, 1)).len(),
+            1
+        );
     }
 }

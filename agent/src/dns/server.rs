@@ -1,7 +1,7 @@
 //! Cluster DNS on the wire: one UDP socket, one TCP listener.
 //!
-//! What the view knows is answered where it is received: that is a look into a map. Only what has to be asked of other
-//! servers gets a task, and those are bounded.
+//! What the view knows is answered where it is received: that is a look into a map. Only what has to wait, mostly for other
+//! servers, gets a task, and those are bounded.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use hickory_proto::rr::{Name, RData, Record};
 use rand::seq::SliceRandom;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::answer::{Answer, answer};
@@ -23,6 +23,11 @@ use crate::cluster::Cluster;
 
 /// The largest question that is taken over UDP, in bytes.
 const MAX_UDP_QUESTION: usize = 4096;
+/// UDP questions that wait for something at once. More are refused: clients that ask faster than others answer must not
+/// fill memory.
+const MAX_WAITING: usize = 256;
+/// How long a question waits for the view to be complete, in all and between looks: less than resolvers wait for us.
+const SYNC_PATIENCE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(25));
 /// TCP connections at once.
 const MAX_CONNECTIONS: usize = 128;
 /// A TCP connection that is silent for so long is closed.
@@ -116,6 +121,7 @@ impl DnsServer {
 }
 
 async fn serve_udp(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
+    let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let mut buffer = vec![0; MAX_UDP_QUESTION];
     loop {
         let (length, client) = match socket.recv_from(&mut buffer).await {
@@ -127,18 +133,32 @@ async fn serve_udp(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
                 continue;
             }
         };
-        match resolver.at_once(&buffer[..length], Transport::Udp) {
-            AtOnce::Done(Some(response)) => send(&socket, &response, client).await,
-            AtOnce::Done(None) => {}
-            AtOnce::Ask(question) => {
-                let (socket, resolver) = (socket.clone(), resolver.clone());
-                tokio::spawn(async move {
-                    if let Some(response) = resolver.ask(*question, Transport::Udp).await {
-                        send(&socket, &response, client).await;
-                    }
-                });
+        let question = match resolver.at_once(&buffer[..length], Transport::Udp) {
+            AtOnce::Done(Some(response)) => {
+                send(&socket, &response, client).await;
+                continue;
             }
-        }
+            AtOnce::Done(None) => continue,
+            AtOnce::Wait(question) => question,
+        };
+        let Ok(permit) = waiting.clone().try_acquire_owned() else {
+            let refused = failed(
+                &question.request,
+                "too many questions wait already",
+                Transport::Udp,
+            );
+            if let Some(response) = refused {
+                send(&socket, &response, client).await;
+            }
+            continue;
+        };
+        let (socket, resolver) = (socket.clone(), resolver.clone());
+        tokio::spawn(async move {
+            if let Some(response) = resolver.wait(*question, Transport::Udp).await {
+                send(&socket, &response, client).await;
+            }
+            drop(permit);
+        });
     }
 }
 
@@ -183,7 +203,7 @@ async fn serve_connection(mut stream: TcpStream, resolver: &Resolver) -> io::Res
         };
         let response = match resolver.at_once(&question, Transport::Tcp) {
             AtOnce::Done(response) => response,
-            AtOnce::Ask(question) => resolver.ask(*question, Transport::Tcp).await,
+            AtOnce::Wait(question) => resolver.wait(*question, Transport::Tcp).await,
         };
         match response {
             Some(response) => timeout(IDLE, write_framed(&mut stream, &response)).await??,
@@ -196,11 +216,11 @@ async fn serve_connection(mut stream: TcpStream, resolver: &Resolver) -> io::Res
 enum AtOnce {
     /// The response, or silence.
     Done(Option<Vec<u8>>),
-    /// Another server has to be asked.
-    Ask(Box<Question>),
+    /// Another server has to be asked, or the view is not complete yet.
+    Wait(Box<Question>),
 }
 
-/// A question that the cluster alone cannot answer.
+/// A question that cannot be answered at once.
 struct Question {
     request: Message,
     query: Query,
@@ -216,13 +236,12 @@ impl Resolver {
             }
             Incoming::Ignored => return AtOnce::Done(None),
         };
-        let answer = answer(&self.cluster.view(), &self.zone, &query);
-        match cluster_response(&request, &self.zone, &answer) {
-            Some(mut response) => {
-                spread(&mut response.answers);
-                AtOnce::Done(encode(response, &request, transport))
-            }
-            None => AtOnce::Ask(Box::new(Question {
+        let answer = self.answer(&query);
+        let known = (answer != Answer::NotKnownYet)
+            .then(|| cluster_response(&request, &self.zone, &answer));
+        match known.flatten() {
+            Some(response) => AtOnce::Done(finish(response, &request, transport)),
+            None => AtOnce::Wait(Box::new(Question {
                 request,
                 query,
                 answer,
@@ -230,48 +249,74 @@ impl Resolver {
         }
     }
 
-    async fn ask(&self, question: Question, transport: Transport) -> Option<Vec<u8>> {
+    async fn wait(&self, question: Question, transport: Transport) -> Option<Vec<u8>> {
         let Question {
             request,
             query,
-            answer,
+            mut answer,
         } = question;
+        if answer == Answer::NotKnownYet {
+            answer = self.when_known(&query).await;
+        }
+        if let Some(response) = cluster_response(&request, &self.zone, &answer) {
+            return finish(response, &request, transport);
+        }
         let Answer::Alias { chain, target } = answer else {
             return match self.forwarder.ask(&request, transport).await {
                 Ok(response) => Some(response),
-                Err(error) => self.failed(&request, &error, transport),
+                Err(error) => failed(&request, &error.to_string(), transport),
             };
         };
         // Clients do not follow aliases by themselves, so the target's records go along.
         let mut about_target = request.clone();
         about_target.queries = vec![Query::query(target, query.query_type)];
-        let answered = self.forwarder.ask(&about_target, transport).await;
-        match answered.map(|bytes| Message::from_vec(&bytes)) {
-            Ok(Ok(theirs)) => {
+        let bytes = match self.forwarder.ask(&about_target, transport).await {
+            Ok(bytes) => bytes,
+            Err(error) => return failed(&request, &error.to_string(), transport),
+        };
+        match Message::from_vec(&bytes) {
+            Ok(theirs) => {
                 let answers = chain.into_iter().chain(theirs.answers).collect();
                 let mut response = wire::records_response(&request, answers, Vec::new());
                 response.metadata.response_code = theirs.metadata.response_code;
                 response.metadata.truncation = theirs.metadata.truncation;
                 encode(response, &request, transport)
             }
-            Ok(Err(error)) => self.failed(&request, &error, transport),
-            Err(error) => self.failed(&request, &error, transport),
+            Err(error) => failed(&request, &error.to_string(), transport),
         }
     }
 
-    fn failed(
-        &self,
-        request: &Message,
-        error: &dyn std::error::Error,
-        transport: Transport,
-    ) -> Option<Vec<u8>> {
-        debug!(%error, "name outside the cluster not looked up");
-        encode(
-            error_response(request, ResponseCode::ServFail),
-            request,
-            transport,
-        )
+    fn answer(&self, query: &Query) -> Answer {
+        answer(&self.cluster.view(), &self.zone, query)
     }
+
+    /// The answer once the view is complete. Right after the agent's start that is a matter of milliseconds, and a pod that
+    /// is told of a failure would fail in turn.
+    async fn when_known(&self, query: &Query) -> Answer {
+        let (patience, pause) = SYNC_PATIENCE;
+        let deadline = Instant::now() + patience;
+        loop {
+            let answer = self.answer(query);
+            if answer != Answer::NotKnownYet || Instant::now() >= deadline {
+                return answer;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+fn finish(mut response: Message, request: &Message, transport: Transport) -> Option<Vec<u8>> {
+    spread(&mut response.answers);
+    encode(response, request, transport)
+}
+
+fn failed(request: &Message, why: &str, transport: Transport) -> Option<Vec<u8>> {
+    debug!(why, "a DNS question stays without an answer");
+    encode(
+        error_response(request, ResponseCode::ServFail),
+        request,
+        transport,
+    )
 }
 
 /// Mixes the addresses of a headless service, as clients take the first. Chains of aliases keep their order.

@@ -314,6 +314,10 @@ async fn upstream() -> SocketAddr {
 
 /// A server over that view; `resolvers` stands in the node's resolv.conf.
 async fn serve(view: View, resolvers: &[IpAddr], port: u16) -> SocketAddr {
+    serve_cluster(view, resolvers, port).await.0
+}
+
+async fn serve_cluster(view: View, resolvers: &[IpAddr], port: u16) -> (SocketAddr, Cluster) {
     let cluster = Cluster::default();
     cluster.update(move |there| {
         *there = view;
@@ -327,7 +331,7 @@ async fn serve(view: View, resolvers: &[IpAddr], port: u16) -> SocketAddr {
     std::fs::write(conf.path(), text).unwrap();
     let own = IpAddr::from([127, 0, 0, 2]);
     let forwarder = Forwarder::new(conf.path().to_owned(), own).with_port(port);
-    let server = DnsServer::bind((own, 0).into(), "cluster.local", cluster, forwarder)
+    let server = DnsServer::bind((own, 0).into(), "cluster.local", cluster.clone(), forwarder)
         .await
         .unwrap();
     let address = server.address().unwrap();
@@ -335,7 +339,7 @@ async fn serve(view: View, resolvers: &[IpAddr], port: u16) -> SocketAddr {
         server.run().await;
         drop(conf);
     });
-    address
+    (address, cluster)
 }
 
 fn question(name: &str, kind: RecordType) -> Message {
@@ -524,4 +528,21 @@ async fn what_is_no_question_gets_an_error_or_nothing() {
         Message::from_vec(&buffer[..length]).unwrap().metadata.id,
         4711
     );
+}
+
+#[tokio::test]
+async fn a_question_right_after_the_start_waits_for_the_view() {
+    let (server, cluster) = serve_cluster(View::default(), &[], 53).await;
+    let asked = question("backend.shop.svc.cluster.local.", RecordType::A)
+        .to_vec()
+        .unwrap();
+    let learns = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        cluster.update(|there| {
+            *there = view();
+            Vec::new()
+        });
+    });
+    assert_eq!(data(&over_udp(server, &asked).await), ["10.96.0.7"]);
+    learns.await.unwrap();
 }

@@ -321,8 +321,26 @@ impl Netlink {
 
     /// Our routes to other nodes.
     pub async fn node_routes(&self) -> Result<Routes, NetlinkError> {
+        Ok(self
+            .own_routes()
+            .await?
+            .iter()
+            .filter_map(node_route)
+            .collect())
+    }
+
+    /// The ranges that [`Netlink::put_unreachable`] was told of.
+    pub async fn unreachable_ranges(&self) -> Result<Vec<Ipv4Net>, NetlinkError> {
+        let routes = self.own_routes().await?;
+        let unreachable = routes
+            .iter()
+            .filter(|route| route.header.kind == RouteType::Unreachable);
+        Ok(unreachable.filter_map(destination).collect())
+    }
+
+    async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
         let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let messages: Vec<_> = self
+        let mut routes: Vec<_> = self
             .handle
             .route()
             .get(dump)
@@ -330,7 +348,8 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(doing("list routes"))?;
-        Ok(messages.iter().filter_map(node_route).collect())
+        routes.retain(|route| route.header.protocol == ROUTE_PROTOCOL);
+        Ok(routes)
     }
 
     async fn put_route(&self, route: RouteMessage, what: String) -> Result<(), NetlinkError> {
@@ -350,28 +369,27 @@ fn route_to(range: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
         .destination_prefix(range.network(), range.prefix_len())
 }
 
-/// Reads a route to another node: one of ours that has a next hop. Routes to own pods have none.
+/// Reads a route to another node: one that has a next hop. Routes to own pods have none.
 fn node_route(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
-    if route.header.protocol != ROUTE_PROTOCOL {
-        return None;
-    }
-    let v4 = |address: &RouteAddress| match address {
-        RouteAddress::Inet(address) => Some(*address),
-        _ => None,
-    };
-    let attributes = &route.attributes;
-    let destination = attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(address) => v4(address),
-        _ => None,
-    })?;
-    let next_hop = attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(address) => v4(address),
-        _ => None,
-    })?;
-    Some((
-        Ipv4Net::new(destination, route.header.destination_prefix_length).ok()?,
-        next_hop,
-    ))
+    let next_hop = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+            _ => None,
+        })?;
+    Some((destination(route)?, next_hop))
+}
+
+fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
+    let address = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+            _ => None,
+        })?;
+    Ipv4Net::new(address, route.header.destination_prefix_length).ok()
 }
 
 fn absent_is_fine(result: Result<(), NetlinkError>, absent: Errno) -> Result<(), NetlinkError> {

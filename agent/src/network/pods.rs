@@ -162,6 +162,16 @@ impl PodNetwork for VethNetwork {
     }
 }
 
+/// The pod range that an earlier agent set up, for a start without the API server. The kernel remembers it, as the route that
+/// makes the rest of the range unreachable; `None` on a node that is new, or was given a second range since.
+pub async fn adopted_range() -> Result<Option<Ipv4Net>, NetworkError> {
+    let ranges = Netlink::open()?.unreachable_ranges().await?;
+    Ok(match ranges[..] {
+        [range] => Some(range),
+        _ => None,
+    })
+}
+
 /// The link that has the node's address.
 async fn uplink(netlink: &Netlink, node_ip: Ipv4Addr) -> Result<Link, NetworkError> {
     let addresses = netlink.addresses().await?;

@@ -1,11 +1,11 @@
 //! Which routes lead to the other nodes' pods. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::cluster::{Name, View};
+use crate::cluster::{Name, Node, View};
 
 /// Routes to other nodes' pods: range → next hop, which is a node's InternalIP.
 pub type Routes = BTreeMap<Ipv4Net, Ipv4Addr>;
@@ -22,34 +22,62 @@ pub enum RouteOp {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub routes: Routes,
-    /// Nodes with pods that no direct route can reach, as they share no link with this one.
-    pub out_of_reach: BTreeSet<Name>,
+    /// Nodes whose pods get no route, and why.
+    pub refused: BTreeMap<Name, Refusal>,
+}
+
+/// Why there is no route to a node's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("it shares no link with this node")]
+    NoCommonLink,
+    /// Such a route would take away traffic that is not its pods'.
+    #[error("its pod range {0} overlaps this node's own pods or link")]
+    Overlap(Ipv4Net),
 }
 
 /// The routes that node `own` needs when its uplink is directly connected to the networks `link`.
 pub fn wanted(view: &View, own: &str, link: &[Ipv4Net]) -> Wanted {
     let mut wanted = Wanted::default();
+    let reserved: Vec<Ipv4Net> = view
+        .nodes
+        .get(own)
+        .into_iter()
+        .flat_map(|node| ranges(node))
+        .chain(link.iter().copied())
+        .collect();
     for (name, node) in view.nodes.iter().filter(|(name, _)| &***name != own) {
-        let mut ranges = node.pod_cidrs.iter().filter_map(|range| match range {
-            IpNet::V4(range) => Some(range.trunc()),
-            IpNet::V6(_) => None,
-        });
         let next_hop = node.internal_ips.iter().find_map(|address| match address {
             IpAddr::V4(address) if link.iter().any(|network| network.contains(address)) => {
                 Some(*address)
             }
             _ => None,
         });
-        match next_hop {
-            Some(next_hop) => wanted.routes.extend(ranges.map(|range| (range, next_hop))),
-            // A node that has no range yet needs no route, so it is not worth a word either.
-            None if ranges.next().is_some() => {
-                wanted.out_of_reach.insert(name.clone());
+        for range in ranges(node) {
+            let overlaps = |other: &Ipv4Net| other.contains(&range) || range.contains(other);
+            let route = match next_hop {
+                _ if reserved.iter().any(overlaps) => Err(Refusal::Overlap(range)),
+                Some(next_hop) => Ok(next_hop),
+                None => Err(Refusal::NoCommonLink),
+            };
+            match route {
+                Ok(next_hop) => {
+                    wanted.routes.insert(range, next_hop);
+                }
+                Err(refusal) => {
+                    wanted.refused.insert(name.clone(), refusal);
+                }
             }
-            None => {}
         }
     }
     wanted
+}
+
+fn ranges(node: &Node) -> impl Iterator<Item = Ipv4Net> {
+    node.pod_cidrs.iter().filter_map(|range| match range {
+        IpNet::V4(range) => Some(range.trunc()),
+        IpNet::V6(_) => None,
+    })
 }
 
 /// The steps from `present` to `wanted`. While the view is not `synced`, a node that is missing from it may exist all the
@@ -73,7 +101,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cluster::Node;
 
     fn view(nodes: &[(&str, &[&str], &[&str])]) -> View {
         let mut view = View {
@@ -109,6 +136,8 @@ mod tests {
             ),
             ("far", &["10.244.2.0/24"], &["198.51.100.3"]),
             ("new", &[], &["198.51.100.4"]),
+            ("double", &["10.244.0.0/25"], &["192.0.2.5"]),
+            ("greedy", &["0.0.0.0/0"], &["192.0.2.6"]),
         ]);
         let wanted = wanted(&view, "own", &link());
         let peer = (
@@ -116,7 +145,13 @@ mod tests {
             "192.0.2.2".parse().unwrap(),
         );
         assert_eq!(wanted.routes, Routes::from([peer]));
-        assert_eq!(wanted.out_of_reach, BTreeSet::from(["far".into()]));
+        let overlap = |range: &str| Refusal::Overlap(range.parse().unwrap());
+        let refused = [
+            ("far".into(), Refusal::NoCommonLink),
+            ("double".into(), overlap("10.244.0.0/25")),
+            ("greedy".into(), overlap("0.0.0.0/0")),
+        ];
+        assert_eq!(wanted.refused, BTreeMap::from(refused));
     }
 
     #[test]

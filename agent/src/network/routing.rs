@@ -1,6 +1,6 @@
 //! Keeps the routes to the other nodes' pods. Level-triggered: each pass reads the view and the routing table afresh.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
 use super::netlink::{Netlink, NetlinkError};
-use super::routes::{RouteOp, diff, wanted};
+use super::routes::{Refusal, RouteOp, diff, wanted};
 use crate::cluster::{Change, Changes, Cluster, Name};
 
 /// A pass without a change, in case something else altered the routing table.
@@ -20,14 +20,17 @@ const RETRY: Duration = Duration::from_secs(2);
 pub async fn run(cluster: Cluster, own: String, node_ip: Ipv4Addr) -> Result<(), NetlinkError> {
     let netlink = Netlink::open()?;
     let mut changes = cluster.subscribe();
-    let mut warned = BTreeSet::new();
+    let mut warned = BTreeMap::new();
     loop {
         let pause = match pass(&netlink, &cluster, &own, node_ip).await {
-            Ok(out_of_reach) => {
-                for node in out_of_reach.difference(&warned) {
-                    warn!(%node, "no route to this node's pods: it shares no link with this node");
+            Ok(refused) => {
+                for (node, why) in refused
+                    .iter()
+                    .filter(|(node, why)| warned.get(*node) != Some(*why))
+                {
+                    warn!(%node, %why, "no route to this node's pods");
                 }
-                warned = out_of_reach;
+                warned = refused;
                 RESYNC
             }
             Err(error) => {
@@ -43,22 +46,19 @@ pub async fn run(cluster: Cluster, own: String, node_ip: Ipv4Addr) -> Result<(),
     }
 }
 
-/// One pass; returns the nodes that no direct route can reach.
+/// One pass; returns the nodes whose pods get no route, and why.
 pub async fn pass(
     netlink: &Netlink,
     cluster: &Cluster,
     own: &str,
     node_ip: Ipv4Addr,
-) -> Result<BTreeSet<Name>, NetlinkError> {
+) -> Result<BTreeMap<Name, Refusal>, NetlinkError> {
     let link = networks_of_uplink(netlink, node_ip).await?;
     let present = netlink.node_routes().await?;
-    let (ops, out_of_reach) = {
+    let (ops, refused) = {
         let view = cluster.view();
         let wanted = wanted(&view, own, &link);
-        (
-            diff(&present, &wanted.routes, view.synced),
-            wanted.out_of_reach,
-        )
+        (diff(&present, &wanted.routes, view.synced), wanted.refused)
     };
     let mut first_error = None;
     for op in ops {
@@ -70,7 +70,7 @@ pub async fn pass(
             }
         }
     }
-    first_error.map_or(Ok(out_of_reach), Err)
+    first_error.map_or(Ok(refused), Err)
 }
 
 async fn perform(netlink: &Netlink, op: RouteOp) -> Result<(), NetlinkError> {

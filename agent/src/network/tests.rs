@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use super::addresses::{gateway, host_mac, pod_mac, veth_name};
 use super::namespaces::{Namespace, create_pinned, remove_pinned, within};
 use super::netlink::{Netlink, VethPair};
-use super::pods::VethNetwork;
+use super::pods::{VethNetwork, adopted_range};
 use super::{NetworkError, PodNetwork, routing};
 use crate::cluster::{Cluster, Node};
 use crate::testing::root_or_skip;
@@ -282,7 +282,7 @@ fn routes_of_nodes_that_are_gone_stay_until_the_view_is_synced() {
 }
 
 #[test]
-fn a_pod_keeps_its_address_and_its_connection_whatever_the_agent_does() {
+fn a_pod_keeps_its_address_whatever_the_agent_does() {
     if !root_or_skip("network namespaces need root") {
         return;
     }
@@ -295,6 +295,8 @@ fn a_pod_keeps_its_address_and_its_connection_whatever_the_agent_does() {
     assert_eq!(attach(&one, 1, &[("uid-a", &a)]), first);
     assert_eq!(link_names(&one), names);
     assert_ne!(attach(&one, 1, &[("uid-b", &b)]), first);
+    let adopted = on_node(&one, || async { adopted_range().await.unwrap() });
+    assert_eq!(adopted, Some(range(1)));
 
     on_node(&one, || async {
         let network = VethNetwork::set_up(range(1), node_ip(1)).await.unwrap();
@@ -406,6 +408,10 @@ fn a_node_address_that_no_link_has_is_named() {
     }
     let mut lab = Lab::new();
     let node = lab.netns("node");
+    assert_eq!(
+        on_node(&node, || async { adopted_range().await.unwrap() }),
+        None
+    );
     let error = on_node(&node, || async {
         VethNetwork::set_up(range(1), node_ip(9)).await.unwrap_err()
     });

@@ -50,7 +50,9 @@ pub(super) async fn watch_directory(
 async fn import(runtime: &dyn Runtime, archive: &Path) {
     loop {
         match runtime.import(archive).await {
-            Ok(names) => tracing::info!(archive = %archive.display(), images = names.join(", "), "imported"),
+            Ok(names) => {
+                tracing::info!(archive = %archive.display(), images = names.join(", "), "imported")
+            }
             Err(RuntimeError::Unreachable { .. }) => {
                 tokio::time::sleep(RETRY).await;
                 continue;
@@ -79,8 +81,12 @@ fn is_archive(path: &Path) -> bool {
 
 fn watch_of(directory: &Path) -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&fd, directory, WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO)?;
-    // SAFETY: the descriptor is owned by the value that is registered, so it stays open until that is dropped.
+    inotify::add_watch(
+        &fd,
+        directory,
+        WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO,
+    )?;
+    // SAFETY: the descriptor is owned, so it stays open and nobody else's for as long as it is registered.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
@@ -94,7 +100,9 @@ async fn next(events: &mut AsyncFd<std::os::fd::OwnedFd>) -> io::Result<Vec<Stri
         loop {
             match reader.next() {
                 Ok(event) => {
-                    let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
+                    let name = event
+                        .file_name()
+                        .map(|name| name.to_string_lossy().into_owned());
                     names.extend(name.filter(|name| is_archive(Path::new(name))));
                 }
                 Err(rustix::io::Errno::AGAIN) => break,

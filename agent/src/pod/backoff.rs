@@ -22,7 +22,11 @@ pub(super) fn delay(failures: u32) -> SignedDuration {
 /// How many restarts in a row came soon after a start, for a container that ran from `started` to `ended` and was itself
 /// the `streak`th of them.
 pub(super) fn streak(streak: u32, started: Timestamp, ended: Timestamp) -> u32 {
-    if ended.duration_since(started) >= HEALTHY { 0 } else { streak }
+    if ended.duration_since(started) >= HEALTHY {
+        0
+    } else {
+        streak
+    }
 }
 
 #[cfg(test)]

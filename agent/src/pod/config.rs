@@ -9,9 +9,7 @@ use super::spec::{PodView, QosClass, container_id, limit, request, spec_hash};
 use super::volumes;
 use crate::network::namespaces::Namespace;
 use crate::runtime::oci::CPU_PERIOD_US;
-use crate::runtime::{
-    BindMount, ContainerConfig, NamespacePaths, PodRef, Resources, Security,
-};
+use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, PodRef, Resources, Security};
 
 /// Where everything of a pod is on the node.
 #[derive(Clone, Debug)]
@@ -47,7 +45,9 @@ impl Paths {
     }
 
     pub(super) fn termination_log(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
-        self.pod(uid).join("termination-log").join(format!("{container}-{attempt}"))
+        self.pod(uid)
+            .join("termination-log")
+            .join(format!("{container}-{attempt}"))
     }
 
     pub(super) fn logs(&self, pod: &PodRef) -> PathBuf {
@@ -57,7 +57,9 @@ impl Paths {
     }
 
     pub(super) fn log(&self, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {
-        self.logs(pod).join(container).join(format!("{attempt}.log"))
+        self.logs(pod)
+            .join(container)
+            .join(format!("{attempt}.log"))
     }
 
     pub(super) fn pin(&self, namespace: Namespace, uid: &str) -> PathBuf {
@@ -67,7 +69,10 @@ impl Paths {
     /// The cgroup of a pod, below every hierarchy's root.
     pub(super) fn cgroup(&self, uid: &str, qos: QosClass) -> PathBuf {
         let class = qos.name().to_lowercase();
-        self.cgroup_parent.join("kubepods").join(class).join(format!("pod{uid}"))
+        self.cgroup_parent
+            .join("kubepods")
+            .join(class)
+            .join(format!("pod{uid}"))
     }
 }
 
@@ -95,28 +100,63 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         }
     };
     refuse(spec.host_pid == Some(true), "hostPID");
-    refuse(spec.share_process_namespace == Some(true), "shareProcessNamespace");
+    refuse(
+        spec.share_process_namespace == Some(true),
+        "shareProcessNamespace",
+    );
     refuse(spec.host_users == Some(false), "hostUsers: false");
     refuse(spec.runtime_class_name.is_some(), "runtimeClassName");
     refuse(spec.set_hostname_as_fqdn == Some(true), "setHostnameAsFQDN");
-    refuse(of_pod.sysctls.as_ref().is_some_and(|list| !list.is_empty()), "securityContext.sysctls");
-    refuse(of_pod.se_linux_options.is_some() || security.se_linux_options.is_some(), "seLinuxOptions");
+    refuse(
+        of_pod.sysctls.as_ref().is_some_and(|list| !list.is_empty()),
+        "securityContext.sysctls",
+    );
+    refuse(
+        of_pod.se_linux_options.is_some() || security.se_linux_options.is_some(),
+        "seLinuxOptions",
+    );
     refuse(
         matches!(security.proc_mount.as_deref(), Some(kind) if kind != "Default"),
         "procMount other than Default",
     );
-    let profile = security.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref());
-    refuse(profile.is_some_and(|profile| profile.type_ == "Localhost"), "a Localhost seccompProfile");
-    let armor = security.app_armor_profile.as_ref().or(of_pod.app_armor_profile.as_ref());
-    refuse(armor.is_some_and(|profile| profile.type_ == "Localhost"), "a Localhost appArmorProfile");
+    let profile = security
+        .seccomp_profile
+        .as_ref()
+        .or(of_pod.seccomp_profile.as_ref());
+    refuse(
+        profile.is_some_and(|profile| profile.type_ == "Localhost"),
+        "a Localhost seccompProfile",
+    );
+    let armor = security
+        .app_armor_profile
+        .as_ref()
+        .or(of_pod.app_armor_profile.as_ref());
+    refuse(
+        armor.is_some_and(|profile| profile.type_ == "Localhost"),
+        "a Localhost appArmorProfile",
+    );
     refuse(container.tty == Some(true), "tty");
     refuse(container.stdin == Some(true), "stdin");
     refuse(container.lifecycle.is_some(), "lifecycle");
-    refuse(container.volume_devices.as_ref().is_some_and(|list| !list.is_empty()), "volumeDevices");
-    let mounts = || container.volume_mounts.iter().flatten();
-    refuse(mounts().any(|mount| mount.sub_path_expr.is_some()), "subPathExpr");
     refuse(
-        mounts().any(|mount| mount.mount_propagation.as_deref().is_some_and(|kind| kind != "None")),
+        container
+            .volume_devices
+            .as_ref()
+            .is_some_and(|list| !list.is_empty()),
+        "volumeDevices",
+    );
+    let mounts = || container.volume_mounts.iter().flatten();
+    refuse(
+        mounts().any(|mount| mount.sub_path_expr.is_some()),
+        "subPathExpr",
+    );
+    refuse(
+        mounts().any(|mount| {
+            mount
+                .mount_propagation
+                .as_deref()
+                .is_some_and(|kind| kind != "None")
+        }),
         "mountPropagation",
     );
     let ports = || container.ports.iter().flatten();
@@ -124,7 +164,10 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         !pod.host_network() && ports().any(|port| port.host_port.is_some_and(|port| port != 0)),
         "hostPort",
     );
-    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    let limits = container
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.limits.as_ref());
     refuse(
         limits.is_some_and(|limits| limits.keys().any(|name| name.starts_with("hugepages-"))),
         "a hugepages limit",
@@ -146,10 +189,21 @@ pub(super) struct Parts<'a> {
 
 /// The config of a container.
 pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::VolumeError> {
-    let Parts { pod, container, attempt, streak, env, paths, node_memory } = parts;
+    let Parts {
+        pod,
+        container,
+        attempt,
+        streak,
+        env,
+        paths,
+        node_memory,
+    } = parts;
     let uid = &pod.id.uid;
     let expanded = |list: &Option<Vec<String>>| {
-        list.iter().flatten().map(|text| expand(text, &env)).collect::<Vec<_>>()
+        list.iter()
+            .flatten()
+            .map(|text| expand(text, &env))
+            .collect::<Vec<_>>()
     };
     let own = own_namespaces(pod);
     let path = |namespace| own.contains(&namespace).then(|| paths.pin(namespace, uid));
@@ -170,7 +224,9 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),
         },
-        cgroup: paths.cgroup(uid, pod.qos()).join(container_id(uid, &container.name, attempt)),
+        cgroup: paths
+            .cgroup(uid, pod.qos())
+            .join(container_id(uid, &container.name, attempt)),
         resources: resources(container),
         oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
         security: security(&pod.object, container),
@@ -194,14 +250,22 @@ fn mounts(
     let uid = &pod.id.uid;
     let mut list = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let volume = pod.spec().volumes.iter().flatten().find(|volume| volume.name == mount.name);
+        let volume = pod
+            .spec()
+            .volumes
+            .iter()
+            .flatten()
+            .find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(|| volumes::VolumeError::Refused {
             volume: mount.name.clone(),
             reason: "the pod has no such volume".into(),
         })?;
         let (root, writable) = match &volume.host_path {
             Some(host) => (PathBuf::from(&host.path), true),
-            None => (paths.volumes(uid).join(&volume.name), volume.empty_dir.is_some()),
+            None => (
+                paths.volumes(uid).join(&volume.name),
+                volume.empty_dir.is_some(),
+            ),
         };
         let read_only = mount.read_only == Some(true) || !writable;
         list.push(volumes::bind(
@@ -217,16 +281,25 @@ fn mounts(
         destination: destination.into(),
         read_only: false,
     };
-    let message = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+    let message = container
+        .termination_message_path
+        .as_deref()
+        .unwrap_or("/dev/termination-log");
     let files = [
         bind(paths.hosts(uid), "/etc/hosts"),
         bind(paths.hostname(uid), "/etc/hostname"),
         bind(paths.resolv_conf(uid), "/etc/resolv.conf"),
-        bind(paths.termination_log(uid, &container.name, attempt), message),
+        bind(
+            paths.termination_log(uid, &container.name, attempt),
+            message,
+        ),
     ];
     // What the pod mounts at the same place is what it wants to see there.
     for file in files {
-        if !list.iter().any(|mount| mount.destination == file.destination) {
+        if !list
+            .iter()
+            .any(|mount| mount.destination == file.destination)
+        {
             list.push(file);
         }
     }
@@ -244,7 +317,9 @@ fn resources(container: &Container) -> Resources {
         cpu_quota_us: limit(container, "cpu")
             .filter(|cores| *cores > 0.0)
             .map(|cores| ((cores * CPU_PERIOD_US as f64) as i64).max(1000)),
-        memory_limit: limit(container, "memory").filter(|bytes| *bytes > 0.0).map(|bytes| bytes as i64),
+        memory_limit: limit(container, "memory")
+            .filter(|bytes| *bytes > 0.0)
+            .map(|bytes| bytes as i64),
     }
 }
 
@@ -262,8 +337,11 @@ fn oom_score_adj(qos: QosClass, memory_request: Option<f64>, node_memory: f64) -
 
 fn security(pod: &Pod, container: &Container) -> Security {
     let own: SecurityContext = container.security_context.clone().unwrap_or_default();
-    let of_pod: PodSecurityContext =
-        pod.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default();
+    let of_pod: PodSecurityContext = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.clone())
+        .unwrap_or_default();
     let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.unwrap_or_default();
@@ -278,7 +356,10 @@ fn security(pod: &Pod, container: &Container) -> Security {
             .chain(of_pod.fs_group)
             .filter_map(|group| number(Some(group)))
             .collect(),
-        run_as_non_root: own.run_as_non_root.or(of_pod.run_as_non_root).unwrap_or(false),
+        run_as_non_root: own
+            .run_as_non_root
+            .or(of_pod.run_as_non_root)
+            .unwrap_or(false),
         read_only_root: own.read_only_root_filesystem.unwrap_or(false),
         privileged,
         allow_privilege_escalation: own.allow_privilege_escalation.unwrap_or(true),
@@ -303,7 +384,12 @@ pub(super) fn hosts_file(pod: &PodView, addresses: &[std::net::IpAddr]) -> Strin
         let _ = writeln!(text, "{address}\t{names}");
     }
     for alias in pod.spec().host_aliases.iter().flatten() {
-        let _ = writeln!(text, "{}\t{}", alias.ip, alias.hostnames.clone().unwrap_or_default().join(" "));
+        let _ = writeln!(
+            text,
+            "{}\t{}",
+            alias.ip,
+            alias.hostnames.clone().unwrap_or_default().join(" ")
+        );
     }
     text
 }
@@ -311,5 +397,8 @@ pub(super) fn hosts_file(pod: &PodView, addresses: &[std::net::IpAddr]) -> Strin
 /// The name under which a pod's directory may be removed: only a plain file name is ever joined to a path.
 pub(super) fn is_plain_name(uid: &str) -> bool {
     let mut parts = Path::new(uid).components();
-    matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
+    matches!(
+        (parts.next(), parts.next()),
+        (Some(std::path::Component::Normal(_)), None)
+    )
 }

@@ -14,9 +14,18 @@ pub(super) enum EnvError {
     #[error("{kind} \"{name}\" not found")]
     NotFound { kind: &'static str, name: String },
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
-    NoKey { kind: &'static str, namespace: String, name: String, key: String },
+    NoKey {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        key: String,
+    },
     #[error("cannot read {kind} \"{name}\": {source}")]
-    Read { kind: &'static str, name: String, source: Box<kube::Error> },
+    Read {
+        kind: &'static str,
+        name: String,
+        source: Box<kube::Error>,
+    },
     #[error("env {name}: {reason}")]
     Unsupported { name: String, reason: String },
 }
@@ -64,7 +73,10 @@ impl Sources<'_> {
         let namespace = self.namespace.to_owned();
         match self.get(kind, name).await? {
             None if optional => Ok(None),
-            None => Err(EnvError::NotFound { kind, name: name.to_owned() }),
+            None => Err(EnvError::NotFound {
+                kind,
+                name: name.to_owned(),
+            }),
             Some(values) => match values.get(key) {
                 None if !optional => Err(EnvError::NoKey {
                     kind,
@@ -84,15 +96,28 @@ async fn read(
     kind: &'static str,
     name: &str,
 ) -> Result<Option<BTreeMap<String, String>>, EnvError> {
-    let fail = |source| EnvError::Read { kind, name: name.to_owned(), source: Box::new(source) };
+    let fail = |source| EnvError::Read {
+        kind,
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
     if kind == CONFIG_MAP {
-        let found = Api::<ConfigMap>::namespaced(client.clone(), namespace).get_opt(name).await;
+        let found = Api::<ConfigMap>::namespaced(client.clone(), namespace)
+            .get_opt(name)
+            .await;
         return Ok(found.map_err(fail)?.map(|map| map.data.unwrap_or_default()));
     }
-    let found = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await;
+    let found = Api::<Secret>::namespaced(client.clone(), namespace)
+        .get_opt(name)
+        .await;
     Ok(found.map_err(fail)?.map(|secret| {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, text(value.0))).collect()
+        secret
+            .data
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(key, value)| (key, text(value.0)))
+            .collect()
     }))
 }
 
@@ -111,23 +136,38 @@ pub(super) async fn resolve(
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         let wanted = [
-            from.config_map_ref.as_ref().map(|r| (CONFIG_MAP, r.name.as_str(), r.optional)),
-            from.secret_ref.as_ref().map(|r| (SECRET, r.name.as_str(), r.optional)),
+            from.config_map_ref
+                .as_ref()
+                .map(|r| (CONFIG_MAP, r.name.as_str(), r.optional)),
+            from.secret_ref
+                .as_ref()
+                .map(|r| (SECRET, r.name.as_str(), r.optional)),
         ];
         for (kind, name, optional) in wanted.into_iter().flatten() {
             match sources.get(kind, name).await? {
-                Some(values) => env.extend(values.iter().map(|(key, value)| (format!("{prefix}{key}"), value.clone()))),
+                Some(values) => env.extend(
+                    values
+                        .iter()
+                        .map(|(key, value)| (format!("{prefix}{key}"), value.clone())),
+                ),
                 None if optional == Some(true) => {}
-                None => return Err(EnvError::NotFound { kind, name: name.to_owned() }),
+                None => {
+                    return Err(EnvError::NotFound {
+                        kind,
+                        name: name.to_owned(),
+                    });
+                }
             }
         }
     }
     for var in container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (_, Some(source)) => match from_source(&mut sources, context, container, &var.name, source).await? {
-                Some(value) => value,
-                None => continue,
-            },
+            (_, Some(source)) => {
+                match from_source(&mut sources, context, container, &var.name, source).await? {
+                    Some(value) => value,
+                    None => continue,
+                }
+            }
             (Some(text), None) => expand(text, &env),
             (None, None) => String::new(),
         };
@@ -143,7 +183,10 @@ async fn from_source(
     name: &str,
     source: &EnvVarSource,
 ) -> Result<Option<String>, EnvError> {
-    let unsupported = |reason: String| EnvError::Unsupported { name: name.to_owned(), reason };
+    let unsupported = |reason: String| EnvError::Unsupported {
+        name: name.to_owned(),
+        reason,
+    };
     if let Some(field) = &source.field_ref {
         return self::field(context, &field.field_path)
             .map(Some)
@@ -151,17 +194,35 @@ async fn from_source(
     }
     if let Some(field) = &source.resource_field_ref {
         let of = field.container_name.as_deref().unwrap_or(&container.name);
-        let of = context.pod.all_containers().find(|container| container.name == of).unwrap_or(container);
-        let divisor = field.divisor.as_ref().and_then(super::spec::amount).filter(|d| *d > 0.0).unwrap_or(1.0);
+        let of = context
+            .pod
+            .all_containers()
+            .find(|container| container.name == of)
+            .unwrap_or(container);
+        let divisor = field
+            .divisor
+            .as_ref()
+            .and_then(super::spec::amount)
+            .filter(|d| *d > 0.0)
+            .unwrap_or(1.0);
         return resource(of, &field.resource)
             .map(|amount| Some(format!("{}", (amount / divisor).ceil())))
-            .ok_or_else(|| unsupported(format!("resource {:?} is neither set nor known", field.resource)));
+            .ok_or_else(|| {
+                unsupported(format!(
+                    "resource {:?} is neither set nor known",
+                    field.resource
+                ))
+            });
     }
     if let Some(key) = &source.config_map_key_ref {
-        return sources.value(CONFIG_MAP, &key.name, &key.key, key.optional == Some(true)).await;
+        return sources
+            .value(CONFIG_MAP, &key.name, &key.key, key.optional == Some(true))
+            .await;
     }
     if let Some(key) = &source.secret_key_ref {
-        return sources.value(SECRET, &key.name, &key.key, key.optional == Some(true)).await;
+        return sources
+            .value(SECRET, &key.name, &key.key, key.optional == Some(true))
+            .await;
     }
     Err(unsupported("its source is not supported".into()))
 }
@@ -174,10 +235,23 @@ pub(super) fn field(context: &Context<'_>, path: &str) -> Option<String> {
         let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         texts.join(",")
     };
-    let first = |addresses: &[IpAddr]| addresses.first().map(ToString::to_string).unwrap_or_default();
-    let key = |prefix: &str| path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']");
+    let first = |addresses: &[IpAddr]| {
+        addresses
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    };
+    let key = |prefix: &str| {
+        path.strip_prefix(prefix)?
+            .strip_prefix("['")?
+            .strip_suffix("']")
+    };
     let lines = |map: &Option<BTreeMap<String, String>>| {
-        let lines: Vec<String> = map.iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+        let lines: Vec<String> = map
+            .iter()
+            .flatten()
+            .map(|(key, value)| format!("{key}={value:?}"))
+            .collect();
         lines.join("\n")
     };
     Some(match path {
@@ -198,7 +272,10 @@ pub(super) fn field(context: &Context<'_>, path: &str) -> Option<String> {
                 (None, Some(key)) => (&meta.annotations, key),
                 (None, None) => return None,
             };
-            map.as_ref().and_then(|map| map.get(key)).cloned().unwrap_or_default()
+            map.as_ref()
+                .and_then(|map| map.get(key))
+                .cloned()
+                .unwrap_or_default()
         }
     })
 }
@@ -222,7 +299,9 @@ pub(super) fn expand(text: &str, env: &[(String, String)]) -> String {
         if let Some(after) = rest.strip_prefix('$') {
             out.push('$');
             rest = after;
-        } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
+        } else if let Some((name, after)) =
+            rest.strip_prefix('(').and_then(|rest| rest.split_once(')'))
+        {
             match env.iter().rev().find(|(known, _)| known == name) {
                 Some((_, value)) => out.push_str(value),
                 None => out.push_str(&format!("$({name})")),
@@ -244,7 +323,10 @@ mod tests {
 
     #[test]
     fn references_are_expanded_as_kubernetes_does() {
-        let env = vec![("A".to_owned(), "1".to_owned()), ("A".to_owned(), "2".to_owned())];
+        let env = vec![
+            ("A".to_owned(), "1".to_owned()),
+            ("A".to_owned(), "2".to_owned()),
+        ];
         for (text, result) in [
             ("x$(A)y", "x2y"),
             ("$(B)", "$(B)"),

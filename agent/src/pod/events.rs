@@ -58,8 +58,20 @@ impl Events {
     ) {
         let message = message.into();
         match kind {
-            Kind::Normal => tracing::info!(pod = pod.name, namespace = pod.namespace, container, reason, message),
-            Kind::Warning => tracing::warn!(pod = pod.name, namespace = pod.namespace, container, reason, message),
+            Kind::Normal => tracing::info!(
+                pod = pod.name,
+                namespace = pod.namespace,
+                container,
+                reason,
+                message
+            ),
+            Kind::Warning => tracing::warn!(
+                pod = pod.name,
+                namespace = pod.namespace,
+                container,
+                reason,
+                message
+            ),
         }
         let entry = Entry {
             pod: pod.clone(),
@@ -81,7 +93,11 @@ async fn send_all(client: Client, node_name: String, mut receiver: mpsc::Receive
         if let Some((name, count)) = sent.get_mut(&entry) {
             *count += 1;
             let patch = json!({"count": *count, "lastTimestamp": Time(Timestamp::now())});
-            if api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.is_ok() {
+            if api
+                .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .is_ok()
+            {
                 continue;
             }
         }
@@ -115,7 +131,10 @@ fn event(entry: &Entry, node_name: &str) -> Event {
             name: Some(entry.pod.name.clone()),
             namespace: Some(entry.pod.namespace.clone()),
             uid: Some(entry.pod.uid.clone()),
-            field_path: entry.container.as_ref().map(|name| format!("spec.containers{{{name}}}")),
+            field_path: entry
+                .container
+                .as_ref()
+                .map(|name| format!("spec.containers{{{name}}}")),
             ..ObjectReference::default()
         },
         type_: Some(match entry.kind {

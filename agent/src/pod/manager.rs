@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -31,7 +31,7 @@ use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What the pod half is told about the node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     pub node_name: String,
     /// The node's addresses, the one that pods show as `hostIP` first.
@@ -42,7 +42,8 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// Below every cgroup hierarchy's root; pods' cgroups go into `kubepods` under it.
     pub cgroup_parent: PathBuf,
-    pub dns: ClusterDns,
+    /// What the node offers its pods, as of the call.
+    pub dns: Arc<dyn Fn() -> ClusterDns + Send + Sync>,
 }
 
 /// The running pod half.
@@ -105,7 +106,12 @@ async fn run(
     let mut events = runtime.events();
     let adopted = adopt(runtime.as_ref()).await;
     let mut archives = JoinSet::new();
-    archives.spawn(archives::watch_directory(runtime.clone(), images, first_done, imported));
+    archives.spawn(archives::watch_directory(
+        runtime.clone(),
+        images,
+        first_done,
+        imported,
+    ));
 
     let node_name = settings.node_name.clone();
     let mut pods = Pods {
@@ -157,7 +163,10 @@ async fn adopt(runtime: &dyn Runtime) -> BTreeMap<String, Vec<Container>> {
             Ok(containers) => {
                 let mut by_pod: BTreeMap<String, Vec<Container>> = BTreeMap::new();
                 for container in containers {
-                    by_pod.entry(container.pod.uid.clone()).or_default().push(container);
+                    by_pod
+                        .entry(container.pod.uid.clone())
+                        .or_default()
+                        .push(container);
                 }
                 return by_pod;
             }
@@ -186,7 +195,9 @@ impl Pods {
     }
 
     fn apply(&mut self, pod: Pod) {
-        let Some(view) = PodView::new(pod) else { return };
+        let Some(view) = PodView::new(pod) else {
+            return;
+        };
         let uid = view.id.uid.clone();
         if !is_plain_name(&uid) {
             tracing::error!(uid, "a pod's uid is no file name; the pod is left alone");
@@ -197,7 +208,13 @@ impl Pods {
             Some(handle) => {
                 handle.orders.send_modify(|order| order.pod = Some(view));
             }
-            None => self.spawn(view.id.clone(), Order { pod: Some(view.clone()), ..Order::default() }),
+            None => self.spawn(
+                view.id.clone(),
+                Order {
+                    pod: Some(view.clone()),
+                    ..Order::default()
+                },
+            ),
         }
     }
 
@@ -207,7 +224,13 @@ impl Pods {
         let containers = self.adopted.remove(&uid).unwrap_or_default();
         let (orders, receiver) = watch::channel(order);
         let poke = Arc::new(Notify::new());
-        self.workers.insert(uid.clone(), Handle { orders, poke: poke.clone() });
+        self.workers.insert(
+            uid.clone(),
+            Handle {
+                orders,
+                poke: poke.clone(),
+            },
+        );
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
             worker::run(shared, id, containers, receiver, poke).await;
@@ -217,7 +240,9 @@ impl Pods {
 
     /// The object of a pod is gone without this node's doing: its containers follow.
     fn vanished(&mut self, uid: &str) {
-        let Some(handle) = self.workers.get(uid) else { return };
+        let Some(handle) = self.workers.get(uid) else {
+            return;
+        };
         handle.orders.send_modify(|order| {
             let grace = order.pod.as_ref().map_or(DEFAULT_GRACE, |pod| pod.grace());
             if order.vanished_by.is_none() {
@@ -228,21 +253,40 @@ impl Pods {
 
     /// The whole list has arrived: only now does an absence mean something.
     fn synced(&mut self, listed: &BTreeSet<String>) {
-        let unknown: Vec<String> =
-            self.workers.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+        let unknown: Vec<String> = self
+            .workers
+            .keys()
+            .filter(|uid| !listed.contains(*uid))
+            .cloned()
+            .collect();
         for uid in unknown {
             self.vanished(&uid);
         }
         for id in self.orphans() {
-            tracing::info!(pod = id.name, namespace = id.namespace, uid = id.uid, "removing what is left of a pod that is gone");
+            tracing::info!(
+                pod = id.name,
+                namespace = id.namespace,
+                uid = id.uid,
+                "removing what is left of a pod that is gone"
+            );
             let by = Timestamp::now().checked_add(DEFAULT_GRACE).ok();
-            self.spawn(id, Order { vanished_by: by, ..Order::default() });
+            self.spawn(
+                id,
+                Order {
+                    vanished_by: by,
+                    ..Order::default()
+                },
+            );
         }
     }
 
     /// Pods without a worker of which containers, pins or directories are left.
     fn orphans(&self) -> Vec<PodRef> {
-        let of_containers = self.adopted.values().flatten().map(|container| container.pod.clone());
+        let of_containers = self
+            .adopted
+            .values()
+            .flatten()
+            .map(|container| container.pod.clone());
         let mut found: BTreeMap<String, PodRef> =
             of_containers.map(|pod| (pod.uid.clone(), pod)).collect();
         let paths = &self.shared.paths;
@@ -258,13 +302,19 @@ impl Pods {
                 });
             }
         }
-        found.into_values().filter(|pod| !self.workers.contains_key(&pod.uid)).collect()
+        found
+            .into_values()
+            .filter(|pod| !self.workers.contains_key(&pod.uid))
+            .collect()
     }
 
     /// Wakes the workers to look at the world; most find nothing new.
     fn runtime_event(&self, event: &RuntimeEvent) {
         match event {
-            RuntimeEvent::Listening => self.workers.values().for_each(|handle| handle.poke.notify_one()),
+            RuntimeEvent::Listening => self
+                .workers
+                .values()
+                .for_each(|handle| handle.poke.notify_one()),
             RuntimeEvent::Exited { id } => self.shared.pokes.wake(id),
         }
     }
@@ -272,7 +322,9 @@ impl Pods {
     fn images_imported(&mut self) {
         self.imports += 1;
         for handle in self.workers.values() {
-            handle.orders.send_modify(|order| order.imports = self.imports);
+            handle
+                .orders
+                .send_modify(|order| order.imports = self.imports);
         }
     }
 }
@@ -282,6 +334,13 @@ fn node_memory() -> f64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     text.lines()
         .find_map(|line| line.strip_prefix("MemTotal:"))
-        .and_then(|value| value.trim().trim_end_matches("kB").trim().parse::<f64>().ok())
+        .and_then(|value| {
+            value
+                .trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<f64>()
+                .ok()
+        })
         .map_or(0.0, |kilobytes| kilobytes * 1024.0)
 }

@@ -90,7 +90,11 @@ impl Observed {
         if matches!(state, ContainerState::Exited(_)) {
             self.stops.remove(id);
         }
-        if let Some(container) = self.containers.iter_mut().find(|container| container.id == id) {
+        if let Some(container) = self
+            .containers
+            .iter_mut()
+            .find(|container| container.id == id)
+        {
             container.state = state;
         }
     }

@@ -22,9 +22,7 @@ use super::sandbox;
 use super::spec::PodView;
 use super::table::PodTable;
 use crate::network::PodNetwork;
-use crate::runtime::{
-    Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError,
-};
+use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError};
 
 /// What every worker uses.
 pub(super) struct Shared {
@@ -72,14 +70,28 @@ impl Pokes {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Sandbox(Sandbox),
-    Image { name: String, state: ImageState },
+    Image {
+        name: String,
+        state: ImageState,
+    },
     Container(Container),
-    State { id: String, state: ContainerState },
+    State {
+        id: String,
+        state: ContainerState,
+    },
     /// The container could not be made.
-    Failed { container: String, failure: Failure },
-    Deleted { id: String },
+    Failed {
+        container: String,
+        failure: Failure,
+    },
+    Deleted {
+        id: String,
+    },
     /// It was asked to stop.
-    Stopping { id: String, how: StopHow },
+    Stopping {
+        id: String,
+        how: StopHow,
+    },
     /// Nothing came of it; the same action is worth another try after a while.
     Trouble(String),
 }
@@ -90,17 +102,22 @@ impl From<RuntimeError> for Outcome {
     }
 }
 
-pub(super) async fn prepare_sandbox(shared: &Shared, pod: &PodView, observed: &Observed) -> Outcome {
+pub(super) async fn prepare_sandbox(
+    shared: &Shared,
+    pod: &PodView,
+    observed: &Observed,
+) -> Outcome {
     let tries = match &observed.sandbox {
         Sandbox::Failed(failure) => failure.tries + 1,
         _ => 1,
     };
     let settings = &shared.settings;
+    let dns = (settings.dns)();
     let prepared = sandbox::prepare(
         &shared.client,
         shared.network.as_ref(),
         &shared.paths,
-        &settings.dns,
+        &dns,
         &settings.node_name,
         &settings.host_addresses,
         pod,
@@ -113,7 +130,9 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &PodView, observed: &O
                 _ => "FailedCreatePodSandBox",
             };
             let message = error.to_string();
-            shared.events.send(&pod.id, None, Kind::Warning, reason, &message);
+            shared
+                .events
+                .send(&pod.id, None, Kind::Warning, reason, &message);
             Sandbox::Failed(failure("ContainerCreating", message, tries))
         }
     })
@@ -142,7 +161,9 @@ async fn image_state(
     tries: u32,
 ) -> Result<ImageState, RuntimeError> {
     let warn = |reason, message: String| {
-        shared.events.send(&pod.id, Some(&spec.name), Kind::Warning, reason, message);
+        shared
+            .events
+            .send(&pod.id, Some(&spec.name), Kind::Warning, reason, message);
     };
     let mut imported = shared.archives_imported.clone();
     // The image may be in an archive that is being read. An error means that nobody imports any more.
@@ -151,23 +172,38 @@ async fn image_state(
         Err(error @ RuntimeError::ImageName { .. }) => {
             let message = format!("Failed to apply default image tag \"{name}\": {error}");
             warn("InspectFailed", message.clone());
-            let failure = Failure { reason: "InvalidImageName", message, tries, retry_at: None };
+            let failure = Failure {
+                reason: "InvalidImageName",
+                message,
+                tries,
+                retry_at: None,
+            };
             return Ok(ImageState::Failed(failure));
         }
         result => result?.is_some(),
     };
     let normal = |reason, message: String| {
-        shared.events.send(&pod.id, Some(&spec.name), Kind::Normal, reason, message);
+        shared
+            .events
+            .send(&pod.id, Some(&spec.name), Kind::Normal, reason, message);
     };
     match (pull_policy(spec), present) {
         (PullPolicy::IfNotPresent | PullPolicy::Never, true) => {
-            normal("Pulled", format!("Container image \"{name}\" already present on machine"));
+            normal(
+                "Pulled",
+                format!("Container image \"{name}\" already present on machine"),
+            );
             return Ok(ImageState::Present);
         }
         (PullPolicy::Never, false) => {
-            let message = format!("Container image \"{name}\" is not present with pull policy of Never");
+            let message =
+                format!("Container image \"{name}\" is not present with pull policy of Never");
             warn("ErrImageNeverPull", message.clone());
-            return Ok(ImageState::Failed(failure("ErrImageNeverPull", message, tries)));
+            return Ok(ImageState::Failed(failure(
+                "ErrImageNeverPull",
+                message,
+                tries,
+            )));
         }
         (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, false) => {}
     }
@@ -176,15 +212,24 @@ async fn image_state(
     match shared.runtime.pull(name, None).await {
         Ok(_) => {
             let took = begun.elapsed().as_millis();
-            normal("Pulled", format!("Successfully pulled image \"{name}\" in {took}ms"));
+            normal(
+                "Pulled",
+                format!("Successfully pulled image \"{name}\" in {took}ms"),
+            );
             Ok(ImageState::Present)
         }
         Err(RuntimeError::Pull { reason, .. }) => {
-            warn("Failed", format!("Failed to pull image \"{name}\": {reason}"));
+            warn(
+                "Failed",
+                format!("Failed to pull image \"{name}\": {reason}"),
+            );
             warn("Failed", "Error: ErrImagePull".into());
             let (reason, message) = match tries {
                 1 => ("ErrImagePull", reason),
-                _ => ("ImagePullBackOff", format!("Back-off pulling image \"{name}\": ErrImagePull: {reason}")),
+                _ => (
+                    "ImagePullBackOff",
+                    format!("Back-off pulling image \"{name}\": ErrImagePull: {reason}"),
+                ),
             };
             normal("BackOff", format!("Back-off pulling image \"{name}\""));
             Ok(ImageState::Failed(failure(reason, message, tries)))
@@ -209,7 +254,11 @@ fn pull_policy(spec: &ContainerSpec) -> PullPolicy {
             let image = spec.image.as_deref().unwrap_or_default();
             let last = image.rsplit('/').next().unwrap_or(image);
             let floating = last.ends_with(":latest") || !last.contains([':', '@']);
-            if floating { PullPolicy::Always } else { PullPolicy::IfNotPresent }
+            if floating {
+                PullPolicy::Always
+            } else {
+                PullPolicy::IfNotPresent
+            }
         }
     }
 }
@@ -223,14 +272,27 @@ pub(super) async fn run_container(
     attempt: u32,
     streak: u32,
 ) -> Outcome {
-    let tries = observed.failures.get(&spec.name).map_or(0, |failure| failure.tries) + 1;
+    let tries = observed
+        .failures
+        .get(&spec.name)
+        .map_or(0, |failure| failure.tries)
+        + 1;
     let fail = |reason, message: String, final_: bool| {
-        shared.events.send(&pod.id, Some(&spec.name), Kind::Warning, "Failed", format!("Error: {message}"));
+        shared.events.send(
+            &pod.id,
+            Some(&spec.name),
+            Kind::Warning,
+            "Failed",
+            format!("Error: {message}"),
+        );
         let mut failure = failure(reason, message, tries);
         if final_ {
             failure.retry_at = None;
         }
-        Outcome::Failed { container: spec.name.clone(), failure }
+        Outcome::Failed {
+            container: spec.name.clone(),
+            failure,
+        }
     };
     let refused = refusals(pod, spec);
     if !refused.is_empty() {
@@ -264,17 +326,31 @@ pub(super) async fn run_container(
         Ok(config) => config,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
-    let message = shared.paths.termination_log(&pod.id.uid, &spec.name, attempt);
+    let message = shared
+        .paths
+        .termination_log(&pod.id.uid, &spec.name, attempt);
     if let Err(error) = touch(&message) {
-        return fail("CreateContainerConfigError", format!("cannot write {}: {error}", message.display()), false);
+        return fail(
+            "CreateContainerConfigError",
+            format!("cannot write {}: {error}", message.display()),
+            false,
+        );
     }
     let made = match shared.runtime.create(&config).await {
         Ok(made) => made,
         Err(error) if error.is_unreachable() => return error.into(),
-        Err(RuntimeError::Config(reason)) => return fail("CreateContainerConfigError", reason, false),
+        Err(RuntimeError::Config(reason)) => {
+            return fail("CreateContainerConfigError", reason, false);
+        }
         Err(error) => return fail("CreateContainerError", error.to_string(), false),
     };
-    shared.events.send(&pod.id, Some(&spec.name), Kind::Normal, "Created", format!("Created container: {}", spec.name));
+    shared.events.send(
+        &pod.id,
+        Some(&spec.name),
+        Kind::Normal,
+        "Created",
+        format!("Created container: {}", spec.name),
+    );
     match start_container(shared, &pod.id, &made).await {
         Ok(state) => Outcome::Container(Container { state, ..made }),
         // It is made; starting it is the next plan's first thing.
@@ -295,13 +371,22 @@ pub(super) async fn start_container(
     match shared.runtime.start(&container.id, &log).await {
         Ok(state) => {
             let text = format!("Started container {}", container.name);
-            shared.events.send(pod, Some(&container.name), Kind::Normal, "Started", text);
+            shared
+                .events
+                .send(pod, Some(&container.name), Kind::Normal, "Started", text);
             Ok(state)
         }
         Err(RuntimeError::Start(reason)) => {
             let text = format!("Error: {reason}");
-            shared.events.send(pod, Some(&container.name), Kind::Warning, "Failed", text);
-            let exit = Exit { code: 128, at: Timestamp::now(), cause: ExitCause::Start, message: reason };
+            shared
+                .events
+                .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+            let exit = Exit {
+                code: 128,
+                at: Timestamp::now(),
+                cause: ExitCause::Start,
+                message: reason,
+            };
             shared.runtime.record_failure(&container.id, &exit).await
         }
         Err(error) => Err(error),
@@ -323,13 +408,22 @@ pub(super) async fn stop_container(
         let name = &container.name;
         let text = match why {
             StopReason::PodEnds => format!("Stopping container {name}"),
-            StopReason::Changed => format!("Container {name} definition changed, will be restarted"),
-            StopReason::Deadline => format!("Stopping container {name}: pod was active longer than activeDeadlineSeconds"),
+            StopReason::Changed => {
+                format!("Container {name} definition changed, will be restarted")
+            }
+            StopReason::Deadline => format!(
+                "Stopping container {name}: pod was active longer than activeDeadlineSeconds"
+            ),
         };
-        shared.events.send(pod, Some(name), Kind::Normal, "Killing", text);
+        shared
+            .events
+            .send(pod, Some(name), Kind::Normal, "Killing", text);
     }
     match shared.runtime.signal(&container.id, signal).await {
-        Ok(()) => Outcome::Stopping { id: container.id.clone(), how },
+        Ok(()) => Outcome::Stopping {
+            id: container.id.clone(),
+            how,
+        },
         Err(error) => error.into(),
     }
 }
@@ -343,7 +437,12 @@ pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
 
 fn failure(reason: &'static str, message: String, tries: u32) -> Failure {
     let retry_at = Timestamp::now().checked_add(backoff::delay(tries)).ok();
-    Failure { reason, message, tries, retry_at }
+    Failure {
+        reason,
+        message,
+        tries,
+        retry_at,
+    }
 }
 
 /// The file that a container leaves its last words in; writable to whoever it runs as.

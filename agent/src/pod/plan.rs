@@ -30,13 +30,21 @@ pub enum Action {
     /// Make sure the container's image is there.
     FetchImage { container: String },
     /// Make and start the container.
-    Run { container: String, attempt: u32, streak: u32 },
+    Run {
+        container: String,
+        attempt: u32,
+        streak: u32,
+    },
     /// Start a container that was made before.
     Start { id: String },
     /// Write down how a container ended.
     Reap { id: String },
     /// Ask a container to stop, or kill it.
-    Stop { id: String, how: StopHow, why: StopReason },
+    Stop {
+        id: String,
+        how: StopHow,
+        why: StopReason,
+    },
     /// Remove an ended container.
     Delete { id: String },
     /// Undo [`Action::PrepareSandbox`].
@@ -49,7 +57,9 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopHow {
     /// By the signal that its image names; [`StopHow::Kill`] follows at this time.
-    Ask { kill_at: Timestamp },
+    Ask {
+        kill_at: Timestamp,
+    },
     Kill,
 }
 
@@ -84,11 +94,16 @@ pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timesta
         .containers
         .iter()
         .filter(ended)
-        .map(|container| Action::Reap { id: container.id.clone() })
+        .map(|container| Action::Reap {
+            id: container.id.clone(),
+        })
         .collect();
     if !unrecorded.is_empty() {
         // What happens next depends on how they ended.
-        return Plan { actions: unrecorded, wake: None };
+        return Plan {
+            actions: unrecorded,
+            wake: None,
+        };
     }
     match (goal, pod) {
         (Goal::Run, Some(pod)) => run(pod, observed, now),
@@ -152,11 +167,18 @@ pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
 /// Whether the init containers have done their work. Once a main container was made they have.
 pub fn is_initialized(pod: &PodView, observed: &Observed) -> bool {
     let begun = |spec: &ContainerSpec| observed.latest(&spec.name).is_some();
-    pod.containers().iter().any(begun) || pod.init_containers().iter().all(|spec| init_done(spec, observed))
+    pod.containers().iter().any(begun)
+        || pod
+            .init_containers()
+            .iter()
+            .all(|spec| init_done(spec, observed))
 }
 
 fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
-    match observed.latest(&spec.name).map(|container| &container.state) {
+    match observed
+        .latest(&spec.name)
+        .map(|container| &container.state)
+    {
         Some(ContainerState::Running { .. }) => is_sidecar(spec),
         Some(ContainerState::Exited(exit)) => !is_sidecar(spec) && exit.code == 0,
         _ => false,
@@ -236,19 +258,30 @@ fn advance(
         None => (0, 0),
         Some(container) => match &container.state {
             ContainerState::Running { .. } if changed(container) => {
-                stop(plan, container, observed, add(now, pod.grace()), StopReason::Changed, now);
+                stop(
+                    plan,
+                    container,
+                    observed,
+                    add(now, pod.grace()),
+                    StopReason::Changed,
+                    now,
+                );
                 return;
             }
             ContainerState::Running { .. } | ContainerState::Stopped => return,
             ContainerState::Created if changed(container) => {
-                plan.actions.push(Action::Delete { id: container.id.clone() });
+                plan.actions.push(Action::Delete {
+                    id: container.id.clone(),
+                });
                 return;
             }
             ContainerState::Created => {
                 if waits(plan, observed, &spec.name, now) || !sandbox_ready {
                     return;
                 }
-                plan.actions.push(Action::Start { id: container.id.clone() });
+                plan.actions.push(Action::Start {
+                    id: container.id.clone(),
+                });
                 return;
             }
             ContainerState::Exited(exit) => match restart(pod, spec, container, exit) {
@@ -278,7 +311,9 @@ fn advance(
             }
         }
         None | Some(ImageState::Failed(_)) => {
-            plan.actions.push(Action::FetchImage { container: spec.name.clone() });
+            plan.actions.push(Action::FetchImage {
+                container: spec.name.clone(),
+            });
         }
     }
 }
@@ -310,7 +345,10 @@ pub fn restart(
     container: &Container,
     exit: &Exit,
 ) -> Option<Restart> {
-    let init = pod.init_containers().iter().any(|init| init.name == spec.name);
+    let init = pod
+        .init_containers()
+        .iter()
+        .any(|init| init.name == spec.name);
     let again = if is_sidecar(spec) {
         true
     } else if init {
@@ -321,7 +359,10 @@ pub fn restart(
     };
     again.then(|| {
         let streak = backoff::streak(container.streak, container.created_at, exit.at);
-        Restart { at: add(exit.at, backoff::delay(streak)), streak: streak + 1 }
+        Restart {
+            at: add(exit.at, backoff::delay(streak)),
+            streak: streak + 1,
+        }
     })
 }
 
@@ -334,10 +375,12 @@ fn discard_old(plan: &mut Plan, pod: &PodView, observed: &Observed) {
         .map(|container| container.id.as_str())
         .collect();
     let old = observed.containers.iter().filter(|container| {
-        matches!(container.state, ContainerState::Exited(_)) && !kept.contains(container.id.as_str())
+        matches!(container.state, ContainerState::Exited(_))
+            && !kept.contains(container.id.as_str())
     });
-    plan.actions
-        .extend(old.map(|container| Action::Delete { id: container.id.clone() }));
+    plan.actions.extend(old.map(|container| Action::Delete {
+        id: container.id.clone(),
+    }));
 }
 
 fn remove(pod: Option<&PodView>, observed: &Observed, by: Timestamp, now: Timestamp) -> Plan {
@@ -348,12 +391,10 @@ fn remove(pod: Option<&PodView>, observed: &Observed, by: Timestamp, now: Timest
     if observed.sandbox != Sandbox::Gone {
         plan.actions.push(Action::RemoveSandbox);
     }
-    plan.actions.extend(
-        observed
-            .containers
-            .iter()
-            .map(|container| Action::Delete { id: container.id.clone() }),
-    );
+    plan.actions
+        .extend(observed.containers.iter().map(|container| Action::Delete {
+            id: container.id.clone(),
+        }));
     if plan.actions.is_empty() {
         plan.actions.push(Action::Finish);
     }
@@ -408,10 +449,18 @@ fn stop(
             plan.wake_at((*kill_at).min(by));
         }
         None if by > now => {
-            plan.actions.push(Action::Stop { id, how: StopHow::Ask { kill_at: by }, why });
+            plan.actions.push(Action::Stop {
+                id,
+                how: StopHow::Ask { kill_at: by },
+                why,
+            });
         }
         Some(Stop::Asked { .. }) | None => {
-            plan.actions.push(Action::Stop { id, how: StopHow::Kill, why });
+            plan.actions.push(Action::Stop {
+                id,
+                how: StopHow::Kill,
+                why,
+            });
         }
     }
 }

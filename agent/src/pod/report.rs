@@ -75,7 +75,8 @@ async fn write(
         return Ok(());
     }
     let patch = patch(pod, status);
-    api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await?;
     known.clone_from(status);
     Ok(())
 }
@@ -95,7 +96,10 @@ fn patch(pod: &PodRef, status: &PodStatus) -> Value {
 async fn delete(api: &Api<Pod>, pod: &PodRef) -> Result<(), kube::Error> {
     let params = DeleteParams {
         grace_period_seconds: Some(0),
-        preconditions: Some(Preconditions { uid: Some(pod.uid.clone()), ..Preconditions::default() }),
+        preconditions: Some(Preconditions {
+            uid: Some(pod.uid.clone()),
+            ..Preconditions::default()
+        }),
         ..DeleteParams::default()
     };
     match api.delete(&pod.name, &params).await {

@@ -52,18 +52,32 @@ pub(super) async fn prepare(
     let addresses = if pod.host_network() {
         Vec::new()
     } else {
-        network.attach(&uid, &paths.pin(Namespace::Net, &uid)).await?
+        network
+            .attach(&uid, &paths.pin(Namespace::Net, &uid))
+            .await?
     };
-    let seen = if pod.host_network() { host_addresses } else { &addresses };
+    let seen = if pod.host_network() {
+        host_addresses
+    } else {
+        &addresses
+    };
     let files = [
         (paths.hosts(&uid), hosts_file(pod, seen)),
         (paths.hostname(&uid), format!("{}\n", pod.hostname())),
-        (paths.resolv_conf(&uid), resolv_conf::for_pod(&pod.id.namespace, pod.spec(), dns).text),
+        (
+            paths.resolv_conf(&uid),
+            resolv_conf::for_pod(&pod.id.namespace, pod.spec(), dns).text,
+        ),
     ];
     for (path, text) in files {
         fs::write(&path, text).map_err(|source| SandboxError::File { path, source })?;
     }
-    let context = Context { pod, node_name, addresses: seen, host_addresses };
+    let context = Context {
+        pod,
+        node_name,
+        addresses: seen,
+        host_addresses,
+    };
     for volume in pod.spec().volumes.iter().flatten() {
         volumes::prepare(client, &context, &paths.volumes(&uid), volume).await?;
     }
@@ -83,7 +97,10 @@ fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
             namespaces::within(namespace, &path, move || {
                 rustix::system::sethostname(hostname.as_bytes())
             })?
-            .map_err(|errno| SandboxError::File { path, source: errno.into() })?;
+            .map_err(|errno| SandboxError::File {
+                path,
+                source: errno.into(),
+            })?;
         }
     }
     Ok(())
@@ -94,7 +111,10 @@ fn private_directory(path: &Path) -> Result<(), SandboxError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| SandboxError::File { path: path.to_owned(), source })
+        .map_err(|source| SandboxError::File {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Takes the network and the namespaces away, and the cgroups that held the containers.
@@ -120,7 +140,11 @@ pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxErro
     blocking(move || {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let hierarchies = cgroup::hierarchies(&mounts);
-        for class in [super::spec::QosClass::Guaranteed, super::spec::QosClass::Burstable, super::spec::QosClass::BestEffort] {
+        for class in [
+            super::spec::QosClass::Guaranteed,
+            super::spec::QosClass::Burstable,
+            super::spec::QosClass::BestEffort,
+        ] {
             let path = paths.cgroup(&pod.uid, class);
             cgroup::remove(&hierarchies, &path)
                 .map_err(|source| SandboxError::Cgroup { path, source })?;
@@ -128,7 +152,10 @@ pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxErro
         for path in [paths.pod(&pod.uid), paths.logs(&pod)] {
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(SandboxError::File { path, source: error });
+                    return Err(SandboxError::File {
+                        path,
+                        source: error,
+                    });
                 }
                 _ => {}
             }
@@ -141,5 +168,7 @@ pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxErro
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
 ) -> Result<T, SandboxError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| SandboxError::Cancelled)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| SandboxError::Cancelled)?
 }

@@ -108,7 +108,9 @@ impl PodView {
     pub fn grace(&self) -> SignedDuration {
         self.spec()
             .termination_grace_period_seconds
-            .map_or(DEFAULT_GRACE, |seconds| SignedDuration::from_secs(seconds.max(0)))
+            .map_or(DEFAULT_GRACE, |seconds| {
+                SignedDuration::from_secs(seconds.max(0))
+            })
     }
 
     /// When the pod has to be gone, if it is being deleted.
@@ -148,7 +150,11 @@ impl PodView {
         let spec = self.spec();
         let name = spec.hostname.as_deref().unwrap_or(&self.id.name);
         // Linux allows 64 bytes, DNS 63; pod names may be longer.
-        name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+        name.chars()
+            .take(63)
+            .collect::<String>()
+            .trim_end_matches(['-', '.'])
+            .to_owned()
     }
 }
 
@@ -183,7 +189,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn qos(spec: &PodSpec) -> QosClass {
-    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let containers = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers);
     let (mut any, mut guaranteed) = (false, true);
     for container in containers {
         for resource in ["cpu", "memory"] {
@@ -202,7 +212,14 @@ fn qos(spec: &PodSpec) -> QosClass {
 
 /// The limit of a container, in cores or bytes.
 pub fn limit(container: &Container, resource: &str) -> Option<f64> {
-    amount(container.resources.as_ref()?.limits.as_ref()?.get(resource)?)
+    amount(
+        container
+            .resources
+            .as_ref()?
+            .limits
+            .as_ref()?
+            .get(resource)?,
+    )
 }
 
 /// The request of a container, in cores or bytes; where only a limit is given, that.
@@ -225,7 +242,8 @@ pub fn amount(quantity: &Quantity) -> Option<f64> {
         .find(|(at, c)| {
             c.is_ascii_alphabetic()
                 && !(matches!(c, 'e' | 'E')
-                    && text[at + 1..].starts_with(|next: char| next.is_ascii_digit() || "+-".contains(next)))
+                    && text[at + 1..]
+                        .starts_with(|next: char| next.is_ascii_digit() || "+-".contains(next)))
         })
         .map_or(text.len(), |(at, _)| at);
     let (number, suffix) = text.split_at(split);

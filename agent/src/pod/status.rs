@@ -33,7 +33,13 @@ pub fn status(
     previous: &PodStatus,
     now: Timestamp,
 ) -> PodStatus {
-    let view = View { pod, observed, surroundings, previous, now };
+    let view = View {
+        pod,
+        observed,
+        surroundings,
+        previous,
+        now,
+    };
     let course = course(pod, observed, now);
     let init = view.statuses(pod.init_containers());
     let main = view.statuses(pod.containers());
@@ -59,11 +65,19 @@ pub fn status(
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
         host_ip: hosts.first().map(ToString::to_string),
-        host_ips: (!hosts.is_empty())
-            .then(|| hosts.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        host_ips: (!hosts.is_empty()).then(|| {
+            hosts
+                .iter()
+                .map(|ip| HostIP { ip: ip.to_string() })
+                .collect()
+        }),
         pod_ip: addresses.first().map(ToString::to_string),
-        pod_ips: (!addresses.is_empty())
-            .then(|| addresses.iter().map(|ip| PodIP { ip: ip.to_string() }).collect()),
+        pod_ips: (!addresses.is_empty()).then(|| {
+            addresses
+                .iter()
+                .map(|ip| PodIP { ip: ip.to_string() })
+                .collect()
+        }),
         start_time: previous.start_time.clone().or(Some(Time(seconds(now)))),
         qos_class: Some(pod.qos().name().to_owned()),
         observed_generation: pod.object.metadata.generation,
@@ -82,7 +96,9 @@ struct View<'a> {
 impl View<'_> {
     fn addresses(&self, course: Course) -> Vec<IpAddr> {
         match &self.observed.sandbox {
-            Sandbox::Ready { .. } if self.pod.host_network() => self.surroundings.host_addresses.clone(),
+            Sandbox::Ready { .. } if self.pod.host_network() => {
+                self.surroundings.host_addresses.clone()
+            }
             Sandbox::Ready { addresses } => addresses.clone(),
             // A pod that is done is still shown with the address it had.
             _ if course != Course::Going => {
@@ -103,17 +119,28 @@ impl View<'_> {
         let state = self.state(spec, latest);
         // The end of the newest one is its last state while another is waited for.
         let last = match (latest, &state.waiting) {
-            (Some(latest), Some(_)) => self.terminated(latest).or(previous.and_then(|c| self.terminated(c))),
+            (Some(latest), Some(_)) => self
+                .terminated(latest)
+                .or(previous.and_then(|c| self.terminated(c))),
             _ => previous.and_then(|container| self.terminated(container)),
         };
         let running = state.running.is_some();
-        let completed_init = self.pod.init_containers().iter().any(|init| init.name == spec.name)
+        let completed_init = self
+            .pod
+            .init_containers()
+            .iter()
+            .any(|init| init.name == spec.name)
             && !is_sidecar(spec)
-            && state.terminated.as_ref().is_some_and(|end| end.exit_code == 0);
+            && state
+                .terminated
+                .as_ref()
+                .is_some_and(|end| end.exit_code == 0);
         ContainerStatus {
             name: spec.name.clone(),
             image: spec.image.clone().unwrap_or_default(),
-            image_id: latest.map(|container| container.image_id.clone()).unwrap_or_default(),
+            image_id: latest
+                .map(|container| container.image_id.clone())
+                .unwrap_or_default(),
             container_id: latest.map(api_id),
             ready: running || completed_init,
             started: Some(running),
@@ -129,7 +156,10 @@ impl View<'_> {
 
     fn state(&self, spec: &ContainerSpec, latest: Option<&Container>) -> ApiState {
         let waiting = |reason: &str, message: Option<String>| ApiState {
-            waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+            waiting: Some(ContainerStateWaiting {
+                reason: Some(reason.to_owned()),
+                message,
+            }),
             ..ApiState::default()
         };
         let failure = || {
@@ -143,7 +173,9 @@ impl View<'_> {
         let Some(container) = latest else {
             return match failure() {
                 Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
-                None if is_initialized(self.pod, self.observed) || self.pod.init_containers().is_empty() => {
+                None if is_initialized(self.pod, self.observed)
+                    || self.pod.init_containers().is_empty() =>
+                {
                     waiting("ContainerCreating", None)
                 }
                 None => waiting("PodInitializing", None),
@@ -166,13 +198,19 @@ impl View<'_> {
                     && self.pod.stop_by().is_none();
                 let restart = restart(self.pod, spec, container, exit).filter(|_| going);
                 match (restart, failure()) {
-                    (Some(_), Some(failure)) => waiting(failure.reason, Some(failure.message.clone())),
+                    (Some(_), Some(failure)) => {
+                        waiting(failure.reason, Some(failure.message.clone()))
+                    }
                     (Some(restart), None) if restart.at > self.now => {
                         let wait = restart.at.duration_since(exit.at).as_secs();
                         let id = &self.pod.id;
                         let text = format!(
                             "back-off {} restarting failed container={} pod={}_{}({})",
-                            clock(wait), spec.name, id.name, id.namespace, id.uid
+                            clock(wait),
+                            spec.name,
+                            id.name,
+                            id.namespace,
+                            id.uid
                         );
                         waiting("CrashLoopBackOff", Some(text))
                     }
@@ -211,8 +249,14 @@ impl View<'_> {
         }
         // A container that ran before is in the middle of its life, even while it waits.
         let begun = |status: &ContainerStatus| {
-            let waiting = status.state.as_ref().is_some_and(|state| state.waiting.is_some());
-            let ran = status.last_state.as_ref().is_some_and(|state| state.terminated.is_some());
+            let waiting = status
+                .state
+                .as_ref()
+                .is_some_and(|state| state.waiting.is_some());
+            let ran = status
+                .last_state
+                .as_ref()
+                .is_some_and(|state| state.terminated.is_some());
             !waiting || ran
         };
         if is_initialized(self.pod, self.observed) && main.iter().all(begun) {
@@ -253,20 +297,35 @@ impl View<'_> {
         } else if unready.is_empty() {
             yes()
         } else {
-            no("ContainersNotReady", Some(format!("containers with unready status: [{}]", unready.join(" "))))
+            no(
+                "ContainersNotReady",
+                Some(format!(
+                    "containers with unready status: [{}]",
+                    unready.join(" ")
+                )),
+            )
         };
         let ready = match self.closed_gate() {
-            Some(gate) if containers_ready.status == "True" => {
-                no("ReadinessGatesNotReady", Some(format!("corresponding condition of pod readiness gate \"{gate}\" does not exist or is not true.")))
-            }
+            Some(gate) if containers_ready.status == "True" => no(
+                "ReadinessGatesNotReady",
+                Some(format!(
+                    "corresponding condition of pod readiness gate \"{gate}\" does not exist or is not true."
+                )),
+            ),
             _ => containers_ready.clone(),
         };
         let initialized = match (initialized, course) {
-            (true, Course::Succeeded) => Verdict { reason: Some("PodCompleted"), ..yes() },
+            (true, Course::Succeeded) => Verdict {
+                reason: Some("PodCompleted"),
+                ..yes()
+            },
             (true, _) => yes(),
             (false, _) => no(
                 "ContainersNotInitialized",
-                Some(format!("containers with incomplete status: [{}]", incomplete.join(" "))),
+                Some(format!(
+                    "containers with incomplete status: [{}]",
+                    incomplete.join(" ")
+                )),
             ),
         };
         let sandbox = match self.observed.sandbox {
@@ -288,7 +347,12 @@ impl View<'_> {
     /// The first readiness gate whose condition nobody has set.
     fn closed_gate(&self) -> Option<&str> {
         let set = |gate: &str| {
-            let conditions = self.pod.object.status.as_ref().and_then(|status| status.conditions.as_ref());
+            let conditions = self
+                .pod
+                .object
+                .status
+                .as_ref()
+                .and_then(|status| status.conditions.as_ref());
             conditions
                 .into_iter()
                 .flatten()
@@ -304,7 +368,11 @@ impl View<'_> {
     }
 
     fn condition(&self, kind: &str, verdict: Verdict, previous: &PodStatus) -> PodCondition {
-        let before = previous.conditions.iter().flatten().find(|condition| condition.type_ == kind);
+        let before = previous
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == kind);
         let since = before
             .filter(|condition| condition.status == verdict.status)
             .and_then(|condition| condition.last_transition_time.clone());
@@ -328,15 +396,27 @@ struct Verdict {
 }
 
 fn yes() -> Verdict {
-    Verdict { status: "True", reason: None, message: None }
+    Verdict {
+        status: "True",
+        reason: None,
+        message: None,
+    }
 }
 
 fn no_reason() -> Verdict {
-    Verdict { status: "False", reason: None, message: None }
+    Verdict {
+        status: "False",
+        reason: None,
+        message: None,
+    }
 }
 
 fn no(reason: &'static str, message: Option<String>) -> Verdict {
-    Verdict { status: "False", reason: Some(reason), message }
+    Verdict {
+        status: "False",
+        reason: Some(reason),
+        message,
+    }
 }
 
 fn reason(exit: &Exit) -> &'static str {

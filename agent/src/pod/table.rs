@@ -36,11 +36,17 @@ pub struct ContainerSummary {
 impl PodTable {
     /// Puts a pod, or replaces what was known of it.
     pub fn put(&self, pod: PodSummary) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(pod.uid.clone(), pod);
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(pod.uid.clone(), pod);
     }
 
     pub fn remove(&self, uid: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid);
     }
 
     /// All pods, by namespace and name.

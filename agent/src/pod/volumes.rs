@@ -18,13 +18,26 @@ use crate::runtime::BindMount;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VolumeError {
     #[error("volume \"{volume}\": {kind} \"{name}\" not found")]
-    NotFound { volume: String, kind: &'static str, name: String },
+    NotFound {
+        volume: String,
+        kind: &'static str,
+        name: String,
+    },
     #[error("volume \"{volume}\": {reason}")]
     Refused { volume: String, reason: String },
     #[error("volume \"{volume}\": cannot read {kind} \"{name}\": {source}")]
-    Read { volume: String, kind: &'static str, name: String, source: Box<kube::Error> },
+    Read {
+        volume: String,
+        kind: &'static str,
+        name: String,
+        source: Box<kube::Error>,
+    },
     #[error("volume \"{volume}\": cannot write {}: {source}", path.display())]
-    Write { volume: String, path: PathBuf, source: io::Error },
+    Write {
+        volume: String,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 /// File mode where neither the volume nor the item names one.
@@ -42,7 +55,11 @@ pub(super) async fn prepare(
         return host_path(name, host);
     }
     let path = directory.join(name);
-    let write = |source| VolumeError::Write { volume: name.clone(), path: path.clone(), source };
+    let write = |source| VolumeError::Write {
+        volume: name.clone(),
+        path: path.clone(),
+        source,
+    };
     if volume.empty_dir.is_some() {
         if !path.exists() {
             fs::create_dir_all(&path).map_err(write)?;
@@ -56,8 +73,17 @@ pub(super) async fn prepare(
         let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
         let found = api.get_opt(&source.name).await;
         let data = given(name, "configmap", &source.name, found)?.map(|map| {
-            let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0));
-            map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes())).chain(binary).collect()
+            let binary = map
+                .binary_data
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, value)| (key, value.0));
+            map.data
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, value)| (key, value.into_bytes()))
+                .chain(binary)
+                .collect()
         });
         let data = required(name, "configmap", &source.name, source.optional, data)?;
         select(name, data, source.items.as_deref(), source.default_mode)?
@@ -65,12 +91,23 @@ pub(super) async fn prepare(
         let secret = source.secret_name.as_deref().unwrap_or_default();
         let api = Api::<Secret>::namespaced(client.clone(), namespace);
         let found = api.get_opt(secret).await;
-        let data = given(name, "secret", secret, found)?
-            .map(|found| found.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect());
+        let data = given(name, "secret", secret, found)?.map(|found| {
+            found
+                .data
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, value)| (key, value.0))
+                .collect()
+        });
         let data = required(name, "secret", secret, source.optional, data)?;
         select(name, data, source.items.as_deref(), source.default_mode)?
     } else if let Some(source) = &volume.downward_api {
-        downward(name, context, source.items.as_deref().unwrap_or_default(), source.default_mode)?
+        downward(
+            name,
+            context,
+            source.items.as_deref().unwrap_or_default(),
+            source.default_mode,
+        )?
     } else {
         return Err(VolumeError::Refused {
             volume: name.clone(),
@@ -93,7 +130,9 @@ pub(super) fn bind(
         None => root.to_owned(),
         Some(path) => {
             let path = Path::new(path);
-            let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+            let plain = path
+                .components()
+                .all(|part| matches!(part, std::path::Component::Normal(_)));
             if !plain {
                 return Err(VolumeError::Refused {
                     volume: volume.to_owned(),
@@ -121,20 +160,37 @@ pub(super) fn bind(
             }
         }
     };
-    Ok(BindMount { source, destination: destination.into(), read_only })
+    Ok(BindMount {
+        source,
+        destination: destination.into(),
+        read_only,
+    })
 }
 
 fn host_path(volume: &str, host: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
     let path = PathBuf::from(&host.path);
-    let fail = |source| VolumeError::Write { volume: volume.to_owned(), path: path.clone(), source };
-    let refuse = |reason: String| VolumeError::Refused { volume: volume.to_owned(), reason };
+    let fail = |source| VolumeError::Write {
+        volume: volume.to_owned(),
+        path: path.clone(),
+        source,
+    };
+    let refuse = |reason: String| VolumeError::Refused {
+        volume: volume.to_owned(),
+        reason,
+    };
     let shown = path.display();
     match host.type_.as_deref().unwrap_or_default() {
         "DirectoryOrCreate" => fs::create_dir_all(&path).map_err(fail)?,
         "FileOrCreate" => {
-            fs::File::options().create(true).append(true).open(&path).map_err(fail)?;
+            fs::File::options()
+                .create(true)
+                .append(true)
+                .open(&path)
+                .map_err(fail)?;
         }
-        "Directory" if !path.is_dir() => return Err(refuse(format!("hostPath {shown} is not a directory"))),
+        "Directory" if !path.is_dir() => {
+            return Err(refuse(format!("hostPath {shown} is not a directory")));
+        }
         "File" if !path.is_file() => return Err(refuse(format!("hostPath {shown} is not a file"))),
         "" | "Directory" | "File" | "Socket" | "CharDevice" | "BlockDevice" if !path.exists() => {
             return Err(refuse(format!("hostPath {shown} does not exist")));
@@ -171,7 +227,11 @@ fn required(
     match data {
         Some(data) => Ok(data),
         None if optional == Some(true) => Ok(Data::new()),
-        None => Err(VolumeError::NotFound { volume: volume.to_owned(), kind, name: name.to_owned() }),
+        None => Err(VolumeError::NotFound {
+            volume: volume.to_owned(),
+            kind,
+            name: name.to_owned(),
+        }),
     }
 }
 
@@ -186,7 +246,10 @@ fn select(
 ) -> Result<Vec<FileToWrite>, VolumeError> {
     let default = default_mode.unwrap_or(DEFAULT_MODE);
     let Some(items) = items else {
-        return Ok(data.into_iter().map(|(key, value)| (key.into(), value, mode(default))).collect());
+        return Ok(data
+            .into_iter()
+            .map(|(key, value)| (key.into(), value, mode(default)))
+            .collect());
     };
     items
         .iter()
@@ -195,7 +258,11 @@ fn select(
                 volume: volume.to_owned(),
                 reason: format!("references non-existent key: {}", item.key),
             })?;
-            Ok((inside(volume, &item.path)?, value.clone(), mode(item.mode.unwrap_or(default))))
+            Ok((
+                inside(volume, &item.path)?,
+                value.clone(),
+                mode(item.mode.unwrap_or(default)),
+            ))
         })
         .collect()
 }
@@ -210,19 +277,29 @@ fn downward(
     items
         .iter()
         .map(|item| {
-            let value = item.field_ref.as_ref().and_then(|source| field(context, &source.field_path));
+            let value = item
+                .field_ref
+                .as_ref()
+                .and_then(|source| field(context, &source.field_path));
             let value = value.ok_or_else(|| VolumeError::Refused {
                 volume: volume.to_owned(),
                 reason: format!("downward API item {:?} names no known field", item.path),
             })?;
-            Ok((inside(volume, &item.path)?, value.into_bytes(), mode(item.mode.unwrap_or(default))))
+            Ok((
+                inside(volume, &item.path)?,
+                value.into_bytes(),
+                mode(item.mode.unwrap_or(default)),
+            ))
         })
         .collect()
 }
 
 fn inside(volume: &str, path: &str) -> Result<PathBuf, VolumeError> {
     let path = Path::new(path);
-    if path.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+    if path
+        .components()
+        .all(|part| matches!(part, std::path::Component::Normal(_)))
+    {
         return Ok(path.to_owned());
     }
     Err(VolumeError::Refused {

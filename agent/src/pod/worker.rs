@@ -65,9 +65,17 @@ pub(super) async fn run(
         .and_then(|pod| pod.object.status.clone())
         .unwrap_or_default();
     let (reports, receiver) = watch::channel(Report::Nothing);
-    let reporter = tokio::spawn(report::run(shared.client.clone(), id.clone(), known.clone(), receiver));
+    let reporter = tokio::spawn(report::run(
+        shared.client.clone(),
+        id.clone(),
+        known.clone(),
+        receiver,
+    ));
     let mut worker = Worker {
-        observed: Observed { containers, ..Observed::default() },
+        observed: Observed {
+            containers,
+            ..Observed::default()
+        },
         surroundings: Surroundings {
             host_addresses: shared.settings.host_addresses.clone(),
             ..Surroundings::default()
@@ -95,7 +103,10 @@ pub(super) async fn run(
     if let Err(error) = reporter.await
         && error.is_panic()
     {
-        tracing::error!(pod = worker.id.name, "the task that reports the pod's status died");
+        tracing::error!(
+            pod = worker.id.name,
+            "the task that reports the pod's status died"
+        );
     }
 }
 
@@ -128,7 +139,12 @@ impl Worker {
                 self.fetches = JoinSet::new();
                 self.fetching.clear();
             }
-            let plan = plan(self.order.pod.as_deref(), goal, &self.observed, Timestamp::now());
+            let plan = plan(
+                self.order.pod.as_deref(),
+                goal,
+                &self.observed,
+                Timestamp::now(),
+            );
             self.publish();
             if plan.actions.contains(&Action::Finish) {
                 match sandbox::erase(&self.shared.paths, &self.id).await {
@@ -149,7 +165,9 @@ impl Worker {
     fn take_order(&mut self) {
         let order = self.orders.borrow_and_update().clone();
         if order.imports != self.order.imports {
-            self.observed.images.retain(|_, state| *state == ImageState::Present);
+            self.observed
+                .images
+                .retain(|_, state| *state == ImageState::Present);
         }
         let changed = match (&order.pod, &self.order.pod) {
             (Some(new), Some(old)) => new.object.spec != old.object.spec,
@@ -164,7 +182,8 @@ impl Worker {
 
     /// Waits for something to happen.
     async fn rest(&mut self, wake: Option<Timestamp>) {
-        let until = wake.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+        let until = wake
+            .map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         let timer = async {
             match until {
                 // Timers may fire a little early, and the plan would then find nothing to do.
@@ -188,7 +207,12 @@ impl Worker {
 
     /// Waits after trouble: longer each time, and no longer than until something happens.
     async fn endure(&mut self, reason: &str) {
-        tracing::warn!(pod = self.id.name, namespace = self.id.namespace, reason, "trying again");
+        tracing::warn!(
+            pod = self.id.name,
+            namespace = self.id.namespace,
+            reason,
+            "trying again"
+        );
         let wait = self.trouble;
         self.trouble = (wait * 2).min(TROUBLE.1);
         tokio::select! {
@@ -212,7 +236,10 @@ impl Worker {
         for id in open {
             match self.shared.runtime.state(&id).await {
                 Ok(Some(state)) => self.observed.set_state(&id, state),
-                Ok(None) => self.observed.containers.retain(|container| container.id != id),
+                Ok(None) => self
+                    .observed
+                    .containers
+                    .retain(|container| container.id != id),
                 // It is asked again when the runtime is back: that pokes every worker.
                 Err(error) => tracing::debug!(%error, "a container was not looked at"),
             }
@@ -220,8 +247,10 @@ impl Worker {
     }
 
     async fn perform(&mut self, plan: Plan) -> Progress {
-        let (fetches, rest): (Vec<Action>, Vec<Action>) =
-            plan.actions.into_iter().partition(|action| matches!(action, Action::FetchImage { .. }));
+        let (fetches, rest): (Vec<Action>, Vec<Action>) = plan
+            .actions
+            .into_iter()
+            .partition(|action| matches!(action, Action::FetchImage { .. }));
         for action in fetches {
             self.fetch(action);
         }
@@ -241,9 +270,17 @@ impl Worker {
     }
 
     fn fetch(&mut self, action: Action) {
-        let Action::FetchImage { container } = action else { return };
-        let Some(pod) = self.order.pod.clone() else { return };
-        let Some(spec) = pod.all_containers().find(|spec| spec.name == container).cloned() else {
+        let Action::FetchImage { container } = action else {
+            return;
+        };
+        let Some(pod) = self.order.pod.clone() else {
+            return;
+        };
+        let Some(spec) = pod
+            .all_containers()
+            .find(|spec| spec.name == container)
+            .cloned()
+        else {
             return;
         };
         let image = spec.image.clone().unwrap_or_default();
@@ -256,7 +293,8 @@ impl Worker {
         };
         self.fetching.push(image);
         let shared = self.shared.clone();
-        self.fetches.spawn(async move { perform::fetch_image(&shared, &pod, &spec, tries).await });
+        self.fetches
+            .spawn(async move { perform::fetch_image(&shared, &pod, &spec, tries).await });
     }
 
     async fn fetched(&mut self, outcome: Outcome) {
@@ -272,21 +310,39 @@ impl Worker {
     async fn act(&self, action: &Action) -> Option<Outcome> {
         let (shared, observed) = (&*self.shared, &self.observed);
         let pod = self.order.pod.as_deref();
-        let container = |id: &String| observed.containers.iter().find(|container| container.id == *id);
+        let container = |id: &String| {
+            observed
+                .containers
+                .iter()
+                .find(|container| container.id == *id)
+        };
         let spec = |name: &String| pod?.all_containers().find(|spec| spec.name == *name);
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
-            Action::Run { container, attempt, streak } => {
+            Action::Run {
+                container,
+                attempt,
+                streak,
+            } => {
                 let id = container_id(&self.id.uid, container, *attempt);
                 shared.pokes.listen(&id, &self.poke);
-                perform::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak).await
+                perform::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
+                    .await
             }
-            Action::Start { id } => match perform::start_container(shared, &self.id, container(id)?).await {
-                Ok(state) => Outcome::State { id: id.clone(), state },
-                Err(error) => error.into(),
-            },
+            Action::Start { id } => {
+                match perform::start_container(shared, &self.id, container(id)?).await {
+                    Ok(state) => Outcome::State {
+                        id: id.clone(),
+                        state,
+                    },
+                    Err(error) => error.into(),
+                }
+            }
             Action::Reap { id } => match shared.runtime.reap(id).await {
-                Ok(state) => Outcome::State { id: id.clone(), state },
+                Ok(state) => Outcome::State {
+                    id: id.clone(),
+                    state,
+                },
                 Err(error) => error.into(),
             },
             Action::Stop { id, how, why } => {
@@ -324,7 +380,9 @@ impl Worker {
                 self.observed.failures.insert(container, failure);
             }
             Outcome::Deleted { id } => {
-                self.observed.containers.retain(|container| container.id != id);
+                self.observed
+                    .containers
+                    .retain(|container| container.id != id);
                 self.surroundings.last_words.remove(&id);
                 self.shared.pokes.forget(&id);
             }
@@ -343,50 +401,93 @@ impl Worker {
     fn after_an_end(&mut self) {
         let before: Vec<String> = self.surroundings.last_words.keys().cloned().collect();
         self.remember_last_words();
-        let Some(pod) = self.order.pod.as_deref().filter(|_| self.order.goal() == Goal::Run) else { return };
+        let Some(pod) = self
+            .order
+            .pod
+            .as_deref()
+            .filter(|_| self.order.goal() == Goal::Run)
+        else {
+            return;
+        };
         for container in &self.observed.containers {
-            let ContainerState::Exited(exit) = &container.state else { continue };
-            let spec = pod.all_containers().find(|spec| spec.name == container.name);
+            let ContainerState::Exited(exit) = &container.state else {
+                continue;
+            };
+            let spec = pod
+                .all_containers()
+                .find(|spec| spec.name == container.name);
             let waits = spec
                 .and_then(|spec| restart(pod, spec, container, exit))
                 .is_some_and(|restart| restart.at > Timestamp::now());
             if waits && !before.contains(&container.id) {
-                let PodRef { name, namespace, uid } = &self.id;
+                let PodRef {
+                    name,
+                    namespace,
+                    uid,
+                } = &self.id;
                 let text = format!(
                     "Back-off restarting failed container {} in pod {name}_{namespace}({uid})",
                     container.name
                 );
-                self.shared.events.send(&self.id, Some(&container.name), Kind::Warning, "BackOff", text);
+                self.shared.events.send(
+                    &self.id,
+                    Some(&container.name),
+                    Kind::Warning,
+                    "BackOff",
+                    text,
+                );
             }
         }
     }
 
     fn remember_last_words(&mut self) {
-        let Some(pod) = self.order.pod.as_deref() else { return };
+        let Some(pod) = self.order.pod.as_deref() else {
+            return;
+        };
         for container in &self.observed.containers {
-            let ContainerState::Exited(exit) = &container.state else { continue };
+            let ContainerState::Exited(exit) = &container.state else {
+                continue;
+            };
             if self.surroundings.last_words.contains_key(&container.id) {
                 continue;
             }
             let (name, attempt) = (&container.name, container.attempt);
-            let file = self.shared.paths.termination_log(&self.id.uid, name, attempt);
+            let file = self
+                .shared
+                .paths
+                .termination_log(&self.id.uid, name, attempt);
             let mut words = tail(&file);
             let falls_back = pod
                 .all_containers()
                 .find(|spec| spec.name == *name)
-                .is_some_and(|spec| spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"));
+                .is_some_and(|spec| {
+                    spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
+                });
             if words.is_empty() && falls_back && exit.code != 0 {
                 let log = self.shared.paths.log(&self.id, name, attempt);
-                words = log_pipe::files(&log).last().map(|file| tail(file)).unwrap_or_default();
+                words = log_pipe::files(&log)
+                    .last()
+                    .map(|file| tail(file))
+                    .unwrap_or_default();
             }
-            self.surroundings.last_words.insert(container.id.clone(), words);
+            self.surroundings
+                .last_words
+                .insert(container.id.clone(), words);
         }
     }
 
     /// Makes the pod's state known, where it changed.
     fn publish(&mut self) {
-        let Some(pod) = self.order.pod.as_deref() else { return };
-        let status = status(pod, &self.observed, &self.surroundings, &self.status, Timestamp::now());
+        let Some(pod) = self.order.pod.as_deref() else {
+            return;
+        };
+        let status = status(
+            pod,
+            &self.observed,
+            &self.surroundings,
+            &self.status,
+            Timestamp::now(),
+        );
         if status != self.status || *self.reports.borrow() == Report::Nothing {
             self.shared.table.put(summary(&self.id, &status));
             self.status = status;
@@ -421,7 +522,9 @@ enum Progress {
 
 fn tail(path: &std::path::Path) -> String {
     use std::os::unix::fs::FileExt;
-    let Ok(file) = std::fs::File::open(path) else { return String::new() };
+    let Ok(file) = std::fs::File::open(path) else {
+        return String::new();
+    };
     let size = file.metadata().map_or(0, |meta| meta.len());
     let mut bytes = vec![0; LAST_WORDS.min(usize::try_from(size).unwrap_or(LAST_WORDS))];
     match file.read_at(&mut bytes, size.saturating_sub(LAST_WORDS as u64)) {
@@ -436,14 +539,23 @@ fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {
         .iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
     PodSummary {
         uid: id.uid.clone(),
         namespace: id.namespace.clone(),
         name: id.name.clone(),
         phase: status.phase.clone().unwrap_or_default(),
         ready,
-        addresses: status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
+        addresses: status
+            .pod_ips
+            .iter()
+            .flatten()
+            .filter_map(|ip| ip.ip.parse().ok())
+            .collect(),
         containers: containers
             .map(|container| {
                 let state = container.state.clone().unwrap_or_default();

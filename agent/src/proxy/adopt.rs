@@ -3,20 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use agent_ebpf::abi::{
-    BackendEntry, BackendId, FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, SlotKey,
+    BACKEND_LOCAL, BackendEntry, BackendId, FLAG_LOCAL_ONLY, ServiceEntry, SlotKey,
 };
 
 use super::backends::Ids;
 use super::policy::{Class, Preference};
 use super::state::{LbState, Live, Table};
-
-/// The rows of the pinned maps, as they were found.
-#[derive(Clone, Debug, Default)]
-pub struct PinnedState {
-    pub services: Vec<(ServiceKey, ServiceEntry)>,
-    pub slots: Vec<(SlotKey, BackendId)>,
-    pub backends: Vec<(BackendId, BackendEntry)>,
-}
+use crate::dataplane::PinnedState;
 
 /// New ids after a restart start this far, at most, beyond the highest that was found. The ids just above it may have
 /// been removed shortly before, and sockets may still name them.
@@ -33,11 +26,11 @@ impl LbState {
         if pinned.services.is_empty() && pinned.slots.is_empty() && pinned.backends.is_empty() {
             return Self::new();
         }
-        let highest_service = pinned.slots.iter().map(|(key, _)| key.service_id);
+        let highest_service = pinned.slots.keys().map(|key| key.service_id);
         let highest_service = highest_service
-            .chain(pinned.services.iter().map(|(_, entry)| entry.service_id))
+            .chain(pinned.services.values().map(|entry| entry.service_id))
             .max();
-        let highest_backend = pinned.backends.iter().map(|(id, _)| id.0).max();
+        let highest_backend = pinned.backends.keys().map(|id| id.0).max();
         let jump = seed % ID_JUMP + 1;
         let mut state = Self::starting_at(0, highest_backend.unwrap_or(0).wrapping_add(jump));
         state.ids = Ids::starting_at(highest_service.unwrap_or(0).wrapping_add(jump));
@@ -57,7 +50,7 @@ impl LbState {
                 .or_default()
                 .insert(slot, id);
         }
-        let backends: BTreeMap<BackendId, BackendEntry> = pinned.backends.into_iter().collect();
+        let backends = pinned.backends;
         for (id, row) in &backends {
             state.backends.adopt(*id, *row);
         }
@@ -128,7 +121,7 @@ fn live(
     let is_local = |id: &BackendId| {
         backends
             .get(id)
-            .is_some_and(|row| row.flags & agent_ebpf::abi::BACKEND_LOCAL != 0)
+            .is_some_and(|row| row.flags & BACKEND_LOCAL != 0)
     };
     let terminating = live
         .slots

@@ -18,8 +18,7 @@ mod state;
 #[cfg(test)]
 mod testing;
 
-pub use adopt::PinnedState;
-pub use handle::{Health, ProxyHandle, ServiceProblem};
+pub use handle::{Health, Inner, ProxyHandle, ServiceProblem};
 pub use policy::{Backend, Class, Frontend, Ignored, Preference, Target, desired};
 pub use reconcile::{Metrics, run};
 pub use state::{Flip, LbState, Live};

@@ -9,7 +9,7 @@ use crate::cluster::{Endpoint, Name, ObjectKey, Protocol, Service, ServicePort, 
 
 /// Share of new connections that stay on the node while its backends are comfortable. The rest keeps the picture of the
 /// other backends fresh.
-const COMFORTABLE_SHARE: u32 = SHARE_ONE / 100 * 99;
+const COMFORTABLE_SHARE: u32 = SHARE_ONE - SHARE_ONE / 100;
 
 /// Where a backend listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -232,17 +232,6 @@ fn classify(
 }
 
 impl Preference {
-    /// The word for it in tables for people.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Preference::LocalOnly => "local-only",
-            Preference::SameNode => "same-node",
-            Preference::SameZone => "same-zone",
-            Preference::Even => "cluster",
-            Preference::Node => "node",
-        }
-    }
-
     pub(super) fn flags(self) -> u32 {
         if self == Preference::LocalOnly {
             FLAG_LOCAL_ONLY

@@ -16,10 +16,10 @@ use super::handle::{Inner, ProxyHandle, ServiceProblem};
 use super::policy::desired;
 use super::state::Flip;
 use crate::cluster::{Change, Cluster, Name, ObjectKey, Pending};
-use crate::dataplane::MapOp;
+use crate::dataplane::{MapOp, ServiceMaps};
 
 /// How long what a flip left behind stays at least. A lookup takes microseconds.
-const COLLECT_AFTER: Duration = Duration::from_secs(1);
+const COLLECT_AFTER: Duration = Duration::from_millis(250);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Services between two chances for other tasks to run.
@@ -56,15 +56,16 @@ impl Metrics {
     }
 }
 
-/// Keeps the maps as the cluster wants them, until the process ends. `write` performs writes in order and stops at the
-/// first that fails; deleting what is not there succeeds.
-pub async fn run<W, E>(cluster: Cluster, node: Name, proxy: ProxyHandle, metrics: Metrics, write: W)
-where
-    W: FnMut(&[MapOp]) -> Result<(), E> + Send,
-    E: std::error::Error,
-{
+/// Keeps the maps as the cluster wants them, until the process ends. It is their only writer.
+pub async fn run(
+    cluster: Cluster,
+    node: Name,
+    proxy: ProxyHandle,
+    metrics: Metrics,
+    maps: impl ServiceMaps,
+) {
     let mut changes = cluster.subscribe();
-    let mut worker = Worker::new(cluster, node, proxy, metrics, write);
+    let mut worker = Worker::new(cluster, node, proxy, metrics, maps);
     loop {
         let deadline = worker.deadline();
         tokio::select! {
@@ -82,25 +83,21 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-struct Worker<W> {
+struct Worker<M> {
     cluster: Cluster,
     node: Name,
     zone: Option<Name>,
     proxy: ProxyHandle,
     metrics: Metrics,
-    write: W,
+    maps: M,
     retry_at: BTreeMap<ObjectKey, Instant>,
     collect_at: Option<Instant>,
     /// Removals that failed. They may be repeated at any time.
     undone: Vec<MapOp>,
 }
 
-impl<W, E> Worker<W>
-where
-    W: FnMut(&[MapOp]) -> Result<(), E>,
-    E: std::error::Error,
-{
-    fn new(cluster: Cluster, node: Name, proxy: ProxyHandle, metrics: Metrics, write: W) -> Self {
+impl<M: ServiceMaps> Worker<M> {
+    fn new(cluster: Cluster, node: Name, proxy: ProxyHandle, metrics: Metrics, maps: M) -> Self {
         let (retry_at, undone) = (BTreeMap::new(), Vec::new());
         Self {
             cluster,
@@ -108,7 +105,7 @@ where
             zone: None,
             proxy,
             metrics,
-            write,
+            maps,
             retry_at,
             collect_at: None,
             undone,
@@ -200,7 +197,7 @@ where
         for frontend in inner.state.assign(key, frontends, ignored) {
             // One at a time: the next plan builds on what this one really wrote.
             if let Some(flip) = inner.state.plan(key, &frontend) {
-                match perform(&mut inner, &mut self.write, flip) {
+                match perform(&mut inner, &mut self.maps, flip) {
                     Ok(()) => wrote = true,
                     Err(error) => failed = Some(error),
                 }
@@ -242,7 +239,7 @@ where
             }
             let mut inner = self.proxy.write();
             if let Some(flip) = inner.state.remove(key)
-                && let Err(error) = perform(&mut inner, &mut self.write, flip)
+                && let Err(error) = perform(&mut inner, &mut self.maps, flip)
             {
                 self.metrics.map_errors.inc();
                 warn!(?key, error, "an address could not be removed; trying again");
@@ -257,7 +254,7 @@ where
         let mut ops = std::mem::take(&mut self.undone);
         ops.extend(self.proxy.write().state.collect());
         for op in ops {
-            if let Err(error) = (self.write)(&[op]) {
+            if let Err(error) = self.maps.apply(&op) {
                 self.metrics.map_errors.inc();
                 warn!(?op, %error, "a row could not be removed; trying again");
                 self.undone.push(op);
@@ -266,12 +263,8 @@ where
     }
 }
 
-fn perform<W, E>(inner: &mut Inner, write: &mut W, flip: Flip) -> Result<(), String>
-where
-    W: FnMut(&[MapOp]) -> Result<(), E>,
-    E: std::error::Error,
-{
-    let outcome = write(&flip.ops).map_err(|error| chain(&error));
+fn perform(inner: &mut Inner, maps: &mut impl ServiceMaps, flip: Flip) -> Result<(), String> {
+    let outcome = maps.apply_all(&flip.ops).map_err(|error| chain(&error));
     inner.state.settle(flip, outcome.is_ok());
     outcome
 }
@@ -281,3 +274,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |all, cause| format!("{all}: {cause}"))
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use agent_ebpf::abi::{BackendId, ServiceEntry, ServiceKey, SlotKey};
+use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey};
 
 use super::backends::{Backends, Ids, Use};
 use super::policy::{Backend, Class, Frontend, Ignored, Preference, Target};
@@ -45,6 +45,33 @@ impl Live {
             _ if slot < local.saturating_add(zone) => Class::Zone,
             _ if slot < ready => Class::Rest,
             _ => Class::Terminating,
+        }
+    }
+
+    /// The share of new connections that the backend in `slot` gets, from 0 to 1, session affinity aside. The same rules
+    /// as the kernel's `agent_ebpf::select::draw`.
+    pub fn share(&self, slot: usize) -> f64 {
+        let ServiceEntry {
+            local,
+            zone,
+            ready,
+            terminating,
+            ..
+        } = self.entry;
+        let one_of = |count: u32| 1.0 / f64::from(count);
+        let alone = local == ready || self.preference == Preference::LocalOnly;
+        let stays = match local {
+            0 => 0.0,
+            _ if alone => 1.0,
+            _ => f64::from(self.entry.local_share) / f64::from(SHARE_ONE),
+        };
+        match self.class(slot) {
+            Class::Local => stays * one_of(local),
+            Class::Zone => (1.0 - stays) * one_of(zone),
+            Class::Rest if zone > 0 => 0.0,
+            Class::Rest => (1.0 - stays) * one_of(ready - local),
+            Class::Terminating if ready > 0 => 0.0,
+            Class::Terminating => one_of(terminating),
         }
     }
 

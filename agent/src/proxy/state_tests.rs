@@ -421,3 +421,51 @@ fn an_address_is_handed_over_without_a_gap() {
     });
     check_settled(&maps, &new);
 }
+
+#[test]
+fn shares_are_what_the_kernel_draws() {
+    let backends = vec![
+        endpoint(1, "a", "z1"),
+        endpoint(2, "b", "z1"),
+        endpoint(3, "b", "z1"),
+        endpoint(4, "c", "z2"),
+        terminating(endpoint(5, "a", "z1")),
+    ];
+    let even = Service {
+        locality: Some("cluster".into()),
+        ..service("10.96.0.1")
+    };
+    let zone = Service {
+        traffic_distribution: Some("PreferClose".into()),
+        ..service("10.96.0.1")
+    };
+    let leaving = vec![
+        terminating(endpoint(1, "a", "z1")),
+        terminating(endpoint(2, "b", "z1")),
+    ];
+    for (service, backends) in [
+        (service("10.96.0.1"), backends.clone()),
+        (even, backends.clone()),
+        (zone, backends),
+        (service("10.96.0.1"), leaving),
+    ] {
+        let (mut state, view) = (synced(), view(vec![("web", service, backends)]));
+        pass(&mut state, &view, &services_of(&[&view]), |_| true);
+        let (_, live) = state.frontends().next().unwrap();
+        let draws = 200_000u64;
+        let mut counts = vec![0u32; live.slots.len()];
+        for n in 0..draws {
+            let bits = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            counts[agent_ebpf::select::draw(&live.entry, bits ^ (bits >> 31)).unwrap() as usize] +=
+                1;
+        }
+        for (slot, count) in counts.into_iter().enumerate() {
+            let drawn = f64::from(count) / draws as f64;
+            assert!(
+                (drawn - live.share(slot)).abs() < 0.01,
+                "slot {slot}: drawn {drawn}, said {}",
+                live.share(slot)
+            );
+        }
+    }
+}

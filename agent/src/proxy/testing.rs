@@ -3,17 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use agent_ebpf::abi::{
-    BackendEntry, BackendId, FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, SlotKey,
-};
+use agent_ebpf::abi::{FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, SlotKey};
 
-use super::adopt::PinnedState;
 use super::policy::{Class, Target, desired};
 use super::state::LbState;
 use crate::cluster::{
     Endpoint, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort, View,
 };
-use crate::dataplane::MapOp;
+use crate::dataplane::fake::FakeMaps;
+use crate::dataplane::{MapOp, PinnedState, ServiceMaps as _};
 
 pub(super) const NODE: &str = "a";
 
@@ -100,34 +98,22 @@ pub(super) enum Outcome {
 
 /// The maps.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Maps {
-    pub(super) services: BTreeMap<ServiceKey, ServiceEntry>,
-    pub(super) slots: BTreeMap<SlotKey, BackendId>,
-    pub(super) backends: BTreeMap<BackendId, BackendEntry>,
+pub(super) struct Maps(FakeMaps);
+
+impl std::ops::Deref for Maps {
+    type Target = PinnedState;
+    fn deref(&self) -> &PinnedState {
+        &self.0.state
+    }
 }
 
 impl Maps {
     pub(super) fn apply(&mut self, op: MapOp) {
-        match op {
-            MapOp::PutBackend(id, row) => drop(self.backends.insert(id, row)),
-            MapOp::PutSlot(key, id) => drop(self.slots.insert(key, id)),
-            MapOp::PutService(key, entry) => drop(self.services.insert(key, entry)),
-            MapOp::DeleteService(key) => drop(self.services.remove(&key)),
-            MapOp::DeleteSlot(key) => drop(self.slots.remove(&key)),
-            MapOp::DeleteBackend(id) => drop(self.backends.remove(&id)),
-        }
+        self.0.apply(&op).unwrap();
     }
 
     pub(super) fn pinned(&self) -> PinnedState {
-        PinnedState {
-            services: self
-                .services
-                .iter()
-                .map(|(key, entry)| (*key, *entry))
-                .collect(),
-            slots: self.slots.iter().map(|(key, id)| (*key, *id)).collect(),
-            backends: self.backends.iter().map(|(id, row)| (*id, *row)).collect(),
-        }
+        self.0.state.clone()
     }
 
     /// Every outcome that a draw could have which read `entry` and now reads the rows.

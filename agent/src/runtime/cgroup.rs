@@ -18,8 +18,12 @@ pub fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
         .lines()
         .filter_map(|line| {
             let mut fields = line.split(' ');
-            let (_, mount, kind, options) =
-                (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+            let (_, mount, kind, options) = (
+                fields.next()?,
+                fields.next()?,
+                fields.next()?,
+                fields.next()?,
+            );
             let controllers = match kind {
                 "cgroup2" => Vec::new(),
                 "cgroup" => options.split(',').map(str::to_owned).collect(),
@@ -103,7 +107,10 @@ mod tests {
 
     #[test]
     fn the_kill_counter_is_read_from_either_version() {
-        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), 2);
+        assert_eq!(
+            oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
+            2
+        );
         assert_eq!(oom_kills("low 0\nhigh 0\nmax 1\noom 1\noom_kill 0\n"), 0);
     }
 

@@ -69,7 +69,8 @@ impl Containerd {
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
         // The address is only there for the form: the connector knows the socket.
-        let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
+        let channel =
+            Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         Containerd {
             socket: socket.to_owned(),
@@ -102,7 +103,9 @@ impl Containerd {
     }
 
     async fn manifest(&self, name: &str) -> Result<Option<(String, Manifest)>, RuntimeError> {
-        let Some(target) = store::find(&self.channel, name).await?.and_then(|image| image.target)
+        let Some(target) = store::find(&self.channel, name)
+            .await?
+            .and_then(|image| image.target)
         else {
             return Ok(None);
         };
@@ -139,7 +142,10 @@ impl Containerd {
         match self.tasks().get(request(message, None)).await {
             Ok(reply) => Ok(reply.into_inner().process),
             Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(failed(format!("look up the task of container {id}"), &status)),
+            Err(status) => Err(failed(
+                format!("look up the task of container {id}"),
+                &status,
+            )),
         }
     }
 
@@ -158,7 +164,9 @@ impl Containerd {
                 labels: stored.labels,
                 ..StoredContainer::default()
             }),
-            update_mask: Some(FieldMask { paths: vec!["labels".to_owned()] }),
+            update_mask: Some(FieldMask {
+                paths: vec!["labels".to_owned()],
+            }),
         };
         self.containers()
             .update(request(message, None))
@@ -168,11 +176,14 @@ impl Containerd {
     }
 
     async fn delete_task(&self, id: &str) -> Result<(), RuntimeError> {
-        let message = DeleteTaskRequest { container_id: id.to_owned() };
+        let message = DeleteTaskRequest {
+            container_id: id.to_owned(),
+        };
         match self.tasks().delete(request(message, None)).await {
-            Err(status) if status.code() != Code::NotFound => {
-                Err(failed(format!("remove the task of container {id}"), &status))
-            }
+            Err(status) if status.code() != Code::NotFound => Err(failed(
+                format!("remove the task of container {id}"),
+                &status,
+            )),
             _ => Ok(()),
         }
     }
@@ -194,11 +205,14 @@ impl Containerd {
                 reason: format!("image {name} is not present"),
             });
         };
-        let image = Image { name: name.clone(), digest, config: manifest.config.clone() };
-        let parent = manifest.config.chain_id();
-        let spec_of = |accounts: &oci::Accounts| {
-            oci::spec(config, &manifest.config, accounts, &self.host)
+        let image = Image {
+            name: name.clone(),
+            digest,
+            config: manifest.config.clone(),
         };
+        let parent = manifest.config.chain_id();
+        let spec_of =
+            |accounts: &oci::Accounts| oci::spec(config, &manifest.config, accounts, &self.host);
         let spec = if oci::needs_accounts(&config.security, &manifest.config) {
             let mounts = self.root(&config.id, &parent, &manifest).await?;
             spec_of(&accounts(&mounts))?
@@ -220,7 +234,9 @@ impl Containerd {
             snapshot_key: config.id.clone(),
             ..StoredContainer::default()
         };
-        let message = CreateContainerRequest { container: Some(stored) };
+        let message = CreateContainerRequest {
+            container: Some(stored),
+        };
         match self.containers().create(request(message, None)).await {
             Err(status) if status.code() != Code::AlreadyExists => {
                 return Err(failed(format!("create container {}", config.name), &status));
@@ -286,7 +302,9 @@ impl Containerd {
             exec_id: String::new(),
         };
         match self.tasks().start(request(message, None)).await {
-            Ok(reply) => Ok(ContainerState::Running { pid: reply.into_inner().pid }),
+            Ok(reply) => Ok(ContainerState::Running {
+                pid: reply.into_inner().pid,
+            }),
             // It may run already, because an agent before us started it.
             Err(status) => match self.task(id).await? {
                 Some(task) if task.status() == TaskStatus::Running => {
@@ -335,18 +353,27 @@ impl Containerd {
     }
 
     async fn list_containers(&self) -> Result<Vec<Container>, RuntimeError> {
-        let message = ListContainersRequest { filters: vec![labels::FILTER.to_owned()] };
+        let message = ListContainersRequest {
+            filters: vec![labels::FILTER.to_owned()],
+        };
         let (mut containers, mut tasks) = (self.containers(), self.tasks());
         let (stored, tasks) = tokio::join!(
             containers.list(request(message, None)),
             tasks.list(request(ListTasksRequest::default(), None)),
         );
         let stored = stored.map_err(|status| failed("list containers", &status))?;
-        let tasks = tasks.map_err(|status| failed("list tasks", &status))?.into_inner().tasks;
-        let found = stored.into_inner().containers.into_iter().filter_map(|stored| {
-            let task = tasks.iter().find(|task| task.id == stored.id);
-            container(&stored, task, &self.host.boot_id)
-        });
+        let tasks = tasks
+            .map_err(|status| failed("list tasks", &status))?
+            .into_inner()
+            .tasks;
+        let found = stored
+            .into_inner()
+            .containers
+            .into_iter()
+            .filter_map(|stored| {
+                let task = tasks.iter().find(|task| task.id == stored.id);
+                container(&stored, task, &self.host.boot_id)
+            });
         Ok(found.collect())
     }
 
@@ -374,8 +401,9 @@ impl Containerd {
         let fail = |status: &Status| failed(format!("run {command:?} in container {id}"), status);
         let stored = self.stored(id).await?.unwrap_or_default();
         let bytes = stored.spec.map(|spec| spec.value).unwrap_or_default();
-        let spec: Spec = serde_json::from_slice(&bytes)
-            .map_err(|error| RuntimeError::Config(format!("container {id} has no spec: {error}")))?;
+        let spec: Spec = serde_json::from_slice(&bytes).map_err(|error| {
+            RuntimeError::Config(format!("container {id} has no spec: {error}"))
+        })?;
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_args(Some(command.to_vec()));
         let value = serde_json::to_vec(&process)
@@ -392,7 +420,10 @@ impl Containerd {
                     exec_id: exec_id.clone(),
                     stdout: uri.clone(),
                     stderr: uri,
-                    spec: Some(Any { type_url: PROCESS_TYPE.to_owned(), value }),
+                    spec: Some(Any {
+                        type_url: PROCESS_TYPE.to_owned(),
+                        value,
+                    }),
                     ..ExecProcessRequest::default()
                 },
                 None,
@@ -402,9 +433,25 @@ impl Containerd {
         let run = async {
             let named = || (id.to_owned(), exec_id.clone());
             let (container_id, exec) = named();
-            tasks.start(request(StartRequest { container_id, exec_id: exec }, None)).await?;
+            tasks
+                .start(request(
+                    StartRequest {
+                        container_id,
+                        exec_id: exec,
+                    },
+                    None,
+                ))
+                .await?;
             let (container_id, exec) = named();
-            tasks.wait(request(WaitRequest { container_id, exec_id: exec }, None)).await
+            tasks
+                .wait(request(
+                    WaitRequest {
+                        container_id,
+                        exec_id: exec,
+                    },
+                    None,
+                ))
+                .await
         };
         let ended = tokio::time::timeout(timeout, run).await;
         if ended.is_err() {
@@ -415,10 +462,16 @@ impl Containerd {
                 all: false,
             };
             let _ = self.tasks().kill(request(kill, None)).await;
-            let wait = WaitRequest { container_id: id.to_owned(), exec_id: exec_id.clone() };
+            let wait = WaitRequest {
+                container_id: id.to_owned(),
+                exec_id: exec_id.clone(),
+            };
             let _ = self.tasks().wait(request(wait, None)).await;
         }
-        let delete = DeleteProcessRequest { container_id: id.to_owned(), exec_id };
+        let delete = DeleteProcessRequest {
+            container_id: id.to_owned(),
+            exec_id,
+        };
         // It is gone with its container in any case.
         let _ = self.tasks().delete_process(request(delete, None)).await;
         let mut text = tokio::fs::read(&output).await.unwrap_or_default();
@@ -444,7 +497,10 @@ impl Containerd {
     ) -> Result<Image, RuntimeError> {
         let name = normalize(reference)?;
         let message = PullImageRequest {
-            image: Some(ImageSpec { image: name.clone(), ..ImageSpec::default() }),
+            image: Some(ImageSpec {
+                image: name.clone(),
+                ..ImageSpec::default()
+            }),
             auth: login.map(|login| AuthConfig {
                 username: login.username.clone(),
                 password: login.password.clone(),
@@ -485,7 +541,11 @@ impl Runtime for Containerd {
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
         let name = normalize(reference)?;
         let found = self.located(self.manifest(&name).await)?;
-        Ok(found.map(|(digest, manifest)| Image { name, digest, config: manifest.config }))
+        Ok(found.map(|(digest, manifest)| Image {
+            name,
+            digest,
+            config: manifest.config,
+        }))
     }
 
     async fn pull(
@@ -529,10 +589,11 @@ impl Runtime for Containerd {
         };
         match self.tasks().kill(request(message, None)).await {
             // Both say that the process is gone.
-            Err(status)
-                if !matches!(status.code(), Code::NotFound | Code::FailedPrecondition) =>
-            {
-                self.located(Err(failed(format!("send signal {signal} to container {id}"), &status)))
+            Err(status) if !matches!(status.code(), Code::NotFound | Code::FailedPrecondition) => {
+                self.located(Err(failed(
+                    format!("send signal {signal} to container {id}"),
+                    &status,
+                )))
             }
             _ => Ok(()),
         }
@@ -634,13 +695,19 @@ fn accounts(mounts: &[containerd_client::types::Mount]) -> oci::Accounts {
             .find_map(|layer| std::fs::read_to_string(Path::new(layer).join(file)).ok())
             .unwrap_or_default()
     };
-    oci::Accounts { passwd: text("etc/passwd"), group: text("etc/group") }
+    oci::Accounts {
+        passwd: text("etc/passwd"),
+        group: text("etc/group"),
+    }
 }
 
 fn any_spec(spec: &Spec) -> Result<Any, RuntimeError> {
     let value = serde_json::to_vec(spec)
         .map_err(|error| RuntimeError::Config(format!("no valid OCI spec: {error}")))?;
-    Ok(Any { type_url: SPEC_TYPE.to_owned(), value })
+    Ok(Any {
+        type_url: SPEC_TYPE.to_owned(),
+        value,
+    })
 }
 
 fn timestamp(time: prost_types::Timestamp) -> Timestamp {
@@ -657,7 +724,10 @@ pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError
             reason: status.message().to_owned(),
         };
     }
-    RuntimeError::Failed { action: action.into(), reason: status.message().to_owned() }
+    RuntimeError::Failed {
+        action: action.into(),
+        reason: status.message().to_owned(),
+    }
 }
 
 /// The error of a container that could not be started, apart from the runtime's own troubles.

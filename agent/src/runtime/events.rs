@@ -28,7 +28,10 @@ const HELLO_AGAIN: Duration = Duration::from_millis(50);
 pub(super) async fn forward(channel: Channel, sender: mpsc::Sender<RuntimeEvent>) {
     while !sender.is_closed() {
         if let Err(status) = listen(&channel, &sender).await {
-            tracing::warn!(reason = status.message(), "containerd's events stopped; listening again");
+            tracing::warn!(
+                reason = status.message(),
+                "containerd's events stopped; listening again"
+            );
         }
         tokio::time::sleep(RETRY).await;
     }

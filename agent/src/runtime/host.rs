@@ -26,8 +26,7 @@ impl Host {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let own_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let boot_id =
-            fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let may_lower = capability_bits(&status, "CapEff:") & (1 << CAP_SYS_RESOURCE) != 0;
         Host {
             oom_score_floor: (!may_lower).then(|| own_score.trim().parse().unwrap_or(0)),

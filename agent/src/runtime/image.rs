@@ -151,9 +151,15 @@ fn signal_number(text: &str) -> Option<i32> {
         "RTMAX" => 64,
         other => {
             if let Some(offset) = other.strip_prefix("RTMIN+") {
-                34 + offset.parse::<i32>().ok().filter(|n| (0..=30).contains(n))?
+                34 + offset
+                    .parse::<i32>()
+                    .ok()
+                    .filter(|n| (0..=30).contains(n))?
             } else if let Some(offset) = other.strip_prefix("RTMAX-") {
-                64 - offset.parse::<i32>().ok().filter(|n| (0..=30).contains(n))?
+                64 - offset
+                    .parse::<i32>()
+                    .ok()
+                    .filter(|n| (0..=30).contains(n))?
             } else {
                 return None;
             }
@@ -188,11 +194,14 @@ pub fn normalize(name: &str) -> Result<String, RuntimeError> {
     }
     // The first part names a registry only if it looks like a host, as it does for Docker.
     let (registry, path) = match repository.split_once('/') {
-        Some((first, path))
-            if first.contains(['.', ':']) || first == "localhost" =>
-        {
-            (if first == "index.docker.io" { "docker.io" } else { first }, path.to_owned())
-        }
+        Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (
+            if first == "index.docker.io" {
+                "docker.io"
+            } else {
+                first
+            },
+            path.to_owned(),
+        ),
         Some(_) => ("docker.io", repository.to_owned()),
         None => ("docker.io", format!("library/{repository}")),
     };
@@ -263,7 +272,16 @@ mod tests {
 
     #[test]
     fn bad_names_say_why() {
-        for name in ["", "UPPER", "a//b", "app:", "app@sha256:zz", "app:-x", "-app", "a b"] {
+        for name in [
+            "",
+            "UPPER",
+            "a//b",
+            "app:",
+            "app@sha256:zz",
+            "app:-x",
+            "-app",
+            "a b",
+        ] {
             let error = normalize(name).unwrap_err().to_string();
             assert!(error.contains("is not an image name"), "{error}");
         }
@@ -300,8 +318,14 @@ mod tests {
             digest: "sha256:d".into(),
             config: Arc::default(),
         };
-        assert_eq!(image("docker.io/library/a:v1").id(), "docker.io/library/a@sha256:d");
-        assert_eq!(image("registry:5000/a@sha256:d").id(), "registry:5000/a@sha256:d");
+        assert_eq!(
+            image("docker.io/library/a:v1").id(),
+            "docker.io/library/a@sha256:d"
+        );
+        assert_eq!(
+            image("registry:5000/a@sha256:d").id(),
+            "registry:5000/a@sha256:d"
+        );
     }
 
     proptest! {

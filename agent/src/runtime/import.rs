@@ -28,7 +28,10 @@ use super::store::{self, descriptor, keep_labels, request};
 const CHUNK: usize = 1 << 20;
 
 /// Annotations that name an image, the more telling one first.
-const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+const NAMES: [&str; 2] = [
+    "io.containerd.image.name",
+    "org.opencontainers.image.ref.name",
+];
 
 /// What the archive's files are called, and where their bytes are in it.
 #[derive(Debug)]
@@ -44,10 +47,17 @@ impl Archive {
         let mut entries = HashMap::new();
         for entry in tar.entries_with_seek()? {
             let entry = entry?;
-            let name = entry.path()?.to_string_lossy().trim_start_matches("./").to_owned();
+            let name = entry
+                .path()?
+                .to_string_lossy()
+                .trim_start_matches("./")
+                .to_owned();
             entries.insert(name, (entry.raw_file_position(), entry.size()));
         }
-        Ok(Archive { file: File::open(path)?, entries })
+        Ok(Archive {
+            file: File::open(path)?,
+            entries,
+        })
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, String> {
@@ -71,7 +81,10 @@ pub(super) async fn import(
     path: &Path,
     architecture: &str,
 ) -> Result<Vec<String>, RuntimeError> {
-    let bad = |reason: String| RuntimeError::Archive { archive: path.to_owned(), reason };
+    let bad = |reason: String| RuntimeError::Archive {
+        archive: path.to_owned(),
+        reason,
+    };
     let opened = path.to_owned();
     let archive = tokio::task::spawn_blocking(move || Archive::open(&opened))
         .await
@@ -99,8 +112,13 @@ pub(super) async fn import(
         }
     }
     // The lease expires by itself should this fail.
-    let message = DeleteRequest { id: lease, sync: false };
-    let _ = LeasesClient::new(channel.clone()).delete(request(message, None)).await;
+    let message = DeleteRequest {
+        id: lease,
+        sync: false,
+    };
+    let _ = LeasesClient::new(channel.clone())
+        .delete(request(message, None))
+        .await;
     outcome.map(|()| names)
 }
 
@@ -152,8 +170,11 @@ async fn write_tree(
 ) -> Result<(), RuntimeError> {
     let bytes = archive.read(&archive.blob(digest)).map_err(bad)?;
     let labels = if let Ok(index) = ImageIndex::from_reader(bytes.as_slice()) {
-        let children: Vec<String> =
-            index.manifests().iter().map(|child| child.digest().to_string()).collect();
+        let children: Vec<String> = index
+            .manifests()
+            .iter()
+            .map(|child| child.digest().to_string())
+            .collect();
         for child in &children {
             Box::pin(write_tree(channel, archive, child, lease, bad)).await?;
         }
@@ -163,8 +184,11 @@ async fn write_tree(
         let manifest = ImageManifest::from_reader(bytes.as_slice())
             .map_err(|error| bad(format!("manifest {digest}: {error}")))?;
         let config = manifest.config().digest().to_string();
-        let layers: Vec<String> =
-            manifest.layers().iter().map(|layer| layer.digest().to_string()).collect();
+        let layers: Vec<String> = manifest
+            .layers()
+            .iter()
+            .map(|layer| layer.digest().to_string())
+            .collect();
         for blob in layers.iter().chain([&config]) {
             write_blob(channel, archive, blob, HashMap::new(), lease, bad).await?;
         }
@@ -191,7 +215,10 @@ async fn write_blob(
         .entries
         .get(&name)
         .ok_or_else(|| bad(format!("it has no {name}")))?;
-    let file = archive.file.try_clone().map_err(|error| bad(error.to_string()))?;
+    let file = archive
+        .file
+        .try_clone()
+        .map_err(|error| bad(error.to_string()))?;
     let total = i64::try_from(size).map_err(|_| bad(format!("{name} is too large")))?;
     let reference = format!("kernelet-import-{digest}");
     let expected = digest.to_owned();
@@ -237,7 +264,9 @@ async fn write_blob(
             if labels.is_empty() {
                 return Ok(());
             }
-            store::label(channel, digest, labels).await.map_err(|status| fail(&status))
+            store::label(channel, digest, labels)
+                .await
+                .map_err(|status| fail(&status))
         }
         Err(status) => Err(fail(&status)),
         Ok(()) => Ok(()),
@@ -253,13 +282,18 @@ async fn name_image(channel: &Channel, name: &str, target: Descriptor) -> Result
         ..Image::default()
     };
     let mut client = ImagesClient::new(channel.clone());
-    let create = CreateImageRequest { image: Some(image.clone()), source_date_epoch: None };
+    let create = CreateImageRequest {
+        image: Some(image.clone()),
+        source_date_epoch: None,
+    };
     match client.create(request(create, None)).await {
         Ok(_) => Ok(()),
         Err(status) if status.code() == Code::AlreadyExists => {
             let update = UpdateImageRequest {
                 image: Some(image),
-                update_mask: Some(FieldMask { paths: vec!["target".to_owned()] }),
+                update_mask: Some(FieldMask {
+                    paths: vec!["target".to_owned()],
+                }),
                 source_date_epoch: None,
             };
             client

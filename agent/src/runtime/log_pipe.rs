@@ -44,7 +44,9 @@ impl Stream {
 /// Runs the log writer; `args` are what follows `log-pipe` on the command line.
 pub fn run(args: &[String]) -> ExitCode {
     let [log] = args else {
-        eprintln!("log-pipe: expected the log's file name and nothing else; containerd's shim runs this");
+        eprintln!(
+            "log-pipe: expected the log's file name and nothing else; containerd's shim runs this"
+        );
         return ExitCode::from(2);
     };
     match pump(Path::new(log)) {
@@ -68,7 +70,9 @@ fn pump(path: &Path) -> io::Result<()> {
     std::thread::scope(|scope| {
         let errors = scope.spawn(|| copy(err, Stream::Err));
         let result = copy(out, Stream::Out);
-        let other = errors.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let other = errors
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result.and(other)
     })
 }
@@ -77,7 +81,9 @@ fn pump(path: &Path) -> io::Result<()> {
 fn inherited() -> io::Result<[OwnedFd; 3]> {
     for fd in 3..=5 {
         if !Path::new(&format!("/proc/self/fd/{fd}")).exists() {
-            return Err(io::Error::other(format!("descriptor {fd} is not open; containerd's shim runs this")));
+            return Err(io::Error::other(format!(
+                "descriptor {fd} is not open; containerd's shim runs this"
+            )));
         }
     }
     // SAFETY: the three are open, as just seen, and nothing else in this process knows of them: it has only begun.
@@ -94,7 +100,12 @@ struct Input {
 
 impl Input {
     fn new(file: File, stream: Stream) -> Input {
-        Input { file, stream, buffer: Box::new([0; LONGEST]), filled: 0 }
+        Input {
+            file,
+            stream,
+            buffer: Box::new([0; LONGEST]),
+            filled: 0,
+        }
     }
 
     /// Reads once and writes the lines that are complete. False at the end of the stream.
@@ -116,7 +127,10 @@ impl Input {
         }
         let end = self.filled + count;
         let mut start = 0;
-        while let Some(length) = self.buffer[start..end].iter().position(|byte| *byte == b'\n') {
+        while let Some(length) = self.buffer[start..end]
+            .iter()
+            .position(|byte| *byte == b'\n')
+        {
             log.entry(self.stream, &self.buffer[start..start + length], true)?;
             start += length + 1;
         }
@@ -148,7 +162,13 @@ impl Log {
         }
         let file = File::options().create(true).append(true).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Log { path: path.to_owned(), file, size, limit, pending: Vec::new() })
+        Ok(Log {
+            path: path.to_owned(),
+            file,
+            size,
+            limit,
+            pending: Vec::new(),
+        })
     }
 
     fn entry(&mut self, stream: Stream, text: &[u8], whole: bool) -> io::Result<()> {
@@ -173,7 +193,10 @@ impl Log {
 
     fn rotate(&mut self) -> io::Result<()> {
         for number in (1..KEEP).rev() {
-            ignore_missing(fs::rename(rotated(&self.path, number), rotated(&self.path, number + 1)))?;
+            ignore_missing(fs::rename(
+                rotated(&self.path, number),
+                rotated(&self.path, number + 1),
+            ))?;
         }
         ignore_missing(fs::rename(&self.path, rotated(&self.path, 1)))?;
         self.file = File::options().create(true).append(true).open(&self.path)?;
@@ -243,7 +266,10 @@ mod tests {
     #[test]
     fn lines_are_put_together_from_pieces() {
         let (_dir, path) = written(&[b"one\ntw", b"o\n", b"three"], ROTATE_AT);
-        assert_eq!(entries(&path), ["stdout F one", "stdout F two", "stdout P three"]);
+        assert_eq!(
+            entries(&path),
+            ["stdout F one", "stdout F two", "stdout P three"]
+        );
     }
 
     #[test]

@@ -137,12 +137,20 @@ fn build(
 ) -> Result<Spec, OciSpecError> {
     let security = &config.security;
     // A user other than root keeps no capability across exec, unless it is ambient, which Kubernetes does not ask for.
-    let held = if user.uid() == 0 { capabilities.clone() } else { HashSet::new() };
-    let working_dir = [config.working_dir.as_deref(), Some(&image.working_dir), Some("/")]
-        .into_iter()
-        .flatten()
-        .find(|dir| !dir.is_empty())
-        .unwrap_or("/");
+    let held = if user.uid() == 0 {
+        capabilities.clone()
+    } else {
+        HashSet::new()
+    };
+    let working_dir = [
+        config.working_dir.as_deref(),
+        Some(&image.working_dir),
+        Some("/"),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|dir| !dir.is_empty())
+    .unwrap_or("/");
     let process = ProcessBuilder::default()
         .terminal(false)
         .user(user)
@@ -219,7 +227,10 @@ fn command_line(
 fn environment(config: &ContainerConfig, image: &ImageConfig) -> Vec<String> {
     const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let inherited = image.env.iter().filter_map(|entry| entry.split_once('='));
-    let own = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let own = config
+        .env
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
     let mut merged: Vec<(&str, &str)> = vec![("PATH", PATH)];
     for (name, value) in inherited.chain(own) {
         match merged.iter_mut().find(|(known, _)| *known == name) {
@@ -239,7 +250,10 @@ fn user(security: &Security, of_image: &str, accounts: &Accounts) -> Result<User
         None => (of_image, None),
     };
     let (uid, home_gid) = match security.user {
-        Some(uid) => (uid, account(&accounts.passwd, &uid.to_string()).map(|entry| entry.1)),
+        Some(uid) => (
+            uid,
+            account(&accounts.passwd, &uid.to_string()).map(|entry| entry.1),
+        ),
         None if name.is_empty() => (0, account(&accounts.passwd, "0").map(|entry| entry.1)),
         None => match (name.parse::<u32>(), account(&accounts.passwd, name)) {
             (Ok(uid), entry) => (uid, entry.map(|entry| entry.1)),
@@ -295,7 +309,10 @@ fn account(file: &str, wanted: &str) -> Option<(u32, u32)> {
         if fields.first() != Some(&wanted) && *id != wanted {
             return None;
         }
-        let second = fields.get(3).and_then(|field| field.parse().ok()).unwrap_or(0);
+        let second = fields
+            .get(3)
+            .and_then(|field| field.parse().ok())
+            .unwrap_or(0);
         Some((id.parse().ok()?, second))
     })
 }
@@ -323,7 +340,9 @@ fn capabilities(security: &Security, host: &Host) -> Result<HashSet<Capability>,
     }
     let named = |name: &String| {
         parse_capability(name).ok_or_else(|| {
-            RuntimeError::Config(format!("securityContext.capabilities: {name:?} is not known"))
+            RuntimeError::Config(format!(
+                "securityContext.capabilities: {name:?} is not known"
+            ))
         })
     };
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
@@ -334,7 +353,11 @@ fn capabilities(security: &Security, host: &Host) -> Result<HashSet<Capability>,
     if security.drop_capabilities.iter().any(is_all) {
         set.clear();
     }
-    for name in security.add_capabilities.iter().filter(|name| !is_all(name)) {
+    for name in security
+        .add_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
         let capability = named(name)?;
         if !available.contains(&capability) {
             return Err(RuntimeError::Config(format!(
@@ -343,7 +366,11 @@ fn capabilities(security: &Security, host: &Host) -> Result<HashSet<Capability>,
         }
         set.insert(capability);
     }
-    for name in security.drop_capabilities.iter().filter(|name| !is_all(name)) {
+    for name in security
+        .drop_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
         set.remove(&named(name)?);
     }
     set.retain(|capability| available.contains(capability));
@@ -365,7 +392,10 @@ fn namespaces(config: &ContainerConfig, host: &Host) -> Result<Vec<LinuxNamespac
             .build()
     };
     let paths = &config.namespaces;
-    let mut list = vec![new(LinuxNamespaceType::Pid)?, new(LinuxNamespaceType::Mount)?];
+    let mut list = vec![
+        new(LinuxNamespaceType::Pid)?,
+        new(LinuxNamespaceType::Mount)?,
+    ];
     for (kind, path) in [
         (LinuxNamespaceType::Network, &paths.net),
         (LinuxNamespaceType::Ipc, &paths.ipc),
@@ -391,18 +421,44 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
             .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
             .build()
     };
-    let access = if config.security.privileged { "rw" } else { "ro" };
+    let access = if config.security.privileged {
+        "rw"
+    } else {
+        "ro"
+    };
     let mut list = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        )?,
         mount(
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         )?,
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access])?,
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        )?,
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", access],
+        )?,
         mount(
             "/sys/fs/cgroup",
             "cgroup",
@@ -418,7 +474,10 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
     // Shallow destinations first, so that none hides a deeper one.
     let mut binds: Vec<_> = config.mounts.iter().collect();
     binds.sort_by_key(|bind| bind.destination.components().count());
-    if !binds.iter().any(|bind| bind.destination.as_os_str() == "/dev/shm") {
+    if !binds
+        .iter()
+        .any(|bind| bind.destination.as_os_str() == "/dev/shm")
+    {
         list.push(mount(
             "/dev/shm",
             "tmpfs",
@@ -431,7 +490,11 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
             &bind.destination.to_string_lossy(),
             "bind",
             &bind.source.to_string_lossy(),
-            &["rbind", "rprivate", if bind.read_only { "ro" } else { "rw" }],
+            &[
+                "rbind",
+                "rprivate",
+                if bind.read_only { "ro" } else { "rw" },
+            ],
         )?);
     }
     Ok(list)

@@ -12,15 +12,66 @@ use oci_spec::runtime::{
 
 /// Refused with `EPERM`.
 const FORBIDDEN: &[&str] = &[
-    "acct", "add_key", "bpf", "clock_adjtime", "clock_adjtime64", "clock_settime", "clock_settime64",
-    "create_module", "delete_module", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick",
-    "get_kernel_syms", "get_mempolicy", "init_module", "io_uring_enter", "io_uring_register",
-    "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load", "keyctl",
-    "lookup_dcookie", "mbind", "mount", "mount_setattr", "move_mount", "move_pages", "nfsservctl",
-    "open_by_handle_at", "open_tree", "perf_event_open", "pivot_root", "process_vm_readv",
-    "process_vm_writev", "query_module", "quotactl", "quotactl_fd", "reboot", "request_key",
-    "set_mempolicy", "setns", "settimeofday", "stime", "swapoff", "swapon", "sysfs", "umount", "umount2",
-    "unshare", "uselib", "userfaultfd", "ustat", "vm86", "vm86old", "vhangup",
+    "acct",
+    "add_key",
+    "bpf",
+    "clock_adjtime",
+    "clock_adjtime64",
+    "clock_settime",
+    "clock_settime64",
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "get_kernel_syms",
+    "get_mempolicy",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "mbind",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "nfsservctl",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "process_vm_readv",
+    "process_vm_writev",
+    "query_module",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "set_mempolicy",
+    "setns",
+    "settimeofday",
+    "stime",
+    "swapoff",
+    "swapon",
+    "sysfs",
+    "umount",
+    "umount2",
+    "unshare",
+    "uselib",
+    "userfaultfd",
+    "ustat",
+    "vm86",
+    "vm86old",
+    "vhangup",
 ];
 
 /// `CLONE_NEW*` flags of linux/sched.h but for `CLONE_NEWTIME`, which `clone` cannot take.
@@ -32,7 +83,12 @@ const ENOSYS: u32 = 38;
 
 pub(super) fn default_profile() -> Result<LinuxSeccomp, OciSpecError> {
     let forbidden = LinuxSyscallBuilder::default()
-        .names(FORBIDDEN.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        .names(
+            FORBIDDEN
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>(),
+        )
         .action(LinuxSeccompAction::ScmpActErrno)
         .errno_ret(EPERM)
         .build()?;
@@ -43,7 +99,10 @@ pub(super) fn default_profile() -> Result<LinuxSeccomp, OciSpecError> {
         .errno_ret(ENOSYS)
         .build()?;
     let mut syscalls = vec![forbidden, clone3];
-    for bit in (0..64).map(|shift| 1u64 << shift).filter(|bit| NEW_NAMESPACES & bit != 0) {
+    for bit in (0..64)
+        .map(|shift| 1u64 << shift)
+        .filter(|bit| NEW_NAMESPACES & bit != 0)
+    {
         syscalls.push(
             LinuxSyscallBuilder::default()
                 .names(vec!["clone".to_owned()])

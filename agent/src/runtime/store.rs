@@ -37,7 +37,9 @@ const DOCUMENT_LIMIT: i64 = 8 << 20;
 pub(super) fn request<T>(message: T, lease: Option<&str>) -> Request<T> {
     let mut request = Request::new(message);
     let namespace = tonic::metadata::MetadataValue::from_static(NAMESPACE);
-    request.metadata_mut().insert("containerd-namespace", namespace);
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", namespace);
     if let Some(lease) = lease.and_then(|lease| lease.parse().ok()) {
         request.metadata_mut().insert("containerd-lease", lease);
     }
@@ -58,8 +60,13 @@ pub(super) async fn find(
     channel: &Channel,
     name: &str,
 ) -> Result<Option<StoredImage>, RuntimeError> {
-    let message = GetImageRequest { name: name.to_owned() };
-    match ImagesClient::new(channel.clone()).get(request(message, None)).await {
+    let message = GetImageRequest {
+        name: name.to_owned(),
+    };
+    match ImagesClient::new(channel.clone())
+        .get(request(message, None))
+        .await
+    {
         Ok(reply) => Ok(reply.into_inner().image),
         Err(status) if status.code() == Code::NotFound => Ok(None),
         Err(status) => Err(failed(format!("look up image {name}"), &status)),
@@ -68,7 +75,12 @@ pub(super) async fn find(
 
 pub(super) async fn list(channel: &Channel) -> Result<Vec<ImageSummary>, RuntimeError> {
     let reply = ImagesClient::new(channel.clone())
-        .list(request(ListImagesRequest { filters: Vec::new() }, None))
+        .list(request(
+            ListImagesRequest {
+                filters: Vec::new(),
+            },
+            None,
+        ))
         .await
         .map_err(|status| failed("list images", &status))?;
     Ok(reply
@@ -171,7 +183,9 @@ pub(super) async fn label(
     labels: HashMap<String, String>,
 ) -> Result<(), Status> {
     let mut client = ContentClient::new(channel.clone());
-    let message = InfoRequest { digest: digest.to_owned() };
+    let message = InfoRequest {
+        digest: digest.to_owned(),
+    };
     let mut info = client
         .info(request(message, None))
         .await?
@@ -183,7 +197,9 @@ pub(super) async fn label(
         .update(request(
             UpdateRequest {
                 info: Some(info),
-                update_mask: Some(FieldMask { paths: vec!["labels".to_owned()] }),
+                update_mask: Some(FieldMask {
+                    paths: vec!["labels".to_owned()],
+                }),
             },
             None,
         ))
@@ -246,9 +262,8 @@ async fn unpack_layer(
     if snapshots.stat(request(stat, lease)).await.is_ok() {
         return Ok(());
     }
-    let fail = |step: &str, status: &Status| {
-        failed(format!("{step} layer {}", layer.digest), status)
-    };
+    let fail =
+        |step: &str, status: &Status| failed(format!("{step} layer {}", layer.digest), status);
     let key = format!("extract-{} {name}", uuid::Uuid::new_v4());
     let prepared = snapshots
         .prepare(request(
@@ -256,10 +271,7 @@ async fn unpack_layer(
                 snapshotter: SNAPSHOTTER.to_owned(),
                 key: key.clone(),
                 parent: parent.to_owned(),
-                labels: HashMap::from([(
-                    "containerd.io/snapshot.ref".to_owned(),
-                    name.to_owned(),
-                )]),
+                labels: HashMap::from([("containerd.io/snapshot.ref".to_owned(), name.to_owned())]),
             },
             lease,
         ))

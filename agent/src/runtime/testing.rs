@@ -113,7 +113,11 @@ impl Daemon {
 }
 
 fn spawn(dir: &Path) -> Child {
-    let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
     Command::new("containerd")
         .arg("--config")
         .arg(dir.join("config.toml"))
@@ -138,7 +142,11 @@ impl Drop for Daemon {
         // Shims outlive containerd: each names this test's socket on its command line.
         end_processes_of(self.path());
         let own = self.path().to_string_lossy().into_owned();
-        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
+        for mount in mounts
+            .lines()
+            .rev()
+            .filter_map(|line| line.split(' ').nth(1))
+        {
             if mount.starts_with(&own) {
                 let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
             }
@@ -168,14 +176,25 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
     let mut layer = tar::Builder::new(Vec::new());
     let mut program = File::open("/bin/busybox").expect("busybox-static is installed");
     layer.append_file("bin/busybox", &mut program).unwrap();
-    for link in ["sh", "sleep", "cat", "echo", "true", "false", "id", "hostname", "env", "ls", "httpd", "mount", "dd"] {
+    for link in [
+        "sh", "sleep", "cat", "echo", "true", "false", "id", "hostname", "env", "ls", "httpd",
+        "mount", "dd",
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         header.set_mode(0o777);
-        layer.append_link(&mut header, format!("bin/{link}"), "busybox").unwrap();
+        layer
+            .append_link(&mut header, format!("bin/{link}"), "busybox")
+            .unwrap();
     }
-    for (file, text) in [("etc/passwd", "root:x:0:0::/:/bin/sh\napp:x:1001:1002::/:/bin/sh\n"), ("etc/group", "root:x:0:\nteam:x:1003:\n")] {
+    for (file, text) in [
+        (
+            "etc/passwd",
+            "root:x:0:0::/:/bin/sh\napp:x:1001:1002::/:/bin/sh\n",
+        ),
+        ("etc/group", "root:x:0:\nteam:x:1003:\n"),
+    ] {
         append(&mut layer, file, text.as_bytes());
     }
     let layer = layer.into_inner().unwrap();
@@ -186,9 +205,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
         "rootfs": {"type": "layers", "diff_ids": [sha256(&layer)]},
     }))
     .unwrap();
-    let descriptor = |kind: &str, bytes: &[u8]| {
-        json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": sha256(bytes), "size": bytes.len()})
-    };
+    let descriptor = |kind: &str, bytes: &[u8]| json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": sha256(bytes), "size": bytes.len()});
     let manifest = serde_json::to_vec(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -201,9 +218,17 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
     let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [target]})).unwrap();
 
     let mut archive = tar::Builder::new(File::create(path).unwrap());
-    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    append(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+    );
     for blob in [&layer, &config, &manifest] {
-        append(&mut archive, &format!("blobs/{}", sha256(blob).replace(':', "/")), blob);
+        append(
+            &mut archive,
+            &format!("blobs/{}", sha256(blob).replace(':', "/")),
+            blob,
+        );
     }
     append(&mut archive, "index.json", &index);
     archive.into_inner().unwrap().flush().unwrap();

@@ -41,7 +41,10 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
         working_dir: None,
         mounts: Vec::new(),
         namespaces: NamespacePaths::default(),
-        cgroup: daemon.cgroup().join("kubepods/burstable/poduid-1").join(name),
+        cgroup: daemon
+            .cgroup()
+            .join("kubepods/burstable/poduid-1")
+            .join(name),
         resources: Resources {
             cpu_shares: 102,
             ..Resources::default()
@@ -60,13 +63,18 @@ fn log(daemon: &Daemon, name: &str) -> PathBuf {
 
 async fn run(daemon: &Daemon, client: &Containerd, config: &ContainerConfig) -> ContainerState {
     client.create(config).await.unwrap();
-    client.start(&config.id, &log(daemon, &config.name)).await.unwrap()
+    client
+        .start(&config.id, &log(daemon, &config.name))
+        .await
+        .unwrap()
 }
 
 async fn exit_of(events: &mut mpsc::Receiver<RuntimeEvent>, id: &str) {
     let wanted = RuntimeEvent::Exited { id: id.into() };
     let wait = async { while events.recv().await.unwrap() != wanted {} };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .unwrap();
 }
 
 /// The log's text once it holds `wanted`: its writer is another process.
@@ -83,8 +91,16 @@ async fn log_with(path: &Path, wanted: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_runs_ends_and_leaves_its_exit_code_and_log() {
-    let Some((daemon, client)) = with_image().await else { return };
-    assert!(client.version().await.unwrap().starts_with("containerd://1."));
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    assert!(
+        client
+            .version()
+            .await
+            .unwrap()
+            .starts_with("containerd://1.")
+    );
     let image = client.image(IMAGE).await.unwrap().unwrap();
     assert_eq!(image.config.cmd, ["/bin/sleep", "1000"]);
     assert!(client.image("absent:v1").await.unwrap().is_none());
@@ -95,15 +111,31 @@ async fn a_container_runs_ends_and_leaves_its_exit_code_and_log() {
     let config = config(&daemon, "ends", "echo hello; echo oops >&2; exit 3");
     let made = client.create(&config).await.unwrap();
     assert_eq!(made.state, ContainerState::Created);
-    assert_eq!(client.create(&config).await.unwrap().id, made.id, "asked again, it is the same");
-    client.start(&config.id, &log(&daemon, "ends")).await.unwrap();
+    assert_eq!(
+        client.create(&config).await.unwrap().id,
+        made.id,
+        "asked again, it is the same"
+    );
+    client
+        .start(&config.id, &log(&daemon, "ends"))
+        .await
+        .unwrap();
     exit_of(&mut events, &config.id).await;
-    assert_eq!(client.state(&config.id).await.unwrap(), Some(ContainerState::Stopped));
+    assert_eq!(
+        client.state(&config.id).await.unwrap(),
+        Some(ContainerState::Stopped)
+    );
 
-    let ContainerState::Exited(exit) = client.reap(&config.id).await.unwrap() else { panic!() };
+    let ContainerState::Exited(exit) = client.reap(&config.id).await.unwrap() else {
+        panic!()
+    };
     assert_eq!((exit.code, exit.cause), (3, ExitCause::Process));
     let listed = daemon.client().list().await.unwrap();
-    assert_eq!(listed[0].state, ContainerState::Exited(exit), "another client reads the same");
+    assert_eq!(
+        listed[0].state,
+        ContainerState::Exited(exit),
+        "another client reads the same"
+    );
     assert_eq!(listed[0].pod, config.pod);
 
     let text = log_with(&log(&daemon, "ends"), "stderr F oops").await;
@@ -116,35 +148,67 @@ async fn a_container_runs_ends_and_leaves_its_exit_code_and_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_and_its_log_outlive_containerd_and_the_client() {
-    let Some((mut daemon, client)) = with_image().await else { return };
-    let config = config(&daemon, "stays", "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done");
-    let ContainerState::Running { pid } = run(&daemon, &client, &config).await else { panic!() };
+    let Some((mut daemon, client)) = with_image().await else {
+        return;
+    };
+    let config = config(
+        &daemon,
+        "stays",
+        "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done",
+    );
+    let ContainerState::Running { pid } = run(&daemon, &client, &config).await else {
+        panic!()
+    };
     log_with(&log(&daemon, "stays"), "up").await;
     let mut events = client.events();
     assert_eq!(events.recv().await, Some(RuntimeEvent::Listening));
 
     daemon.restart().await;
-    assert_eq!(events.recv().await, Some(RuntimeEvent::Listening), "listening begins anew");
-    assert_eq!(client.state(&config.id).await.unwrap(), Some(ContainerState::Running { pid }));
-    assert_eq!(daemon.client().start(&config.id, &log(&daemon, "stays")).await.unwrap(), ContainerState::Running { pid });
+    assert_eq!(
+        events.recv().await,
+        Some(RuntimeEvent::Listening),
+        "listening begins anew"
+    );
+    assert_eq!(
+        client.state(&config.id).await.unwrap(),
+        Some(ContainerState::Running { pid })
+    );
+    assert_eq!(
+        daemon
+            .client()
+            .start(&config.id, &log(&daemon, "stays"))
+            .await
+            .unwrap(),
+        ContainerState::Running { pid }
+    );
 
     client.signal(&config.id, libc::SIGTERM).await.unwrap();
     exit_of(&mut events, &config.id).await;
     log_with(&log(&daemon, "stays"), "bye").await;
     client.signal(&config.id, libc::SIGKILL).await.unwrap();
-    let ContainerState::Exited(exit) = client.reap(&config.id).await.unwrap() else { panic!() };
+    let ContainerState::Exited(exit) = client.reap(&config.id).await.unwrap() else {
+        panic!()
+    };
     assert_eq!(exit.code, 0);
     daemon.clear().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_is_not_there_is_a_failed_start_that_is_remembered() {
-    let Some((daemon, client)) = with_image().await else { return };
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
     let mut config = config(&daemon, "broken", "");
     config.command = vec!["/no/such/program".into()];
     client.create(&config).await.unwrap();
-    let error = client.start(&config.id, &log(&daemon, "broken")).await.unwrap_err();
-    assert!(matches!(&error, RuntimeError::Start(reason) if reason.contains("no such file")), "{error:?}");
+    let error = client
+        .start(&config.id, &log(&daemon, "broken"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, RuntimeError::Start(reason) if reason.contains("no such file")),
+        "{error:?}"
+    );
     let exit = Exit {
         code: 128,
         at: jiff::Timestamp::now(),
@@ -152,41 +216,79 @@ async fn a_command_that_is_not_there_is_a_failed_start_that_is_remembered() {
         message: error.to_string(),
     };
     client.record_failure(&config.id, &exit).await.unwrap();
-    assert_eq!(client.state(&config.id).await.unwrap(), Some(ContainerState::Exited(exit)));
+    assert_eq!(
+        client.state(&config.id).await.unwrap(),
+        Some(ContainerState::Exited(exit))
+    );
     daemon.clear().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_runs_in_a_container_and_is_ended_in_time() {
-    let Some((daemon, client)) = with_image().await else { return };
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
     let mut config = config(&daemon, "exec", "sleep 1000");
     config.security.user = Some(1001);
     run(&daemon, &client, &config).await;
     let command = |text: &str| vec!["/bin/sh".into(), "-c".into(), text.into()];
-    let result = client.exec(&config.id, &command("id -u; exit 4"), Duration::from_secs(10)).await.unwrap();
-    assert_eq!(result, ExecResult { code: 4, output: "1001\n".into() });
-    let error = client.exec(&config.id, &command("sleep 100"), Duration::from_millis(300)).await.unwrap_err();
+    let result = client
+        .exec(
+            &config.id,
+            &command("id -u; exit 4"),
+            Duration::from_secs(10),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        result,
+        ExecResult {
+            code: 4,
+            output: "1001\n".into()
+        }
+    );
+    let error = client
+        .exec(
+            &config.id,
+            &command("sleep 100"),
+            Duration::from_millis(300),
+        )
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("did not end within"), "{error}");
     daemon.clear().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_much_memory_ends_a_container_as_out_of_memory() {
-    let Some((daemon, client)) = with_image().await else { return };
-    let mut config = config(&daemon, "hungry", "dd if=/dev/zero of=/dev/null bs=200M count=1");
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    let mut config = config(
+        &daemon,
+        "hungry",
+        "dd if=/dev/zero of=/dev/null bs=200M count=1",
+    );
     config.resources.memory_limit = Some(32 << 20);
     let mut events = client.events();
     assert_eq!(events.recv().await, Some(RuntimeEvent::Listening));
     run(&daemon, &client, &config).await;
     exit_of(&mut events, &config.id).await;
-    let ContainerState::Exited(exit) = client.reap(&config.id).await.unwrap() else { panic!() };
+    let ContainerState::Exited(exit) = client.reap(&config.id).await.unwrap() else {
+        panic!()
+    };
     assert_eq!(exit.cause, ExitCause::OutOfMemory, "{exit:?}");
     daemon.clear().await;
 }
 
 #[tokio::test]
 async fn without_containerd_the_error_names_the_socket() {
-    let client = Containerd::new(Path::new("/nowhere/c.sock"), host::Host::probe(), Path::new("/x"), Path::new("/x"));
+    let client = Containerd::new(
+        Path::new("/nowhere/c.sock"),
+        host::Host::probe(),
+        Path::new("/x"),
+        Path::new("/x"),
+    );
     let error = client.version().await.unwrap_err();
     assert!(error.is_unreachable());
     assert!(error.to_string().contains("/nowhere/c.sock"), "{error}");

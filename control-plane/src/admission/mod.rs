@@ -1,1 +1,97 @@
 //! The admission chain: what changes or refuses a request after it was authorized and before it is stored.
+//!
+//! The chain is a list of functions in [`Admission::admit`]; each sees the [`Review`] and the object, and may change the
+//! object or refuse. What one of them took from a pool is given back unless the write succeeds.
+
+mod certificates;
+mod namespace;
+mod service_account;
+pub mod service_ip;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::api::error::ApiError;
+use crate::auth::{self, User};
+use crate::resources::Kind;
+use crate::store::Store;
+use service_ip::{Held, ServiceAddresses};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// A write, as admission sees it.
+pub struct Review<'a> {
+    pub user: &'a User,
+    pub kind: &'static Kind,
+    /// Empty for cluster-scoped kinds.
+    pub namespace: &'a str,
+    pub operation: Operation,
+    /// Empty for the object itself.
+    pub subresource: &'static str,
+    pub dry_run: bool,
+}
+
+impl Review<'_> {
+    /// Whether this is about the plural of a group.
+    fn is(&self, group: &str, plural: &str) -> bool {
+        self.kind.group == group && self.kind.plural == plural
+    }
+}
+
+/// The chain and what it needs to know.
+pub struct Admission {
+    store: Arc<dyn Store>,
+    addresses: Arc<ServiceAddresses>,
+}
+
+impl Admission {
+    pub fn new(store: Arc<dyn Store>, addresses: Arc<ServiceAddresses>) -> Self {
+        Admission { store, addresses }
+    }
+
+    /// Runs the chain. `old` is the present state for an update. For a deletion `object` is what is to be deleted.
+    pub async fn admit(
+        &self,
+        review: &Review<'_>,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Held, ApiError> {
+        namespace::lifecycle(review, object, self.store.as_ref()).await?;
+        certificates::identify(review, object);
+        node_restriction(review, object, old)?;
+        service_account::default(review, object);
+        if review.is("", "services") && review.operation != Operation::Delete {
+            return self.addresses.admit(review, object, old);
+        }
+        Ok(Held::nothing())
+    }
+}
+
+/// A node writes only its own Node, Lease and pods.
+fn node_restriction(
+    review: &Review<'_>,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), ApiError> {
+    if [old, Some(object)]
+        .into_iter()
+        .flatten()
+        .all(|o| auth::node_may_touch(review.user, o))
+    {
+        return Ok(());
+    }
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let why = format!("node \"{}\" is not allowed to modify it", review.user.name);
+    Err(ApiError::forbidden(
+        review.kind.group,
+        review.kind.plural,
+        name,
+        &why,
+    ))
+}

@@ -1,1 +1,80 @@
 //! The Kubernetes HTTP API: routing, verbs, watch, patch, selectors, tables, discovery, OpenAPI.
+//!
+//! A request passes one pipeline, [`pipeline::serve`]: authenticate, authorize, decode, admit, validate, store, present.
+//! Everything up to "decode" is about the request and lives here; the rest is the generic [`registry`].
+
+pub mod body;
+pub mod bootstrap;
+pub mod content;
+pub mod deletion;
+pub mod discovery;
+pub mod error;
+pub mod health;
+pub mod inflight;
+pub mod list;
+pub mod local;
+pub mod log;
+pub mod meta;
+pub mod metrics;
+pub mod openapi;
+pub mod options;
+pub mod patch;
+pub mod patching;
+pub mod pipeline;
+pub mod present;
+pub mod registry;
+pub mod request;
+pub mod scale;
+pub mod selectors;
+pub mod server;
+pub mod subresources;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod verbs;
+pub mod watch;
+
+use std::sync::Arc;
+
+pub use health::Health;
+pub use list::{fields, index};
+pub use local::local_client;
+pub use log::KubeletClient;
+pub use pipeline::router;
+
+use crate::auth::Authenticator;
+use inflight::Inflight;
+use metrics::Metrics;
+use registry::Registry;
+
+/// What the handlers share.
+pub struct Api {
+    pub registry: Registry,
+    pub authenticator: Authenticator,
+    /// How agents are asked for logs.
+    pub kubelet: KubeletClient,
+    /// `ADDRESS:PORT` that clients reach this server at, for discovery.
+    pub advertised: String,
+    pub health: Health,
+    inflight: Inflight,
+    metrics: Metrics,
+}
+
+impl Api {
+    pub fn new(
+        registry: Registry,
+        authenticator: Authenticator,
+        kubelet: KubeletClient,
+        advertised: String,
+    ) -> Arc<Self> {
+        Arc::new(Api {
+            registry,
+            authenticator,
+            kubelet,
+            advertised,
+            health: Health::default(),
+            inflight: Inflight::default(),
+            metrics: Metrics::default(),
+        })
+    }
+}

@@ -57,8 +57,9 @@ impl Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// A conflict clears as soon as the watch has delivered what we lost against, which is about this long.
+/// A conflict clears as soon as the watch has delivered what we lost against; if that takes longer, so do the pauses.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
+const MAX_CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Wakes a controller up for a key.
 pub(crate) struct Queue<K> {
@@ -206,7 +207,7 @@ fn delay_after<K: Clone + Eq + Hash + std::fmt::Display>(
     match error.retry() {
         Retry::AtOnce => {
             debug!(controller, %key, "our copy was old, trying again");
-            Some(CONFLICT_PAUSE)
+            Some(doubled(CONFLICT_PAUSE, key, failures).min(MAX_CONFLICT_PAUSE))
         }
         Retry::Never => {
             failures.remove(key);
@@ -214,13 +215,23 @@ fn delay_after<K: Clone + Eq + Hash + std::fmt::Display>(
             None
         }
         Retry::BackOff { first } => {
-            let count = failures.entry(key.clone()).or_default();
-            let delay = first.saturating_mul(1 << (*count).min(12)).min(MAX_BACKOFF);
-            *count += 1;
+            let delay = doubled(first, key, failures).min(MAX_BACKOFF);
             warn!(controller, %key, %error, retry_in = ?delay, "reconcile failed");
             Some(delay)
         }
     }
+}
+
+/// `first`, doubled for each earlier failure of the key.
+fn doubled<K: Clone + Eq + Hash>(
+    first: Duration,
+    key: &K,
+    failures: &mut HashMap<K, u32>,
+) -> Duration {
+    let count = failures.entry(key.clone()).or_default();
+    let delay = first.saturating_mul(1 << (*count).min(12));
+    *count += 1;
+    delay
 }
 
 #[cfg(test)]

@@ -2,25 +2,65 @@
 
 pub(crate) mod cache;
 mod caches;
+mod certificates;
 mod deployment;
 mod driver;
 mod endpoints;
+mod event_expiry;
 pub(crate) mod events;
+mod garbage;
+mod kinds;
+mod namespaces;
+mod node;
 mod pods;
 mod replica_set;
+#[cfg(test)]
+mod scenarios;
+mod service_accounts;
 #[cfg(test)]
 pub(crate) mod testing;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::caches::Caches;
 
+pub use self::certificates::Signer;
+
 /// How the controllers shall behave.
-#[derive(Clone, Debug, Default)]
-pub struct ControllersConfig {}
+#[derive(Clone)]
+pub struct ControllersConfig {
+    /// Every node's range of pod addresses is cut from it.
+    pub pod_cidr: IpNet,
+    /// A node that gives no sign of life for so long is taken to be gone.
+    pub node_grace_period: Duration,
+    /// Pods of a Node that is deleted are removed after this, if it has not come back.
+    pub orphan_quarantine: Duration,
+    /// How long a pod that says nothing about it stays on a node that is not ready or unreachable.
+    pub default_toleration: Duration,
+    /// Events go after this.
+    pub event_ttl: Duration,
+    pub signer: Signer,
+}
+
+impl ControllersConfig {
+    /// Upstream's times.
+    pub fn new(pod_cidr: IpNet, signer: Signer) -> Self {
+        let grace = Duration::from_secs(40);
+        Self {
+            default_toleration: Duration::from_secs(300),
+            event_ttl: Duration::from_secs(3600),
+            pod_cidr,
+            node_grace_period: grace,
+            orphan_quarantine: grace,
+            signer,
+        }
+    }
+}
 
 /// What every controller works with.
 #[derive(Clone)]
@@ -44,6 +84,12 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(deployment::start(&context));
     tasks.spawn(replica_set::start(&context));
     tasks.spawn(endpoints::start(&context));
+    tasks.spawn(node::start(&context));
+    tasks.spawn(certificates::start(&context));
+    tasks.spawn(service_accounts::start(&context));
+    tasks.spawn(namespaces::start(&context));
+    tasks.spawn(garbage::start(&context));
+    tasks.spawn(event_expiry::start(&context));
     // Only now, so that each controller hears of every object.
     context
         .caches

@@ -1,5 +1,7 @@
 //! A kind as the generic registry sees it, and the typed trait behind it.
 
+use std::borrow::Cow;
+
 use k8s_openapi::{Metadata, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
@@ -120,7 +122,9 @@ pub struct Kind {
     pub prepare_status: fn(new: &mut Value, old: &Value),
     /// What field selectors can ask, beyond `metadata.name` and `metadata.namespace`.
     pub fields: fn(&Value) -> Vec<(&'static str, String)>,
-    /// The OpenAPI schema; the schemas it refers to are left in the generator.
+    /// The name of the OpenAPI definition: `io.k8s.api.core.v1.Pod`.
+    pub definition: fn() -> Cow<'static, str>,
+    /// Leaves the OpenAPI definition, and all that it refers to, in the generator; gives a reference to it.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
@@ -154,7 +158,8 @@ impl Kind {
                     .map(|object| object.fields())
                     .unwrap_or_default()
             },
-            schema: T::json_schema,
+            definition: T::schema_name,
+            schema: |generator| generator.subschema_for::<T>(),
         }
     }
 

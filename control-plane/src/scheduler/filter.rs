@@ -111,7 +111,7 @@ fn fit(pod: &PodInfo, node: &NodeInfo) -> Vec<String> {
     reasons
 }
 
-pub(super) fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
+pub(crate) fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
     tolerations.iter().any(|toleration| {
         let effect = toleration.effect.as_deref().unwrap_or_default();
         let key = toleration.key.as_deref().unwrap_or_default();

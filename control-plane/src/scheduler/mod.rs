@@ -16,6 +16,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use filter::tolerates;
 pub use run::run;
 
 /// How the scheduler shall behave.

@@ -6,8 +6,11 @@
 //! last write, which the store knows.
 
 pub mod cache;
+pub mod compaction;
 pub mod embedded;
 pub mod etcd;
+#[cfg(test)]
+mod suite;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;

@@ -1,5 +1,7 @@
 //! Many services with hand-written EndpointSlices, so that no pod is needed.
 
+use std::ops::Range;
+
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -26,12 +28,17 @@ pub fn endpoint(number: u64, index: u64) -> String {
     )
 }
 
-/// Creates `count` services x 3 endpoints.
-pub async fn create(client: &Client, count: u64) {
+/// The number of a service of this name.
+pub fn number(name: &str) -> Option<u64> {
+    name.strip_prefix("service-")?.parse().ok()
+}
+
+/// Creates services x 3 endpoints.
+pub async fn create(client: &Client, numbers: Range<u64>) {
     let services: Api<Service> = Api::default_namespaced(client.clone());
     let slices: Api<EndpointSlice> = Api::default_namespaced(client.clone());
     let (services, slices) = (&services, &slices);
-    futures::stream::iter(0..count)
+    futures::stream::iter(numbers)
         .for_each_concurrent(CONCURRENCY, |number| async move {
             let post = PostParams::default();
             services

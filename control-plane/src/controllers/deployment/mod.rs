@@ -177,7 +177,10 @@ impl Controller {
         let api = self.sets(deployment);
         if let Some(set) = &plan.create {
             match api.create(&PostParams::default(), set).await {
-                Ok(_) => self.tell_scaled(deployment, set, 0),
+                Ok(created) => {
+                    self.tell_scaled(deployment, set, 0);
+                    self.context.caches.replica_sets.wait_for(&created).await;
+                }
                 Err(kube::Error::Api(status)) if status.is_already_exists() => {
                     if !self.is_ours(deployment, set).await? {
                         // Another Deployment's set has this name: the next pass takes another one.
@@ -238,20 +241,26 @@ impl Controller {
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let api: Api<Deployment> = Api::namespaced(self.context.client.clone(), namespace);
         let name = deployment.metadata.name.as_deref().unwrap_or_default();
-        let mut version = deployment.metadata.resource_version.clone();
+        let mut written = None;
         if let Some(revision) = revision {
+            let version = &deployment.metadata.resource_version;
             let patch = json!({"metadata": {"annotations": {REVISION: revision}, "resourceVersion": version}});
-            let written = api
-                .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
-                .await?;
-            version = written.metadata.resource_version;
+            written = Some(
+                api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+                    .await?,
+            );
         }
         if deployment.status.as_ref() != Some(&status) {
-            let mut deployment = deployment.clone();
-            deployment.metadata.resource_version = version;
+            // A write of the status carries the metadata, so it has to start from the newest.
+            let mut deployment = written.unwrap_or_else(|| deployment.clone());
             deployment.status = Some(status);
-            api.replace_status(name, &PostParams::default(), &deployment)
-                .await?;
+            written = Some(
+                api.replace_status(name, &PostParams::default(), &deployment)
+                    .await?,
+            );
+        }
+        if let Some(written) = written {
+            self.context.caches.deployments.wait_for(&written).await;
         }
         Ok(())
     }

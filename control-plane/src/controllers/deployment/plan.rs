@@ -44,10 +44,7 @@ pub(super) fn plan(
     let mut is_settled = false;
     if deployment.metadata.deletion_timestamp.is_some() {
         // Its children go with it; it only tells how far that is.
-    } else if spec.paused == Some(true) {
-        adopt_revision(deployment, &mut sets);
-        resize(deployment, &mut sets, recreate);
-    } else if is_resized(deployment, &sets) {
+    } else if spec.paused == Some(true) || is_resized(deployment, &sets) {
         adopt_revision(deployment, &mut sets);
         resize(deployment, &mut sets, recreate);
     } else if recreate {

@@ -173,13 +173,12 @@ pub(super) fn address(pod: &Pod, family: Family) -> Option<String> {
         .flatten()
         .map(|ip| &ip.ip)
         .chain(&status.pod_ip);
-    all.filter(|ip| match ip.parse() {
+    let mut of_family = all.filter(|ip| match ip.parse() {
         Ok(IpAddr::V4(_)) => family == Family::V4,
         Ok(IpAddr::V6(_)) => family == Family::V6,
         Err(_) => false,
-    })
-    .next()
-    .cloned()
+    });
+    of_family.next().cloned()
 }
 
 /// The port on the pod; `None` when it is named and the pod has no port of that name.

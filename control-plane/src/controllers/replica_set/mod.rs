@@ -269,12 +269,11 @@ impl Controller {
         let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), namespace);
         let mut set = set.clone();
         set.status = Some(status);
-        api.replace_status(
-            set.metadata.name.as_deref().unwrap_or_default(),
-            &PostParams::default(),
-            &set,
-        )
-        .await?;
+        let name = Key::of(&set).name;
+        let written = api
+            .replace_status(&name, &PostParams::default(), &set)
+            .await?;
+        self.context.caches.replica_sets.wait_for(&written).await;
         Ok(())
     }
 }

@@ -74,7 +74,7 @@ mod tests {
             of(&[json!({}), json!({ "requests": { "example.com/gpu": "1" } })]),
             "BestEffort"
         );
-        assert_eq!(of(&[full.clone()]), "Guaranteed");
+        assert_eq!(of(std::slice::from_ref(&full)), "Guaranteed");
         assert_eq!(
             of(&[json!({ "limits": { "cpu": "1", "memory": "1Gi" } })]),
             "Guaranteed"

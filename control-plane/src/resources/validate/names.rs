@@ -36,7 +36,7 @@ fn is_dns1123_label(text: &str) -> bool {
 /// The text that stands in for a prefix: what is generated after it makes a trailing dash fine.
 fn complete(name: &str, prefix: bool) -> String {
     match name.strip_suffix('-') {
-        Some(head) if prefix && head.len() > 1 => format!("{head}a"),
+        Some(head) if prefix && !head.is_empty() => format!("{head}a"),
         _ => name.to_owned(),
     }
 }

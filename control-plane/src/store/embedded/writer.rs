@@ -55,7 +55,7 @@ pub(super) fn run(
                 Command::Write(write) => writes.push(write),
                 Command::Compact { to, reply } => {
                     let done = handle.recovering(|| compact(handle, to));
-                    if done.is_ok() {
+                    if matches!(done, Ok(Ok(()))) {
                         forget = forget.max(Some(to));
                     }
                     let _ = reply.send(done.and_then(|checked| checked));

@@ -1,0 +1,280 @@
+//! `kernelet service list | show`.
+
+use clap::Subcommand;
+
+use super::table::{percent, table};
+use super::{Ask, CliError};
+use crate::introspection::{
+    Backend, ListServicesReply, ListServicesRequest, Service, ServiceDetail, ShowServiceReply,
+    ShowServiceRequest,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List the service addresses in the maps
+    List {
+        /// Only this namespace
+        #[arg(short, long)]
+        namespace: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Explain one service: its addresses, backends, and the map entries behind them
+    Show {
+        name: String,
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+pub(super) fn run(command: &Command) -> Result<String, CliError> {
+    match command {
+        Command::List { namespace, ask } => {
+            let request = ListServicesRequest {
+                namespace: namespace.clone().unwrap_or_default(),
+            };
+            ask.render(
+                async |mut client| Ok(client.list_services(request).await?.into_inner()),
+                list,
+            )
+        }
+        Command::Show {
+            name,
+            namespace,
+            ask,
+        } => {
+            let request = ShowServiceRequest {
+                namespace: namespace.clone(),
+                name: name.clone(),
+            };
+            ask.render(
+                async |mut client| Ok(client.show_service(request).await?.into_inner()),
+                |reply| show(&format!("{namespace}/{name}"), reply),
+            )
+        }
+    }
+}
+
+fn list(reply: &ListServicesReply) -> String {
+    let header = [
+        "NAMESPACE",
+        "NAME",
+        "PORT",
+        "ADDRESS",
+        "LOCAL",
+        "ZONE",
+        "READY",
+        "LEAVING",
+        "STAYS",
+        "POLICY",
+        "REFUSED",
+    ];
+    let rows = reply.services.iter().map(|service| {
+        [
+            service.namespace.clone(),
+            service.name.clone(),
+            service.port_name.clone(),
+            format!("{}/{}", service.address, service.protocol),
+            service.local.to_string(),
+            service.zone.to_string(),
+            service.ready.to_string(),
+            service.terminating.to_string(),
+            stays(service),
+            service.policy.clone(),
+            service.refused.to_string(),
+        ]
+    });
+    table(header, rows)
+}
+
+/// The share of new connections that stay on the node; nothing where there is no backend to stay with.
+fn stays(service: &Service) -> String {
+    if service.local == 0 {
+        String::new()
+    } else {
+        percent(service.local_share)
+    }
+}
+
+fn show(name: &str, reply: &ShowServiceReply) -> String {
+    let mut text = String::new();
+    for note in &reply.notes {
+        text += &format!("Note: {note}\n");
+    }
+    for ServiceDetail {
+        service,
+        backends,
+        entries,
+    } in &reply.ports
+    {
+        let Some(service) = service else { continue };
+        if !text.is_empty() {
+            text += "\n";
+        }
+        text += &head(name, service);
+        text += "\nBackends\n";
+        text += &self::backends(backends);
+        text += "\nMap entries\n";
+        let rows = entries
+            .iter()
+            .map(|row| [row.map.clone(), row.key.clone(), row.value.clone()]);
+        text += &table(["MAP", "KEY", "VALUE"], rows);
+    }
+    text
+}
+
+fn head(name: &str, service: &Service) -> String {
+    let port = if service.port_name.is_empty() {
+        String::new()
+    } else {
+        format!(", port {}", service.port_name)
+    };
+    let Service {
+        address,
+        protocol,
+        policy,
+        local,
+        zone,
+        ready,
+        terminating,
+        refused,
+        id,
+        generation,
+        ..
+    } = service;
+    let stays = if *local == 0 {
+        "no backend on this node".to_owned()
+    } else {
+        format!("{} stay on this node", stays(service))
+    };
+    format!(
+        "Service:    {name}{port}\n\
+         Address:    {address}/{protocol}\n\
+         Policy:     {policy}; of new connections {stays}\n\
+         Ready:      {ready}: {local} on this node, {zone} in its zone; {terminating} leaving\n\
+         Refused:    {refused} for want of a backend\n\
+         Table:      service {id}, generation {generation}\n"
+    )
+}
+
+fn backends(backends: &[Backend]) -> String {
+    let header = [
+        "ID", "ADDRESS", "NODE", "ZONE", "POD", "STATE", "LOCAL", "SHARE", "OPENS", "ACTIVE",
+    ];
+    let rows = backends.iter().map(|backend| {
+        [
+            backend.id.to_string(),
+            backend.address.clone(),
+            backend.node.clone(),
+            backend.zone.clone(),
+            backend.pod.clone(),
+            backend.state.clone(),
+            if backend.local { "yes" } else { "no" }.to_owned(),
+            percent(backend.share),
+            backend.opens.to_string(),
+            backend.active.to_string(),
+        ]
+    });
+    table(header, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::introspection::MapRow;
+
+    fn service() -> Service {
+        Service {
+            namespace: "default".into(),
+            name: "backend".into(),
+            port_name: "http".into(),
+            address: "10.96.0.7:80".into(),
+            protocol: "TCP".into(),
+            local: 1,
+            zone: 0,
+            ready: 2,
+            terminating: 0,
+            local_share: 0.99,
+            policy: "prefer node".into(),
+            id: 3,
+            generation: 2,
+            refused: 0,
+        }
+    }
+
+    #[test]
+    fn a_list_has_a_line_for_each_address() {
+        let text = list(&ListServicesReply {
+            services: vec![
+                service(),
+                Service {
+                    local: 0,
+                    ..service()
+                },
+            ],
+        });
+        let cells: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| {
+                line.split("   ")
+                    .map(str::trim)
+                    .filter(|c| !c.is_empty())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            cells[1],
+            [
+                "default",
+                "backend",
+                "http",
+                "10.96.0.7:80/TCP",
+                "1",
+                "0",
+                "2",
+                "0",
+                "99.0%",
+                "prefer node",
+                "0"
+            ]
+        );
+        assert_eq!(cells[2][8], "-");
+    }
+
+    #[test]
+    fn show_explains_down_to_the_map_entries() {
+        let backend = Backend {
+            id: 9,
+            address: "10.244.1.5:8080".into(),
+            pod: "default/backend-x".into(),
+            share: 0.99,
+            ..Backend::default()
+        };
+        let entry = MapRow {
+            map: "SERVICES".into(),
+            key: "10.96.0.7:80 TCP".into(),
+            value: "service 3".into(),
+            ..MapRow::default()
+        };
+        let detail = ServiceDetail {
+            service: Some(service()),
+            backends: vec![backend],
+            entries: vec![entry],
+        };
+        let reply = ShowServiceReply {
+            ports: vec![detail],
+            notes: vec!["SCTP ports are not translated".into()],
+        };
+        let text = show("default/backend", &reply);
+        for part in [
+            "Note: SCTP ports are not translated\n\nService:    default/backend, port http\nAddress:    10.96.0.7:80/TCP\n",
+            "99.0% stay on this node",
+            "10.244.1.5:8080   -      -      default/backend-x",
+            "SERVICES   10.96.0.7:80 TCP   service 3\n",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Closes the sockets of a backend that is gone, so that their clients reconnect at once.
+//!
+//! Only sockets that the programs sent there are closed: `SOCKETS` names them by cookie. sock_diag finds and closes them
+//! in each network namespace. Unconnected UDP sockets have no peer and are never found; they go elsewhere by themselves.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::thread;
+
+use agent_ebpf::abi::{BackendEntry, SocketKey};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use socket2::{Domain, Socket, Type};
+use tracing::{info, warn};
+
+use super::maps::{MapError, Maps};
+use super::{MapOp, PinnedState, ServiceMaps};
+
+/// Maps that close the sockets of each backend that they remove, so that their clients reconnect at once.
+pub struct ClosingMaps {
+    maps: Maps,
+    /// Directory of the pins of the pods' network namespaces.
+    namespaces: PathBuf,
+}
+
+impl ClosingMaps {
+    /// Closes in this process's network namespace and in those that are pinned in `namespaces`.
+    pub fn new(maps: Maps, namespaces: PathBuf) -> Self {
+        Self { maps, namespaces }
+    }
+
+    fn close(&self, backend: &BackendEntry) {
+        let pods = std::fs::read_dir(&self.namespaces);
+        let mut all: Vec<PathBuf> = pods
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|pin| pin.path())
+            .collect();
+        all.push("/proc/self/ns/net".into());
+        match close_sockets(&self.maps, backend, &all) {
+            Ok(0) => {}
+            Ok(closed) => info!(
+                ?backend,
+                closed, "closed the sockets of a backend that is gone"
+            ),
+            Err(error) => warn!(?backend, %error, "sockets of a backend that is gone stay open"),
+        }
+    }
+}
+
+impl ServiceMaps for ClosingMaps {
+    fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
+        let gone = match op {
+            MapOp::DeleteBackend(id) => self.maps.backend(*id)?,
+            _ => None,
+        };
+        self.maps.apply(op)?;
+        if let Some(backend) = gone {
+            self.close(&backend);
+        }
+        Ok(())
+    }
+
+    fn dump(&self) -> Result<PinnedState, MapError> {
+        self.maps.dump()
+    }
+}
+
+/// Why sockets could not be closed.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseError {
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error("cannot close sockets in the network namespace {}", netns.display())]
+    Netns {
+        netns: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Closes every connected socket that was sent to `backend`, in each of the network namespaces named by a path
+/// (`/proc/self/ns/net`, or a pin). A namespace that is gone has no sockets. Returns how many were closed.
+pub fn close_sockets(
+    maps: &Maps,
+    backend: &BackendEntry,
+    netns: &[PathBuf],
+) -> Result<usize, CloseError> {
+    let cookies = maps.sockets_to(backend)?;
+    if cookies.is_empty() {
+        return Ok(0);
+    }
+    // A thread of its own, because it changes its namespace; it opens all of them from where it starts.
+    thread::scope(|scope| {
+        let each = || {
+            let opened: Vec<_> = netns.iter().map(|path| (path, File::open(path))).collect();
+            opened.into_iter().try_fold(0, |closed, (path, file)| {
+                close_in(file, backend, &cookies)
+                    .map(|n| closed + n)
+                    .map_err(|source| CloseError::Netns {
+                        netns: path.clone(),
+                        source,
+                    })
+            })
+        };
+        match scope.spawn(each).join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn close_in(
+    netns: io::Result<File>,
+    backend: &BackendEntry,
+    cookies: &BTreeSet<SocketKey>,
+) -> io::Result<usize> {
+    let netns = match netns {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other?,
+    };
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    close_here(backend, cookies)
+}
+
+fn close_here(backend: &BackendEntry, cookies: &BTreeSet<SocketKey>) -> io::Result<usize> {
+    let mut diag = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::DGRAM,
+        Some(libc::NETLINK_SOCK_DIAG.into()),
+    )?;
+    let mut closed = 0;
+    for id in list(&mut diag, backend)? {
+        if id.destination() != Ipv4Addr::from(backend.address) || !cookies.contains(&id.cookie()) {
+            continue;
+        }
+        diag.write_all(&request(SOCK_DESTROY, ACKNOWLEDGE, backend.protocol, &id.0))?;
+        let mut buffer = [0; 4096];
+        let length = diag.read(&mut buffer)?;
+        for message in messages(&buffer[..length]) {
+            match message? {
+                Message::Done => closed += 1,
+                // It closed by itself meanwhile.
+                Message::Error(libc::ENOENT) => {}
+                Message::Error(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                Message::Socket(_) => {}
+            }
+        }
+    }
+    Ok(closed)
+}
+
+/// The sockets in this namespace whose peer has the backend's port.
+fn list(diag: &mut Socket, backend: &BackendEntry) -> io::Result<Vec<SocketId>> {
+    let mut wanted = [0; ID_SIZE];
+    wanted[2..4].copy_from_slice(&backend.port);
+    diag.write_all(&request(
+        SOCK_DIAG_BY_FAMILY,
+        DUMP,
+        backend.protocol,
+        &wanted,
+    ))?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let length = diag.read(&mut buffer)?;
+        for message in messages(&buffer[..length]) {
+            match message? {
+                Message::Socket(id) => found.push(id),
+                Message::Done => return Ok(found),
+                Message::Error(errno) => return Err(io::Error::from_raw_os_error(errno)),
+            }
+        }
+    }
+}
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+/// `NLM_F_REQUEST | NLM_F_DUMP`
+const DUMP: u16 = 0x301;
+/// `NLM_F_REQUEST | NLM_F_ACK`
+const ACKNOWLEDGE: u16 = 0x5;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+/// `struct nlmsghdr`
+const HEADER_SIZE: usize = 16;
+/// `struct inet_diag_sockid`
+const ID_SIZE: usize = 48;
+/// What precedes the id in `struct inet_diag_msg`.
+const ID_AT: usize = 4;
+
+/// `struct inet_diag_sockid`: ports and addresses in network order, interface, cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SocketId([u8; ID_SIZE]);
+
+impl SocketId {
+    fn destination(&self) -> Ipv4Addr {
+        Ipv4Addr::new(self.0[20], self.0[21], self.0[22], self.0[23])
+    }
+
+    fn cookie(&self) -> SocketKey {
+        let half = |at: usize| u64::from(word(&self.0, at));
+        SocketKey(half(40) | half(44) << 32)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    Socket(SocketId),
+    /// The end of a dump, or an acknowledgement.
+    Done,
+    /// A positive errno.
+    Error(i32),
+}
+
+/// A `struct inet_diag_req_v2` for IPv4 sockets in any state.
+fn request(kind: u16, flags: u16, protocol: u8, id: &[u8; ID_SIZE]) -> Vec<u8> {
+    let length = HEADER_SIZE + 8 + ID_SIZE;
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend((length as u32).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    // Sequence number and port id: one request is under way at a time, on a socket of its own.
+    bytes.extend([0; 8]);
+    bytes.extend([libc::AF_INET as u8, protocol, 0, 0]);
+    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend(id);
+    bytes
+}
+
+/// The netlink messages in one received datagram.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<Message>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        match message(bytes) {
+            Some((message, rest)) => {
+                bytes = rest;
+                Some(Ok(message))
+            }
+            None => {
+                bytes = &[];
+                Some(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "malformed netlink message",
+                )))
+            }
+        }
+    })
+}
+
+fn message(bytes: &[u8]) -> Option<(Message, &[u8])> {
+    let header = bytes.get(..HEADER_SIZE)?;
+    let length = word(header, 0) as usize;
+    let body = bytes.get(HEADER_SIZE..length)?;
+    let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    let kind = u16::from_ne_bytes([header[4], header[5]]);
+    let message = match kind {
+        NLMSG_DONE => Message::Done,
+        NLMSG_ERROR => match word(body.get(..4)?, 0) as i32 {
+            0 => Message::Done,
+            negative => Message::Error(negative.wrapping_neg()),
+        },
+        _ => Message::Socket(SocketId(body.get(ID_AT..ID_AT + ID_SIZE)?.try_into().ok()?)),
+    };
+    Some((message, rest))
+}
+
+/// The word at `at`, which the caller knows to be there.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framed(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = ((HEADER_SIZE + body.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn a_dump_is_read_message_by_message() {
+        let mut id = [0; ID_SIZE];
+        id[2..4].copy_from_slice(&8080_u16.to_be_bytes());
+        id[20..24].copy_from_slice(&[10, 244, 1, 5]);
+        id[40..44].copy_from_slice(&7_u32.to_ne_bytes());
+        id[44..48].copy_from_slice(&1_u32.to_ne_bytes());
+        let mut body = vec![0; 72];
+        body[ID_AT..ID_AT + ID_SIZE].copy_from_slice(&id);
+        let bytes = [
+            framed(SOCK_DIAG_BY_FAMILY, &body),
+            framed(NLMSG_ERROR, &(-libc::ENOENT).to_ne_bytes()),
+            framed(NLMSG_DONE, &[0; 4]),
+        ];
+        let read: Vec<_> = messages(&bytes.concat()).map(|m| m.unwrap()).collect();
+        assert_eq!(
+            read,
+            [
+                Message::Socket(SocketId(id)),
+                Message::Error(libc::ENOENT),
+                Message::Done
+            ]
+        );
+        assert_eq!(SocketId(id).destination(), Ipv4Addr::new(10, 244, 1, 5));
+        assert_eq!(SocketId(id).cookie(), SocketKey(1 << 32 | 7));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_to_an_end(bytes: Vec<u8>) {
+            prop_assert!(messages(&bytes).count() <= bytes.len());
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The node's kubeconfig, and a client that follows it when it changes.
+//!
+//! Everything the node needs to call the API server is in this one file: server, CA, certificate and key. It is replaced
+//! in one step, so a crash leaves the old one or the new one, never a key without its certificate.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{Request, Response};
+use kube::client::Body;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::{Value, json};
+
+/// A kubeconfig or a key file that could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot use the kubeconfig {}: {reason}", path.display())]
+    Kubeconfig { path: PathBuf, reason: String },
+}
+
+/// What a node's kubeconfig holds. Certificates and keys are PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeKubeconfig {
+    pub server: String,
+    pub ca_pem: String,
+    pub certificate_pem: String,
+    pub key_pem: String,
+}
+
+impl NodeKubeconfig {
+    /// The file's text.
+    pub fn render(&self) -> Result<String, serde_saphyr::SerializeError> {
+        let data = |pem: &str| BASE64.encode(pem);
+        serde_saphyr::to_string(&json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "default", "cluster": {
+                "server": self.server,
+                "certificate-authority-data": data(&self.ca_pem),
+            }}],
+            "users": [{"name": "node", "user": {
+                "client-certificate-data": data(&self.certificate_pem),
+                "client-key-data": data(&self.key_pem),
+            }}],
+            "contexts": [{"name": "default", "context": {"cluster": "default", "user": "node"}}],
+            "current-context": "default",
+        }))
+    }
+
+    /// Reads a file that [`NodeKubeconfig::render`] wrote; `None` for a kubeconfig of another make, such as one that names
+    /// its keys by path: whoever wrote it renews it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let config: Value = serde_saphyr::from_str(text).ok()?;
+        let text = |pointer| config.pointer(pointer).and_then(Value::as_str);
+        let pem = |pointer| String::from_utf8(BASE64.decode(text(pointer)?).ok()?).ok();
+        Some(NodeKubeconfig {
+            server: text("/clusters/0/cluster/server")?.to_owned(),
+            ca_pem: pem("/clusters/0/cluster/certificate-authority-data")?,
+            certificate_pem: pem("/users/0/user/client-certificate-data")?,
+            key_pem: pem("/users/0/user/client-key-data")?,
+        })
+    }
+
+    /// Writes the file in one step, readable by root only.
+    pub fn write(&self, path: &Path) -> Result<(), CredentialsError> {
+        let text = self.render().map_err(|error| CredentialsError::Write {
+            path: path.to_owned(),
+            source: io::Error::other(error.to_string()),
+        })?;
+        write_private(path, &text)
+    }
+}
+
+/// Replaces a file in one step; mode 0600.
+pub fn write_private(path: &Path, text: &str) -> Result<(), CredentialsError> {
+    let write = || {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(directory)?;
+        // Made with mode 0600, beside its target, as a rename works within one file system only.
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|source| CredentialsError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A client made from a kubeconfig file. When the file changes, [`NodeClient::reload`] turns every client that was handed
+/// out to the new credentials; open watches end on the old ones and come back on the new.
+#[derive(Clone)]
+pub struct NodeClient {
+    path: PathBuf,
+    /// `HOST:PORT` of the API server.
+    server: String,
+    current: Arc<ArcSwap<kube::Client>>,
+}
+
+impl NodeClient {
+    /// Reads the file and makes a client. Nothing is sent yet.
+    pub async fn load(path: &Path) -> Result<Self, CredentialsError> {
+        let (server, client) = client_of(path).await?;
+        Ok(NodeClient {
+            path: path.to_owned(),
+            server,
+            current: Arc::new(ArcSwap::from_pointee(client)),
+        })
+    }
+
+    /// The file it follows.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.path
+    }
+
+    /// `HOST:PORT` of the API server.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// A client that always uses the latest credentials.
+    pub fn client(&self) -> kube::Client {
+        let current = self.current.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let client = kube::Client::clone(&current.load());
+            async move { client.send(request).await as Result<Response<Body>, kube::Error> }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    /// Reads the file again.
+    pub async fn reload(&self) -> Result<(), CredentialsError> {
+        let (_, client) = client_of(&self.path).await?;
+        self.current.store(Arc::new(client));
+        Ok(())
+    }
+}
+
+async fn client_of(path: &Path) -> Result<(String, kube::Client), CredentialsError> {
+    let failed = |reason: String| CredentialsError::Kubeconfig {
+        path: path.to_owned(),
+        reason,
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(error.to_string()))?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    let url = &config.cluster_url;
+    let server = format!(
+        "{}:{}",
+        url.host().unwrap_or_default(),
+        url.port_u16().unwrap_or(443)
+    );
+    let client = kube::Client::try_from(config).map_err(|error| failed(error.to_string()))?;
+    Ok((server, client))
+}

@@ -1,0 +1,167 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::state::LbState;
+use super::super::testing::*;
+use super::*;
+use crate::cluster::{Changes, Node, View};
+use crate::dataplane::fake::{FakeMaps, FaultyMaps};
+
+/// A worker on a cluster that looks like `view`, with what is pending for it.
+fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M>, Changes) {
+    let cluster = Cluster::default();
+    cluster.update(|known| {
+        *known = view;
+        Vec::new()
+    });
+    cluster.set_synced();
+    let changes = cluster.subscribe();
+    let metrics = Metrics::new(&mut Registry::default());
+    let proxy = ProxyHandle::new(LbState::new());
+    (
+        Worker::new(cluster, NODE.into(), proxy, metrics, maps),
+        changes,
+    )
+}
+
+fn web() -> View {
+    view(vec![(
+        "web",
+        service("10.96.0.1"),
+        vec![endpoint(1, "a", "z1"), endpoint(2, "b", "z2")],
+    )])
+}
+
+#[tokio::test]
+async fn a_failed_write_is_a_problem_until_it_is_made_up_for() {
+    let broken = AtomicBool::new(true);
+    let fails = |op: &MapOp| broken.load(Ordering::Relaxed) && matches!(op, MapOp::PutService(..));
+    let (mut worker, mut changes) = worker(
+        web(),
+        FaultyMaps {
+            inner: FakeMaps::default(),
+            fails,
+        },
+    );
+    worker.changed(changes.next().await).await;
+    let key = ObjectKey::new("ns", "web");
+    assert!(
+        worker.proxy.read().problems[&key]
+            .error
+            .contains("cannot perform")
+    );
+    assert_eq!(worker.proxy.health().problems, 1);
+    assert!(worker.maps.inner.state.services.is_empty());
+
+    worker.retry_at.insert(key.clone(), Instant::now());
+    worker.timer().await;
+    assert_eq!(worker.proxy.read().problems[&key].attempts, 2);
+    assert!(
+        worker.retry_at[&key] > Instant::now() + RETRY_FIRST,
+        "the wait grows"
+    );
+
+    broken.store(false, Ordering::Relaxed);
+    worker.retry_at.insert(key, Instant::now());
+    worker.timer().await;
+    assert_eq!(worker.proxy.health().problems, 0);
+    assert!(worker.retry_at.is_empty());
+
+    // What the failed tries wrote goes.
+    worker.collect();
+    worker.collect();
+    let state = &worker.maps.inner.state;
+    assert_eq!(
+        (
+            state.services.len(),
+            state.slots.len(),
+            state.backends.len()
+        ),
+        (1, 2, 2)
+    );
+}
+
+#[tokio::test]
+async fn a_failed_removal_is_repeated() {
+    let broken = AtomicBool::new(true);
+    let fails = |op: &MapOp| broken.load(Ordering::Relaxed) && matches!(op, MapOp::DeleteSlot(..));
+    let (mut worker, mut changes) = worker(
+        web(),
+        FaultyMaps {
+            inner: FakeMaps::default(),
+            fails,
+        },
+    );
+    worker.changed(changes.next().await).await;
+    let cluster = worker.cluster.clone();
+    cluster.update(|view| {
+        view.set_service(ObjectKey::new("ns", "web"), None)
+            .into_iter()
+            .collect()
+    });
+    worker.changed(changes.next().await).await;
+    assert!(worker.maps.inner.state.services.is_empty());
+    assert!(worker.deadline().is_some());
+    worker.collect();
+    worker.collect();
+    assert_eq!(worker.maps.inner.state.slots.len(), 2);
+    broken.store(false, Ordering::Relaxed);
+    worker.collect();
+    assert!(worker.maps.inner.state.slots.is_empty());
+    assert!(worker.undone.is_empty());
+}
+
+#[tokio::test]
+async fn the_nodes_zone_concerns_every_service_and_other_nodes_none() {
+    let (mut worker, mut changes) = worker(web(), FakeMaps::default());
+    worker.changed(changes.next().await).await;
+    worker.maps.log.clear();
+    let cluster = worker.cluster.clone();
+    let in_zone = |zone: &str| Node {
+        zone: Some(zone.into()),
+        ..Node::default()
+    };
+    cluster.update(|view| {
+        view.set_node("b".into(), Some(in_zone("z9")))
+            .into_iter()
+            .collect()
+    });
+    worker.changed(changes.next().await).await;
+    assert!(worker.maps.log.is_empty());
+    cluster.update(|view| {
+        view.set_node(NODE.into(), Some(in_zone("z2")))
+            .into_iter()
+            .collect()
+    });
+    worker.changed(changes.next().await).await;
+    let entry = worker.maps.state.services.values().next().unwrap();
+    assert_eq!((entry.local, entry.zone), (1, 1));
+}
+
+#[tokio::test]
+async fn one_change_among_ten_thousand_services_costs_one_service() {
+    let names: Vec<String> = (0..10_000).map(|n| format!("s{n}")).collect();
+    let services = names.iter().enumerate().map(|(n, name)| {
+        let address = format!("10.97.{}.{}", n / 250, n % 250);
+        let backends = (0..3u8).map(|e| {
+            let address = std::net::Ipv4Addr::new(10, 100 + e, (n / 250) as u8, (n % 250) as u8);
+            crate::cluster::Endpoint {
+                addresses: vec![address.into()],
+                ..endpoint(1, ["a", "b", "c"][e as usize], "z1")
+            }
+        });
+        (name.as_str(), service(&address), backends.collect())
+    });
+    let (mut worker, mut changes) = worker(view(services.collect()), FakeMaps::default());
+    worker.changed(changes.next().await).await;
+    assert_eq!(worker.maps.log.len(), 10_000 * (3 + 3 + 1), "each row once");
+
+    worker.maps.log.clear();
+    let cluster = worker.cluster.clone();
+    let changed = slice("s77", vec![endpoint(1, "a", "z1"), endpoint(2, "b", "z1")]);
+    cluster.update(|view| view.set_slice(ObjectKey::new("ns", "s77-1"), Some(changed)));
+    worker.changed(changes.next().await).await;
+    assert_eq!(worker.maps.log.len(), 2 + 2 + 1);
+    worker.collect();
+    worker.collect();
+    assert_eq!(worker.maps.log.len(), 2 + 2 + 1 + 3 + 3);
+}

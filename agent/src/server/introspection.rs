@@ -1,0 +1,281 @@
+//! The introspection API: what `kernelet status`, `service show` and the others ask, answered on a Unix socket that only
+//! root can open.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+use std::{fs, io};
+
+use agent_ebpf::abi::ServiceKey;
+use futures::Stream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+use super::present;
+use crate::cluster::{Cluster, Name, ObjectKey};
+use crate::dataplane::{Feature, MapError, MapRow, MapSummary, Maps, Totals};
+use crate::introspection as api;
+use crate::introspection::introspection_server::{Introspection as Api, IntrospectionServer};
+use crate::pod::PodTable;
+use crate::proxy::ProxyHandle;
+
+/// The maps as a reader needs them: the kernel's, or a test's.
+pub trait MapReader: Send + Sync {
+    fn summaries(&self) -> Result<Vec<MapSummary>, MapError>;
+    fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError>;
+    /// The rows that decide what becomes of a connect to `key`.
+    fn rows_behind(&self, key: &ServiceKey) -> Result<Vec<MapRow>, MapError>;
+    fn totals(&self) -> Result<Totals, MapError>;
+}
+
+impl MapReader for Maps {
+    fn summaries(&self) -> Result<Vec<MapSummary>, MapError> {
+        Maps::summaries(self)
+    }
+    fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError> {
+        Maps::rows(self, name)
+    }
+    fn rows_behind(&self, key: &ServiceKey) -> Result<Vec<MapRow>, MapError> {
+        Maps::rows_behind(self, key)
+    }
+    fn totals(&self) -> Result<Totals, MapError> {
+        Maps::totals(self)
+    }
+}
+
+/// How one part of the agent is, at the moment it is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub healthy: bool,
+    pub detail: String,
+}
+
+type Probe = Box<dyn Fn() -> Health + Send + Sync>;
+
+/// Everything that the answers are made of.
+pub struct Introspection {
+    pub node: Name,
+    pub cluster: Cluster,
+    pub proxy: ProxyHandle,
+    pub maps: Arc<dyn MapReader>,
+    pub features: Vec<Feature>,
+    pub pods: PodTable,
+    started: Instant,
+    components: Vec<(&'static str, Probe)>,
+}
+
+impl Introspection {
+    /// Knows the API watches and the proxy as components; the others are added with [`Self::component`].
+    pub fn new(
+        node: Name,
+        cluster: Cluster,
+        proxy: ProxyHandle,
+        maps: Arc<dyn MapReader>,
+        features: Vec<Feature>,
+        pods: PodTable,
+    ) -> Self {
+        let (watches, services) = (cluster.clone(), proxy.clone());
+        let mut this = Self {
+            node,
+            cluster,
+            proxy,
+            maps,
+            features,
+            pods,
+            started: Instant::now(),
+            components: Vec::new(),
+        };
+        this.component("api", move || present::api_health(&watches));
+        this.component("proxy", move || present::proxy_health(&services.health()));
+        this
+    }
+
+    /// Adds a part of the agent to what `kernelet status` shows.
+    pub fn component(
+        &mut self,
+        name: &'static str,
+        health: impl Fn() -> Health + Send + Sync + 'static,
+    ) {
+        self.components.push((name, Box::new(health)));
+    }
+
+    /// Answers on `listener` until `shutdown` resolves.
+    pub async fn serve(
+        self,
+        listener: UnixListener,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        tonic::transport::Server::builder()
+            .add_service(IntrospectionServer::new(self))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
+            .await
+    }
+}
+
+/// Why the socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error("another agent is running already: it answers on {}", path.display())]
+    Busy { path: PathBuf },
+    #[error("cannot open the socket {}", path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Opens the socket at `path` for root alone, in place of one that a dead agent left. Call it early: it is also what
+/// keeps two agents from sharing a run directory.
+pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    let failed = |source| SocketError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(SocketError::Busy {
+            path: path.to_owned(),
+        });
+    }
+    if let Some(dir) = path.parent() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(failed)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// The error with its causes in one line, as the command prints it.
+fn map_status(error: &MapError) -> Status {
+    let source = std::error::Error::source(error)
+        .map(|source| format!(": {source}"))
+        .unwrap_or_default();
+    let text = format!("{error}{source}");
+    match error {
+        MapError::Unknown { .. } => Status::not_found(text),
+        _ => Status::internal(text),
+    }
+}
+
+#[tonic::async_trait]
+impl Api for Introspection {
+    async fn status(
+        &self,
+        _: Request<api::StatusRequest>,
+    ) -> Result<Response<api::StatusReply>, Status> {
+        let components = self.components.iter().map(|(name, health)| {
+            let Health { healthy, detail } = health();
+            api::Component {
+                name: (*name).to_owned(),
+                healthy,
+                detail,
+            }
+        });
+        let features = self.features.iter().map(|feature| api::Feature {
+            name: feature.name.to_owned(),
+            available: feature.available,
+            detail: feature.detail.clone(),
+        });
+        Ok(Response::new(api::StatusReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node.to_string(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            components: components.collect(),
+            features: features.collect(),
+        }))
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<api::ListServicesRequest>,
+    ) -> Result<Response<api::ListServicesReply>, Status> {
+        let totals = self.maps.totals().map_err(|error| map_status(&error))?;
+        let namespace = request.into_inner().namespace;
+        let services = present::services(&self.proxy.read().state, &totals, &namespace);
+        Ok(Response::new(api::ListServicesReply { services }))
+    }
+
+    async fn show_service(
+        &self,
+        request: Request<api::ShowServiceRequest>,
+    ) -> Result<Response<api::ShowServiceReply>, Status> {
+        let api::ShowServiceRequest { namespace, name } = request.into_inner();
+        let key = ObjectKey::new(namespace, name);
+        let totals = self.maps.totals().map_err(|error| map_status(&error))?;
+        let (mut reply, keys) = {
+            let view = self.cluster.view();
+            let inner = self.proxy.read();
+            if !view.services.contains_key(&key) && inner.state.frontends_of(&key).next().is_none()
+            {
+                return Err(Status::not_found(format!("there is no service {key}")));
+            }
+            present::service_details(&view, &inner, &totals, &key)
+        };
+        for (detail, key) in reply.ports.iter_mut().zip(&keys) {
+            let rows = self
+                .maps
+                .rows_behind(key)
+                .map_err(|error| map_status(&error))?;
+            detail.entries = rows.into_iter().map(present::row).collect();
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn list_backends(
+        &self,
+        _: Request<api::ListBackendsRequest>,
+    ) -> Result<Response<api::ListBackendsReply>, Status> {
+        let totals = self.maps.totals().map_err(|error| map_status(&error))?;
+        let backends = present::backends(&self.cluster.view(), &self.proxy.read().state, &totals);
+        Ok(Response::new(api::ListBackendsReply { backends }))
+    }
+
+    async fn list_maps(
+        &self,
+        _: Request<api::ListMapsRequest>,
+    ) -> Result<Response<api::ListMapsReply>, Status> {
+        let maps = self.maps.summaries().map_err(|error| map_status(&error))?;
+        Ok(Response::new(api::ListMapsReply {
+            maps: maps.into_iter().map(present::map).collect(),
+        }))
+    }
+
+    type DumpMapStream = Pin<Box<dyn Stream<Item = Result<api::MapRow, Status>> + Send>>;
+
+    async fn dump_map(
+        &self,
+        request: Request<api::DumpMapRequest>,
+    ) -> Result<Response<Self::DumpMapStream>, Status> {
+        let rows = self
+            .maps
+            .rows(&request.into_inner().name)
+            .map_err(|error| map_status(&error))?;
+        Ok(Response::new(Box::pin(futures::stream::iter(
+            rows.into_iter().map(|row| Ok(present::row(row))),
+        ))))
+    }
+
+    async fn list_pods(
+        &self,
+        _: Request<api::ListPodsRequest>,
+    ) -> Result<Response<api::ListPodsReply>, Status> {
+        let pods = self.pods.list().into_iter().map(present::pod).collect();
+        Ok(Response::new(api::ListPodsReply { pods }))
+    }
+}
+
+#[cfg(test)]
+#[path = "introspection_tests.rs"]
+mod tests;

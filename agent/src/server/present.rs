@@ -1,0 +1,338 @@
+//! From the agent's state to the introspection API's messages. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use agent_ebpf::abi::{self, BACKEND_LOCAL, BACKEND_TERMINATING, BackendId, SHARE_ONE, ServiceKey};
+
+use super::introspection::Health;
+use crate::cluster::{Cluster, Endpoint, Name, ObjectKey, View};
+use crate::dataplane::{MapRow, MapSummary, Totals};
+use crate::introspection as api;
+use crate::pod::PodSummary;
+use crate::proxy::{self, Inner, LbState, Live, Preference, Target};
+
+pub(super) fn api_health(cluster: &Cluster) -> Health {
+    let view = cluster.view();
+    let known = format!(
+        "{} services, {} slices, {} nodes known",
+        view.services.len(),
+        view.slices.len(),
+        view.nodes.len()
+    );
+    let synced = view.synced;
+    drop(view);
+    let failing: Vec<String> = cluster
+        .failing()
+        .iter()
+        .map(|(kind, why)| format!("{kind}: {why}"))
+        .collect();
+    let detail = match (failing.is_empty(), synced) {
+        (true, true) => known,
+        (true, false) => format!("waiting for the first full list; {known}"),
+        (false, _) => format!("{}; {known}", failing.join("; ")),
+    };
+    Health {
+        healthy: failing.is_empty() && synced,
+        detail,
+    }
+}
+
+pub(super) fn proxy_health(health: &proxy::Health) -> Health {
+    let mut detail = format!(
+        "{} addresses, {} backends",
+        health.addresses, health.backends
+    );
+    if !health.synced {
+        detail += "; nothing is removed before the first full list";
+    }
+    for (count, reason) in &health.ignored {
+        detail += &format!("; {count} left out: {reason}");
+    }
+    if let Some(error) = &health.first_error {
+        detail += &format!("; {} services not up to date: {error}", health.problems);
+    }
+    Health {
+        healthy: health.synced && health.problems == 0,
+        detail,
+    }
+}
+
+/// The service addresses of one namespace, or of all when it is empty, by name.
+pub(super) fn services(state: &LbState, totals: &Totals, namespace: &str) -> Vec<api::Service> {
+    let mut all: Vec<api::Service> = state
+        .frontends()
+        .filter(|(_, live)| {
+            namespace.is_empty()
+                || live
+                    .owner
+                    .as_ref()
+                    .is_some_and(|owner| &*owner.namespace == namespace)
+        })
+        .map(|(key, live)| service(key, live, totals))
+        .collect();
+    all.sort_by(|a, b| {
+        (&a.namespace, &a.name, &a.address).cmp(&(&b.namespace, &b.name, &b.address))
+    });
+    all
+}
+
+fn service(key: &ServiceKey, live: &Live, totals: &Totals) -> api::Service {
+    let entry = live.entry;
+    let refused = totals
+        .services
+        .get(&entry.service_id)
+        .map_or(0, |stats| stats.no_backend);
+    let (namespace, name) = match &live.owner {
+        Some(owner) => (owner.namespace.to_string(), owner.name.to_string()),
+        // Found in the maps, and no service has claimed it yet.
+        None => (String::new(), "-".to_owned()),
+    };
+    api::Service {
+        namespace,
+        name,
+        port_name: live.port_name.to_string(),
+        address: address(key.address, key.port),
+        protocol: protocol(key.protocol),
+        local: entry.local,
+        zone: entry.zone,
+        ready: entry.ready,
+        terminating: entry.terminating,
+        local_share: f64::from(entry.local_share) / f64::from(SHARE_ONE),
+        policy: policy(live),
+        id: entry.service_id,
+        generation: entry.generation,
+        refused,
+    }
+}
+
+/// One service's addresses, each with its backends, and the keys to look up the rows behind them, in the same order.
+pub(super) fn service_details(
+    view: &View,
+    inner: &Inner,
+    totals: &Totals,
+    key: &ObjectKey,
+) -> (api::ShowServiceReply, Vec<ServiceKey>) {
+    let known = endpoints(view, std::iter::once(key));
+    let (mut ports, mut keys) = (Vec::new(), Vec::new());
+    for (address, live) in inner.state.frontends_of(key) {
+        let backends = live.slots.iter().enumerate().filter_map(|(slot, id)| {
+            let (target, flags) = inner.state.backend(*id)?;
+            let share = live.share(slot);
+            Some(api::Backend {
+                share,
+                ..backend(*id, target, flags, &known, totals, BTreeSet::new())
+            })
+        });
+        ports.push(api::ServiceDetail {
+            service: Some(service(address, live, totals)),
+            backends: backends.collect(),
+            entries: Vec::new(),
+        });
+        keys.push(*address);
+    }
+    (
+        api::ShowServiceReply {
+            ports,
+            notes: notes(view, inner, key),
+        },
+        keys,
+    )
+}
+
+/// Why a service, or a part of it, is not in the maps.
+fn notes(view: &View, inner: &Inner, key: &ObjectKey) -> Vec<String> {
+    let mut notes = Vec::new();
+    match view.services.get(key) {
+        None => notes.push("the service is gone from the cluster, or not listed yet".to_owned()),
+        Some(service) if service.headless => {
+            notes.push(
+                "headless: it has no address of its own; DNS answers with its endpoints".to_owned(),
+            );
+        }
+        Some(service) => {
+            notes.extend(
+                service
+                    .external_name
+                    .iter()
+                    .map(|name| format!("DNS answers with the name {name}")),
+            );
+            notes.extend(
+                service
+                    .proxy_name
+                    .iter()
+                    .map(|name| format!("left to the service proxy {name}")),
+            );
+        }
+    }
+    let ignored: BTreeSet<_> = inner
+        .state
+        .ignored_of(key)
+        .iter()
+        .map(|ignored| ignored.reason())
+        .collect();
+    notes.extend(ignored.into_iter().map(str::to_owned));
+    for (address, holder) in inner.state.conflicts_of(key) {
+        let holder = holder.map_or_else(|| "another service".to_owned(), ObjectKey::to_string);
+        notes.push(format!(
+            "{} belongs to {holder}",
+            self::address(address.address, address.port)
+        ));
+    }
+    if let Some(problem) = inner.problems.get(key) {
+        notes.push(format!(
+            "not up to date after {} tries: {}",
+            problem.attempts, problem.error
+        ));
+    }
+    notes
+}
+
+/// Every backend, by address.
+pub(super) fn backends(view: &View, state: &LbState, totals: &Totals) -> Vec<api::Backend> {
+    let known = endpoints(view, view.slices_of.keys());
+    let mut users: HashMap<BackendId, BTreeSet<String>> = HashMap::new();
+    for (_, live) in state.frontends() {
+        let Some(owner) = &live.owner else { continue };
+        for id in &live.slots {
+            users.entry(*id).or_default().insert(owner.to_string());
+        }
+    }
+    let mut all: Vec<_> = state.backends().collect();
+    all.sort_by_key(|(_, target, _)| *target);
+    all.into_iter()
+        .map(|(id, target, flags)| {
+            backend(
+                id,
+                target,
+                flags,
+                &known,
+                totals,
+                users.remove(&id).unwrap_or_default(),
+            )
+        })
+        .collect()
+}
+
+/// What the cluster says of each backend address, with the namespace.
+type Endpoints<'a> = HashMap<Ipv4Addr, (&'a Name, &'a Endpoint)>;
+
+fn endpoints<'a>(view: &'a View, services: impl Iterator<Item = &'a ObjectKey>) -> Endpoints<'a> {
+    let mut known = BTreeMap::new();
+    for service in services {
+        for endpoint in view.slices_for(service).flat_map(|slice| &slice.endpoints) {
+            if let Some(std::net::IpAddr::V4(ip)) = endpoint.addresses.first() {
+                known.insert(*ip, (&service.namespace, endpoint));
+            }
+        }
+    }
+    known.into_iter().collect()
+}
+
+fn backend(
+    id: BackendId,
+    target: Target,
+    flags: u8,
+    known: &Endpoints<'_>,
+    totals: &Totals,
+    services: BTreeSet<String>,
+) -> api::Backend {
+    let stats = totals.backends.get(&id).copied().unwrap_or_default();
+    let endpoint = known.get(&Ipv4Addr::from(target.address));
+    let name = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
+    api::Backend {
+        id: id.0,
+        address: address(target.address, target.port),
+        protocol: protocol(target.protocol),
+        node: name(endpoint.and_then(|(_, endpoint)| endpoint.node.as_ref())),
+        zone: name(endpoint.and_then(|(_, endpoint)| endpoint.zone.as_ref())),
+        pod: endpoint
+            .and_then(|(namespace, endpoint)| {
+                Some(format!("{namespace}/{}", endpoint.pod.as_ref()?))
+            })
+            .unwrap_or_default(),
+        local: flags & BACKEND_LOCAL != 0,
+        state: if flags & BACKEND_TERMINATING != 0 {
+            "terminating"
+        } else {
+            "ready"
+        }
+        .to_owned(),
+        share: 0.0,
+        opens: stats.opens,
+        active: stats.opens.saturating_sub(stats.closes),
+        services: services.into_iter().collect(),
+    }
+}
+
+fn policy(live: &Live) -> String {
+    let mut text = match live.preference {
+        Preference::Node => "prefer node".to_owned(),
+        Preference::SameNode => "same node".to_owned(),
+        Preference::SameZone => "same zone".to_owned(),
+        Preference::LocalOnly => "node only".to_owned(),
+        Preference::Even => "cluster".to_owned(),
+    };
+    if live.entry.affinity_timeout_s > 0 {
+        text += &format!(", client affinity {} s", live.entry.affinity_timeout_s);
+    }
+    text
+}
+
+fn address(ip: abi::Ipv4, port: abi::Port) -> String {
+    format!("{}:{}", Ipv4Addr::from(ip), u16::from_be_bytes(port))
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        abi::TCP => "TCP".to_owned(),
+        abi::UDP => "UDP".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+pub(super) fn map(map: MapSummary) -> api::Map {
+    api::Map {
+        name: map.name.to_owned(),
+        kind: map.kind,
+        entries: map.entries,
+        max_entries: map.max_entries,
+        pin: map.pin.display().to_string(),
+    }
+}
+
+pub(super) fn row(row: MapRow) -> api::MapRow {
+    let MapRow {
+        map,
+        key,
+        value,
+        raw_key,
+        raw_value,
+    } = row;
+    api::MapRow {
+        map: map.to_owned(),
+        key,
+        value,
+        raw_key,
+        raw_value,
+    }
+}
+
+pub(super) fn pod(pod: PodSummary) -> api::Pod {
+    let containers = pod.containers.into_iter().map(|container| api::Container {
+        name: container.name,
+        id: container.id,
+        state: container.state,
+        restarts: container.restarts,
+        image: container.image,
+    });
+    api::Pod {
+        namespace: pod.namespace,
+        name: pod.name,
+        uid: pod.uid,
+        phase: pod.phase,
+        ready: pod.ready,
+        addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+        containers: containers.collect(),
+    }
+}

@@ -1,0 +1,630 @@
+//! Cluster addresses and node ports of Services: every one given once, and given back when the Service goes.
+//!
+//! What is in use is rebuilt from the Services themselves at start and followed through the cache, so nothing else has to
+//! be stored. What a running request takes is reserved at once and given back if the request fails.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt;
+use ipnet::Ipv4Net;
+use rand::Rng;
+use serde_json::{Value, json};
+
+use super::Review;
+use crate::api::error::ApiError;
+use crate::resources::{FieldError, FieldErrorReason};
+use crate::store::cache::{Cache, Change, Freshness, ReadError};
+
+/// Where node ports come from, as upstream.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+/// Things that are given to one holder at a time. A holder is a Service, by `namespace/name`.
+#[derive(Debug)]
+struct Pool<T> {
+    holders: HashMap<T, String>,
+}
+
+impl<T: Copy + Eq + Hash> Pool<T> {
+    fn new() -> Self {
+        Pool {
+            holders: HashMap::new(),
+        }
+    }
+
+    /// Takes `item` if nobody has it.
+    fn claim_free(&mut self, item: T, holder: &str) -> bool {
+        let free = !self.holders.contains_key(&item);
+        if free {
+            self.holders.insert(item, holder.to_owned());
+        }
+        free
+    }
+
+    /// Takes note that `holder` has `item`. The first to have it keeps it.
+    fn note(&mut self, item: T, holder: &str) {
+        self.holders
+            .entry(item)
+            .or_insert_with(|| holder.to_owned());
+    }
+
+    /// Takes the first free one of `size` candidates, beginning at `start` and going around.
+    fn take(
+        &mut self,
+        holder: &str,
+        start: u32,
+        size: u32,
+        candidate: impl Fn(u32) -> T,
+    ) -> Option<T> {
+        let free = (0..size)
+            .map(|step| candidate((start + step) % size))
+            .find(|item| !self.holders.contains_key(item))?;
+        self.holders.insert(free, holder.to_owned());
+        Some(free)
+    }
+
+    fn release(&mut self, item: T, holder: &str) {
+        if self.holders.get(&item).is_some_and(|h| h == holder) {
+            self.holders.remove(&item);
+        }
+    }
+}
+
+/// Addresses and ports that one Service has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Holding {
+    addresses: Vec<Ipv4Addr>,
+    ports: Vec<(u16, &'static str)>,
+}
+
+#[derive(Debug)]
+struct Pools {
+    addresses: Pool<Ipv4Addr>,
+    /// A port may serve TCP for one Service and UDP for another.
+    ports: Pool<(u16, &'static str)>,
+}
+
+/// The pools of a cluster.
+pub struct ServiceAddresses {
+    range: Ipv4Net,
+    pools: Arc<Mutex<Pools>>,
+}
+
+/// What a request took. It is given back when this is dropped, unless [`Held::keep`] is called.
+#[must_use]
+pub struct Held {
+    pools: Option<Arc<Mutex<Pools>>>,
+    holder: String,
+    taken: Holding,
+}
+
+impl Held {
+    pub fn nothing() -> Self {
+        Held {
+            pools: None,
+            holder: String::new(),
+            taken: Holding::default(),
+        }
+    }
+
+    /// The write succeeded.
+    pub fn keep(mut self) {
+        self.pools = None;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(pools) = &self.pools {
+            lock(pools).release(&self.taken, &self.holder);
+        }
+    }
+}
+
+fn lock(pools: &Mutex<Pools>) -> std::sync::MutexGuard<'_, Pools> {
+    pools.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pools {
+    fn release(&mut self, holding: &Holding, holder: &str) {
+        for address in &holding.addresses {
+            self.addresses.release(*address, holder);
+        }
+        for port in &holding.ports {
+            self.ports.release(*port, holder);
+        }
+    }
+
+    fn note(&mut self, holding: &Holding, holder: &str) {
+        for address in &holding.addresses {
+            self.addresses.note(*address, holder);
+        }
+        for port in &holding.ports {
+            self.ports.note(*port, holder);
+        }
+    }
+}
+
+impl ServiceAddresses {
+    pub fn new(range: Ipv4Net) -> Arc<Self> {
+        let pools = Pools {
+            addresses: Pool::new(),
+            ports: Pool::new(),
+        };
+        Arc::new(ServiceAddresses {
+            range,
+            pools: Arc::new(Mutex::new(pools)),
+        })
+    }
+
+    /// Takes note of what the stored Services hold, then follows their changes in a task of its own until the cache ends.
+    pub async fn follow(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), ReadError> {
+        let revision = self.adopt(cache).await?;
+        let (this, cache) = (Arc::clone(self), Arc::downgrade(cache));
+        tokio::spawn(async move {
+            let mut after = Some(revision);
+            while let Some(cache) = cache.upgrade() {
+                match cache.watch(PREFIX, after) {
+                    Ok(mut changes) => {
+                        drop(cache);
+                        while let Some(change) = changes.next().await {
+                            this.note(&change);
+                            after = Some(change.revision());
+                        }
+                    }
+                    // The watch fell behind: look at everything again.
+                    Err(_) => after = this.adopt(&cache).await.ok(),
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn adopt(&self, cache: &Cache) -> Result<crate::store::Revision, ReadError> {
+        let listing = cache.list(PREFIX, Freshness::Latest).await?;
+        let mut pools = lock(&self.pools);
+        for object in &listing.objects {
+            pools.note(&holding(&object.json), holder_of(&object.key));
+        }
+        Ok(listing.revision)
+    }
+
+    fn note(&self, change: &Change) {
+        let mut pools = lock(&self.pools);
+        match change {
+            Change::Put { object, previous } => {
+                let holder = holder_of(&object.key);
+                let new = holding(&object.json);
+                if let Some(previous) = previous {
+                    let mut left = holding(&previous.json);
+                    left.addresses.retain(|a| !new.addresses.contains(a));
+                    left.ports.retain(|p| !new.ports.contains(p));
+                    pools.release(&left, holder);
+                }
+                pools.note(&new, holder);
+            }
+            Change::Delete { previous, .. } => {
+                pools.release(&holding(&previous.json), holder_of(&previous.key))
+            }
+            Change::Bookmark(_) => {}
+        }
+    }
+
+    /// Gives a Service what its type asks for, or refuses what it asks for by name.
+    pub(super) fn admit(
+        &self,
+        review: &Review<'_>,
+        service: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Held, ApiError> {
+        if !service["spec"].is_object() || !review.subresource.is_empty() {
+            return Ok(Held::nothing());
+        }
+        let name = service["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let holder = format!("{}/{name}", review.namespace);
+        if let Some(old) = old {
+            carry_over(service, old);
+        }
+        // A dry run takes and gives back at once: it sees the refusals and leaves nothing.
+        let before = old.map(|o| holding_of(&o["spec"])).unwrap_or_default();
+        let mut held = Held {
+            pools: Some(self.pools.clone()),
+            holder,
+            taken: Holding::default(),
+        };
+        let mut pools = lock(&self.pools);
+        let outcome = self
+            .give_address(&mut pools, service, &before, &mut held)
+            .and_then(|()| give_ports(&mut pools, service, &before, &mut held));
+        drop(pools);
+        match outcome {
+            Ok(()) => Ok(held),
+            Err(error) => Err(ApiError::invalid("", "Service", &name, &[error])),
+        }
+    }
+
+    fn give_address(
+        &self,
+        pools: &mut Pools,
+        service: &mut Value,
+        before: &Holding,
+        held: &mut Held,
+    ) -> Result<(), FieldError> {
+        let spec = &mut service["spec"];
+        if spec["type"] == "ExternalName" {
+            return Ok(());
+        }
+        let asked = spec["clusterIP"].as_str().unwrap_or_default().to_owned();
+        let address = match asked.as_str() {
+            "None" => {
+                spec["clusterIPs"] = json!(["None"]);
+                return Ok(());
+            }
+            "" => {
+                let size = 1_u32
+                    .checked_shl(u32::from(32 - self.range.prefix_len()))
+                    .unwrap_or(u32::MAX);
+                let (first, usable) = (
+                    u32::from(self.range.network()) + 1,
+                    size.saturating_sub(2).max(1),
+                );
+                let start = rand::rng().random_range(0..usable);
+                let taken = pools
+                    .addresses
+                    .take(&held.holder, start, usable, |at| Ipv4Addr::from(first + at));
+                let address = taken.ok_or_else(|| {
+                    wrong(
+                        "spec.clusterIPs",
+                        json!([]),
+                        "failed to allocate IP: range is full",
+                    )
+                })?;
+                held.taken.addresses.push(address);
+                address
+            }
+            text => {
+                let bad = |why: &str| {
+                    wrong(
+                        "spec.clusterIPs",
+                        json!([text]),
+                        &format!("failed to allocate IP {text}: {why}"),
+                    )
+                };
+                let address: Ipv4Addr = text.parse().map_err(|_| {
+                    wrong(
+                        "spec.clusterIPs[0]",
+                        json!(text),
+                        "must be a valid IP address, (e.g. 10.9.8.7)",
+                    )
+                })?;
+                if !before.addresses.contains(&address) {
+                    if !self.range.contains(&address)
+                        || address == self.range.network()
+                        || address == self.range.broadcast()
+                    {
+                        return Err(bad(&format!(
+                            "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
+                            self.range
+                        )));
+                    }
+                    if !pools.addresses.claim_free(address, &held.holder) {
+                        return Err(bad("provided IP is already allocated"));
+                    }
+                    held.taken.addresses.push(address);
+                }
+                address
+            }
+        };
+        spec["clusterIP"] = json!(address.to_string());
+        spec["clusterIPs"] = json!([address.to_string()]);
+        for (field, default) in [
+            ("ipFamilies", json!(["IPv4"])),
+            ("ipFamilyPolicy", json!("SingleStack")),
+        ] {
+            if spec[field].is_null() {
+                spec[field] = default;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn give_ports(
+    pools: &mut Pools,
+    service: &mut Value,
+    before: &Holding,
+    held: &mut Held,
+) -> Result<(), FieldError> {
+    let spec = &mut service["spec"];
+    let wants_ports = match spec["type"].as_str() {
+        Some("NodePort") => true,
+        Some("LoadBalancer") => spec["allocateLoadBalancerNodePorts"] != json!(false),
+        _ => false,
+    };
+    // Two protocols of one port get one number, if it is free for both.
+    let mut given: Vec<(Value, u16)> = Vec::new();
+    for (at, port) in spec["ports"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        let protocol = protocol(port);
+        let asked = port["nodePort"].as_u64().unwrap_or(0);
+        if asked == 0 && !wants_ports {
+            continue;
+        }
+        let path = format!("spec.ports[{at}].nodePort");
+        let number = if asked == 0 {
+            let twin = given
+                .iter()
+                .find(|(p, _)| *p == port["port"])
+                .map(|(_, number)| *number);
+            match twin.filter(|number| pools.ports.claim_free((*number, protocol), &held.holder)) {
+                Some(number) => number,
+                None => take_port(pools, protocol, &held.holder).ok_or_else(|| {
+                    wrong(
+                        &path,
+                        json!(0),
+                        "failed to allocate a nodePort: range is full",
+                    )
+                })?,
+            }
+        } else {
+            let number = u16::try_from(asked)
+                .ok()
+                .filter(|n| before.ports.contains(&(*n, protocol)) || NODE_PORTS.contains(n));
+            let number = number.ok_or_else(|| {
+                wrong(&path, json!(asked), "provided port is not in the valid range. The range of valid ports is 30000-32767")
+            })?;
+            if !before.ports.contains(&(number, protocol))
+                && !pools.ports.claim_free((number, protocol), &held.holder)
+            {
+                return Err(wrong(
+                    &path,
+                    json!(asked),
+                    "provided port is already allocated",
+                ));
+            }
+            number
+        };
+        if !before.ports.contains(&(number, protocol)) {
+            held.taken.ports.push((number, protocol));
+        }
+        given.push((port["port"].clone(), number));
+        port["nodePort"] = json!(number);
+    }
+    Ok(())
+}
+
+fn take_port(pools: &mut Pools, protocol: &'static str, holder: &str) -> Option<u16> {
+    let (low, high) = (*NODE_PORTS.start(), *NODE_PORTS.end());
+    let size = u32::from(high - low) + 1;
+    let start = rand::rng().random_range(0..size);
+    let candidate = |at: u32| (u16::try_from(u32::from(low) + at).unwrap_or(high), protocol);
+    pools
+        .ports
+        .take(holder, start, size, candidate)
+        .map(|(number, _)| number)
+}
+
+/// An update that does not name the address or the node ports keeps them, as far as the type still has them.
+fn carry_over(service: &mut Value, old: &Value) {
+    let (old_type, new_type) = (old["spec"]["type"].clone(), service["spec"]["type"].clone());
+    let spec = &mut service["spec"];
+    let unset = |value: &Value| value.is_null() || value == "" || value == 0;
+    if new_type != "ExternalName" && old_type != "ExternalName" && unset(&spec["clusterIP"]) {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            if let Some(value) = old["spec"].get(field) {
+                spec[field] = value.clone();
+            }
+        }
+    }
+    let had = matches!(old_type.as_str(), Some("NodePort" | "LoadBalancer"));
+    let has = matches!(new_type.as_str(), Some("NodePort" | "LoadBalancer"));
+    let old_ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    for port in spec["ports"].as_array_mut().into_iter().flatten() {
+        let same = old_ports
+            .iter()
+            .find(|o| o["port"] == port["port"] && protocol(o) == protocol(port));
+        let kept = same.map(|o| o["nodePort"].clone()).filter(|n| !unset(n));
+        match (had, has, kept) {
+            (true, true, Some(number)) if unset(&port["nodePort"]) => port["nodePort"] = number,
+            // The type no longer has node ports: those it had go, unless they were changed at the same time.
+            (true, false, Some(number)) if port["nodePort"] == number => {
+                if let Some(map) = port.as_object_mut() {
+                    map.shift_remove("nodePort");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn protocol(port: &Value) -> &'static str {
+    match port["protocol"].as_str() {
+        Some("UDP") => "UDP",
+        Some("SCTP") => "SCTP",
+        _ => "TCP",
+    }
+}
+
+fn wrong(path: &str, value: Value, detail: &str) -> FieldError {
+    FieldError {
+        path: path.into(),
+        reason: FieldErrorReason::Invalid,
+        value: Some(value),
+        detail: detail.into(),
+    }
+}
+
+const PREFIX: &str = "/registry/services/";
+
+fn holder_of(key: &str) -> &str {
+    key.strip_prefix(PREFIX).unwrap_or(key)
+}
+
+fn holding(json: &[u8]) -> Holding {
+    serde_json::from_slice::<Value>(json)
+        .map(|service| holding_of(&service["spec"]))
+        .unwrap_or_default()
+}
+
+fn holding_of(spec: &Value) -> Holding {
+    let addresses = spec["clusterIP"].as_str().and_then(|ip| ip.parse().ok());
+    let ports = spec["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|port| {
+            let number = u16::try_from(port["nodePort"].as_u64()?)
+                .ok()
+                .filter(|n| *n > 0)?;
+            Some((number, protocol(port)))
+        });
+    Holding {
+        addresses: addresses.into_iter().collect(),
+        ports: ports.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Operation;
+    use crate::auth::User;
+    use crate::resources;
+
+    fn admit(
+        addresses: &ServiceAddresses,
+        service: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Held, String> {
+        let user = User::anonymous();
+        let review = Review {
+            user: &user,
+            kind: resources::find("", "v1", "services").expect("a kind"),
+            namespace: "default",
+            operation: if old.is_some() {
+                Operation::Update
+            } else {
+                Operation::Create
+            },
+            subresource: "",
+            dry_run: false,
+        };
+        addresses
+            .admit(&review, service, old)
+            .map_err(|e| e.message)
+    }
+
+    fn service(name: &str, spec: Value) -> Value {
+        json!({"metadata": {"name": name}, "spec": spec})
+    }
+
+    #[test]
+    fn addresses_are_unique_until_the_range_is_full() {
+        // Five usable after the network's and the broadcast address; one more than the six hosts must fail.
+        let addresses = ServiceAddresses::new("10.96.0.0/29".parse().expect("a range"));
+        let mut seen = std::collections::HashSet::new();
+        for at in 0..6 {
+            let mut s = service(&format!("s{at}"), json!({"type": "ClusterIP"}));
+            admit(&addresses, &mut s, None).expect("an address").keep();
+            assert!(seen.insert(s["spec"]["clusterIP"].to_string()));
+            assert_eq!(s["spec"]["clusterIPs"][0], s["spec"]["clusterIP"]);
+        }
+        let mut one_more = service("x", json!({"type": "ClusterIP"}));
+        assert!(
+            admit(&addresses, &mut one_more, None)
+                .err()
+                .expect("full")
+                .contains("range is full")
+        );
+    }
+
+    #[test]
+    fn what_a_failed_request_took_comes_back() {
+        let addresses = ServiceAddresses::new("10.96.0.0/30".parse().expect("a range"));
+        for _ in 0..5 {
+            let mut s = service("s", json!({"type": "NodePort", "ports": [{"port": 80}]}));
+            drop(admit(&addresses, &mut s, None).expect("an address"));
+        }
+        assert!(lock(&addresses.pools).addresses.holders.is_empty());
+        assert!(lock(&addresses.pools).ports.holders.is_empty());
+    }
+
+    #[test]
+    fn asked_addresses_must_be_in_range_and_free() {
+        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+        let mut first = service("a", json!({"type": "ClusterIP", "clusterIP": "10.96.0.10"}));
+        admit(&addresses, &mut first, None).expect("free").keep();
+        for (ip, why) in [
+            ("10.96.0.10", "already allocated"),
+            ("192.168.0.1", "not in the valid range"),
+            ("x", "valid IP"),
+        ] {
+            let mut s = service("b", json!({"type": "ClusterIP", "clusterIP": ip}));
+            assert!(
+                admit(&addresses, &mut s, None)
+                    .err()
+                    .expect("refused")
+                    .contains(why),
+                "{ip}"
+            );
+        }
+    }
+
+    #[test]
+    fn headless_and_external_services_get_nothing() {
+        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+        let mut headless = service("a", json!({"type": "ClusterIP", "clusterIP": "None"}));
+        admit(&addresses, &mut headless, None)
+            .expect("admitted")
+            .keep();
+        assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+        let mut external = service("b", json!({"type": "ExternalName", "externalName": "x.y"}));
+        admit(&addresses, &mut external, None)
+            .expect("admitted")
+            .keep();
+        assert!(external["spec"].get("clusterIP").is_none());
+    }
+
+    #[test]
+    fn an_update_keeps_address_and_node_ports() {
+        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+        let mut old = service(
+            "a",
+            json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}),
+        );
+        admit(&addresses, &mut old, None).expect("admitted").keep();
+        assert_eq!(
+            old["spec"]["ports"][0]["nodePort"],
+            old["spec"]["ports"][1]["nodePort"]
+        );
+        let mut new = service(
+            "a",
+            json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "UDP"}]}),
+        );
+        admit(&addresses, &mut new, Some(&old))
+            .expect("admitted")
+            .keep();
+        assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
+        assert_eq!(
+            new["spec"]["ports"][0]["nodePort"],
+            old["spec"]["ports"][1]["nodePort"]
+        );
+        let mut plain = service(
+            "a",
+            json!({"type": "ClusterIP", "ports": [{"port": 53, "protocol": "UDP"}]}),
+        );
+        admit(&addresses, &mut plain, Some(&new))
+            .expect("admitted")
+            .keep();
+        assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
+    }
+}

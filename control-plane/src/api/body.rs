@@ -1,0 +1,226 @@
+//! From a request's bytes to an object of the kind that its path names.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::Value;
+
+use super::content::Encoding;
+use super::error::ApiError;
+use crate::resources::{Kind, duplicate_fields};
+
+/// No request carries more than this, in bytes.
+pub const LIMIT: usize = 3 * 1024 * 1024;
+
+/// `fieldValidation`: what to do about fields that the kind does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    pub fn parse(text: &str) -> Result<Self, ApiError> {
+        match text {
+            "" | "Warn" => Ok(FieldValidation::Warn),
+            "Strict" => Ok(FieldValidation::Strict),
+            "Ignore" => Ok(FieldValidation::Ignore),
+            other => Err(ApiError::bad_request(format!(
+                "fieldValidation: Unsupported value: \"{other}\": supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
+            ))),
+        }
+    }
+}
+
+/// A decoded object and what its sender should be told about it.
+#[derive(Debug)]
+pub struct Decoded {
+    pub object: Value,
+    /// Texts for `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a whole body, up to [`LIMIT`].
+pub async fn read(body: axum::body::Body) -> Result<Bytes, ApiError> {
+    match Limited::new(body, LIMIT).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(LIMIT)),
+        Err(error) => Err(ApiError::bad_request(format!(
+            "the body of the request could not be read: {error}"
+        ))),
+    }
+}
+
+/// Parses JSON or YAML, whatever it holds.
+pub fn parse(bytes: &[u8], encoding: Encoding) -> Result<Value, ApiError> {
+    match encoding {
+        Encoding::Json => serde_json::from_slice(bytes).map_err(|e| {
+            ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type JSON): {e}"
+            ))
+        }),
+        Encoding::Yaml => {
+            let text = std::str::from_utf8(bytes)
+                .map_err(|_| ApiError::bad_request("the body of the request is not UTF-8"))?;
+            serde_saphyr::from_str(text)
+                .map_err(|e| ApiError::bad_request(format!("error converting YAML to JSON: {e}")))
+        }
+    }
+}
+
+/// Reads `bytes` as an object of `kind`.
+pub fn object(
+    kind: &Kind,
+    bytes: &[u8],
+    encoding: Encoding,
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    let value = parse(bytes, encoding)?;
+    let duplicates = match (encoding, validation) {
+        (_, FieldValidation::Ignore) | (Encoding::Yaml, _) => Vec::new(),
+        (Encoding::Json, _) => duplicate_fields(bytes),
+    };
+    typed(kind, value, duplicates, validation)
+}
+
+/// The same for a value that is parsed already (a patched object).
+pub fn typed(
+    kind: &Kind,
+    value: Value,
+    duplicates: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    check_kind(kind, &value)?;
+    let cannot = |why: &dyn std::fmt::Display| {
+        ApiError::bad_request(format!(
+            "{} in version \"{}\" cannot be handled as a {}: {why}",
+            kind.kind, kind.version, kind.kind
+        ))
+    };
+    let (object, unknown) = (kind.decode)(value).map_err(|e| cannot(&e))?;
+    let problems: Vec<String> = unknown
+        .iter()
+        .map(|path| format!("unknown field \"{path}\""))
+        .chain(
+            duplicates
+                .iter()
+                .map(|path| format!("duplicate field \"{path}\"")),
+        )
+        .collect();
+    match validation {
+        FieldValidation::Strict if !problems.is_empty() => Err(cannot(&format_args!(
+            "strict decoding error: {}",
+            problems.join(", ")
+        ))),
+        FieldValidation::Ignore => Ok(Decoded {
+            object,
+            warnings: Vec::new(),
+        }),
+        _ => Ok(Decoded {
+            object,
+            warnings: problems,
+        }),
+    }
+}
+
+fn check_kind(kind: &Kind, value: &Value) -> Result<(), ApiError> {
+    let Value::Object(map) = value else {
+        return Err(ApiError::bad_request(format!(
+            "the body of the request is not an object but {}",
+            type_name(value)
+        )));
+    };
+    let text = |field: &str| map.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (given_kind, given_version) = (text("kind"), text("apiVersion"));
+    let expected = kind.api_version();
+    if !given_kind.is_empty() && given_kind != kind.kind {
+        return Err(ApiError::bad_request(format!(
+            "{given_kind} in version \"{}\" cannot be handled as a {}: the request's path is for {}",
+            given_version.rsplit('/').next().unwrap_or_default(),
+            kind.kind,
+            kind.qualified_plural(),
+        )));
+    }
+    if !given_version.is_empty() && given_version != expected {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({given_version}) does not match the expected API version ({expected})"
+        )));
+    }
+    Ok(())
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources;
+
+    fn config_map(
+        text: &str,
+        encoding: Encoding,
+        validation: FieldValidation,
+    ) -> Result<Decoded, String> {
+        let kind = resources::find("", "v1", "configmaps").expect("a kind");
+        object(kind, text.as_bytes(), encoding, validation).map_err(|e| e.message)
+    }
+
+    #[test]
+    fn unknown_fields_warn_or_refuse_as_the_client_wishes() {
+        let text = r#"{"metadata":{"name":"a"},"data":{},"foo":1}"#;
+        let warned = config_map(text, Encoding::Json, FieldValidation::Warn).expect("decodes");
+        assert_eq!(warned.warnings, ["unknown field \"foo\""]);
+        assert!(warned.object.get("foo").is_none());
+        assert_eq!(
+            config_map(text, Encoding::Json, FieldValidation::Strict).map(|d| d.object),
+            Err("ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: unknown field \"foo\"".into())
+        );
+        assert!(
+            config_map(text, Encoding::Json, FieldValidation::Ignore)
+                .expect("decodes")
+                .warnings
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_field_written_twice_is_noticed() {
+        let text = r#"{"metadata":{"name":"a","name":"b"}}"#;
+        let warned = config_map(text, Encoding::Json, FieldValidation::Warn).expect("decodes");
+        assert_eq!(warned.warnings, ["duplicate field \"metadata.name\""]);
+    }
+
+    #[test]
+    fn what_is_not_such_an_object_is_refused() {
+        for text in [
+            "",
+            "[]",
+            "3",
+            "{",
+            r#"{"kind":"Pod"}"#,
+            r#"{"apiVersion":"v2"}"#,
+            r#"{"data":{"a":1}}"#,
+        ] {
+            assert!(
+                config_map(text, Encoding::Json, FieldValidation::Ignore).is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn yaml_is_read_too() {
+        let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata:\n  k: \"1\"\n";
+        let decoded = config_map(yaml, Encoding::Yaml, FieldValidation::Strict).expect("decodes");
+        assert_eq!(decoded.object["data"]["k"], "1");
+    }
+}

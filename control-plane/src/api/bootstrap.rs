@@ -1,0 +1,110 @@
+//! What every cluster has from its first start: the system's namespaces, and the service `kubernetes` with this server
+//! behind it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::registry::{Call, Registry, Through};
+use crate::auth::{MASTERS, User};
+use crate::resources;
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Makes what is missing and mends what names another address than `advertised`.
+pub async fn ensure(
+    registry: &Registry,
+    service_ip: IpAddr,
+    advertised: SocketAddr,
+) -> Result<(), ApiError> {
+    for name in NAMESPACES {
+        ensure_object(
+            registry,
+            ("", "namespaces"),
+            "",
+            &json!({"metadata": {"name": name}}),
+        )
+        .await?;
+    }
+    let (address, port) = (advertised.ip().to_string(), advertised.port());
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({
+        "metadata": {"name": "kubernetes", "labels": labels},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": service_ip.to_string(),
+            "sessionAffinity": "None",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
+        },
+    });
+    let endpoints = json!({
+        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
+    });
+    let slice = json!({
+        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": if advertised.is_ipv6() { "IPv6" } else { "IPv4" },
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+    });
+    ensure_object(registry, ("", "services"), "default", &service).await?;
+    ensure_object(registry, ("", "endpoints"), "default", &endpoints).await?;
+    ensure_object(
+        registry,
+        ("discovery.k8s.io", "endpointslices"),
+        "default",
+        &slice,
+    )
+    .await
+}
+
+/// Brings what the object is to say up to date; creates it if it is not there.
+async fn ensure_object(
+    registry: &Registry,
+    (group, plural): (&str, &str),
+    namespace: &str,
+    wanted: &Value,
+) -> Result<(), ApiError> {
+    let kind = resources::find(group, "v1", plural).ok_or_else(ApiError::no_route)?;
+    let user = User::authenticated("system:apiserver", [MASTERS.to_owned()]);
+    let call = Call {
+        user: &user,
+        kind,
+        namespace,
+        dry_run: false,
+    };
+    let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
+    let update = |old: &Value| {
+        let mut new = old.clone();
+        // A service's address stays what it was made with.
+        let fields = wanted
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(field, _)| *field != "metadata");
+        for (field, value) in fields {
+            match (value, new.get_mut(field)) {
+                (Value::Object(value), Some(Value::Object(there))) => {
+                    there.extend(
+                        value
+                            .iter()
+                            .filter(|(k, _)| *k != "clusterIP")
+                            .map(|(k, v)| (k.clone(), v.clone())),
+                    );
+                }
+                _ => new[field] = value.clone(),
+            }
+        }
+        Ok((kind.decode)(new).map_err(ApiError::internal)?.0)
+    };
+    // First the update: a new service `kubernetes` would ask for the address that the present one has.
+    match registry.update(&call, name, Through::Main, update).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.reason == "NotFound" => {
+            let (object, _) = (kind.decode)(wanted.clone()).map_err(ApiError::internal)?;
+            registry.create(&call, object).await.map(|_| ())
+        }
+        Err(error) => Err(error),
+    }
+}

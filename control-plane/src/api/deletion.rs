@@ -1,0 +1,302 @@
+//! What a delete does to an object: remove it, mark it, or nothing more than was done before. Pure.
+//!
+//! ```text
+//!   alive --delete--> marked (deletionTimestamp) --grace over, finalizers gone--> removed
+//!     `---- no grace, no finalizers ----------------------------------------------^
+//! ```
+
+use serde_json::{Value, json};
+
+use super::meta::{self, FOREGROUND, ORPHAN};
+use crate::resources::Kind;
+
+/// What becomes of the objects that the deleted one owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Background,
+    Foreground,
+    Orphan,
+}
+
+/// `DeleteOptions`, from body and query.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeleteOptions {
+    /// Seconds; None leaves it to the kind.
+    pub grace: Option<i64>,
+    pub propagation: Option<Propagation>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    pub dry_run: bool,
+}
+
+/// What has to happen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    Remove,
+    /// Write this and wait for whoever holds the object.
+    Mark(Value),
+    /// It is already marked, and this request hurries nobody.
+    Nothing,
+}
+
+impl DeleteOptions {
+    /// Takes what `body` (a `DeleteOptions` object, or null) says. The error is for the client.
+    pub fn from_body(body: &Value) -> Result<Self, String> {
+        let propagation = match body["propagationPolicy"].as_str() {
+            None => match body["orphanDependents"].as_bool() {
+                Some(true) => Some(Propagation::Orphan),
+                Some(false) => Some(Propagation::Background),
+                None => None,
+            },
+            Some(text) => Some(propagation(text)?),
+        };
+        let grace = match &body["gracePeriodSeconds"] {
+            Value::Null => None,
+            value => Some(
+                value
+                    .as_i64()
+                    .ok_or_else(|| format!("gracePeriodSeconds: {value} is not a whole number"))?,
+            ),
+        };
+        let precondition = |name: &str| body["preconditions"][name].as_str().map(str::to_owned);
+        Ok(DeleteOptions {
+            grace,
+            propagation,
+            uid: precondition("uid"),
+            resource_version: precondition("resourceVersion"),
+            dry_run: body["dryRun"].as_array().is_some_and(|all| !all.is_empty()),
+        })
+    }
+}
+
+/// Reads a `propagationPolicy`.
+pub fn propagation(text: &str) -> Result<Propagation, String> {
+    match text {
+        "Background" => Ok(Propagation::Background),
+        "Foreground" => Ok(Propagation::Foreground),
+        "Orphan" => Ok(Propagation::Orphan),
+        other => Err(format!(
+            "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Foreground\", \"Background\", \"Orphan\""
+        )),
+    }
+}
+
+/// Decides. `now` is seconds since the Unix epoch.
+pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) -> Step {
+    let mut next = object.clone();
+    let finalizers = finalizers_after(object, options.propagation);
+    meta::set_finalizers(&mut next, &finalizers);
+
+    let grace = grace_period(kind, object, options.grace);
+    let marked_grace = object["metadata"]["deletionGracePeriodSeconds"]
+        .as_i64()
+        .unwrap_or(0);
+    if meta::is_terminating(object) {
+        if grace >= marked_grace && grace > 0 {
+            return Step::Nothing;
+        }
+    } else if kind.generation_counts(object) {
+        let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
+        meta::of(&mut next).insert("generation".to_owned(), json!(generation + 1));
+    }
+    if grace == 0 && !is_held(&next) {
+        return Step::Remove;
+    }
+    if !meta::is_terminating(object) || grace < marked_grace {
+        let metadata = meta::of(&mut next);
+        metadata.insert(
+            "deletionTimestamp".to_owned(),
+            json!(meta::rfc3339(now.saturating_add(grace))),
+        );
+        metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
+    }
+    if is_namespace(kind) {
+        next["status"]["phase"] = json!("Terminating");
+    }
+    if next == *object {
+        Step::Nothing
+    } else {
+        Step::Mark(next)
+    }
+}
+
+/// Whether an update of a marked object was the last thing its removal waited for.
+pub fn is_finished(object: &Value) -> bool {
+    meta::is_terminating(object)
+        && object["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            == 0
+        && !is_held(object)
+}
+
+/// Whether somebody must still do something before the object may go. A Namespace has finalizers in its spec too.
+fn is_held(object: &Value) -> bool {
+    let of_namespace = object["kind"] == "Namespace"
+        && object["spec"]["finalizers"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty());
+    of_namespace || !meta::finalizers(object).is_empty()
+}
+
+fn is_namespace(kind: &Kind) -> bool {
+    kind.group.is_empty() && kind.plural == "namespaces"
+}
+
+fn finalizers_after(object: &Value, propagation: Option<Propagation>) -> Vec<String> {
+    let mut finalizers = meta::finalizers(object);
+    let wanted = match propagation {
+        None => return finalizers,
+        Some(Propagation::Background) => None,
+        Some(Propagation::Foreground) => Some(FOREGROUND),
+        Some(Propagation::Orphan) => Some(ORPHAN),
+    };
+    finalizers.retain(|f| (f != FOREGROUND && f != ORPHAN) || Some(f.as_str()) == wanted);
+    if let Some(wanted) = wanted
+        && !finalizers.iter().any(|f| f == wanted)
+    {
+        finalizers.push(wanted.to_owned());
+    }
+    finalizers
+}
+
+/// Only a pod that a node runs needs time to stop.
+fn grace_period(kind: &Kind, object: &Value, asked: Option<i64>) -> i64 {
+    let is_pod = kind.group.is_empty() && kind.plural == "pods";
+    let bound = object["spec"]["nodeName"]
+        .as_str()
+        .is_some_and(|n| !n.is_empty());
+    let over = matches!(
+        object["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    );
+    if !is_pod || !bound || over {
+        return 0;
+    }
+    let grace = asked.unwrap_or_else(|| {
+        object["spec"]["terminationGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(30)
+    });
+    if grace < 0 { 1 } else { grace }
+}
+
+impl Kind {
+    /// Whether a mark for deletion counts as a new generation: where generations are counted at all.
+    fn generation_counts(&self, object: &Value) -> bool {
+        object["metadata"]["generation"]
+            .as_i64()
+            .is_some_and(|g| g > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources;
+
+    fn kind(plural: &str) -> &'static Kind {
+        resources::find("", "v1", plural).expect("a kind")
+    }
+
+    fn marked(step: Step) -> Value {
+        match step {
+            Step::Mark(object) => object,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pod(node: &str) -> Value {
+        json!({"kind": "Pod", "metadata": {"name": "p", "generation": 1}, "spec": {"nodeName": node, "terminationGracePeriodSeconds": 20}})
+    }
+
+    fn grace(seconds: i64) -> DeleteOptions {
+        DeleteOptions {
+            grace: Some(seconds),
+            ..DeleteOptions::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_on_a_node_gets_its_grace() {
+        let options = DeleteOptions::default();
+        let next = marked(decide(kind("pods"), &pod("n"), &options, 1000));
+        assert_eq!(next["metadata"]["deletionTimestamp"], meta::rfc3339(1020));
+        assert_eq!(next["metadata"]["deletionGracePeriodSeconds"], 20);
+        assert_eq!(next["metadata"]["generation"], 2);
+        // Again: nothing new. Shorter: hurried. None at all: gone.
+        assert_eq!(decide(kind("pods"), &next, &options, 1001), Step::Nothing);
+        let hurried = marked(decide(kind("pods"), &next, &grace(5), 1001));
+        assert_eq!(
+            hurried["metadata"]["deletionTimestamp"],
+            meta::rfc3339(1006)
+        );
+        assert_eq!(hurried["metadata"]["generation"], 2);
+        assert_eq!(decide(kind("pods"), &next, &grace(0), 1001), Step::Remove);
+    }
+
+    #[test]
+    fn what_nobody_runs_goes_at_once() {
+        let options = DeleteOptions::default();
+        assert_eq!(decide(kind("pods"), &pod(""), &options, 0), Step::Remove);
+        let mut over = pod("n");
+        over["status"] = json!({"phase": "Succeeded"});
+        assert_eq!(decide(kind("pods"), &over, &options, 0), Step::Remove);
+        assert_eq!(
+            decide(kind("configmaps"), &json!({"metadata": {}}), &grace(30), 0),
+            Step::Remove
+        );
+    }
+
+    #[test]
+    fn finalizers_hold_an_object() {
+        let held = json!({"metadata": {"finalizers": ["a/b"]}});
+        let next = marked(decide(
+            kind("configmaps"),
+            &held,
+            &DeleteOptions::default(),
+            7,
+        ));
+        assert_eq!(next["metadata"]["deletionTimestamp"], meta::rfc3339(7));
+        assert!(!is_finished(&next));
+        assert_eq!(
+            decide(kind("configmaps"), &next, &DeleteOptions::default(), 8),
+            Step::Nothing
+        );
+        let mut freed = next;
+        meta::set_finalizers(&mut freed, &[]);
+        assert!(is_finished(&freed));
+    }
+
+    #[test]
+    fn propagation_is_a_finalizer() {
+        let object = json!({"metadata": {}});
+        for (policy, finalizer) in [("Foreground", FOREGROUND), ("Orphan", ORPHAN)] {
+            let options =
+                DeleteOptions::from_body(&json!({"propagationPolicy": policy})).expect("options");
+            let next = marked(decide(kind("configmaps"), &object, &options, 0));
+            assert_eq!(next["metadata"]["finalizers"], json!([finalizer]));
+        }
+        let background =
+            DeleteOptions::from_body(&json!({"propagationPolicy": "Background"})).expect("options");
+        let orphaning = json!({"metadata": {"finalizers": [ORPHAN]}});
+        assert_eq!(
+            decide(kind("configmaps"), &orphaning, &background, 0),
+            Step::Remove
+        );
+        assert!(DeleteOptions::from_body(&json!({"propagationPolicy": "Sideways"})).is_err());
+    }
+
+    #[test]
+    fn a_namespace_waits_for_its_content() {
+        let namespace = json!({"kind": "Namespace", "metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+        let next = marked(decide(
+            kind("namespaces"),
+            &namespace,
+            &DeleteOptions::default(),
+            0,
+        ));
+        assert_eq!(next["status"]["phase"], "Terminating");
+        assert!(!is_finished(&next));
+    }
+}

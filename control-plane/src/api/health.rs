@@ -1,0 +1,100 @@
+//! `/healthz`, `/livez` and `/readyz`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+
+use super::Api;
+use super::request::Query;
+
+/// What the process knows about itself.
+#[derive(Debug, Default)]
+pub struct Health {
+    ready: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl Health {
+    /// The objects that every cluster has are there, and the listener is open.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// No new requests, please.
+    pub fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One check: its name and what is wrong.
+type Check = (&'static str, Result<(), &'static str>);
+
+/// Answers one of the three paths.
+pub(super) async fn answer(api: &Api, path: &str, query: &Query) -> Response {
+    let store = api
+        .registry
+        .store
+        .revision()
+        .await
+        .map(|_| ())
+        .map_err(|_| "the store does not answer");
+    let mut checks: Vec<Check> = vec![("ping", Ok(())), ("store", store)];
+    if path.starts_with("/readyz") {
+        let ready = api.health.ready.load(Ordering::Relaxed);
+        checks.push((
+            "start",
+            ready
+                .then_some(())
+                .ok_or("the server has not finished starting"),
+        ));
+        let stopping = api.health.stopping.load(Ordering::Relaxed);
+        checks.push((
+            "shutdown",
+            (!stopping).then_some(()).ok_or("the server is stopping"),
+        ));
+    }
+    if let Some(one) = path.splitn(3, '/').nth(2).filter(|one| !one.is_empty()) {
+        checks.retain(|(name, _)| *name == one);
+        if checks.is_empty() {
+            return plain(StatusCode::NOT_FOUND, "404 page not found\n".to_owned());
+        }
+    }
+    let healthy = checks.iter().all(|(_, result)| result.is_ok());
+    if healthy && !query.has("verbose") {
+        return plain(StatusCode::OK, "ok".to_owned());
+    }
+    let name = path
+        .trim_start_matches('/')
+        .split('/')
+        .next()
+        .unwrap_or_default();
+    let mut text: String = checks
+        .iter()
+        .map(|(check, result)| match result {
+            Ok(()) => format!("[+]{check} ok\n"),
+            Err(why) => format!("[-]{check} failed: {why}\n"),
+        })
+        .collect();
+    text.push_str(&format!(
+        "{name} check {}\n",
+        if healthy { "passed" } else { "failed" }
+    ));
+    plain(
+        if healthy {
+            StatusCode::OK
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        },
+        text,
+    )
+}
+
+pub(super) fn plain(code: StatusCode, text: String) -> Response {
+    (
+        code,
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+        text,
+    )
+        .into_response()
+}

@@ -1,0 +1,231 @@
+//! List: one consistent picture, whole or in pages.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::options::{ListOptions, Match, Page};
+use super::present::ListMeta;
+use super::registry::{self, Registry};
+use crate::resources::Kind;
+use crate::store::cache::{Freshness, Object, ReadError};
+use crate::store::{Entry, Revision, StoreError};
+
+/// What list and watch select: by kind, place, labels and fields.
+#[derive(Clone)]
+pub struct Selection {
+    pub kind: &'static Kind,
+    /// Empty for all namespaces.
+    pub namespace: String,
+    pub options: ListOptions,
+}
+
+/// The items of a list as stored, and what the list says of itself.
+pub type Listed = (Vec<Bytes>, ListMeta);
+
+impl Selection {
+    /// Refuses field selectors that the kind does not offer.
+    pub fn check(&self) -> Result<(), ApiError> {
+        let mut known = vec!["metadata.name", "metadata.namespace"];
+        known.extend(
+            (self.kind.fields)(&serde_json::json!({"metadata": {}}))
+                .into_iter()
+                .map(|(path, _)| path),
+        );
+        self.options
+            .fields
+            .check(&known)
+            .map_err(|e| ApiError::bad_request(e.to_string()))
+    }
+
+    pub fn prefix(&self) -> String {
+        registry::prefix(self.kind, &self.namespace)
+    }
+
+    pub fn matches(&self, object: &Object) -> bool {
+        self.options.labels.matches(&object.labels) && self.matches_fields(object)
+    }
+
+    fn matches_fields(&self, object: &Object) -> bool {
+        if self.options.fields.is_empty() {
+            return true;
+        }
+        if self.kind.conversion.is_none() {
+            return self.options.fields.matches(&object.fields);
+        }
+        // Kept under another version, whose fields have other names.
+        serde_json::from_slice(&object.json)
+            .map_err(ApiError::internal)
+            .and_then(|value| registry::presented(self.kind, value))
+            .is_ok_and(|value| self.options.fields.matches(&fields(self.kind, &value)))
+    }
+}
+
+/// All that field selectors can ask of an object.
+pub fn fields(kind: &Kind, object: &Value) -> Vec<(&'static str, String)> {
+    let text = |field: &str| {
+        object["metadata"][field]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let mut all = vec![("metadata.name", text("name"))];
+    if kind.namespaced {
+        all.push(("metadata.namespace", text("namespace")));
+    }
+    all.extend((kind.fields)(object));
+    all
+}
+
+/// The same for a stored object, whose kind is in it: how the cache indexes.
+pub fn index(_key: &str, object: &Value) -> Vec<(&'static str, String)> {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    crate::resources::kinds()
+        .iter()
+        .find(|kind| kind.group == group && kind.version == version && object["kind"] == kind.kind)
+        .map(|kind| fields(kind, object))
+        .unwrap_or_default()
+}
+
+/// Lists. Pages after the first, and exact revisions, are read from the store; all else from the cache.
+pub async fn list(registry: &Registry, selection: &Selection) -> Result<Listed, ApiError> {
+    let options = &selection.options;
+    if let Some(page) = &options.page {
+        return stored_page(registry, selection, Some(page.revision), Some(&page.after)).await;
+    }
+    let freshness = match (options.version_match, options.resource_version) {
+        (Some(Match::Exact), Some(revision)) => {
+            return stored_page(registry, selection, Some(Revision(revision)), None).await;
+        }
+        (_, None) => Freshness::Latest,
+        (_, Some(0)) => Freshness::Any,
+        (_, Some(revision)) => Freshness::NotOlderThan(Revision(revision)),
+    };
+    let listing = registry
+        .cache
+        .list(&selection.prefix(), freshness)
+        .await
+        .map_err(read_error)?;
+    let mut matching = listing
+        .objects
+        .into_iter()
+        .filter(|object| selection.matches(object));
+    let limit = if options.limit == 0 {
+        usize::MAX
+    } else {
+        options.limit
+    };
+    let taken: Vec<_> = matching.by_ref().take(limit).collect();
+    let rest = matching.count();
+    let mut meta = ListMeta {
+        resource_version: listing.revision.0,
+        ..ListMeta::default()
+    };
+    if rest > 0
+        && let Some(last) = taken.last()
+    {
+        let after = last.key[selection.prefix().len()..].to_owned();
+        meta.next = Page {
+            revision: listing.revision,
+            after,
+        }
+        .token();
+        meta.remaining = counts(options).then(|| u64::try_from(rest).unwrap_or(u64::MAX));
+    }
+    Ok((
+        taken
+            .into_iter()
+            .map(|object| object.json.clone())
+            .collect(),
+        meta,
+    ))
+}
+
+/// How many items remain is only told when nothing is filtered.
+fn counts(options: &ListOptions) -> bool {
+    options.labels.is_empty() && options.fields.is_empty()
+}
+
+async fn stored_page(
+    registry: &Registry,
+    selection: &Selection,
+    at: Option<Revision>,
+    after: Option<&str>,
+) -> Result<Listed, ApiError> {
+    let (prefix, limit) = (selection.prefix(), selection.options.limit);
+    let mut after = after.map(|rest| format!("{prefix}{rest}"));
+    let mut items = Vec::new();
+    loop {
+        let range = registry
+            .store
+            .range(&prefix, after.as_deref(), limit, at)
+            .await
+            .map_err(page_error)?;
+        let last = range.entries.last().map(|e| e.key.clone());
+        let full = range.entries.len();
+        let mut meta = ListMeta {
+            resource_version: range.revision.0,
+            ..ListMeta::default()
+        };
+        for (at, entry) in range.entries.into_iter().enumerate() {
+            let key = entry.key.clone();
+            if let Some(json) = select(selection, entry)? {
+                items.push(json);
+            }
+            let more = range.remaining > 0 || at + 1 < full;
+            if limit > 0 && items.len() == limit && more {
+                meta.next = Page {
+                    revision: range.revision,
+                    after: key[prefix.len()..].to_owned(),
+                }
+                .token();
+                meta.remaining = counts(&selection.options).then_some(range.remaining);
+                return Ok((items, meta));
+            }
+        }
+        if range.remaining == 0 || last.is_none() {
+            return Ok((items, meta));
+        }
+        after = last;
+    }
+}
+
+fn select(selection: &Selection, entry: Entry) -> Result<Option<Bytes>, ApiError> {
+    let mut value: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+    registry::set_version(&mut value, entry.modified);
+    let labels = value["metadata"]["labels"]
+        .as_object()
+        .map(|all| {
+            all.iter()
+                .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+                .collect()
+        })
+        .unwrap_or_default();
+    let object = Object {
+        fields: fields(registry::stored_as(selection.kind), &value),
+        json: Bytes::from(value.to_string()),
+        created: entry.created,
+        revision: entry.modified,
+        key: entry.key,
+        labels,
+    };
+    Ok(selection.matches(&object).then_some(object.json))
+}
+
+fn page_error(error: StoreError) -> ApiError {
+    match error {
+        StoreError::Compacted { .. } => ApiError::expired(
+            "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
+        ),
+        other => registry::store_error(other),
+    }
+}
+
+/// A refusal of the cache.
+pub fn read_error(error: ReadError) -> ApiError {
+    match error {
+        ReadError::Behind { asked, current } => ApiError::future_version(asked.0, current.0),
+        ReadError::Store(error) => registry::store_error(error),
+    }
+}

@@ -1,0 +1,154 @@
+//! The rules for `metadata` that hold for every kind: what the server sets, what an update carries over.
+
+use jiff::Timestamp;
+use rand::Rng;
+use serde_json::{Map, Value, json};
+
+/// The finalizers that `propagationPolicy` asks for.
+pub const FOREGROUND: &str = "foregroundDeletion";
+pub const ORPHAN: &str = "orphan";
+
+/// A string in `metadata`, empty when it is not there.
+pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object["metadata"][field].as_str().unwrap_or_default()
+}
+
+/// `metadata` as a map, made when it is missing.
+pub fn of(object: &mut Value) -> &mut Map<String, Value> {
+    if !object["metadata"].is_object() {
+        object["metadata"] = json!({});
+    }
+    match &mut object["metadata"] {
+        Value::Object(map) => map,
+        // The line above made it an object.
+        _ => unreachable!("metadata is an object"),
+    }
+}
+
+pub fn is_terminating(object: &Value) -> bool {
+    !text(object, "deletionTimestamp").is_empty()
+}
+
+pub fn finalizers(object: &Value) -> Vec<String> {
+    object["metadata"]["finalizers"]
+        .as_array()
+        .map(|all| {
+            all.iter()
+                .filter_map(|f| f.as_str().map(str::to_owned))
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+pub fn set_finalizers(object: &mut Value, finalizers: &[String]) {
+    if finalizers.is_empty() {
+        of(object).shift_remove("finalizers");
+    } else {
+        of(object).insert("finalizers".to_owned(), json!(finalizers));
+    }
+}
+
+/// `2026-01-02T03:04:05Z`, as `metav1.Time` writes it.
+pub fn rfc3339(seconds: i64) -> String {
+    Timestamp::from_second(seconds)
+        .map(|t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        .unwrap_or_default()
+}
+
+/// Five random letters in the alphabet that upstream uses (no vowels, nothing that looks like another).
+pub fn random_suffix() -> String {
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut rng = rand::rng();
+    (0..5)
+        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
+        .collect()
+}
+
+/// What the server sets on a new object. `suffix` completes a `generateName`.
+pub fn prepare_create(object: &mut Value, namespace: &str, uid: String, now: i64, suffix: &str) {
+    let metadata = of(object);
+    for field in [
+        "resourceVersion",
+        "selfLink",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "managedFields",
+        "generation",
+    ] {
+        metadata.shift_remove(field);
+    }
+    let named = metadata
+        .get("name")
+        .and_then(Value::as_str)
+        .is_some_and(|n| !n.is_empty());
+    if !named
+        && let Some(base) = metadata
+            .get("generateName")
+            .and_then(Value::as_str)
+            .filter(|b| !b.is_empty())
+    {
+        // A name is at most 63 characters where it matters most; the suffix must fit.
+        let base: String = base.chars().take(58).collect();
+        metadata.insert("name".to_owned(), json!(format!("{base}{suffix}")));
+    }
+    if namespace.is_empty() {
+        metadata.shift_remove("namespace");
+    } else {
+        metadata.insert("namespace".to_owned(), json!(namespace));
+    }
+    metadata.insert("uid".to_owned(), json!(uid));
+    metadata.insert("creationTimestamp".to_owned(), json!(rfc3339(now)));
+}
+
+/// Carries over from `old` what no update may change.
+pub fn prepare_update(new: &mut Value, old: &Value) {
+    let metadata = of(new);
+    for field in ["selfLink", "managedFields"] {
+        metadata.shift_remove(field);
+    }
+    // What a client leaves out means "as it is"; what it sets is compared by `validate_update`.
+    for field in ["uid", "creationTimestamp", "generateName", "namespace"] {
+        let missing = metadata.get(field).is_none_or(|v| v.is_null() || v == "");
+        if missing && let Some(value) = old["metadata"].get(field) {
+            metadata.insert(field.to_owned(), value.clone());
+        }
+    }
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "creationTimestamp",
+        "generateName",
+    ] {
+        match old["metadata"].get(field) {
+            Some(value) => metadata.insert(field.to_owned(), value.clone()),
+            None => metadata.shift_remove(field),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_object_gets_what_the_server_owns() {
+        let mut object =
+            json!({"metadata": {"generateName": "web-", "resourceVersion": "7", "uid": "mine"}});
+        prepare_create(&mut object, "default", "u-1".into(), 0, "abcde");
+        assert_eq!(
+            object["metadata"],
+            json!({"generateName": "web-", "uid": "u-1", "name": "web-abcde", "namespace": "default", "creationTimestamp": "1970-01-01T00:00:00Z"})
+        );
+    }
+
+    #[test]
+    fn an_update_keeps_what_it_may_not_change() {
+        let old = json!({"metadata": {"name": "a", "namespace": "n", "uid": "u", "creationTimestamp": "t", "generation": 3, "deletionTimestamp": "d"}});
+        let mut new = json!({"metadata": {"name": "a", "generation": 9, "labels": {"x": "y"}}});
+        prepare_update(&mut new, &old);
+        assert_eq!(new["metadata"]["generation"], 3);
+        assert_eq!(new["metadata"]["deletionTimestamp"], "d");
+        assert_eq!(new["metadata"]["uid"], "u");
+    }
+}

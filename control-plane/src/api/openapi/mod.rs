@@ -1,0 +1,128 @@
+//! OpenAPI documents of what is served: version 3, one for each group, and version 2, in one, as JSON and as protobuf.
+//!
+//! Documents are large and rarely asked for, because clients keep them by hash; so they are made anew when asked for,
+//! and only their hashes are kept.
+
+mod definitions;
+mod paths;
+mod protobuf;
+
+use std::{collections::BTreeMap, fmt::Write, sync::OnceLock};
+
+use bytes::Bytes;
+use prost::Message;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::resources::{Kind, kinds};
+use definitions::Dialect;
+
+/// The content type of [`v2_protobuf`].
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// A document as it goes on the wire.
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub body: Bytes,
+    pub content_type: &'static str,
+    /// Changes whenever the body does; without the quotes of the header.
+    pub etag: String,
+}
+
+impl Document {
+    fn new(body: Vec<u8>, content_type: &'static str) -> Self {
+        Self {
+            etag: hash(&body),
+            body: body.into(),
+            content_type,
+        }
+    }
+}
+
+fn hash(body: &[u8]) -> String {
+    Sha256::digest(body)
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02X}");
+            text
+        })
+}
+
+/// The path below `/openapi/v3` of the document that describes a kind: `api/v1`, `apis/apps/v1`.
+fn place(kind: &Kind) -> String {
+    match kind.group {
+        "" => format!("api/{}", kind.version),
+        group => format!("apis/{group}/{}", kind.version),
+    }
+}
+
+/// What `/openapi/v3` answers: where the documents are.
+pub fn v3_index() -> Document {
+    static HASHES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+    let hashes = HASHES.get_or_init(|| {
+        let places = kinds().iter().map(place);
+        places
+            .filter_map(|place| v3_document(&place).map(|document| (place, document.etag)))
+            .collect()
+    });
+    let paths: Map<String, Value> = hashes
+        .iter()
+        .map(|(place, hash)| {
+            let url = format!("/openapi/v3/{place}?hash={hash}");
+            (place.clone(), json!({ "serverRelativeURL": url }))
+        })
+        .collect();
+    Document::new(
+        json!({ "paths": paths }).to_string().into_bytes(),
+        "application/json",
+    )
+}
+
+/// What `/openapi/v3/<place>` answers, `place` being `api/v1` or `apis/<group>/<version>`.
+pub fn v3_document(place_wanted: &str) -> Option<Document> {
+    let served: Vec<&Kind> = kinds()
+        .iter()
+        .filter(|kind| place(kind) == place_wanted)
+        .collect();
+    if served.is_empty() {
+        return None;
+    }
+    let document = json!({
+        "openapi": "3.0.0",
+        "info": info(),
+        "paths": paths::of(&served, Dialect::V3),
+        "components": { "schemas": definitions::of(&served, Dialect::V3) },
+    });
+    Some(Document::new(
+        document.to_string().into_bytes(),
+        "application/json",
+    ))
+}
+
+/// What `/openapi/v2` answers to those who want JSON.
+pub fn v2_json() -> Document {
+    Document::new(v2().to_string().into_bytes(), "application/json")
+}
+
+/// What `/openapi/v2` answers to those who want protobuf.
+pub fn v2_protobuf() -> Document {
+    Document::new(protobuf::Document::of(&v2()).encode_to_vec(), V2_PROTOBUF)
+}
+
+fn v2() -> Value {
+    let served: Vec<&Kind> = kinds().iter().collect();
+    json!({
+        "swagger": "2.0",
+        "info": info(),
+        "paths": paths::of(&served, Dialect::V2),
+        "definitions": definitions::of(&served, Dialect::V2),
+    })
+}
+
+fn info() -> Value {
+    json!({ "title": "Kubernetes", "version": "v1.34.0" })
+}
+
+#[cfg(test)]
+mod tests;

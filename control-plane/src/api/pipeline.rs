@@ -1,0 +1,332 @@
+//! The way of a request: authenticate, authorize, then to the verb that its target asks for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::json;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::{CompressionLayer, Predicate};
+
+use super::Api;
+use super::body;
+use super::content;
+use super::discovery;
+use super::error::ApiError;
+use super::health;
+use super::log;
+use super::present;
+use super::registry::Through;
+use super::request::{self, Query, ResourceRequest, Target};
+use super::scale;
+use super::server::PeerCertificate;
+use super::subresources;
+use super::verbs::{self, Input};
+use crate::auth::{self, Attributes, Decision, User};
+use crate::resources::{self, Kind, Subresource};
+
+/// The Kubernetes version whose API this server speaks.
+const MAJOR: &str = "1";
+const MINOR: &str = "34";
+
+/// Answers smaller than this are not worth compressing, in bytes.
+const COMPRESS_ABOVE: u64 = 128 * 1024;
+
+/// The API as a tower service. A [`User`] among a request's extensions is believed: only the in-process client sets it.
+pub fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .fallback(answer)
+        .with_state(api)
+        .layer(
+            CompressionLayer::new()
+                .gzip(true)
+                .compress_when(LargeAndWhole),
+        )
+        .layer(CatchPanicLayer::custom(panicked))
+}
+
+/// Compresses what is large and known in full: a watch must not wait in a compressor's buffer.
+#[derive(Clone, Copy)]
+struct LargeAndWhole;
+
+impl Predicate for LargeAndWhole {
+    fn should_compress<B: hyper::body::Body>(&self, response: &http::Response<B>) -> bool {
+        response
+            .body()
+            .size_hint()
+            .exact()
+            .is_some_and(|size| size > COMPRESS_ABOVE)
+    }
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    tracing::error!(panic = text, "a request's handler panicked");
+    ApiError::internal("the request could not be served").into_response()
+}
+
+/// One request from its bytes to its answer.
+async fn answer(State(api): State<Arc<Api>>, request: Request) -> Response {
+    let started = Instant::now();
+    let audit_id = uuid::Uuid::new_v4().to_string();
+    let (path, method) = (request.uri().path().to_owned(), request.method().clone());
+    let (labels, outcome) = serve(&api, request).await;
+    let mut response = outcome.unwrap_or_else(|error| {
+        if error.code.is_server_error() {
+            tracing::warn!(%method, path, code = error.code.as_u16(), error = %error, "request failed");
+        }
+        error.into_response()
+    });
+    if let Ok(id) = HeaderValue::from_str(&audit_id) {
+        response.headers_mut().insert("audit-id", id);
+    }
+    api.metrics.answered(
+        labels.0,
+        labels.1,
+        response.status().as_u16(),
+        started.elapsed(),
+    );
+    tracing::debug!(%method, path, code = response.status().as_u16(), took = ?started.elapsed(), "request");
+    response
+}
+
+/// What metrics call a request: its verb and its resource.
+type Labels = (&'static str, &'static str);
+
+async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiError>) {
+    let query = Query::of(request.uri());
+    let Some(target) = request::target(request.method(), request.uri(), &query) else {
+        return (("", ""), Err(ApiError::no_route()));
+    };
+    let user = match authenticate(api, &request) {
+        Ok(user) => user,
+        Err(error) => return (("", ""), Err(error)),
+    };
+    match target {
+        Target::Path => (("path", ""), serve_path(api, &user, &query, request).await),
+        Target::Resource(target) => {
+            let kind = kind_of(&target);
+            let labels = (target.verb, kind.map_or("", |k| k.plural));
+            let admitted = authorize(&user, &target, &query)
+                .and_then(|()| api.inflight.enter(&user, target.verb));
+            let outcome = match admitted {
+                Err(error) => Err(error),
+                // The slot is held until the answer begins: a watch does not keep one.
+                Ok(_slot) => match kind {
+                    Some(kind) => serve_resource(api, &user, kind, target, &query, request).await,
+                    None => Err(ApiError::no_route()),
+                },
+            };
+            (labels, outcome)
+        }
+    }
+}
+
+fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
+    if let Some(user) = request.extensions().get::<User>() {
+        return Ok(user.clone());
+    }
+    let certificate = request.extensions().get::<PeerCertificate>().map(|c| &*c.0);
+    let authorization = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok());
+    api.authenticator
+        .authenticate(certificate, authorization)
+        .map_err(|_| ApiError::unauthorized())
+}
+
+fn authorize(user: &User, target: &ResourceRequest, query: &Query) -> Result<(), ApiError> {
+    let attributes = Attributes {
+        verb: target.verb,
+        group: &target.group,
+        resource: &target.resource,
+        subresource: &target.subresource,
+        namespace: &target.namespace,
+        name: &target.name,
+        field_selector: query.get("fieldSelector"),
+        path: "",
+    };
+    match auth::authorize(user, &attributes) {
+        Decision::Allow => Ok(()),
+        Decision::Deny(why) => Err(ApiError::forbidden(
+            &target.group,
+            &target.resource,
+            &target.name,
+            &why,
+        )),
+    }
+}
+
+/// The kind that a path means. `bindings` is an old name for what pods have as a subresource.
+fn kind_of(target: &ResourceRequest) -> Option<&'static Kind> {
+    let plural = if target.group.is_empty() && target.resource == "bindings" {
+        "pods"
+    } else {
+        &target.resource
+    };
+    resources::find(&target.group, &target.version, plural)
+}
+
+async fn serve_resource(
+    api: &Api,
+    user: &User,
+    kind: &'static Kind,
+    target: ResourceRequest,
+    query: &Query,
+    request: Request,
+) -> Result<Response, ApiError> {
+    if !target.namespace.is_empty() && !kind.namespaced {
+        return Err(ApiError::no_route());
+    }
+    // Across namespaces there are only lists and watches.
+    if target.namespace.is_empty() && kind.namespaced && !matches!(target.verb, "list" | "watch") {
+        return Err(if target.name.is_empty() {
+            ApiError::method_not_allowed()
+        } else {
+            ApiError::no_route()
+        });
+    }
+    let (parts, body) = request.into_parts();
+    let body = body::read(body).await?;
+    let input = Input {
+        user,
+        kind,
+        request: &target,
+        query,
+        headers: &parts.headers,
+        body,
+    };
+    let registry = &api.registry;
+    if target.resource == "bindings" {
+        return match (target.verb, target.name.is_empty()) {
+            ("create", true) => subresources::bind(registry, &input).await,
+            _ => Err(ApiError::method_not_allowed()),
+        };
+    }
+    if target.subresource.is_empty() {
+        return match target.verb {
+            "get" => verbs::get(registry, &input).await,
+            "list" => verbs::list(registry, &input).await,
+            "watch" if target.name.is_empty() => verbs::watch(registry, &input).await,
+            "create" if target.name.is_empty() => verbs::create(registry, &input).await,
+            "update" if !target.name.is_empty() => {
+                verbs::update(registry, &input, Through::Main).await
+            }
+            "patch" if !target.name.is_empty() => {
+                verbs::patch(registry, &input, Through::Main).await
+            }
+            "delete" => verbs::delete(registry, &input).await,
+            "deletecollection" => verbs::delete_collection(registry, &input).await,
+            _ => Err(ApiError::method_not_allowed()),
+        };
+    }
+    let subresource = subresource_of(kind, &target.subresource).ok_or_else(ApiError::no_route)?;
+    match (subresource, target.verb) {
+        (Subresource::Status | Subresource::Approval, "get") => verbs::get(registry, &input).await,
+        (Subresource::Status, "update") => verbs::update(registry, &input, Through::Status).await,
+        (Subresource::Status, "patch") => verbs::patch(registry, &input, Through::Status).await,
+        (Subresource::Approval, "update" | "patch") => {
+            subresources::approve(registry, &input).await
+        }
+        (Subresource::Finalize, "update") => subresources::finalize(registry, &input).await,
+        (Subresource::Scale, "get") => scale::get(registry, &input).await,
+        (Subresource::Scale, "update") => scale::update(registry, &input).await,
+        (Subresource::Scale, "patch") => scale::patch(registry, &input).await,
+        (Subresource::Binding, "create") => subresources::bind(registry, &input).await,
+        (Subresource::Log, "get") => log::serve(api, &input).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
+    let subresource = match name {
+        "status" => Subresource::Status,
+        "scale" => Subresource::Scale,
+        "binding" => Subresource::Binding,
+        "log" => Subresource::Log,
+        "approval" => Subresource::Approval,
+        "finalize" => Subresource::Finalize,
+        _ => return None,
+    };
+    kind.has(subresource).then_some(subresource)
+}
+
+async fn serve_path(
+    api: &Api,
+    user: &User,
+    query: &Query,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let path = request.uri().path();
+    let verb = request.method().as_str().to_ascii_lowercase();
+    let attributes = Attributes {
+        verb: &verb,
+        path,
+        ..Attributes::default()
+    };
+    if let Decision::Deny(_) = auth::authorize(user, &attributes) {
+        return Err(ApiError::forbidden_path(&user.name, &verb, path));
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(ApiError::method_not_allowed());
+    }
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let found = match parts.as_slice() {
+        ["healthz" | "livez" | "readyz", ..] => return Ok(health::answer(api, path, query).await),
+        ["version"] => Some(version()),
+        ["metrics"] => return Ok(health::plain(StatusCode::OK, api.metrics.text())),
+        ["api" | "apis"] if discovery::aggregated_version(request.headers()).is_some() => {
+            return Ok(aggregated(&request, parts[0] == "api"));
+        }
+        ["api"] => Some(discovery::core_versions(&api.advertised)),
+        ["apis"] => Some(discovery::group_list()),
+        ["api", version] => discovery::resource_list("", version),
+        ["apis", group] => discovery::group(group),
+        ["apis", group, version] => discovery::resource_list(group, version),
+        [""] => Some(
+            json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+        ),
+        _ => None,
+    };
+    let found = found.ok_or_else(ApiError::no_route)?;
+    content::require_json(request.headers())?;
+    Ok(present::value(StatusCode::OK, &found))
+}
+
+fn aggregated(request: &Request, core: bool) -> Response {
+    let version = discovery::aggregated_version(request.headers()).unwrap_or("v2");
+    let body = Body::from(discovery::aggregated(core, version).to_string());
+    let mut response = present::json_response(StatusCode::OK, body);
+    let content_type =
+        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    if let Ok(value) = HeaderValue::from_str(&content_type) {
+        response.headers_mut().insert(header::CONTENT_TYPE, value);
+    }
+    response
+        .headers_mut()
+        .insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+fn version() -> serde_json::Value {
+    json!({
+        "major": MAJOR,
+        "minor": MINOR,
+        "gitVersion": format!("v{MAJOR}.{MINOR}.0+kernelet-{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }),
+    })
+}

@@ -1,0 +1,410 @@
+//! The generic registry: create, read, update and delete for every kind, with the rules that hold for all of them.
+//!
+//! A write goes: default, admit, prepare, validate, store. What is particular to a kind is data and pure functions in its
+//! [`Kind`]; nothing here asks which kind it serves.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::deletion::{self, DeleteOptions, Step};
+use super::error::ApiError;
+use super::list;
+use super::meta;
+use crate::admission::{Admission, Operation, Review};
+use crate::auth::User;
+use crate::resources::{self, DecodeError, Kind};
+use crate::store::cache::{Cache, Freshness, Object};
+use crate::store::{Entry, Expect, Revision, Store, StoreError};
+
+/// How often a write is tried anew when others keep changing the object in between.
+const ATTEMPTS: usize = 16;
+
+/// Objects, behind the rules of the API.
+pub struct Registry {
+    pub store: Arc<dyn Store>,
+    pub cache: Arc<Cache>,
+    pub admission: Admission,
+}
+
+/// Who asks for what kind of object, where.
+#[derive(Clone, Copy)]
+pub struct Call<'a> {
+    pub user: &'a User,
+    pub kind: &'static Kind,
+    /// Empty for cluster-scoped kinds.
+    pub namespace: &'a str,
+    /// Go all the way, but store nothing.
+    pub dry_run: bool,
+}
+
+/// Which part of an object an update may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// The object itself: what its strategy lets through.
+    Main,
+    Status,
+    /// A subresource that made the new object from the old one itself.
+    Subresource(&'static str),
+}
+
+/// What a delete left.
+pub enum Deleted {
+    /// The object is gone; this was its last state.
+    Gone(Value),
+    /// It is marked, and goes when its grace is over and its finalizers are gone.
+    Marked(Value),
+}
+
+/// Where `kind` is stored: mostly as itself.
+pub fn stored_as(kind: &'static Kind) -> &'static Kind {
+    kind.conversion
+        .and_then(|c| resources::find(c.group, c.version, kind.plural))
+        .unwrap_or(kind)
+}
+
+/// The key prefix of a kind's objects, in one namespace or (empty) everywhere.
+pub fn prefix(kind: &'static Kind, namespace: &str) -> String {
+    let kind = stored_as(kind);
+    let mut prefix = String::from("/registry/");
+    for segment in [kind.group, kind.plural, namespace] {
+        if !segment.is_empty() {
+            prefix.push_str(segment);
+            prefix.push('/');
+        }
+    }
+    prefix
+}
+
+pub fn key(kind: &'static Kind, namespace: &str, name: &str) -> String {
+    prefix(kind, namespace) + name
+}
+
+/// Seconds since the Unix epoch.
+pub fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// A stored entry as an object of the version that the client speaks.
+pub fn object_of(kind: &Kind, entry: &Entry) -> Result<Value, ApiError> {
+    let mut object: Value = serde_json::from_slice(&entry.value)
+        .map_err(|e| ApiError::internal(format!("{} holds no JSON object: {e}", entry.key)))?;
+    set_version(&mut object, entry.modified);
+    presented(kind, object)
+}
+
+/// From the stored version to the served one.
+pub fn presented(kind: &Kind, object: Value) -> Result<Value, ApiError> {
+    match kind.conversion {
+        Some(conversion) => (conversion.from_stored)(&object).map_err(unconvertible),
+        None => Ok(object),
+    }
+}
+
+/// What is stored of an object: JSON in the stored version, without `resourceVersion`.
+fn bytes_of(kind: &Kind, object: &Value) -> Result<Bytes, ApiError> {
+    let mut object = match kind.conversion {
+        Some(conversion) => (conversion.to_stored)(object).map_err(unconvertible)?,
+        None => object.clone(),
+    };
+    meta::of(&mut object).shift_remove("resourceVersion");
+    serde_json::to_vec(&object)
+        .map(Bytes::from)
+        .map_err(ApiError::internal)
+}
+
+fn unconvertible(error: DecodeError) -> ApiError {
+    ApiError::internal(format!("the object cannot be converted: {error}"))
+}
+
+pub fn set_version(object: &mut Value, revision: Revision) {
+    meta::of(object).insert("resourceVersion".to_owned(), json!(revision.0.to_string()));
+}
+
+/// A store's refusal that says nothing about the object itself.
+pub fn store_error(error: StoreError) -> ApiError {
+    match error {
+        StoreError::Compacted { asked, oldest } => ApiError::expired(format!(
+            "too old resource version: {} ({})",
+            asked.0, oldest.0
+        )),
+        StoreError::Future { asked, current } => ApiError::future_version(asked.0, current.0),
+        StoreError::Unavailable(why) => {
+            ApiError::unavailable(format!("the store is unavailable: {why}"))
+        }
+        other => {
+            tracing::error!(error = %other, "the store failed");
+            ApiError::internal(other)
+        }
+    }
+}
+
+impl Registry {
+    /// The object as the cache holds it.
+    pub async fn get(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        name: &str,
+        fresh: Freshness,
+    ) -> Result<Arc<Object>, ApiError> {
+        let (object, _) = self
+            .cache
+            .get(&key(kind, namespace, name), fresh)
+            .await
+            .map_err(list::read_error)?;
+        object.ok_or_else(|| ApiError::not_found(kind, name))
+    }
+
+    /// The object as the store holds it at this moment.
+    async fn read(&self, call: &Call<'_>, name: &str) -> Result<(Value, Revision), ApiError> {
+        let key = key(call.kind, call.namespace, name);
+        let (entry, _) = self.store.get(&key).await.map_err(store_error)?;
+        let entry = entry.ok_or_else(|| ApiError::not_found(call.kind, name))?;
+        Ok((object_of(call.kind, &entry)?, entry.modified))
+    }
+
+    /// Stores a new object; gives it as stored.
+    pub async fn create(&self, call: &Call<'_>, mut object: Value) -> Result<Value, ApiError> {
+        let kind = call.kind;
+        if !meta::text(&object, "resourceVersion").is_empty() {
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        let uid = uuid::Uuid::new_v4().to_string();
+        meta::prepare_create(
+            &mut object,
+            call.namespace,
+            uid,
+            now(),
+            &meta::random_suffix(),
+        );
+        (kind.default)(&mut object);
+        let review = self.review(call, Operation::Create, "");
+        let held = self.admission.admit(&review, &mut object, None).await?;
+        (kind.prepare_create)(&mut object);
+        let name = meta::text(&object, "name").to_owned();
+        let errors = (kind.validate)(&object, None);
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(kind.group, kind.kind, &name, &errors));
+        }
+        if call.dry_run {
+            return self.pretend_create(call, &name, object).await;
+        }
+        let key = key(kind, call.namespace, &name);
+        match self
+            .store
+            .put(&key, bytes_of(kind, &object)?, Expect::Absent)
+            .await
+        {
+            Ok(revision) => {
+                held.keep();
+                set_version(&mut object, revision);
+                Ok(object)
+            }
+            Err(StoreError::Conflict { .. }) => Err(ApiError::already_exists(kind, &name)),
+            Err(other) => Err(store_error(other)),
+        }
+    }
+
+    async fn pretend_create(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        object: Value,
+    ) -> Result<Value, ApiError> {
+        let (there, _) = self
+            .store
+            .get(&key(call.kind, call.namespace, name))
+            .await
+            .map_err(store_error)?;
+        if there.is_some() {
+            Err(ApiError::already_exists(call.kind, name))
+        } else {
+            Ok(object)
+        }
+    }
+
+    /// Replaces an object by what `change` makes of it. `change` is called anew when somebody else was faster; a
+    /// `resourceVersion` in what it gives must be the present one.
+    pub async fn update(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        through: Through,
+        mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Value, ApiError> {
+        for _ in 0..ATTEMPTS {
+            let (old, revision) = self.read(call, name).await?;
+            let new = change(&old)?;
+            if let Some(written) = self
+                .replace(call, name, through, &old, new, revision)
+                .await?
+            {
+                return Ok(written);
+            }
+        }
+        Err(ApiError::modified(call.kind, name))
+    }
+
+    /// One attempt at an update. None: the object is no longer as `old`.
+    async fn replace(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        through: Through,
+        old: &Value,
+        mut new: Value,
+        revision: Revision,
+    ) -> Result<Option<Value>, ApiError> {
+        let kind = call.kind;
+        let (asked_uid, uid) = (meta::text(&new, "uid"), meta::text(old, "uid"));
+        if !asked_uid.is_empty() && asked_uid != uid {
+            let why = format!(
+                "Precondition failed: UID in precondition: {asked_uid}, UID in object meta: {uid}"
+            );
+            return Err(ApiError::conflict(kind, name, &why));
+        }
+        let asked = meta::text(&new, "resourceVersion");
+        if !asked.is_empty() && asked != "0" && asked != meta::text(old, "resourceVersion") {
+            return Err(ApiError::modified(kind, name));
+        }
+        (kind.default)(&mut new);
+        meta::prepare_update(&mut new, old);
+        match through {
+            Through::Main => (kind.prepare_update)(&mut new, old),
+            Through::Status => (kind.prepare_status)(&mut new, old),
+            Through::Subresource(_) => {}
+        }
+        let subresource = match through {
+            Through::Main => "",
+            Through::Status => "status",
+            Through::Subresource(name) => name,
+        };
+        let held = self
+            .admission
+            .admit(
+                &self.review(call, Operation::Update, subresource),
+                &mut new,
+                Some(old),
+            )
+            .await?;
+        // A subresource may change what an update may not (a pod's node); the result must still be a valid object.
+        let before = (!matches!(through, Through::Subresource(_))).then_some(old);
+        let errors = (kind.validate)(&new, before);
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
+        }
+        set_version(&mut new, revision);
+        if new == *old || call.dry_run {
+            return Ok(Some(new));
+        }
+        let key = key(kind, call.namespace, name);
+        let outcome = if deletion::is_finished(&new) {
+            self.store.delete(&key, revision).await
+        } else {
+            self.store
+                .put(&key, bytes_of(kind, &new)?, Expect::Modified(revision))
+                .await
+        };
+        match outcome {
+            Ok(revision) => {
+                held.keep();
+                set_version(&mut new, revision);
+                Ok(Some(new))
+            }
+            Err(StoreError::Conflict { .. }) => Ok(None),
+            Err(other) => Err(store_error(other)),
+        }
+    }
+
+    /// Deletes an object, or marks it for those who must act first.
+    pub async fn delete(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, ApiError> {
+        let kind = call.kind;
+        for _ in 0..ATTEMPTS {
+            let (mut old, revision) = self.read(call, name).await?;
+            check_preconditions(kind, name, &old, options)?;
+            let review = self.review(call, Operation::Delete, "");
+            self.admission.admit(&review, &mut old, None).await?.keep();
+            let key = key(kind, call.namespace, name);
+            let (outcome, next) = match deletion::decide(kind, &old, options, now()) {
+                Step::Nothing => return Ok(Deleted::Marked(old)),
+                Step::Remove if call.dry_run => return Ok(Deleted::Gone(old)),
+                Step::Mark(next) if call.dry_run => return Ok(Deleted::Marked(next)),
+                Step::Remove => (self.store.delete(&key, revision).await, None),
+                Step::Mark(next) => (
+                    self.store
+                        .put(&key, bytes_of(kind, &next)?, Expect::Modified(revision))
+                        .await,
+                    Some(next),
+                ),
+            };
+            match (outcome, next) {
+                (Ok(revision), None) => {
+                    set_version(&mut old, revision);
+                    return Ok(Deleted::Gone(old));
+                }
+                (Ok(revision), Some(mut next)) => {
+                    set_version(&mut next, revision);
+                    return Ok(Deleted::Marked(next));
+                }
+                (Err(StoreError::Conflict { .. }), _) => {}
+                (Err(other), _) => return Err(store_error(other)),
+            }
+        }
+        Err(ApiError::modified(kind, name))
+    }
+
+    fn review<'a>(
+        &self,
+        call: &Call<'a>,
+        operation: Operation,
+        subresource: &'static str,
+    ) -> Review<'a> {
+        Review {
+            user: call.user,
+            kind: call.kind,
+            namespace: call.namespace,
+            operation,
+            subresource,
+            dry_run: call.dry_run,
+        }
+    }
+}
+
+fn check_preconditions(
+    kind: &Kind,
+    name: &str,
+    object: &Value,
+    options: &DeleteOptions,
+) -> Result<(), ApiError> {
+    for (asked, field, title) in [
+        (&options.uid, "uid", "UID"),
+        (
+            &options.resource_version,
+            "resourceVersion",
+            "ResourceVersion",
+        ),
+    ] {
+        let actual = meta::text(object, field);
+        if let Some(asked) = asked
+            && asked != actual
+        {
+            let why = format!(
+                "Precondition failed: {title} in precondition: {asked}, {title} in object meta: {actual}"
+            );
+            return Err(ApiError::conflict(kind, name, &why));
+        }
+    }
+    Ok(())
+}

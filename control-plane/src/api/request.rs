@@ -1,0 +1,273 @@
+//! What a request asks for, read from its method, path and query alone.
+
+use std::collections::HashMap;
+
+use http::{Method, Uri};
+
+/// A request, understood. Everything that decides (authorization, routing) works with this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Resource(ResourceRequest),
+    /// `/healthz`, `/version`, discovery …
+    Path,
+}
+
+/// A request for objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceRequest {
+    pub verb: &'static str,
+    /// Empty for the core group.
+    pub group: String,
+    pub version: String,
+    /// Empty for cluster-scoped resources and for lists over all namespaces.
+    pub namespace: String,
+    pub resource: String,
+    /// Empty for collections.
+    pub name: String,
+    /// Empty when the object itself is meant.
+    pub subresource: String,
+}
+
+/// Reads a request's target. None for a path below `/api/v1` or `/apis/GROUP/VERSION` that no resource can have.
+pub fn target(method: &Method, uri: &Uri, query: &Query) -> Option<Target> {
+    let mut parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
+    let (group, version) = match parts.as_slice() {
+        ["api", version, _, ..] => {
+            let version = *version;
+            parts.drain(..2);
+            ("", version)
+        }
+        ["apis", group, version, _, ..] => {
+            let (group, version) = (*group, *version);
+            parts.drain(..3);
+            (group, version)
+        }
+        _ => return Some(Target::Path),
+    };
+    if parts.iter().any(|part| part.is_empty()) {
+        return None;
+    }
+    let (namespace, rest) = match parts.as_slice() {
+        // A namespace is itself an object; its subresources share the shape of the things inside it.
+        ["namespaces", name, "status" | "finalize"] => ("", &["namespaces", name, parts[2]][..]),
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
+        all => ("", all),
+    };
+    let (resource, name, subresource) = match rest {
+        [resource] => (*resource, "", ""),
+        [resource, name] => (*resource, *name, ""),
+        [resource, name, subresource] => (*resource, *name, *subresource),
+        _ => return None,
+    };
+    let verb = match *method {
+        Method::GET | Method::HEAD if query.flag("watch") && subresource.is_empty() => "watch",
+        Method::GET | Method::HEAD if name.is_empty() => "list",
+        Method::GET | Method::HEAD => "get",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE if name.is_empty() => "deletecollection",
+        Method::DELETE => "delete",
+        _ => "",
+    };
+    Some(Target::Resource(ResourceRequest {
+        verb,
+        group: group.to_owned(),
+        version: version.to_owned(),
+        namespace: namespace.to_owned(),
+        resource: resource.to_owned(),
+        name: name.to_owned(),
+        subresource: subresource.to_owned(),
+    }))
+}
+
+/// The parameters after the `?`. The first of several values with one name counts.
+#[derive(Clone, Debug, Default)]
+pub struct Query(HashMap<String, String>);
+
+impl Query {
+    pub fn of(uri: &Uri) -> Self {
+        let mut all = HashMap::new();
+        for pair in uri
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter(|p| !p.is_empty())
+        {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            all.entry(unescape(name)).or_insert_with(|| unescape(value));
+        }
+        Query(all)
+    }
+
+    /// The value, empty when the parameter is absent.
+    pub fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    pub fn flag(&self, name: &str) -> bool {
+        // `?watch` alone means true, as upstream has it.
+        self.0
+            .get(name)
+            .is_some_and(|v| !matches!(v.as_str(), "0" | "false"))
+    }
+
+    /// A whole number, None when the parameter is absent; the message when it is no number.
+    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, String> {
+        match self.get(name) {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| {
+                format!("unable to decode query parameter {name}: \"{text}\" is not a whole number in range")
+            }),
+        }
+    }
+}
+
+/// Undoes form encoding: `+` is a space, `%41` is a byte.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match (first, tail) {
+            (b'+', _) => bytes.push(b' '),
+            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => {
+                    bytes.push(high << 4 | low);
+                    rest = after;
+                }
+                _ => bytes.push(b'%'),
+            },
+            (byte, _) => bytes.push(*byte),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|d| u8::try_from(d).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(method: Method, uri: &str) -> Option<Target> {
+        let uri: Uri = uri.parse().expect("a uri");
+        target(&method, &uri, &Query::of(&uri))
+    }
+
+    fn resource(method: Method, uri: &str) -> ResourceRequest {
+        match read(method, uri) {
+            Some(Target::Resource(r)) => r,
+            other => panic!("{uri}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn paths_and_methods_become_verbs() {
+        let cases = [
+            (
+                Method::GET,
+                "/api/v1/pods",
+                ("list", "", "", "pods", "", ""),
+            ),
+            (
+                Method::GET,
+                "/api/v1/pods?watch=1",
+                ("watch", "", "", "pods", "", ""),
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/pods/p",
+                ("get", "", "a", "pods", "p", ""),
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/pods/p/log",
+                ("get", "", "a", "pods", "p", "log"),
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a",
+                ("get", "", "", "namespaces", "a", ""),
+            ),
+            (
+                Method::PUT,
+                "/api/v1/namespaces/a/finalize",
+                ("update", "", "", "namespaces", "a", "finalize"),
+            ),
+            (
+                Method::POST,
+                "/apis/apps/v1/namespaces/a/deployments",
+                ("create", "apps", "a", "deployments", "", ""),
+            ),
+            (
+                Method::PATCH,
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                ("patch", "apps", "a", "deployments", "d", "scale"),
+            ),
+            (
+                Method::DELETE,
+                "/api/v1/nodes",
+                ("deletecollection", "", "", "nodes", "", ""),
+            ),
+            (
+                Method::DELETE,
+                "/api/v1/nodes/n",
+                ("delete", "", "", "nodes", "n", ""),
+            ),
+        ];
+        for (method, uri, (verb, group, namespace, plural, name, sub)) in cases {
+            let r = resource(method, uri);
+            assert_eq!(
+                (
+                    r.verb,
+                    &*r.group,
+                    &*r.namespace,
+                    &*r.resource,
+                    &*r.name,
+                    &*r.subresource
+                ),
+                (verb, group, namespace, plural, name, sub),
+                "{uri}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_paths_are_not_resources() {
+        for uri in [
+            "/",
+            "/healthz",
+            "/api",
+            "/api/v1",
+            "/apis",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/openapi/v2",
+        ] {
+            assert_eq!(read(Method::GET, uri), Some(Target::Path), "{uri}");
+        }
+        assert_eq!(read(Method::GET, "/api/v1/namespaces/a/pods/p/x/y/z"), None);
+        assert_eq!(read(Method::GET, "/api/v1//pods"), None);
+    }
+
+    #[test]
+    fn queries_are_unescaped() {
+        let uri: Uri = "/x?labelSelector=a%20in+%28b%2Cc%29&watch&limit=5&limit=6"
+            .parse()
+            .expect("a uri");
+        let query = Query::of(&uri);
+        assert_eq!(query.get("labelSelector"), "a in (b,c)");
+        assert!(query.flag("watch"));
+        assert_eq!(query.number::<usize>("limit"), Ok(Some(5)));
+        assert!(query.number::<usize>("labelSelector").is_err());
+    }
+}

@@ -1,0 +1,179 @@
+//! The `scale` subresource: `autoscaling/v1 Scale`, a small view of an object that has replicas.
+
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::body;
+use super::content;
+use super::error::ApiError;
+use super::meta;
+use super::patching;
+use super::present;
+use super::registry::{Registry, Through};
+use super::verbs::Input;
+use crate::resources::FieldError;
+use crate::resources::FieldErrorReason;
+use crate::store::cache::Freshness;
+
+pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    content::require_json(input.headers)?;
+    let request = input.request;
+    let object = registry
+        .get(
+            input.kind,
+            &request.namespace,
+            &request.name,
+            Freshness::Latest,
+        )
+        .await?;
+    let object: Value = serde_json::from_slice(&object.json).map_err(ApiError::internal)?;
+    Ok(present::value(StatusCode::OK, &scale_of(&object)))
+}
+
+pub async fn update(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    content::require_json(input.headers)?;
+    let scale = body::parse(&input.body, content::encoding(input.headers)?)?;
+    change(registry, input, |_| Ok(scale.clone())).await
+}
+
+pub async fn patch(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    content::require_json(input.headers)?;
+    let patch = patching::patch_of(input)?;
+    change(registry, input, |scale| {
+        patching::apply(&patch, None, scale)
+    })
+    .await
+}
+
+async fn change(
+    registry: &Registry,
+    input: &Input<'_>,
+    mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
+) -> Result<Response, ApiError> {
+    let updated = registry
+        .update(&input.call()?, &input.request.name, Through::Main, |old| {
+            let scale = change(&scale_of(old))?;
+            scaled(old, &scale)
+        })
+        .await?;
+    Ok(present::value(StatusCode::OK, &scale_of(&updated)))
+}
+
+/// The `Scale` of an object.
+fn scale_of(object: &Value) -> Value {
+    let metadata = &object["metadata"];
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+            "creationTimestamp": metadata["creationTimestamp"],
+        },
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
+        "status": {
+            "replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
+            "selector": selector_text(&object["spec"]["selector"]),
+        },
+    })
+}
+
+/// `object` with the replicas that `scale` asks for.
+fn scaled(object: &Value, scale: &Value) -> Result<Value, ApiError> {
+    let wrong = |value: &Value, detail: &str| {
+        let error = FieldError {
+            path: "spec.replicas".into(),
+            reason: FieldErrorReason::Invalid,
+            value: Some(value.clone()),
+            detail: detail.into(),
+        };
+        ApiError::invalid("autoscaling", "Scale", meta::text(object, "name"), &[error])
+    };
+    let replicas = match &scale["spec"]["replicas"] {
+        Value::Null => 0,
+        value => value
+            .as_i64()
+            .ok_or_else(|| wrong(value, "must be a whole number"))?,
+    };
+    if replicas < 0 {
+        return Err(wrong(
+            &json!(replicas),
+            "must be greater than or equal to 0",
+        ));
+    }
+    let mut object = object.clone();
+    object["spec"]["replicas"] = json!(replicas);
+    // An update of the scale is conditional when the client says which state it saw.
+    let asked = meta::text(scale, "resourceVersion");
+    meta::of(&mut object).insert("resourceVersion".to_owned(), json!(asked));
+    Ok(object)
+}
+
+/// A `LabelSelector` as the text that clients send.
+fn selector_text(selector: &Value) -> String {
+    let mut terms: Vec<String> = Vec::new();
+    for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
+        terms.push(format!("{key}={}", value.as_str().unwrap_or_default()));
+    }
+    for expression in selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let key = expression["key"].as_str().unwrap_or_default();
+        let values: Vec<&str> = expression["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        terms.push(match expression["operator"].as_str().unwrap_or_default() {
+            "In" => format!("{key} in ({})", values.join(",")),
+            "NotIn" => format!("{key} notin ({})", values.join(",")),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.to_owned(),
+        });
+    }
+    terms.sort();
+    terms.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_shows_replicas_and_selector() {
+        let object = json!({
+            "metadata": {"name": "web", "resourceVersion": "5"},
+            "spec": {"replicas": 3, "selector": {
+                "matchLabels": {"app": "web"},
+                "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a", "b"]}],
+            }},
+            "status": {"replicas": 2},
+        });
+        let scale = scale_of(&object);
+        assert_eq!(scale["spec"]["replicas"], 3);
+        assert_eq!(
+            scale["status"],
+            json!({"replicas": 2, "selector": "app=web,tier in (a,b)"})
+        );
+    }
+
+    #[test]
+    fn negative_replicas_are_refused() {
+        let object = json!({"metadata": {"name": "web"}, "spec": {"replicas": 1}});
+        let error = scaled(&object, &json!({"spec": {"replicas": -1}})).map_err(|e| e.message);
+        assert_eq!(
+            error,
+            Err("Scale.autoscaling \"web\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0".into())
+        );
+        assert_eq!(
+            scaled(&object, &json!({"spec": {"replicas": 4}})).expect("scaled")["spec"]["replicas"],
+            4
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! The subresources that change an object in a way of their own: binding a pod, approving a certificate request,
+//! finalizing a namespace.
+
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::body::{self, FieldValidation};
+use super::content;
+use super::error::ApiError;
+use super::meta;
+use super::patching;
+use super::present;
+use super::registry::{self, Registry, Through};
+use super::verbs::Input;
+use crate::resources::Kind;
+
+/// POST of a `Binding`: puts a pod on a node.
+pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    content::require_json(input.headers)?;
+    let binding = body::parse(&input.body, content::encoding(input.headers)?)?;
+    let own = meta::text(&binding, "name");
+    let name = if input.request.name.is_empty() {
+        own
+    } else {
+        &input.request.name
+    };
+    if !own.is_empty() && own != name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({own}) does not match the name on the URL ({name})"
+        )));
+    }
+    let now = meta::rfc3339(registry::now());
+    let through = Through::Subresource("binding");
+    registry
+        .update(&input.call()?, name, through, |pod| {
+            bound(input.kind, pod, &binding, &now)
+        })
+        .await?;
+    let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(present::value(StatusCode::CREATED, &success))
+}
+
+fn bound(kind: &Kind, pod: &Value, binding: &Value, now: &str) -> Result<Value, ApiError> {
+    let name = meta::text(pod, "name");
+    let target = &binding["target"];
+    let node = target["name"].as_str().unwrap_or_default();
+    if node.is_empty() || !matches!(target["kind"].as_str(), None | Some("" | "Node")) {
+        return Err(ApiError::bad_request(
+            "target: Required value: a binding's target is a Node with a name",
+        ));
+    }
+    let present = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    if !present.is_empty() {
+        return Err(ApiError::conflict(
+            kind,
+            name,
+            &format!("pod {name} is already assigned to node \"{present}\""),
+        ));
+    }
+    if meta::is_terminating(pod) {
+        return Err(ApiError::conflict(
+            kind,
+            name,
+            &format!("pod {name} is being deleted, cannot be assigned to a host"),
+        ));
+    }
+    let asked = meta::text(binding, "uid");
+    if !asked.is_empty() && asked != meta::text(pod, "uid") {
+        return Err(ApiError::conflict(
+            kind,
+            name,
+            "Precondition failed: UID in precondition is not the pod's",
+        ));
+    }
+    let mut pod = pod.clone();
+    pod["spec"]["nodeName"] = json!(node);
+    for field in ["annotations", "labels"] {
+        if let Some(extra) = binding["metadata"][field].as_object() {
+            for (key, value) in extra {
+                pod["metadata"][field][key] = value.clone();
+            }
+        }
+    }
+    set_condition(
+        &mut pod,
+        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}),
+    );
+    Ok(pod)
+}
+
+/// Puts a condition in the place of the one of its type.
+fn set_condition(object: &mut Value, condition: Value) {
+    let conditions = &mut object["status"]["conditions"];
+    match conditions {
+        Value::Array(all) => {
+            all.retain(|c| c["type"] != condition["type"]);
+            all.push(condition);
+        }
+        other => *other = json!([condition]),
+    }
+}
+
+/// PUT or PATCH of `approval`: only the conditions of a certificate request change.
+pub async fn approve(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    change(registry, input, "approval", |old, new| {
+        let mut next = old.clone();
+        next["status"]["conditions"] = new["status"]["conditions"].clone();
+        next
+    })
+    .await
+}
+
+/// PUT of `finalize`: only the finalizers in a namespace's spec change.
+pub async fn finalize(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    change(registry, input, "finalize", |old, new| {
+        let mut next = old.clone();
+        if !next["spec"].is_object() {
+            next["spec"] = json!({});
+        }
+        next["spec"]["finalizers"] = new["spec"]["finalizers"].clone();
+        next
+    })
+    .await
+}
+
+/// Updates an object with a part of what the client sent: `take` makes the next state of the present one and the sent one.
+async fn change(
+    registry: &Registry,
+    input: &Input<'_>,
+    subresource: &'static str,
+    take: impl Fn(&Value, &Value) -> Value,
+) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let patch = if input.request.verb == "patch" {
+        Some(patching::patch_of(input)?)
+    } else {
+        None
+    };
+    let sent = match patch {
+        Some(_) => Value::Null,
+        None => {
+            body::object(
+                input.kind,
+                &input.body,
+                content::encoding(input.headers)?,
+                FieldValidation::Ignore,
+            )?
+            .object
+        }
+    };
+    let updated = registry
+        .update(
+            &input.call()?,
+            &input.request.name,
+            Through::Subresource(subresource),
+            |old| {
+                let new = match &patch {
+                    Some(patch) => {
+                        let patched = patching::apply(patch, Some(input.kind), old)?;
+                        body::typed(input.kind, patched, Vec::new(), FieldValidation::Ignore)?
+                            .object
+                    }
+                    None => sent.clone(),
+                };
+                let mut next = take(old, &new);
+                let asked = meta::text(&new, "resourceVersion");
+                meta::of(&mut next).insert("resourceVersion".to_owned(), json!(asked));
+                // What was null before stays away.
+                body::typed(input.kind, next, Vec::new(), FieldValidation::Ignore).map(|d| d.object)
+            },
+        )
+        .await?;
+    Ok(presenter.object(StatusCode::OK, updated))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources;
+
+    #[test]
+    fn a_pod_is_bound_once() {
+        let kind = resources::find("", "v1", "pods").expect("a kind");
+        let pod = json!({"metadata": {"name": "p"}, "spec": {}, "status": {"conditions": [{"type": "PodScheduled", "status": "False"}]}});
+        let binding = json!({"target": {"kind": "Node", "name": "n1"}, "metadata": {"annotations": {"a": "b"}}});
+        let once = bound(kind, &pod, &binding, "now").expect("bound");
+        assert_eq!(once["spec"]["nodeName"], "n1");
+        assert_eq!(once["metadata"]["annotations"]["a"], "b");
+        assert_eq!(
+            once["status"]["conditions"].as_array().map(Vec::len),
+            Some(1)
+        );
+        let again = bound(kind, &once, &binding, "now").map_err(|e| e.message);
+        assert_eq!(
+            again,
+            Err("Operation cannot be fulfilled on pods \"p\": pod p is already assigned to node \"n1\"".into())
+        );
+        assert!(bound(kind, &pod, &json!({}), "now").is_err());
+    }
+}

@@ -1,0 +1,282 @@
+//! The verbs: from a request's parameters and body to the registry, and from there to an answer.
+
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde_json::Value;
+
+use super::body::{self, Decoded, FieldValidation};
+use super::content;
+use super::deletion::{self, DeleteOptions};
+use super::error::ApiError;
+use super::list::{self, Selection};
+use super::meta;
+use super::options::ListOptions;
+use super::patching;
+use super::present::{self, Presenter};
+use super::registry::{Call, Deleted, Registry, Through};
+use super::request::{Query, ResourceRequest};
+use super::table::Include;
+use super::watch;
+use crate::auth::{self, User};
+use crate::resources::Kind;
+use crate::store::Revision;
+use crate::store::cache::Freshness;
+
+/// A request for objects with everything that came with it.
+pub struct Input<'a> {
+    pub user: &'a User,
+    pub kind: &'static Kind,
+    pub request: &'a ResourceRequest,
+    pub query: &'a Query,
+    pub headers: &'a HeaderMap,
+    pub body: Bytes,
+}
+
+impl<'a> Input<'a> {
+    pub fn call(&self) -> Result<Call<'a>, ApiError> {
+        let dry_run = match self.query.get("dryRun") {
+            "" => false,
+            "All" => true,
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "dryRun: Unsupported value: \"{other}\": supported values: \"All\""
+                )));
+            }
+        };
+        Ok(Call {
+            user: self.user,
+            kind: self.kind,
+            namespace: &self.request.namespace,
+            dry_run,
+        })
+    }
+
+    pub fn presenter(&self) -> Result<Presenter, ApiError> {
+        Ok(Presenter {
+            kind: self.kind,
+            shape: content::shape(self.headers)?,
+            include: Include::parse(self.query.get("includeObject")),
+        })
+    }
+
+    fn selection(&self) -> Result<Selection, ApiError> {
+        let selection = Selection {
+            kind: self.kind,
+            namespace: self.request.namespace.clone(),
+            options: ListOptions::parse(self.query)?,
+        };
+        selection.check()?;
+        Ok(selection)
+    }
+
+    /// The body as an object of the kind, for this place.
+    fn object(&self) -> Result<Decoded, ApiError> {
+        let validation = FieldValidation::parse(self.query.get("fieldValidation"))?;
+        let decoded = body::object(
+            self.kind,
+            &self.body,
+            content::encoding(self.headers)?,
+            validation,
+        )?;
+        self.check_place(&decoded.object)?;
+        Ok(decoded)
+    }
+
+    fn check_place(&self, object: &Value) -> Result<(), ApiError> {
+        let namespace = meta::text(object, "namespace");
+        if !namespace.is_empty() && namespace != self.request.namespace {
+            return Err(ApiError::bad_request(format!(
+                "the namespace of the provided object does not match the namespace sent on the request ({namespace} != {})",
+                self.request.namespace
+            )));
+        }
+        let (name, asked) = (meta::text(object, "name"), &self.request.name);
+        if !asked.is_empty() && name != asked {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({asked})"
+            )));
+        }
+        Ok(())
+    }
+}
+
+pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let freshness = match input
+        .query
+        .number::<u64>("resourceVersion")
+        .map_err(ApiError::bad_request)?
+    {
+        None => Freshness::Latest,
+        Some(0) => Freshness::Any,
+        Some(revision) => Freshness::NotOlderThan(Revision(revision)),
+    };
+    let object = registry
+        .get(
+            input.kind,
+            &input.request.namespace,
+            &input.request.name,
+            freshness,
+        )
+        .await?;
+    if auth::node_name(input.user).is_some() || input.user.is_in(auth::BOOTSTRAPPERS) {
+        check_own(input, &object.json)?;
+    }
+    presenter.stored(&object.json)
+}
+
+/// Of what is some node's own, a node sees what is its own.
+fn check_own(input: &Input<'_>, json: &[u8]) -> Result<(), ApiError> {
+    let guarded = matches!(input.kind.plural, "pods" | "certificatesigningrequests");
+    let object: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
+    if !guarded || auth::node_may_touch(input.user, &object) {
+        return Ok(());
+    }
+    let why = format!("it does not belong to \"{}\"", input.user.name);
+    Err(ApiError::forbidden(
+        input.kind.group,
+        input.kind.plural,
+        &input.request.name,
+        &why,
+    ))
+}
+
+pub async fn list(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let (items, meta) = list::list(registry, &input.selection()?).await?;
+    presenter.list(&items, &meta)
+}
+
+pub async fn watch(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    watch::watch(registry, input.selection()?, input.presenter()?).await
+}
+
+pub async fn create(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let decoded = input.object()?;
+    let created = registry.create(&input.call()?, decoded.object).await?;
+    let mut response = presenter.object(StatusCode::CREATED, created);
+    present::warn(&mut response, &decoded.warnings);
+    Ok(response)
+}
+
+/// PUT of the object or of its status.
+pub async fn update(
+    registry: &Registry,
+    input: &Input<'_>,
+    through: Through,
+) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let decoded = input.object()?;
+    let updated = registry
+        .update(&input.call()?, &input.request.name, through, |_| {
+            Ok(decoded.object.clone())
+        })
+        .await?;
+    let mut response = presenter.object(StatusCode::OK, updated);
+    present::warn(&mut response, &decoded.warnings);
+    Ok(response)
+}
+
+/// PATCH of the object or of its status.
+pub async fn patch(
+    registry: &Registry,
+    input: &Input<'_>,
+    through: Through,
+) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let validation = FieldValidation::parse(input.query.get("fieldValidation"))?;
+    let patch = patching::patch_of(input)?;
+    let mut warnings = Vec::new();
+    let patched = registry
+        .update(&input.call()?, &input.request.name, through, |old| {
+            let new = patching::apply(&patch, Some(input.kind), old)?;
+            let decoded = body::typed(input.kind, new, Vec::new(), validation)?;
+            input.check_place(&decoded.object)?;
+            warnings = decoded.warnings;
+            Ok(decoded.object)
+        })
+        .await?;
+    let mut response = presenter.object(StatusCode::OK, patched);
+    present::warn(&mut response, &warnings);
+    Ok(response)
+}
+
+pub async fn delete(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let options = delete_options(input)?;
+    let mut call = input.call()?;
+    call.dry_run |= options.dry_run;
+    let name = &input.request.name;
+    Ok(match registry.delete(&call, name, &options).await? {
+        Deleted::Marked(object) => presenter.object(StatusCode::OK, object),
+        // Pods and Services have always come back whole.
+        Deleted::Gone(object)
+            if input.kind.group.is_empty() && matches!(input.kind.plural, "pods" | "services") =>
+        {
+            presenter.object(StatusCode::OK, object)
+        }
+        Deleted::Gone(object) => {
+            present::success(StatusCode::OK, input.kind, name, meta::text(&object, "uid"))
+        }
+    })
+}
+
+/// Deletes what a list would show; gives what it deleted, as a list.
+pub async fn delete_collection(
+    registry: &Registry,
+    input: &Input<'_>,
+) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let options = delete_options(input)?;
+    let mut call = input.call()?;
+    call.dry_run |= options.dry_run;
+    let (items, meta) = list::list(registry, &input.selection()?).await?;
+    for item in &items {
+        let object: Value = serde_json::from_slice(item).map_err(ApiError::internal)?;
+        let call = Call {
+            namespace: meta::text(&object, "namespace"),
+            ..call
+        };
+        match registry
+            .delete(&call, meta::text(&object, "name"), &options)
+            .await
+        {
+            Ok(_) => {}
+            // Somebody else was faster; that is what was wanted.
+            Err(error) if error.code == StatusCode::NOT_FOUND => {}
+            Err(error) => return Err(error),
+        }
+    }
+    presenter.list(&items, &meta)
+}
+
+/// `DeleteOptions` from the body if there is one; what the query says counts where the body is silent.
+fn delete_options(input: &Input<'_>) -> Result<DeleteOptions, ApiError> {
+    let body = if input.body.is_empty() {
+        Value::Null
+    } else {
+        body::parse(&input.body, content::encoding(input.headers)?)?
+    };
+    let mut options = DeleteOptions::from_body(&body).map_err(ApiError::bad_request)?;
+    if options.grace.is_none() {
+        options.grace = input
+            .query
+            .number("gracePeriodSeconds")
+            .map_err(ApiError::bad_request)?;
+    }
+    if options.propagation.is_none() && input.query.has("propagationPolicy") {
+        let text = input.query.get("propagationPolicy");
+        options.propagation = Some(deletion::propagation(text).map_err(ApiError::bad_request)?);
+    }
+    if options.propagation.is_none() && input.query.has("orphanDependents") {
+        let orphan = input.query.flag("orphanDependents");
+        options.propagation = Some(if orphan {
+            deletion::Propagation::Orphan
+        } else {
+            deletion::Propagation::Background
+        });
+    }
+    Ok(options)
+}

@@ -1,0 +1,206 @@
+//! Where the graph's knowledge comes from: the controllers' caches, and a watch of metadata for each further kind.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, DynamicObject, PartialObjectMeta, Resource};
+use kube::runtime::{WatchStreamExt, watcher};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::graph::{Graph, Thing};
+use super::lock;
+use crate::controllers::cache::{Cache, WatchBackoff, report_watch_error};
+use crate::controllers::caches::Caches;
+use crate::controllers::driver::{Error, Queue, Result};
+use crate::controllers::kinds::{ServedKind, served};
+use crate::controllers::{Context, pods::uid};
+
+/// Kinds that appear later are found after this at most.
+const REDISCOVER: Duration = Duration::from_secs(30);
+
+/// Kinds that the shared caches follow, as `apiVersion/kind`.
+const CACHED: [&str; 10] = [
+    "certificates.k8s.io/v1/CertificateSigningRequest",
+    "apps/v1/Deployment",
+    "v1/Endpoints",
+    "v1/Namespace",
+    "v1/Node",
+    "v1/Pod",
+    "apps/v1/ReplicaSet",
+    "v1/ServiceAccount",
+    "v1/Service",
+    "discovery.k8s.io/v1/EndpointSlice",
+];
+
+pub(super) fn from_caches(caches: &Caches, graph: &Arc<Mutex<Graph>>, uids: &Queue<String>) {
+    subscribe(&caches.csrs, graph, uids);
+    subscribe(&caches.deployments, graph, uids);
+    subscribe(&caches.endpoints, graph, uids);
+    subscribe(&caches.namespaces, graph, uids);
+    subscribe(&caches.nodes, graph, uids);
+    subscribe(&caches.pods, graph, uids);
+    subscribe(&caches.replica_sets, graph, uids);
+    subscribe(&caches.service_accounts, graph, uids);
+    subscribe(&caches.services, graph, uids);
+    subscribe(&caches.slices, graph, uids);
+}
+
+fn subscribe<K>(cache: &Arc<Cache<K>>, graph: &Arc<Mutex<Graph>>, uids: &Queue<String>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (graph, uids) = (graph.clone(), uids.clone());
+    cache.on_change(move |old, new| {
+        let known = old.map(|old| uid(old.meta()));
+        let now = new.map(|new| uid(new.meta()));
+        // A name that was taken over by another object between two lists.
+        if let Some(gone) = known.filter(|known| now != Some(known)) {
+            wake(&uids, lock(&graph).remove(gone));
+        }
+        if let Some(new) = new {
+            let thing = Thing::of(&K::api_version(&()), &K::kind(&()), new.meta());
+            wake(&uids, lock(&graph).put(uid(new.meta()), thing));
+        }
+    });
+}
+
+fn wake(queue: &Queue<String>, uids: BTreeSet<String>) {
+    uids.into_iter().for_each(|uid| queue.add(uid));
+}
+
+/// The served kinds, as far as they were asked for.
+#[derive(Default)]
+pub(super) struct Kinds {
+    known: tokio::sync::RwLock<HashMap<String, ServedKind>>,
+}
+
+fn name_of(api_version: &str, kind: &str) -> String {
+    format!("{api_version}/{kind}")
+}
+
+impl Kinds {
+    async fn refresh(&self, client: &kube::Client) -> Result<Vec<ServedKind>> {
+        let kinds = served(client).await?;
+        let named = kinds.iter().map(|kind| {
+            (
+                name_of(&kind.resource.api_version, &kind.resource.kind),
+                kind.clone(),
+            )
+        });
+        *self.known.write().await = named.collect();
+        Ok(kinds)
+    }
+
+    pub(super) async fn find(
+        &self,
+        client: &kube::Client,
+        api_version: &str,
+        kind: &str,
+    ) -> Result<ServedKind> {
+        let name = name_of(api_version, kind);
+        if let Some(known) = self.known.read().await.get(&name) {
+            return Ok(known.clone());
+        }
+        self.refresh(client).await?;
+        let known = self.known.read().await.get(&name).cloned();
+        // Not to know an owner's kind is no proof that the owner is gone.
+        known.ok_or_else(|| {
+            Error::Object(format!(
+                "{name} is not served, so nobody can say what became of its objects"
+            ))
+        })
+    }
+}
+
+/// Follows the metadata of every kind that no shared cache has, until shutdown.
+pub(super) async fn follow_others(
+    context: &Context,
+    kinds: &Kinds,
+    graph: &Arc<Mutex<Graph>>,
+    uids: &Queue<String>,
+) {
+    let mut followed: HashSet<String> = HashSet::new();
+    let mut watches = JoinSet::new();
+    loop {
+        match kinds.refresh(&context.client).await {
+            Ok(kinds) => {
+                let follow =
+                    |kind: &ServedKind| kind.can("list") && kind.can("watch") && !kind.is_event();
+                for kind in kinds.into_iter().filter(follow) {
+                    let name = name_of(&kind.resource.api_version, &kind.resource.kind);
+                    // A node's Lease is owned by its Node, and renewed every few seconds.
+                    if !CACHED.contains(&name.as_str()) && followed.insert(name) {
+                        let api = Api::all_with(context.client.clone(), &kind.resource);
+                        watches.spawn(follow_one(
+                            api,
+                            kind,
+                            graph.clone(),
+                            uids.clone(),
+                            context.shutdown.clone(),
+                        ));
+                    }
+                }
+            }
+            Err(error) => warn!(%error, "cannot ask which kinds are served, trying again"),
+        }
+        tokio::select! {
+            () = context.shutdown.cancelled() => return,
+            () = tokio::time::sleep(REDISCOVER) => {}
+        }
+    }
+}
+
+async fn follow_one(
+    api: Api<PartialObjectMeta<DynamicObject>>,
+    kind: ServedKind,
+    graph: Arc<Mutex<Graph>>,
+    uids: Queue<String>,
+    shutdown: CancellationToken,
+) {
+    let events = watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
+    let mut events = std::pin::pin!(events);
+    // What this watch has put into the graph, and what a running list has named.
+    let mut known: HashSet<String> = HashSet::new();
+    let mut listed: HashSet<String> = HashSet::new();
+    let put = |meta: &ObjectMeta| {
+        let thing = Thing::of(&kind.resource.api_version, &kind.resource.kind, meta);
+        wake(&uids, lock(&graph).put(uid(meta), thing));
+    };
+    loop {
+        let event = tokio::select! {
+            () = shutdown.cancelled() => return,
+            // Cancel-safe: a stream's `next` holds no state of its own.
+            event = events.next() => event,
+        };
+        match event {
+            Some(Ok(watcher::Event::Init)) => listed.clear(),
+            Some(Ok(watcher::Event::InitApply(object))) => {
+                put(&object.metadata);
+                listed.insert(uid(&object.metadata).to_owned());
+            }
+            Some(Ok(watcher::Event::InitDone)) => {
+                for gone in known.difference(&listed) {
+                    wake(&uids, lock(&graph).remove(gone));
+                }
+                known = std::mem::take(&mut listed);
+            }
+            Some(Ok(watcher::Event::Apply(object))) => {
+                put(&object.metadata);
+                known.insert(uid(&object.metadata).to_owned());
+            }
+            Some(Ok(watcher::Event::Delete(object))) => {
+                known.remove(uid(&object.metadata));
+                wake(&uids, lock(&graph).remove(uid(&object.metadata)));
+            }
+            Some(Err(error)) => report_watch_error(&kind.resource.kind, &error),
+            None => return,
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Who owns whom, and what is to be done about an object whose owners go. No I/O.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+pub(super) const FOREGROUND: &str = "foregroundDeletion";
+pub(super) const ORPHAN: &str = "orphan";
+
+/// Enough to find an object in the API. The kind stands for group and version, too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Place {
+    pub(super) api_version: String,
+    pub(super) kind: String,
+    /// Empty for a cluster-wide kind.
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Thing {
+    pub(super) place: Place,
+    pub(super) owners: Vec<OwnerReference>,
+    pub(super) deleting: bool,
+    pub(super) foreground: bool,
+    pub(super) orphan: bool,
+}
+
+impl Thing {
+    pub(super) fn of(api_version: &str, kind: &str, meta: &ObjectMeta) -> Self {
+        let held_by = |name: &str| {
+            meta.finalizers
+                .iter()
+                .flatten()
+                .any(|finalizer| finalizer == name)
+        };
+        Self {
+            place: Place {
+                api_version: api_version.into(),
+                kind: kind.into(),
+                namespace: meta.namespace.clone().unwrap_or_default(),
+                name: meta.name.clone().unwrap_or_default(),
+            },
+            owners: meta.owner_references.clone().unwrap_or_default(),
+            deleting: meta.deletion_timestamp.is_some(),
+            foreground: held_by(FOREGROUND),
+            orphan: held_by(ORPHAN),
+        }
+    }
+
+    fn waits_for_dependents(&self) -> bool {
+        self.deleting && self.foreground
+    }
+}
+
+/// An owner that the graph does not know: whether it exists, the API server has to say.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Unknown {
+    pub(super) uid: String,
+    pub(super) place: Place,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Nothing,
+    /// Find out which of these exist, then ask again.
+    Verify(BTreeSet<Unknown>),
+    Delete {
+        foreground: bool,
+    },
+    /// Take away the references to these owners, by uid.
+    Disown(BTreeSet<String>),
+    /// Take the references to it from its dependents, by uid, then its finalizer.
+    Orphan(BTreeSet<String>),
+    /// Nobody is left to wait for.
+    ReleaseForeground,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    things: HashMap<String, Thing>,
+    dependents: HashMap<String, HashSet<String>>,
+}
+
+impl Graph {
+    pub(super) fn get(&self, uid: &str) -> Option<&Thing> {
+        self.things.get(uid)
+    }
+
+    /// Takes the object in; gives the uids that have to be looked at.
+    pub(super) fn put(&mut self, uid: &str, thing: Thing) -> BTreeSet<String> {
+        let mut affected = BTreeSet::new();
+        let old = self.things.insert(uid.to_owned(), thing.clone());
+        if old.as_ref() == Some(&thing) {
+            return affected;
+        }
+        let owners: HashSet<String> = thing.owners.iter().map(|owner| owner.uid.clone()).collect();
+        for former in old
+            .iter()
+            .flat_map(|old| &old.owners)
+            .filter(|owner| !owners.contains(&owner.uid))
+        {
+            self.unlink(&former.uid, uid);
+            affected.insert(former.uid.clone());
+        }
+        for owner in &owners {
+            self.dependents
+                .entry(owner.clone())
+                .or_default()
+                .insert(uid.to_owned());
+        }
+        let was_deleting = old.is_some_and(|old| old.deleting);
+        if thing.deleting && !was_deleting {
+            affected.extend(self.dependents.get(uid).into_iter().flatten().cloned());
+        }
+        if !thing.owners.is_empty() || thing.deleting {
+            affected.insert(uid.to_owned());
+        }
+        affected
+    }
+
+    /// The object is gone; gives the uids that have to be looked at.
+    pub(super) fn remove(&mut self, uid: &str) -> BTreeSet<String> {
+        let Some(thing) = self.things.remove(uid) else {
+            return BTreeSet::new();
+        };
+        let mut affected: BTreeSet<String> = self
+            .dependents
+            .get(uid)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        for owner in &thing.owners {
+            self.unlink(&owner.uid, uid);
+            affected.insert(owner.uid.clone());
+        }
+        affected
+    }
+
+    fn unlink(&mut self, owner: &str, dependent: &str) {
+        if let Some(dependents) = self.dependents.get_mut(owner) {
+            dependents.remove(dependent);
+            if dependents.is_empty() {
+                self.dependents.remove(owner);
+            }
+        }
+    }
+
+    fn dependents(&self, uid: &str) -> impl Iterator<Item = (&String, &Thing)> {
+        let uids = self.dependents.get(uid).into_iter().flatten();
+        uids.filter_map(|uid| Some((uid, self.things.get(uid)?)))
+    }
+
+    /// What is to be done about the object. `absent` are owners that the API server said do not exist, `present` those that do.
+    pub(super) fn decide(
+        &self,
+        uid: &str,
+        absent: &HashSet<String>,
+        present: &HashSet<String>,
+    ) -> Action {
+        let Some(thing) = self.things.get(uid) else {
+            return Action::Nothing;
+        };
+        if thing.deleting {
+            return self.decide_deleting(uid, thing);
+        }
+        if thing.owners.is_empty() {
+            return Action::Nothing;
+        }
+        let (mut solid, mut going) = (false, BTreeSet::new());
+        let mut waiting = false;
+        let mut unknown = BTreeSet::new();
+        for owner in &thing.owners {
+            match self.things.get(&owner.uid) {
+                Some(known) if known.waits_for_dependents() => {
+                    waiting = true;
+                    going.insert(owner.uid.clone());
+                }
+                Some(_) => solid = true,
+                None if present.contains(&owner.uid) => solid = true,
+                None if absent.contains(&owner.uid) => {
+                    going.insert(owner.uid.clone());
+                }
+                None => {
+                    unknown.insert(Unknown {
+                        uid: owner.uid.clone(),
+                        place: place_of(owner, &thing.place.namespace),
+                    });
+                }
+            }
+        }
+        if !unknown.is_empty() {
+            return Action::Verify(unknown);
+        }
+        match (solid, going.is_empty()) {
+            (true, true) => Action::Nothing,
+            (true, false) => Action::Disown(going),
+            (false, _) => Action::Delete {
+                foreground: waiting && self.dependents(uid).next().is_some(),
+            },
+        }
+    }
+
+    fn decide_deleting(&self, uid: &str, thing: &Thing) -> Action {
+        if thing.orphan {
+            return Action::Orphan(self.dependents(uid).map(|(uid, _)| uid.clone()).collect());
+        }
+        if !thing.foreground {
+            return Action::Nothing;
+        }
+        let blocks = |dependent: &Thing| {
+            dependent
+                .owners
+                .iter()
+                .any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
+        };
+        if self.dependents(uid).any(|(_, dependent)| blocks(dependent)) {
+            // They are looked at themselves, and wake us when they are gone.
+            return Action::Nothing;
+        }
+        Action::ReleaseForeground
+    }
+}
+
+/// Where an owner is: in the dependent's namespace, unless its kind is cluster-wide, which only the server knows.
+fn place_of(owner: &OwnerReference, namespace: &str) -> Place {
+    Place {
+        api_version: owner.api_version.clone(),
+        kind: owner.kind.clone(),
+        namespace: namespace.into(),
+        name: owner.name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn thing(name: &str, owners: &[&str]) -> Thing {
+        let owners = owners.iter().map(|uid| OwnerReference {
+            uid: (*uid).to_owned(),
+            name: (*uid).to_owned(),
+            kind: "K".into(),
+            api_version: "v1".into(),
+            controller: None,
+            block_owner_deletion: Some(true),
+        });
+        Thing {
+            place: Place {
+                api_version: "v1".into(),
+                kind: "K".into(),
+                namespace: "ns".into(),
+                name: name.into(),
+            },
+            owners: owners.collect(),
+            deleting: false,
+            foreground: false,
+            orphan: false,
+        }
+    }
+
+    fn set(uids: &[&str]) -> BTreeSet<String> {
+        uids.iter().map(|uid| (*uid).to_owned()).collect()
+    }
+
+    fn decide(graph: &Graph, uid: &str, absent: &[&str]) -> Action {
+        graph.decide(
+            uid,
+            &absent.iter().map(|uid| (*uid).to_owned()).collect(),
+            &HashSet::new(),
+        )
+    }
+
+    #[test]
+    fn a_dependent_goes_only_when_the_server_says_that_its_owner_is_gone() {
+        let mut graph = Graph::default();
+        graph.put("o", thing("o", &[]));
+        graph.put("d", thing("d", &["o"]));
+        assert_eq!(decide(&graph, "d", &[]), Action::Nothing);
+        assert_eq!(graph.remove("o"), set(&["d"]));
+        assert!(matches!(decide(&graph, "d", &[]), Action::Verify(unknown) if unknown.len() == 1));
+        assert_eq!(
+            decide(&graph, "d", &["o"]),
+            Action::Delete { foreground: false }
+        );
+    }
+
+    #[test]
+    fn one_solid_owner_keeps_it_and_the_others_are_forgotten() {
+        let mut graph = Graph::default();
+        graph.put("o", thing("o", &[]));
+        graph.put("d", thing("d", &["o", "gone"]));
+        assert_eq!(
+            decide(&graph, "d", &["gone"]),
+            Action::Disown(set(&["gone"]))
+        );
+    }
+
+    #[test]
+    fn foreground_takes_the_leaves_first() {
+        let mut graph = Graph::default();
+        graph.put("o", thing("o", &[]));
+        graph.put("m", thing("m", &["o"]));
+        graph.put("l", thing("l", &["m"]));
+        let going = Thing {
+            deleting: true,
+            foreground: true,
+            ..thing("o", &[])
+        };
+        assert_eq!(graph.put("o", going), set(&["o", "m"]));
+        assert_eq!(decide(&graph, "o", &[]), Action::Nothing);
+        assert_eq!(
+            decide(&graph, "m", &[]),
+            Action::Delete { foreground: true }
+        );
+        graph.put(
+            "m",
+            Thing {
+                deleting: true,
+                foreground: true,
+                ..thing("m", &["o"])
+            },
+        );
+        assert_eq!(
+            decide(&graph, "l", &[]),
+            Action::Delete { foreground: false }
+        );
+        assert_eq!(graph.remove("l"), set(&["m"]));
+        assert_eq!(decide(&graph, "m", &[]), Action::ReleaseForeground);
+        assert_eq!(graph.remove("m"), set(&["o"]));
+        assert_eq!(decide(&graph, "o", &[]), Action::ReleaseForeground);
+    }
+
+    #[test]
+    fn orphaning_frees_the_dependents() {
+        let mut graph = Graph::default();
+        graph.put("d", thing("d", &["o"]));
+        graph.put(
+            "o",
+            Thing {
+                deleting: true,
+                orphan: true,
+                ..thing("o", &[])
+            },
+        );
+        assert_eq!(decide(&graph, "o", &[]), Action::Orphan(set(&["d"])));
+        graph.put("d", thing("d", &[]));
+        assert_eq!(decide(&graph, "o", &[]), Action::Orphan(set(&[])));
+    }
+
+    #[test]
+    fn what_nobody_owns_is_nobodys_business() {
+        let mut graph = Graph::default();
+        assert_eq!(graph.put("a", thing("a", &[])), set(&[]));
+        assert_eq!(decide(&graph, "a", &[]), Action::Nothing);
+    }
+
+    proptest! {
+        /// Only what hangs on the removed ones goes, and all of it.
+        #[test]
+        fn a_tree_falls_as_a_whole_and_nothing_else_does(parents in prop::collection::vec(any::<prop::sample::Index>(), 1..30), root in any::<prop::sample::Index>()) {
+            let mut graph = Graph::default();
+            let uid = |n: usize| format!("u{n}");
+            graph.put(&uid(0), thing("u0", &[]));
+            let mut parent_of = vec![None];
+            for (n, parent) in parents.iter().enumerate() {
+                let n = n + 1;
+                // One in three has no owner.
+                let parent = (n % 3 != 0).then(|| parent.index(n));
+                let owner = parent.map(uid);
+                graph.put(&uid(n), thing(&uid(n), owner.as_deref().as_slice()));
+                parent_of.push(parent);
+            }
+            let root = root.index(parent_of.len());
+            let falls = |mut n: usize| loop {
+                if n == root { return true; }
+                match parent_of[n] { Some(parent) => n = parent, None => return false }
+            };
+            let mut absent = HashSet::from([uid(root)]);
+            let mut work: Vec<String> = graph.remove(&uid(root)).into_iter().collect();
+            while let Some(next) = work.pop() {
+                if matches!(graph.decide(&next, &absent, &HashSet::new()), Action::Delete { .. }) {
+                    work.extend(graph.remove(&next));
+                    absent.insert(next);
+                }
+            }
+            for n in 0..parent_of.len() {
+                prop_assert_eq!(graph.get(&uid(n)).is_none(), falls(n), "{}", n);
+            }
+        }
+    }
+}

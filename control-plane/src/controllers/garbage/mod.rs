@@ -1,0 +1,181 @@
+//! Garbage collection: what is owned goes when its last owner goes, in the background, in the foreground or not at all.
+//!
+//! The graph knows every object of every kind by its metadata. Kinds that other controllers follow come from their caches,
+//! the rest is followed here, without bodies.
+
+mod feed;
+mod graph;
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use serde_json::json;
+use tracing::debug;
+
+use self::feed::Kinds;
+use self::graph::{Action, FOREGROUND, Graph, ORPHAN, Place, Unknown};
+use super::Context;
+use super::driver::{Result, drive, queue};
+
+const WORKERS: usize = 16;
+
+struct Controller {
+    context: Context,
+    graph: Arc<Mutex<Graph>>,
+    kinds: Arc<Kinds>,
+}
+
+/// Registers with the caches; the returned future works until shutdown.
+pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
+    let (uids, wakeups) = queue();
+    let graph = Arc::new(Mutex::new(Graph::default()));
+    feed::from_caches(&context.caches, &graph, &uids);
+    let kinds = Arc::new(Kinds::default());
+    let controller = Controller {
+        context: context.clone(),
+        graph: graph.clone(),
+        kinds: kinds.clone(),
+    };
+    let context = context.clone();
+    async move {
+        context.caches.wait_synced().await;
+        let others = feed::follow_others(&context, &kinds, &graph, &uids);
+        let work = drive(
+            "garbage",
+            wakeups,
+            WORKERS,
+            context.shutdown.clone(),
+            |uid: String| {
+                let controller = &controller;
+                async move { controller.reconcile(&uid).await }
+            },
+        );
+        tokio::join!(others, work);
+    }
+}
+
+fn lock(graph: &Mutex<Graph>) -> MutexGuard<'_, Graph> {
+    graph.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Controller {
+    async fn reconcile(&self, uid: &str) -> Result<Option<Duration>> {
+        let (mut absent, mut present) = (HashSet::new(), HashSet::new());
+        let mut action = lock(&self.graph).decide(uid, &absent, &present);
+        if let Action::Verify(unknown) = &action {
+            for owner in unknown {
+                let found = self.exists(owner).await?;
+                if found { &mut present } else { &mut absent }.insert(owner.uid.clone());
+            }
+            action = lock(&self.graph).decide(uid, &absent, &present);
+        }
+        let Some(place) = lock(&self.graph).get(uid).map(|thing| thing.place.clone()) else {
+            return Ok(None);
+        };
+        match action {
+            Action::Nothing => Ok(None),
+            // The graph changed meanwhile; look again.
+            Action::Verify(_) => Ok(Some(Duration::from_millis(1))),
+            Action::Delete { foreground } => self.delete(uid, &place, foreground).await,
+            Action::Disown(owners) => self.disown(uid, &place, &owners).await,
+            Action::Orphan(dependents) => {
+                for dependent in &dependents {
+                    let place = lock(&self.graph)
+                        .get(dependent)
+                        .map(|thing| thing.place.clone());
+                    if let Some(place) = place {
+                        self.disown(dependent, &place, &BTreeSet::from([uid.to_owned()]))
+                            .await?;
+                    }
+                }
+                self.release(uid, &place, ORPHAN).await
+            }
+            Action::ReleaseForeground => self.release(uid, &place, FOREGROUND).await,
+        }
+    }
+
+    async fn api(&self, place: &Place) -> Result<Api<DynamicObject>> {
+        let kind = self
+            .kinds
+            .find(&self.context.client, &place.api_version, &place.kind)
+            .await?;
+        let client = self.context.client.clone();
+        Ok(match kind.namespaced {
+            true => Api::namespaced_with(client, &place.namespace, &kind.resource),
+            false => Api::all_with(client, &kind.resource),
+        })
+    }
+
+    async fn exists(&self, owner: &Unknown) -> Result<bool> {
+        let found = self
+            .api(&owner.place)
+            .await?
+            .get_metadata_opt(&owner.place.name)
+            .await?;
+        Ok(found.is_some_and(|found| found.metadata.uid.as_ref() == Some(&owner.uid)))
+    }
+
+    /// The object as it is stored now, if it is still the same.
+    async fn live(
+        &self,
+        uid: &str,
+        place: &Place,
+    ) -> Result<Option<(Api<DynamicObject>, kube::core::ObjectMeta)>> {
+        let api = self.api(place).await?;
+        let found = api.get_metadata_opt(&place.name).await?;
+        Ok(found
+            .filter(|found| found.metadata.uid.as_deref() == Some(uid))
+            .map(|found| (api, found.metadata)))
+    }
+
+    async fn delete(&self, uid: &str, place: &Place, foreground: bool) -> Result<Option<Duration>> {
+        let Some((api, meta)) = self.live(uid, place).await? else {
+            return Ok(None);
+        };
+        // The version: whoever gave it a new owner meanwhile wins.
+        let same = Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: meta.resource_version,
+        };
+        let params = if foreground {
+            DeleteParams::foreground()
+        } else {
+            DeleteParams::background()
+        };
+        debug!(?place, "deleting: its owners are gone");
+        api.delete(&place.name, &params.preconditions(same)).await?;
+        Ok(None)
+    }
+
+    async fn disown(
+        &self,
+        uid: &str,
+        place: &Place,
+        owners: &BTreeSet<String>,
+    ) -> Result<Option<Duration>> {
+        let Some((api, meta)) = self.live(uid, place).await? else {
+            return Ok(None);
+        };
+        let mut left = meta.owner_references.unwrap_or_default();
+        left.retain(|owner| !owners.contains(&owner.uid));
+        let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": left}});
+        api.patch_metadata(&place.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
+        Ok(None)
+    }
+
+    async fn release(&self, uid: &str, place: &Place, finalizer: &str) -> Result<Option<Duration>> {
+        let Some((api, meta)) = self.live(uid, place).await? else {
+            return Ok(None);
+        };
+        let mut left = meta.finalizers.unwrap_or_default();
+        left.retain(|name| name != finalizer);
+        let patch =
+            json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": left}});
+        api.patch_metadata(&place.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
+        Ok(None)
+    }
+}

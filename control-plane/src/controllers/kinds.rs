@@ -1,0 +1,38 @@
+//! Which kinds the API server has, asked of itself, so that kinds that nobody here knows are handled too.
+
+use kube::api::ApiResource;
+use kube::discovery::{Discovery, Scope};
+
+#[derive(Clone, Debug)]
+pub(super) struct ServedKind {
+    pub(super) resource: ApiResource,
+    pub(super) namespaced: bool,
+    verbs: Vec<String>,
+}
+
+impl ServedKind {
+    pub(super) fn can(&self, verb: &str) -> bool {
+        self.verbs.iter().any(|known| known == verb)
+    }
+
+    /// Events are many, own nothing and are owned by nothing.
+    pub(super) fn is_event(&self) -> bool {
+        self.resource.kind == "Event"
+            && matches!(self.resource.group.as_str(), "" | "events.k8s.io")
+    }
+}
+
+/// Every kind in its group's preferred version.
+pub(super) async fn served(client: &kube::Client) -> Result<Vec<ServedKind>, kube::Error> {
+    let discovery = Discovery::new(client.clone()).run().await?;
+    let resources = discovery
+        .groups_alphabetical()
+        .into_iter()
+        .flat_map(|group| group.recommended_resources());
+    let kinds = resources.map(|(resource, capabilities)| ServedKind {
+        resource,
+        namespaced: capabilities.scope == Scope::Namespaced,
+        verbs: capabilities.operations,
+    });
+    Ok(kinds.collect())
+}

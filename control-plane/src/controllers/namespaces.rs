@@ -1,0 +1,256 @@
+//! Namespaces that are deleted: empties them, kind by kind, then lets them go.
+//!
+//! ```text
+//!  marked ──▶ contents deleted ──none left──▶ finalizer `kubernetes` removed ──▶ gone
+//!                  ▲      │ some left: they stop with grace, or a finalizer holds them
+//!                  └──────┘
+//! ```
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
+
+use super::Context;
+use super::cache::Key;
+use super::driver::{Result, drive, queue};
+use super::kinds::{ServedKind, served};
+
+const WORKERS: usize = 4;
+const FINALIZER: &str = "kubernetes";
+/// What is left goes by itself; a pod's end wakes us anyhow.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Registers with the caches; the returned future works until shutdown.
+pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
+    let (keys, wakeups) = queue();
+    let queue = keys.clone();
+    context.caches.namespaces.on_change(move |_, new| {
+        if let Some(namespace) = new.filter(|namespace| is_going(namespace)) {
+            queue.add(Key::of(&**namespace));
+        }
+    });
+    let caches = context.caches.clone();
+    context.caches.pods.on_change(move |old, new| {
+        let (Some(pod), None) = (old, new) else {
+            return;
+        };
+        let key = Key::new("", Key::of(&**pod).namespace);
+        if caches
+            .namespaces
+            .get(&key)
+            .is_some_and(|namespace| is_going(&namespace))
+        {
+            keys.add(key);
+        }
+    });
+    let context = context.clone();
+    async move {
+        context.caches.wait_synced().await;
+        drive(
+            "namespaces",
+            wakeups,
+            WORKERS,
+            context.shutdown.clone(),
+            |key| {
+                let context = &context;
+                async move { reconcile(context, &key).await }
+            },
+        )
+        .await;
+    }
+}
+
+fn is_going(namespace: &Namespace) -> bool {
+    namespace.metadata.deletion_timestamp.is_some()
+}
+
+/// What is still there of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Left {
+    plural: String,
+    count: usize,
+    finalizers: Vec<String>,
+}
+
+/// What the namespace's status says about what is left; empty: it can go.
+fn conditions(left: &[Left], now: Timestamp) -> Vec<NamespaceCondition> {
+    if left.is_empty() {
+        return Vec::new();
+    }
+    let counts: Vec<String> = left
+        .iter()
+        .map(|left| format!("{} has {} resource instances", left.plural, left.count))
+        .collect();
+    let mut holding: Vec<String> = left
+        .iter()
+        .flat_map(|left| left.finalizers.iter().cloned())
+        .collect();
+    holding.sort();
+    let total = holding.len();
+    holding.dedup();
+    let condition = |type_: &str, reason: &str, message: String| NamespaceCondition {
+        type_: type_.into(),
+        status: "True".into(),
+        reason: Some(reason.into()),
+        message: Some(message),
+        last_transition_time: Some(Time(now)),
+    };
+    let remaining = format!("Some resources are remaining: {}", counts.join(", "));
+    let mut conditions = vec![condition(
+        "NamespaceContentRemaining",
+        "SomeResourcesRemain",
+        remaining,
+    )];
+    if total > 0 {
+        let message = format!(
+            "Some content in the namespace has finalizers remaining: {}",
+            holding.join(", ")
+        );
+        conditions.push(condition(
+            "NamespaceFinalizersRemaining",
+            "SomeFinalizersRemain",
+            message,
+        ));
+    }
+    conditions
+}
+
+async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
+    let Some(namespace) = context.caches.namespaces.get(key).filter(|it| is_going(it)) else {
+        return Ok(None);
+    };
+    let finalizers = namespace
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.finalizers.clone())
+        .unwrap_or_default();
+    if !finalizers.iter().any(|name| name == FINALIZER) {
+        return Ok(None);
+    }
+    let mut left = Vec::new();
+    for kind in served(&context.client).await? {
+        if kind.namespaced && kind.can("list") && kind.can("delete") {
+            left.extend(empty(context, &key.name, &kind).await?);
+        }
+    }
+    let api: Api<Namespace> = Api::all(context.client.clone());
+    let mut namespace = (*namespace).clone();
+    if left.is_empty() {
+        let spec = namespace.spec.get_or_insert_default();
+        spec.finalizers = Some(
+            finalizers
+                .into_iter()
+                .filter(|name| name != FINALIZER)
+                .collect(),
+        );
+        api.replace_subresource("finalize", &key.name, &PostParams::default(), &namespace)
+            .await?;
+        return Ok(None);
+    }
+    let told = namespace
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.clone())
+        .unwrap_or_default();
+    let conditions = conditions(&left, Timestamp::now());
+    let texts = |conditions: &[NamespaceCondition]| -> Vec<Option<String>> {
+        conditions
+            .iter()
+            .map(|condition| condition.message.clone())
+            .collect()
+    };
+    if texts(&told) != texts(&conditions) {
+        namespace.status = Some(NamespaceStatus {
+            phase: Some("Terminating".into()),
+            conditions: Some(conditions),
+        });
+        let written = api
+            .replace_status(&key.name, &PostParams::default(), &namespace)
+            .await?;
+        context.caches.namespaces.wait_for(&written).await;
+    }
+    Ok(Some(LOOK_AGAIN))
+}
+
+/// Deletes all of one kind; gives what does not go at once.
+async fn empty(context: &Context, namespace: &str, kind: &ServedKind) -> Result<Option<Left>> {
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(context.client.clone(), namespace, &kind.resource);
+    let objects = api.list_metadata(&ListParams::default()).await?.items;
+    if objects.is_empty() {
+        return Ok(None);
+    }
+    if kind.can("deletecollection")
+        && objects
+            .iter()
+            .any(|object| object.metadata.deletion_timestamp.is_none())
+    {
+        api.delete_collection(&DeleteParams::background(), &ListParams::default())
+            .await?;
+    } else {
+        for object in objects
+            .iter()
+            .filter(|object| object.metadata.deletion_timestamp.is_none())
+        {
+            let name = object.metadata.name.as_deref().unwrap_or_default();
+            match api.delete(name, &DeleteParams::background()).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                outcome => drop(outcome?),
+            }
+        }
+    }
+    let objects = api.list_metadata(&ListParams::default()).await?.items;
+    let finalizers = objects
+        .iter()
+        .flat_map(|object| object.metadata.finalizers.iter().flatten().cloned())
+        .collect();
+    let plural = if kind.resource.group.is_empty() {
+        kind.resource.plural.clone()
+    } else {
+        format!("{}.{}", kind.resource.plural, kind.resource.group)
+    };
+    Ok((!objects.is_empty()).then_some(Left {
+        plural,
+        count: objects.len(),
+        finalizers,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::testing::at;
+
+    #[test]
+    fn the_status_says_what_is_left_and_what_holds_it() {
+        let left = [
+            Left {
+                plural: "pods".into(),
+                count: 2,
+                finalizers: vec![],
+            },
+            Left {
+                plural: "widgets.example.com".into(),
+                count: 1,
+                finalizers: vec!["example.com/hold".into()],
+            },
+        ];
+        let told: Vec<_> = conditions(&left, at(0))
+            .into_iter()
+            .map(|it| (it.type_, it.message.unwrap()))
+            .collect();
+        assert_eq!(told[0].0, "NamespaceContentRemaining");
+        assert!(
+            told[0]
+                .1
+                .contains("pods has 2 resource instances, widgets.example.com has 1"),
+            "{}",
+            told[0].1
+        );
+        assert_eq!(told[1].0, "NamespaceFinalizersRemaining");
+        assert!(conditions(&[], at(0)).is_empty());
+    }
+}

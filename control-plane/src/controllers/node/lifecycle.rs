@@ -1,0 +1,278 @@
+//! Watches over the nodes' signs of life. A silent node is said to be so, its pods leave their Services at once, and after
+//! their toleration they are deleted, so that they are replaced elsewhere.
+//!
+//! ```text
+//!  alive ──no sign for the grace period──▶ silent: Ready=Unknown, tainted, pods not ready ──▶ pods deleted
+//!    ▲                                        │
+//!    └──────────── reports again ─────────────┘   taints removed
+//! ```
+//! A sign is a renewed Lease or a new heartbeat in the status, timed by our own clock, so that clocks need not agree.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::json;
+
+use super::eviction::{Stay, stay};
+use super::health::{Readiness, UNREACHABLE, condition, readiness, silenced, taints};
+use crate::controllers::Context;
+use crate::controllers::cache::Key;
+use crate::controllers::driver::{Queue, Result, drive, queue};
+use crate::controllers::events::{Recorder, Severity, reference};
+use crate::controllers::pods::{has_ended, is_ready, node_of, on_node};
+
+const WORKERS: usize = 8;
+
+/// When each node last gave a sign of life.
+type Signs = Arc<Mutex<HashMap<String, Instant>>>;
+
+struct Controller {
+    context: Context,
+    events: Recorder,
+    signs: Signs,
+}
+
+pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
+    let (keys, wakeups) = queue();
+    let signs = Signs::default();
+    subscribe(context, &keys, &signs);
+    let context = context.clone();
+    let events = Recorder::start(context.client.clone(), "node-controller");
+    let controller = Controller {
+        context,
+        events,
+        signs,
+    };
+    async move {
+        controller.context.caches.wait_synced().await;
+        let shutdown = controller.context.shutdown.clone();
+        drive("node-lifecycle", wakeups, WORKERS, shutdown, |key: Key| {
+            let controller = &controller;
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
+    }
+}
+
+fn subscribe(context: &Context, keys: &Queue<Key>, signs: &Signs) {
+    let (queue, seen) = (keys.clone(), signs.clone());
+    context.caches.nodes.on_change(move |old, new| {
+        let Some(node) = new else {
+            if let Some(node) = old {
+                lock(&seen).remove(&Key::of(&**node).name);
+            }
+            return;
+        };
+        let heartbeat = |node: &Node| {
+            condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.clone())
+        };
+        if old.is_none_or(|old| heartbeat(old) != heartbeat(node)) {
+            lock(&seen).insert(Key::of(&**node).name, Instant::now());
+        }
+        // A heartbeat alone changes nothing that has to be decided; the timer that runs finds it.
+        let decides = |node: &Node| {
+            let conditions = node
+                .status
+                .iter()
+                .flat_map(|status| status.conditions.iter().flatten());
+            let states: Vec<(String, String)> = conditions
+                .map(|condition| (condition.type_.clone(), condition.status.clone()))
+                .collect();
+            (states, node.spec.clone())
+        };
+        if old.is_none_or(|old| decides(old) != decides(node)) {
+            queue.add(Key::of(&**node));
+        }
+    });
+    let seen = signs.clone();
+    context.caches.leases.on_change(move |old, new| {
+        let Some(lease) = new else { return };
+        if old.is_none_or(|old| old.spec != lease.spec) {
+            lock(&seen).insert(Key::of(&**lease).name, Instant::now());
+        }
+    });
+    let (queue, caches) = (keys.clone(), context.caches.clone());
+    context.caches.pods.on_change(move |old, new| {
+        // A pod that comes to a node that is tainted has a time to leave, too.
+        let Some(node) = new.and_then(|pod| node_of(pod)) else {
+            return;
+        };
+        let key = Key::new("", node);
+        if old.and_then(|pod| node_of(pod)) != Some(node)
+            && caches
+                .nodes
+                .get(&key)
+                .is_some_and(|node| readiness(&node) != Readiness::Ready)
+        {
+            queue.add(key);
+        }
+    });
+}
+
+fn lock(signs: &Signs) -> MutexGuard<'_, HashMap<String, Instant>> {
+    signs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Controller {
+    async fn reconcile(&self, key: &Key) -> Result<Option<Duration>> {
+        let Some(node) = self.context.caches.nodes.get(key) else {
+            return Ok(None);
+        };
+        let grace = self.context.config.node_grace_period;
+        // A controller that has just started has heard nobody yet, and gives everybody the whole period.
+        let silent_for = lock(&self.signs)
+            .entry(key.name.clone())
+            .or_insert_with(Instant::now)
+            .elapsed();
+        let is_silent = silent_for >= grace;
+        let now = Timestamp::now();
+        let state = if is_silent {
+            Readiness::Unknown
+        } else {
+            readiness(&node)
+        };
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let mut version = node.metadata.resource_version.clone();
+        if is_silent {
+            let conditions = silenced(&node, now);
+            if !conditions.is_empty() {
+                let message = format!("Node {} status is now: NodeNotReady", key.name);
+                self.events
+                    .report(reference(&*node), Severity::Normal, "NodeNotReady", message);
+                let patch = json!({"metadata": {"resourceVersion": version}, "status": {"conditions": conditions}});
+                let written = api
+                    .patch_status(
+                        &key.name,
+                        &PatchParams::default(),
+                        &Patch::Strategic(&patch),
+                    )
+                    .await?;
+                version = written.metadata.resource_version;
+            }
+        }
+        let pods = self.context.caches.pods.by_index(&on_node(&key.name));
+        if state == Readiness::Unknown {
+            self.mark_unready(&pods, now).await?;
+        }
+        let current = node
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.taints.clone())
+            .unwrap_or_default();
+        let wanted = taints(&node, state, now);
+        if let Some(taints) = &wanted {
+            let patch =
+                json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
+            api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await?;
+        }
+        let next_eviction = self
+            .evict(&pods, &self.effective(wanted.unwrap_or(current)), now)
+            .await?;
+        let next_check = if is_silent { grace } else { grace - silent_for };
+        Ok(Some(
+            next_eviction.map_or(next_check, |eviction| eviction.min(next_check)),
+        ))
+    }
+
+    /// When no node answers it is more likely us who are cut off: then nobody is evicted for being unreachable.
+    fn effective(&self, mut taints: Vec<Taint>) -> Vec<Taint> {
+        if !self
+            .context
+            .caches
+            .nodes
+            .list()
+            .iter()
+            .any(|node| readiness(node) == Readiness::Ready)
+        {
+            taints.retain(|taint| taint.key != UNREACHABLE);
+        }
+        taints
+    }
+
+    async fn mark_unready(&self, pods: &[Arc<Pod>], now: Timestamp) -> Result<()> {
+        for pod in pods.iter().filter(|pod| is_ready(pod)) {
+            let ready = json!({
+                "type": "Ready", "status": "False", "reason": "NodeUnreachable",
+                "message": "The node gives no sign of life.", "lastTransitionTime": Time(now),
+            });
+            let patch =
+                json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [ready]}});
+            let key = Key::of(&**pod);
+            let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
+            ignore_gone(
+                api.patch_status(
+                    &key.name,
+                    &PatchParams::default(),
+                    &Patch::Strategic(&patch),
+                )
+                .await,
+            )?;
+            self.events.report(
+                reference(&**pod),
+                Severity::Warning,
+                "NodeNotReady",
+                "Node is not ready".into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Deletes the pods whose time here is over; says when the next one's will be.
+    async fn evict(
+        &self,
+        pods: &[Arc<Pod>],
+        taints: &[Taint],
+        now: Timestamp,
+    ) -> Result<Option<Duration>> {
+        let mut next = None;
+        for pod in pods
+            .iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !has_ended(pod))
+        {
+            match stay(pod, taints, self.context.config.default_toleration, now) {
+                Stay::ForEver => {}
+                Stay::For(left) => {
+                    next = Some(next.map_or(left, |known: Duration| known.min(left)))
+                }
+                Stay::Over => {
+                    let key = Key::of(&**pod);
+                    let api: Api<Pod> =
+                        Api::namespaced(self.context.client.clone(), &key.namespace);
+                    let same = Preconditions {
+                        uid: pod.metadata.uid.clone(),
+                        resource_version: None,
+                    };
+                    ignore_gone(
+                        api.delete(&key.name, &DeleteParams::default().preconditions(same))
+                            .await,
+                    )?;
+                    let message = format!("Marking for deletion Pod {key}");
+                    self.events.report(
+                        reference(&**pod),
+                        Severity::Normal,
+                        "TaintManagerEviction",
+                        message,
+                    );
+                }
+            }
+        }
+        Ok(next)
+    }
+}
+
+/// Somebody else was quicker: the aim is reached.
+fn ignore_gone<T>(outcome: std::result::Result<T, kube::Error>) -> Result<()> {
+    match outcome {
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        outcome => {
+            outcome?;
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Address ranges, conditions, taints and evictions.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use proptest::prelude::*;
+
+use super::eviction::{Stay, stay};
+use super::health::{NO_EXECUTE, NOT_READY, Readiness, UNREACHABLE, readiness, silenced, taints};
+use super::ipam::first_free;
+use super::orphans::{Verdict, verdict};
+use crate::controllers::testing::{at, pod};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn node(ready: &str) -> Node {
+    let mut node = Node::default();
+    node.metadata.name = Some("n1".into());
+    node.spec = Some(Default::default());
+    node.status.get_or_insert_default().conditions = Some(vec![NodeCondition {
+        type_: "Ready".into(),
+        status: ready.into(),
+        last_heartbeat_time: Some(Time(at(50))),
+        ..NodeCondition::default()
+    }]);
+    node
+}
+
+fn keys(taints: &[Taint]) -> Vec<(&str, &str)> {
+    taints
+        .iter()
+        .map(|taint| (taint.key.as_str(), taint.effect.as_str()))
+        .collect()
+}
+
+#[test]
+fn ranges_are_given_in_order_and_gaps_are_filled() {
+    let cluster = net("10.244.0.0/16");
+    assert_eq!(first_free(cluster, &[]), Some(net("10.244.0.0/24")));
+    assert_eq!(
+        first_free(cluster, &[net("10.244.0.0/24"), net("10.244.2.0/24")]),
+        Some(net("10.244.1.0/24"))
+    );
+    assert_eq!(
+        first_free(cluster, &[net("10.244.0.0/23")]),
+        Some(net("10.244.2.0/24")),
+        "a larger one is in the way"
+    );
+    assert_eq!(
+        first_free(net("10.0.0.0/24"), &[net("10.0.0.128/25")]),
+        None
+    );
+    assert_eq!(first_free(net("fd00::/56"), &[]), Some(net("fd00::/64")));
+}
+
+#[test]
+fn a_silent_node_is_unknown_and_tainted_and_a_returning_one_is_not() {
+    let conditions = silenced(&node("True"), at(100));
+    let ready = conditions
+        .iter()
+        .find(|condition| condition.type_ == "Ready")
+        .unwrap();
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_deref()),
+        ("Unknown", Some("NodeStatusUnknown"))
+    );
+    assert_eq!(
+        ready.last_heartbeat_time,
+        Some(Time(at(50))),
+        "the last word of the node stays its own"
+    );
+
+    let tainted = taints(&node("True"), Readiness::Unknown, at(100)).unwrap();
+    assert_eq!(
+        keys(&tainted),
+        [(UNREACHABLE, "NoSchedule"), (UNREACHABLE, NO_EXECUTE)]
+    );
+
+    let mut back = node("True");
+    let mut own = tainted.clone();
+    own.push(Taint {
+        key: "theirs".into(),
+        effect: NO_EXECUTE.into(),
+        ..Taint::default()
+    });
+    back.spec.as_mut().unwrap().taints = Some(own);
+    assert_eq!(
+        keys(&taints(&back, readiness(&back), at(200)).unwrap()),
+        [("theirs", NO_EXECUTE)]
+    );
+}
+
+#[test]
+fn taints_that_are_right_stay_with_the_time_they_were_added() {
+    let mut silent = node("Unknown");
+    silent.spec.as_mut().unwrap().taints = taints(&silent, Readiness::Unknown, at(100));
+    assert_eq!(taints(&silent, readiness(&silent), at(200)), None);
+    assert_eq!(
+        silenced(&silent, at(200))
+            .iter()
+            .filter(|condition| condition.type_ == "Ready")
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn cordon_and_pressure_keep_new_pods_away() {
+    let mut cordoned = node("True");
+    cordoned.spec.as_mut().unwrap().unschedulable = Some(true);
+    let pressure = NodeCondition {
+        type_: "DiskPressure".into(),
+        status: "True".into(),
+        ..NodeCondition::default()
+    };
+    cordoned
+        .status
+        .as_mut()
+        .unwrap()
+        .conditions
+        .as_mut()
+        .unwrap()
+        .push(pressure);
+    let taints = taints(&cordoned, readiness(&cordoned), at(0)).unwrap();
+    let wanted = [
+        ("node.kubernetes.io/unschedulable", "NoSchedule"),
+        ("node.kubernetes.io/disk-pressure", "NoSchedule"),
+    ];
+    assert_eq!(keys(&taints), wanted);
+}
+
+#[test]
+fn a_pod_stays_as_long_as_it_tolerates() {
+    let taints = [
+        Taint {
+            key: UNREACHABLE.into(),
+            effect: NO_EXECUTE.into(),
+            time_added: Some(Time(at(100))),
+            value: None,
+        },
+        Taint {
+            key: "soft".into(),
+            effect: "NoSchedule".into(),
+            ..Taint::default()
+        },
+    ];
+    let tolerating = |key: &str, seconds: Option<i64>| {
+        pod("p")
+            .with(|pod: &mut Pod| {
+                pod.spec.as_mut().unwrap().tolerations = Some(vec![Toleration {
+                    key: Some(key.into()),
+                    operator: Some("Exists".into()),
+                    toleration_seconds: seconds,
+                    ..Toleration::default()
+                }]);
+            })
+            .build()
+    };
+    let staying = |pod: &Pod, taints: &[Taint], now| stay(pod, taints, Duration::from_secs(9), now);
+    assert_eq!(
+        staying(&pod("p").build(), &taints, at(100)),
+        Stay::For(Duration::from_secs(9))
+    );
+    let foreign = [Taint {
+        key: "k".into(),
+        effect: NO_EXECUTE.into(),
+        ..Taint::default()
+    }];
+    assert_eq!(staying(&pod("p").build(), &foreign, at(100)), Stay::Over);
+    assert_eq!(
+        staying(&tolerating(NOT_READY, Some(300)), &taints, at(109)),
+        Stay::Over
+    );
+    assert_eq!(
+        staying(&tolerating(UNREACHABLE, None), &taints, at(9999)),
+        Stay::ForEver
+    );
+    assert_eq!(
+        staying(&tolerating(UNREACHABLE, Some(300)), &taints, at(160)),
+        Stay::For(Duration::from_secs(240))
+    );
+    assert_eq!(
+        staying(&tolerating(UNREACHABLE, Some(300)), &taints, at(400)),
+        Stay::Over
+    );
+    assert_eq!(
+        staying(&pod("p").build(), &taints[1..], at(100)),
+        Stay::ForEver
+    );
+}
+
+#[test]
+fn pods_that_nobody_will_finish_are_found() {
+    let bound = pod("p").on("n1").build();
+    let mut out = node("Unknown");
+    let taint = Taint {
+        key: "node.kubernetes.io/out-of-service".into(),
+        effect: NO_EXECUTE.into(),
+        ..Taint::default()
+    };
+    out.spec.as_mut().unwrap().taints = Some(vec![taint]);
+    assert_eq!(verdict(&bound, Some(&node("True"))), Verdict::Keep);
+    assert_eq!(verdict(&bound, None), Verdict::Orphan);
+    assert_eq!(verdict(&bound, Some(&out)), Verdict::Keep);
+    assert_eq!(
+        verdict(&pod("p").on("n1").terminating().build(), Some(&out)),
+        Verdict::Remove
+    );
+    assert_eq!(
+        verdict(
+            &pod("p").on("n1").terminating().build(),
+            Some(&node("Unknown"))
+        ),
+        Verdict::Keep
+    );
+    assert_eq!(verdict(&pod("p").build(), None), Verdict::Keep);
+    assert_eq!(
+        verdict(&pod("p").terminating().build(), None),
+        Verdict::Remove
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_two_nodes_ever_share_an_address(taken in prop::collection::vec((0u8..40, 20u8..28), 0..20), more in 1usize..20) {
+        let cluster = net("10.244.0.0/16");
+        let mut given: Vec<IpNet> =
+            taken.into_iter().map(|(third, prefix)| net(&format!("10.244.{third}.0/{prefix}")).trunc()).collect();
+        let by_hand = given.len();
+        for _ in 0..more {
+            let Some(range) = first_free(cluster, &given) else { break };
+            prop_assert!(cluster.contains(&range));
+            prop_assert!(!given.iter().any(|other| other.contains(&range) || range.contains(other)));
+            given.push(range);
+        }
+        prop_assert_eq!(given.len(), by_hand + more);
+    }
+}

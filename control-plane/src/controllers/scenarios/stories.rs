@@ -1,0 +1,322 @@
+//! What a user sees happen.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, ResourceExt};
+use serde_json::{Value, json};
+
+use super::{Cluster, list, until};
+
+fn deployment(replicas: i32, image: &str) -> Value {
+    json!({
+        "metadata": {"name": "web"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{
+                    "name": "c", "image": image, "ports": [{"name": "http", "containerPort": 8080}],
+                    "resources": {"requests": {"cpu": "100m"}},
+                }]},
+            },
+        },
+    })
+}
+
+fn service() -> Value {
+    json!({
+        "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]},
+    })
+}
+
+async fn ready_endpoints(cluster: &Cluster) -> Vec<(String, String)> {
+    let slices = list(
+        &cluster.default_namespace::<EndpointSlice>(),
+        "kubernetes.io/service-name=web",
+    )
+    .await;
+    let endpoints = slices.into_iter().flat_map(|slice| slice.endpoints);
+    let ready = endpoints.filter(|endpoint| {
+        endpoint
+            .conditions
+            .as_ref()
+            .is_some_and(|it| it.ready == Some(true))
+    });
+    ready
+        .map(|endpoint| {
+            (
+                endpoint.node_name.unwrap_or_default(),
+                endpoint.addresses[0].clone(),
+            )
+        })
+        .collect()
+}
+
+async fn rolled_out(cluster: &Cluster, replicas: i32) {
+    let api = cluster.default_namespace::<Deployment>();
+    until("the rollout is complete", || async {
+        let deployment = api.get("web").await.unwrap();
+        let status = deployment.status?;
+        let counts = [
+            status.replicas,
+            status.updated_replicas,
+            status.ready_replicas,
+            status.available_replicas,
+        ];
+        (status.observed_generation == deployment.metadata.generation
+            && counts
+                .iter()
+                .all(|count| count.unwrap_or_default() == replicas))
+        .then_some(())
+    })
+    .await;
+}
+
+async fn reasons(cluster: &Cluster) -> BTreeSet<String> {
+    list(&cluster.default_namespace::<Event>(), "")
+        .await
+        .into_iter()
+        .filter_map(|event| event.reason)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_becomes_pods_on_both_nodes_behind_its_service() {
+    let cluster = Cluster::new(&["n1", "n2"]).await;
+    cluster.apply::<Service>(service()).await;
+    let started = std::time::Instant::now();
+    cluster.apply::<Deployment>(deployment(30, "good")).await;
+    rolled_out(&cluster, 30).await;
+    until("all are ready endpoints", || async {
+        (ready_endpoints(&cluster).await.len() == 30).then_some(())
+    })
+    .await;
+    println!(
+        "30 pods from Deployment to ready endpoints in {:?}",
+        started.elapsed()
+    );
+    let on_n1 = ready_endpoints(&cluster)
+        .await
+        .iter()
+        .filter(|(node, _)| node == "n1")
+        .count();
+    assert_eq!(on_n1, 15, "spread evenly");
+    let slices = list(
+        &cluster.default_namespace::<EndpointSlice>(),
+        "kubernetes.io/service-name=web",
+    )
+    .await;
+    assert_eq!(slices.len(), 1);
+    assert_eq!(slices[0].ports.as_ref().unwrap()[0].port, Some(8080));
+    assert!(
+        slices[0]
+            .endpoints
+            .iter()
+            .all(|it| it.zone == it.node_name.as_ref().map(|node| format!("zone-{node}")))
+    );
+    until("people are told", || async {
+        let told = reasons(&cluster).await;
+        ["ScalingReplicaSet", "SuccessfulCreate", "Scheduled"]
+            .iter()
+            .all(|reason| told.contains(*reason))
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_replaces_all_pods_and_undo_brings_the_old_set_back() {
+    let cluster = Cluster::new(&["n1", "n2"]).await;
+    cluster.apply::<Deployment>(deployment(4, "v1")).await;
+    rolled_out(&cluster, 4).await;
+    let api = cluster.default_namespace::<Deployment>();
+    let image = |image: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}});
+    for (version, revision) in [("v2", "2"), ("v1", "3")] {
+        api.patch(
+            "web",
+            &PatchParams::default(),
+            &Patch::Strategic(image(version)),
+        )
+        .await
+        .unwrap();
+        rolled_out(&cluster, 4).await;
+        let pods = list(&cluster.default_namespace::<Pod>(), "app=web").await;
+        let alive = pods
+            .iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        assert!(
+            alive.clone().all(
+                |pod| pod.spec.as_ref().unwrap().containers[0].image.as_deref() == Some(version)
+            )
+        );
+        assert_eq!(alive.count(), 4);
+        assert_eq!(
+            api.get("web").await.unwrap().annotations()["deployment.kubernetes.io/revision"],
+            revision
+        );
+    }
+    assert_eq!(
+        list(&cluster.default_namespace::<ReplicaSet>(), "")
+            .await
+            .len(),
+        2
+    );
+    api.patch(
+        "web",
+        &PatchParams::default(),
+        &Patch::Merge(json!({"spec": {"replicas": 1}})),
+    )
+    .await
+    .unwrap();
+    rolled_out(&cluster, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_fits_nowhere_says_why_and_goes_when_there_is_room() {
+    let cluster = Cluster::new(&["n1"]).await;
+    let pod = json!({
+        "metadata": {"name": "big"},
+        "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "3"}}}],
+                 "nodeSelector": {"disk": "fast"}},
+    });
+    cluster.apply::<Pod>(pod).await;
+    let pods = cluster.default_namespace::<Pod>();
+    let message = until("the pod says why", || async {
+        let status = pods.get("big").await.unwrap().status?;
+        let condition = status
+            .conditions?
+            .into_iter()
+            .find(|it| it.type_ == "PodScheduled")?;
+        condition.message
+    })
+    .await;
+    assert_eq!(
+        message,
+        "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
+    );
+    let label = json!({"metadata": {"labels": {"disk": "fast"}}});
+    cluster
+        .cluster_wide::<Node>()
+        .patch("n1", &PatchParams::default(), &Patch::Merge(label))
+        .await
+        .unwrap();
+    until("it runs", || async {
+        pods.get("big")
+            .await
+            .unwrap()
+            .status?
+            .phase
+            .filter(|phase| phase == "Running")
+    })
+    .await;
+    until("people are told", || async {
+        reasons(&cluster)
+            .await
+            .contains("FailedScheduling")
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_nodes_pods_leave_the_service_and_are_replaced_and_it_may_come_back() {
+    let cluster = Cluster::new(&["n1", "n2"]).await;
+    cluster.apply::<Service>(service()).await;
+    cluster.apply::<Deployment>(deployment(4, "good")).await;
+    until("all serve", || async {
+        (ready_endpoints(&cluster).await.len() == 4).then_some(())
+    })
+    .await;
+    cluster.silence("n1");
+    until("its pods serve no more", || async {
+        ready_endpoints(&cluster)
+            .await
+            .iter()
+            .all(|(node, _)| node == "n2")
+            .then_some(())
+    })
+    .await;
+    until("they are replaced", || async {
+        (ready_endpoints(&cluster).await.len() == 4).then_some(())
+    })
+    .await;
+    let nodes = cluster.cluster_wide::<Node>();
+    let silent = nodes.get("n1").await.unwrap();
+    let taints = silent.spec.unwrap().taints.unwrap_or_default();
+    assert!(
+        taints
+            .iter()
+            .any(|taint| taint.key == "node.kubernetes.io/unreachable"
+                && taint.effect == "NoExecute")
+    );
+
+    nodes.delete("n1", &DeleteParams::default()).await.unwrap();
+    until("what was left of it is removed", || async {
+        let pods = list(&cluster.default_namespace::<Pod>(), "app=web").await;
+        pods.iter()
+            .all(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some("n2"))
+            .then_some(())
+    })
+    .await;
+    cluster.join("n1").await;
+    until("it has a range and no taints again", || async {
+        let spec = nodes.get("n1").await.unwrap().spec?;
+        (spec.taints.unwrap_or_default().is_empty() && spec.pod_cidr.is_some()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_gets_a_range_of_its_own() {
+    let names: Vec<String> = (0..10).map(|n| format!("n{n}")).collect();
+    let cluster = Cluster::new(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let nodes: Api<Node> = cluster.cluster_wide();
+    let ranges = until("all have one", || async {
+        let nodes = list(&nodes, "").await;
+        nodes
+            .into_iter()
+            .map(|node| node.spec?.pod_cidr)
+            .collect::<Option<BTreeSet<String>>>()
+    })
+    .await;
+    assert_eq!(ranges.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_from_ready_to_endpoint_is_short() {
+    let cluster = Cluster::new(&["n1"]).await;
+    cluster.apply::<Service>(service()).await;
+    cluster.apply::<Deployment>(deployment(1, "broken")).await;
+    let pods = cluster.default_namespace::<Pod>();
+    let pod = until("the pod runs", || async {
+        let pods = list(&pods, "app=web").await;
+        pods.into_iter().find(|pod| {
+            pod.status
+                .as_ref()
+                .is_some_and(|status| status.pod_ip.is_some())
+        })
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(ready_endpoints(&cluster).await.is_empty());
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let started = std::time::Instant::now();
+    pods.patch_status(
+        &pod.name_any(),
+        &PatchParams::default(),
+        &Patch::Strategic(ready),
+    )
+    .await
+    .unwrap();
+    until("it serves", || async {
+        (ready_endpoints(&cluster).await.len() == 1).then_some(())
+    })
+    .await;
+    println!("from ready to endpoint in {:?}", started.elapsed());
+}
