@@ -37,7 +37,10 @@ type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 impl FakeApi {
     pub(super) fn new() -> FakeApi {
-        FakeApi { state: Arc::default(), changes: broadcast::channel(1024).0 }
+        FakeApi {
+            state: Arc::default(),
+            changes: broadcast::channel(1024).0,
+        }
     }
 
     pub(super) fn client(&self) -> Client {
@@ -84,7 +87,11 @@ impl FakeApi {
 
     pub(super) fn put_config_map(&self, name: &str, data: Value) {
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data});
-        self.state.lock().unwrap().config_maps.insert(name.into(), map);
+        self.state
+            .lock()
+            .unwrap()
+            .config_maps
+            .insert(name.into(), map);
     }
 
     /// Whether every request fails from now on.
@@ -102,16 +109,31 @@ impl FakeApi {
     }
 
     /// Waits until the status of a pod is as wanted.
-    pub(super) async fn wait(&self, name: &str, what: &str, wanted: impl Fn(&PodStatus) -> bool) -> PodStatus {
+    pub(super) async fn wait(
+        &self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&PodStatus) -> bool,
+    ) -> PodStatus {
         let mut changes = self.changes.subscribe();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         loop {
-            let status = self.pod(name).and_then(|pod| pod.status).unwrap_or_default();
+            let status = self
+                .pod(name)
+                .and_then(|pod| pod.status)
+                .unwrap_or_default();
             if wanted(&status) {
                 return status;
             }
-            if tokio::time::timeout_at(deadline, changes.recv()).await.is_err() {
-                panic!("{name} did not become {what}: {}\n{:#?}", json!(status), self.events());
+            if tokio::time::timeout_at(deadline, changes.recv())
+                .await
+                .is_err()
+            {
+                panic!(
+                    "{name} did not become {what}: {}\n{:#?}",
+                    json!(status),
+                    self.events()
+                );
             }
         }
     }
@@ -120,7 +142,10 @@ impl FakeApi {
         let mut changes = self.changes.subscribe();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         while let Some(pod) = self.pod(name) {
-            if tokio::time::timeout_at(deadline, changes.recv()).await.is_err() {
+            if tokio::time::timeout_at(deadline, changes.recv())
+                .await
+                .is_err()
+            {
                 panic!("{name} is still there: {}", json!(pod));
             }
         }
@@ -138,13 +163,19 @@ impl FakeApi {
         let (parts, body) = request.into_parts();
         let path: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
         let query = parts.uri.query().unwrap_or_default();
-        let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let bytes = body
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
         let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         if self.state.lock().unwrap().away {
             return error(503, "away");
         }
         match (&parts.method, path.as_slice()) {
-            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=true") => self.watch(query),
+            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=true") => {
+                self.watch(query)
+            }
             (&Method::GET, ["api", "v1", "pods"]) => {
                 let state = self.state.lock().unwrap();
                 let items: Vec<&Value> = state.pods.values().collect();
@@ -165,7 +196,8 @@ impl FakeApi {
                 self.put("MODIFIED", name, pod.clone());
                 ok(pod)
             }
-            (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => match self.pod(name) {
+            (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => match self.pod(name)
+            {
                 None => error(404, "pod not found"),
                 Some(pod) => {
                     self.remove(name);
@@ -179,7 +211,11 @@ impl FakeApi {
                 }
             }
             (&Method::POST, ["api", "v1", "namespaces", _, "events"]) => {
-                let text = format!("{}: {}", body["reason"].as_str().unwrap(), body["message"].as_str().unwrap());
+                let text = format!(
+                    "{}: {}",
+                    body["reason"].as_str().unwrap(),
+                    body["message"].as_str().unwrap()
+                );
                 self.state.lock().unwrap().events.push(text);
                 ok(body)
             }
@@ -194,9 +230,16 @@ impl FakeApi {
             .find_map(|part| part.strip_prefix("resourceVersion="))
             .and_then(|version| version.parse().ok())
             .unwrap_or(0);
-        let frame = |change: Value| Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{change}\n"))));
+        let frame =
+            |change: Value| Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{change}\n"))));
         let state = self.state.lock().unwrap();
-        let version = |pod: &Value| pod["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+        let version = |pod: &Value| {
+            pod["metadata"]["resourceVersion"]
+                .as_str()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
         let missed: Vec<_> = state
             .pods
             .values()
@@ -212,7 +255,9 @@ impl FakeApi {
 }
 
 fn ok(value: Value) -> Answer {
-    Response::new(BoxBody::new(http_body_util::Full::new(Bytes::from(value.to_string()))))
+    Response::new(BoxBody::new(http_body_util::Full::new(Bytes::from(
+        value.to_string(),
+    ))))
 }
 
 fn error(code: u16, message: &str) -> Answer {
