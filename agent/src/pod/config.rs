@@ -51,15 +51,11 @@ impl Paths {
     }
 
     pub(super) fn logs(&self, pod: &PodRef) -> PathBuf {
-        self.root_dir
-            .join("logs")
-            .join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+        logs(&self.root_dir, pod)
     }
 
     pub(super) fn log(&self, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {
-        self.logs(pod)
-            .join(container)
-            .join(format!("{attempt}.log"))
+        log_path(&self.root_dir, pod, container, attempt)
     }
 
     pub(super) fn pin(&self, namespace: Namespace, uid: &str) -> PathBuf {
@@ -74,6 +70,24 @@ impl Paths {
             .join(class)
             .join(format!("pod{uid}"))
     }
+}
+
+fn logs(root_dir: &Path, pod: &PodRef) -> PathBuf {
+    let PodRef {
+        uid,
+        namespace,
+        name,
+    } = pod;
+    root_dir
+        .join("logs")
+        .join(format!("{namespace}_{name}_{uid}"))
+}
+
+/// Where the log of a container is.
+pub(super) fn log_path(root_dir: &Path, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {
+    logs(root_dir, pod)
+        .join(container)
+        .join(format!("{attempt}.log"))
 }
 
 /// Which of the pod's namespaces are its own rather than the node's.

@@ -21,13 +21,29 @@ mod perform;
 pub mod plan;
 mod report;
 mod sandbox;
+#[cfg(test)]
+mod simulation;
 pub mod spec;
 pub mod status;
 mod table;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod volumes;
 mod worker;
 
+use std::path::{Path, PathBuf};
+
 pub use manager::{Manager, Settings};
 pub use table::{ContainerSummary, PodSummary, PodTable};
+
+/// Where the log of a container is, below the node's root directory.
+pub fn log_path(root_dir: &Path, pod: &PodSummary, container: &str, attempt: u32) -> PathBuf {
+    let pod = crate::runtime::PodRef {
+        uid: pod.uid.clone(),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+    };
+    config::log_path(root_dir, &pod, container, attempt)
+}

@@ -1,1 +1,435 @@
+//! The pod half against a real containerd, with a small API server in the test's process.
 
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::{Value, json};
+
+use super::testing::FakeApi;
+use super::{Manager, PodTable, Settings};
+use crate::dns::resolv_conf::{ClusterDns, ResolvConf};
+use crate::network::{NetworkError, PodNetwork};
+use crate::runtime::testing::{Daemon, busybox_archive};
+use crate::runtime::{ContainerState, Runtime};
+
+/// Connects nothing; hands out addresses in order and remembers who has one.
+#[derive(Default)]
+struct FakeNetwork(Mutex<Vec<String>>);
+
+#[async_trait::async_trait]
+impl PodNetwork for FakeNetwork {
+    async fn attach(&self, pod_uid: &str, _netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+        let mut attached = self.0.lock().unwrap();
+        if !attached.iter().any(|uid| uid == pod_uid) {
+            attached.push(pod_uid.to_owned());
+        }
+        let at = attached.iter().position(|uid| uid == pod_uid).unwrap();
+        Ok(vec![format!("10.244.1.{}", at + 2).parse().unwrap()])
+    }
+
+    async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        self.0.lock().unwrap().retain(|uid| uid != pod_uid);
+        Ok(())
+    }
+}
+
+struct Node {
+    daemon: Daemon,
+    api: FakeApi,
+    network: Arc<FakeNetwork>,
+}
+
+impl Node {
+    async fn new() -> Option<Node> {
+        let daemon = Daemon::start().await?;
+        let images = daemon.path().join("images");
+        std::fs::create_dir_all(&images).unwrap();
+        let command = json!({"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 1000"]});
+        busybox_archive(&images.join("busybox.tar"), "busybox:test", command);
+        Some(Node {
+            daemon,
+            api: FakeApi::new(),
+            network: Arc::default(),
+        })
+    }
+
+    /// A new agent, which knows nothing of earlier ones.
+    fn agent(&self) -> Manager {
+        let settings = Settings {
+            node_name: "node-1".into(),
+            host_addresses: vec!["192.0.2.1".parse().unwrap()],
+            root_dir: self.daemon.path().into(),
+            run_dir: self.daemon.path().join("run"),
+            cgroup_parent: self.daemon.cgroup(),
+            dns: Arc::new(|| ClusterDns {
+                addresses: vec!["10.244.1.1".parse().unwrap()],
+                domain: "cluster.local".into(),
+                node: ResolvConf::default(),
+            }),
+        };
+        let runtime: Arc<dyn Runtime> = Arc::new(self.daemon.client());
+        Manager::start(
+            self.api.client(),
+            settings,
+            runtime,
+            self.network.clone(),
+            PodTable::default(),
+        )
+    }
+
+    async fn pids(&self) -> Vec<u32> {
+        let containers = self.daemon.client().list().await.unwrap();
+        let pid = |state: &ContainerState| match state {
+            ContainerState::Running { pid } => Some(*pid),
+            _ => None,
+        };
+        containers
+            .iter()
+            .filter_map(|container| pid(&container.state))
+            .collect()
+    }
+
+    fn left_on_disk(&self) -> Vec<String> {
+        ["run/netns", "run/ipc", "run/uts", "pods", "logs"]
+            .iter()
+            .flat_map(|dir| {
+                std::fs::read_dir(self.daemon.path().join(dir))
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+            })
+            .map(|entry| entry.path().display().to_string())
+            .collect()
+    }
+
+    async fn log(&self, pod: &str, container: &str, attempt: u32, wanted: &str) -> String {
+        let path = self.daemon.path().join(format!(
+            "logs/default_{pod}_uid-{pod}/{container}/{attempt}.log"
+        ));
+        for _ in 0..250 {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            if text.contains(wanted) {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!(
+            "{wanted:?} is not in {}: {:?}",
+            path.display(),
+            std::fs::read_to_string(&path)
+        );
+    }
+}
+
+fn spec(script: &str, policy: &str) -> Value {
+    json!({
+        "restartPolicy": policy,
+        "terminationGracePeriodSeconds": 5,
+        "containers": [{"name": "main", "image": "busybox:test", "args": [script]}],
+    })
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn waiting(status: &PodStatus) -> Option<String> {
+    let container = status.container_statuses.as_ref()?.first()?;
+    container.state.as_ref()?.waiting.as_ref()?.reason.clone()
+}
+
+const FOREVER: &str = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_survives_its_agent_and_goes_without_a_trace() {
+    let Some(mut node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    node.api.create("web", spec(FOREVER, "Always"));
+    let status = node.api.wait("web", "ready", is_ready).await;
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.1.2"));
+    assert_eq!(status.host_ip.as_deref(), Some("192.0.2.1"));
+    assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
+    let table = agent.table().list();
+    assert_eq!((table[0].name.as_str(), table[0].ready), ("web", true));
+    node.log("web", "main", 0, "up").await;
+    let before = node.pids().await;
+
+    drop(agent);
+    let agent = node.agent();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    node.daemon.restart().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(node.pids().await, before, "the container ran on");
+    let status = node.api.pod("web").unwrap().status.unwrap();
+    assert!(is_ready(&status));
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 0);
+
+    node.api.delete("web", 5);
+    node.api.wait_gone("web").await;
+    assert_eq!(node.pids().await, Vec::<u32>::new());
+    assert_eq!(node.daemon.client().list().await.unwrap(), []);
+    assert_eq!(node.left_on_disk(), Vec::<String>::new());
+    assert!(node.network.0.lock().unwrap().is_empty());
+    assert!(agent.table().list().is_empty());
+    for text in [
+        "Created: Created container: main",
+        "Started: Started container main",
+        "Killing: Stopping container main",
+    ] {
+        assert!(
+            node.api.events().iter().any(|event| event == text),
+            "{text}: {:#?}",
+            node.api.events()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_fails_is_restarted_and_then_waits() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    node.api.create(
+        "crash",
+        spec(
+            "echo try; echo because >/dev/termination-log; exit 7",
+            "Always",
+        ),
+    );
+    let status = node
+        .api
+        .wait("crash", "waiting", |status| {
+            waiting(status).as_deref() == Some("CrashLoopBackOff")
+        })
+        .await;
+    let container = &status.container_statuses.as_ref().unwrap()[0];
+    assert_eq!(container.restart_count, 1, "the first restart is immediate");
+    let last = container
+        .last_state
+        .as_ref()
+        .unwrap()
+        .terminated
+        .as_ref()
+        .unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (7, Some("Error")));
+    assert_eq!(last.message.as_deref(), Some("because\n"));
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    node.api.delete("crash", 0);
+    node.api.wait_gone("crash").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_containers_come_first_and_a_finished_pod_succeeds() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    node.api
+        .put_config_map("settings", json!({"greeting": "hello", "file": "content"}));
+    node.api.create("job", json!({
+        "restartPolicy": "Never",
+        "nodeName": "node-1",
+        "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "settings"}}],
+        "initContainers": [{
+            "name": "first", "image": "busybox:test", "args": ["echo made > /shared/file"],
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+        }],
+        "containers": [{
+            "name": "main", "image": "busybox:test",
+            "args": ["cat /shared/file /conf/file /etc/hosts; hostname; echo $GREETING $IP $ME; id -u; cat /sys/x"],
+            "env": [
+                {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "ME", "value": "<$(NAME)>"},
+            ],
+            "securityContext": {"runAsUser": 1001, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
+            "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "conf", "mountPath": "/conf"}],
+        }],
+    }));
+    let status = node
+        .api
+        .wait("job", "failed", |status| {
+            status.phase.as_deref() == Some("Failed")
+        })
+        .await;
+    let log = node.log("job", "main", 0, "1001").await;
+    for text in [
+        "made",
+        "content",
+        "10.244.1.2\tjob",
+        "F job\n",
+        "hello 10.244.1.2 <job>",
+    ] {
+        assert!(log.contains(text), "{text}: {log}");
+    }
+    assert_eq!(
+        status.init_container_statuses.unwrap()[0]
+            .state
+            .clone()
+            .unwrap()
+            .terminated
+            .unwrap()
+            .reason
+            .as_deref(),
+        Some("Completed")
+    );
+    assert_eq!(
+        status.pod_ip.as_deref(),
+        Some("10.244.1.2"),
+        "a finished pod keeps its address in the status"
+    );
+
+    node.api.create("good", spec("exit 0", "OnFailure"));
+    let status = node
+        .api
+        .wait("good", "succeeded", |status| {
+            status.phase.as_deref() == Some("Succeeded")
+        })
+        .await;
+    assert!(!is_ready(&status));
+    for pod in ["job", "good"] {
+        node.api.delete(pod, 0);
+        node.api.wait_gone(pod).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_honoured_is_refused_with_a_reason() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    let mut tty = spec("true", "Always");
+    tty["containers"][0]["tty"] = json!(true);
+    node.api.create("tty", tty);
+    let status = node
+        .api
+        .wait("tty", "refused", |status| {
+            waiting(status).as_deref() == Some("CreateContainerConfigError")
+        })
+        .await;
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+
+    let mut missing = spec("true", "Always");
+    missing["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "absent"}}]);
+    node.api.create("missing", missing);
+    node.api
+        .wait("missing", "refused", |status| {
+            waiting(status).as_deref() == Some("CreateContainerConfigError")
+        })
+        .await;
+
+    let mut never = spec("true", "Always");
+    never["containers"][0]["image"] = json!("absent:v1");
+    never["containers"][0]["imagePullPolicy"] = json!("Never");
+    node.api.create("never", never);
+    node.api
+        .wait("never", "without image", |status| {
+            waiting(status).as_deref() == Some("ErrImageNeverPull")
+        })
+        .await;
+    busybox_archive(
+        &node.daemon.path().join("images/late.tar"),
+        "absent:v1",
+        json!({"Entrypoint": ["/bin/sleep"], "Cmd": ["1000"]}),
+    );
+    node.api.change("never", |pod| {
+        pod["spec"]["containers"][0]["args"] = json!(["1000"])
+    });
+    node.api
+        .wait("never", "ready once the image was dropped in", is_ready)
+        .await;
+
+    let mut broken = spec("true", "Never");
+    broken["containers"][0]["command"] = json!(["/no/such"]);
+    node.api.create("broken", broken);
+    let status = node
+        .api
+        .wait("broken", "failed", |status| {
+            status.phase.as_deref() == Some("Failed")
+        })
+        .await;
+    let end = status.container_statuses.unwrap()[0]
+        .state
+        .clone()
+        .unwrap()
+        .terminated
+        .unwrap();
+    assert_eq!(
+        (end.exit_code, end.reason.as_deref()),
+        (128, Some("StartError"))
+    );
+    for pod in ["tty", "missing", "never", "broken"] {
+        node.api.delete(pod, 0);
+        node.api.wait_gone(pod).await;
+    }
+    assert_eq!(node.left_on_disk(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_restart_without_the_api_and_orphans_go_after_it_is_back() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    node.api.create("alone", spec(FOREVER, "Always"));
+    node.api.create("orphan", spec(FOREVER, "Always"));
+    for pod in ["alone", "orphan"] {
+        node.api.wait(pod, "ready", is_ready).await;
+    }
+    node.api.set_away(true);
+    let before = node.pids().await;
+    for container in node.daemon.client().list().await.unwrap() {
+        if container.pod.name == "alone" {
+            node.daemon
+                .client()
+                .signal(&container.id, libc::SIGKILL)
+                .await
+                .unwrap();
+        }
+    }
+    node.log("alone", "main", 1, "up").await;
+    assert_eq!(node.pids().await.len(), 2);
+    drop(agent);
+
+    // While no agent runs and the API is away, one pod is removed.
+    node.api.remove("orphan");
+    let _agent = node.agent();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let during = node.pids().await;
+    assert_eq!(
+        during.len(),
+        2,
+        "nothing is concluded from an API that does not answer"
+    );
+    assert!(during.iter().any(|pid| before.contains(pid)));
+    node.api.set_away(false);
+    let begun = Instant::now();
+    while node.pids().await.len() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let status = node
+        .api
+        .wait("alone", "restarted once", |status| {
+            status
+                .container_statuses
+                .as_ref()
+                .is_some_and(|list| list[0].restart_count == 1)
+        })
+        .await;
+    assert!(is_ready(&status));
+    node.api.delete("alone", 0);
+    node.api.wait_gone("alone").await;
+}

@@ -1,1 +1,243 @@
+//! What a container's spec says for what it was asked for.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Capability, LinuxNamespaceType};
+
+use super::super::{BindMount, NamespacePaths, PodRef};
+use super::*;
+
+fn host() -> Host {
+    Host {
+        oom_score_floor: None,
+        unified_cgroups: false,
+        capabilities: u64::MAX,
+        boot_id: "boot".into(),
+        architecture: "amd64",
+    }
+}
+
+fn config() -> ContainerConfig {
+    ContainerConfig {
+        id: "id".into(),
+        pod: PodRef {
+            uid: "u".into(),
+            namespace: "n".into(),
+            name: "p".into(),
+        },
+        name: "c".into(),
+        attempt: 0,
+        streak: 0,
+        spec_hash: String::new(),
+        image: "i".into(),
+        command: Vec::new(),
+        args: Vec::new(),
+        env: Vec::new(),
+        working_dir: None,
+        mounts: Vec::new(),
+        namespaces: NamespacePaths {
+            net: Some("/run/netns/u".into()),
+            ..NamespacePaths::default()
+        },
+        cgroup: "/pods/u/id".into(),
+        resources: Resources {
+            cpu_shares: 512,
+            cpu_quota_us: Some(50_000),
+            memory_limit: Some(1 << 20),
+        },
+        oom_score_adj: 1000,
+        security: Security {
+            allow_privilege_escalation: true,
+            ..Security::default()
+        },
+    }
+}
+
+fn image() -> ImageConfig {
+    ImageConfig {
+        entrypoint: vec!["/entry".into()],
+        cmd: vec!["arg".into()],
+        env: vec!["A=image".into(), "B=image".into()],
+        ..ImageConfig::default()
+    }
+}
+
+fn made(config: &ContainerConfig, image: &ImageConfig) -> Spec {
+    spec(config, image, &Accounts::default(), &host()).unwrap()
+}
+
+fn refused(config: &ContainerConfig, image: &ImageConfig) -> String {
+    spec(config, image, &Accounts::default(), &host())
+        .unwrap_err()
+        .to_string()
+}
+
+fn args(spec: &Spec) -> Vec<String> {
+    spec.process().as_ref().unwrap().args().clone().unwrap()
+}
+
+fn bounding(spec: &Spec) -> HashSet<Capability> {
+    let process = spec.process().as_ref().unwrap();
+    process
+        .capabilities()
+        .as_ref()
+        .unwrap()
+        .bounding()
+        .clone()
+        .unwrap()
+}
+
+#[test]
+fn command_and_args_replace_those_of_the_image_as_kubernetes_says() {
+    let mut config = config();
+    assert_eq!(args(&made(&config, &image())), ["/entry", "arg"]);
+    config.args = vec!["x".into()];
+    assert_eq!(args(&made(&config, &image())), ["/entry", "x"]);
+    config.command = vec!["/c".into()];
+    assert_eq!(args(&made(&config, &image())), ["/c", "x"]);
+    config.args.clear();
+    assert_eq!(args(&made(&config, &image())), ["/c"]);
+    config.command.clear();
+    assert!(refused(&config, &ImageConfig::default()).contains("no command specified"));
+}
+
+#[test]
+fn the_environment_of_the_container_wins() {
+    let mut config = config();
+    config.env = vec![("B".into(), "own".into()), ("C".into(), "own".into())];
+    let spec = made(&config, &image());
+    let env = spec.process().as_ref().unwrap().env().clone().unwrap();
+    assert_eq!(env[1..], ["A=image", "B=own", "C=own"]);
+    assert!(env[0].starts_with("PATH="));
+}
+
+#[test]
+fn users_are_found_by_number_and_by_name() {
+    let accounts = Accounts {
+        passwd: "root:x:0:0::/:/bin/sh\napp:x:1001:1002::/:/bin/sh\n".into(),
+        group: "root:x:0:\nteam:x:1003:\n".into(),
+    };
+    for (of_image, of_spec, expected) in [
+        ("", None, (0, 0)),
+        ("app", None, (1001, 1002)),
+        ("app:team", None, (1001, 1003)),
+        ("5", None, (5, 0)),
+        ("5:6", None, (5, 6)),
+        ("app:team", Some(1001), (1001, 1002)),
+        ("app", Some(7), (7, 0)),
+    ] {
+        let security = Security {
+            user: of_spec,
+            ..Security::default()
+        };
+        let user = user(&security, of_image, &accounts).unwrap();
+        assert_eq!((user.uid(), user.gid()), expected, "{of_image} {of_spec:?}");
+    }
+    let mut config = config();
+    config.security.run_as_non_root = true;
+    assert!(refused(&config, &image()).contains("will run as root"));
+}
+
+#[test]
+fn capabilities_are_added_and_dropped() {
+    let mut config = config();
+    assert_eq!(
+        bounding(&made(&config, &image())).len(),
+        DEFAULT_CAPABILITIES.len()
+    );
+    config.security.drop_capabilities = vec!["ALL".into()];
+    config.security.add_capabilities = vec!["NET_BIND_SERVICE".into()];
+    let only = HashSet::from([Capability::NetBindService]);
+    assert_eq!(bounding(&made(&config, &image())), only);
+    config.security.add_capabilities = vec!["NONSENSE".into()];
+    assert!(refused(&config, &image()).contains("NONSENSE"));
+    config.security.privileged = true;
+    assert_eq!(
+        bounding(&made(&config, &image())).len(),
+        ALL_CAPABILITIES.len()
+    );
+}
+
+#[test]
+fn what_the_machine_lacks_is_not_given() {
+    let mut host = host();
+    host.capabilities = 1;
+    host.oom_score_floor = Some(0);
+    let mut config = config();
+    config.oom_score_adj = -997;
+    let spec = super::spec(&config, &image(), &Accounts::default(), &host).unwrap();
+    assert_eq!(bounding(&spec), HashSet::from([Capability::Chown]));
+    assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), Some(0));
+    config.security.add_capabilities = vec!["NET_ADMIN".into()];
+    let error = super::spec(&config, &image(), &Accounts::default(), &host).unwrap_err();
+    assert!(
+        error.to_string().contains("does not have NET_ADMIN"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_container_joins_the_namespaces_it_was_given_and_no_others() {
+    let spec = made(&config(), &image());
+    let linux = spec.linux().as_ref().unwrap();
+    let list = linux.namespaces().clone().unwrap();
+    let joined: Vec<_> = list
+        .iter()
+        .filter(|namespace| namespace.path().is_some())
+        .collect();
+    assert_eq!(joined.len(), 1);
+    assert_eq!(joined[0].typ(), LinuxNamespaceType::Network);
+    assert_eq!(joined[0].path(), &Some(PathBuf::from("/run/netns/u")));
+    assert!(
+        !list
+            .iter()
+            .any(|namespace| namespace.typ() == LinuxNamespaceType::Ipc)
+    );
+    assert!(
+        spec.hostname().is_none(),
+        "the name is set in the shared namespace"
+    );
+}
+
+#[test]
+fn deeper_mounts_come_after_shallower_ones() {
+    let mut config = config();
+    let bind = |destination: &str, read_only| BindMount {
+        source: "/src".into(),
+        destination: destination.into(),
+        read_only,
+    };
+    config.mounts = vec![bind("/a/b", true), bind("/a", false)];
+    let spec = made(&config, &image());
+    let mounts = spec.mounts().clone().unwrap();
+    let at = |path: &str| mounts.iter().position(|m| m.destination() == path).unwrap();
+    assert!(at("/a") < at("/a/b"));
+    assert!(
+        mounts[at("/a/b")]
+            .options()
+            .clone()
+            .unwrap()
+            .contains(&"ro".to_owned())
+    );
+    assert!(mounts.iter().any(|mount| mount.destination() == "/dev/shm"));
+}
+
+#[test]
+fn privilege_escalation_and_system_calls_are_barred_when_asked() {
+    let mut config = config();
+    config.security.allow_privilege_escalation = false;
+    config.security.default_seccomp = true;
+    let spec = made(&config, &image());
+    assert_eq!(
+        spec.process().as_ref().unwrap().no_new_privileges(),
+        Some(true)
+    );
+    let filter = spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
+    let mounts = filter.syscalls().clone().unwrap();
+    assert!(
+        mounts
+            .iter()
+            .any(|call| call.names().contains(&"mount".to_owned()))
+    );
+}

@@ -1,0 +1,374 @@
+//! Plans carried out in a simulated world: whatever happens in whatever order, each pod comes to its end, and no container
+//! runs twice.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::PodStatus;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::observed::{Failure, ImageState, Observed, Sandbox, Stop};
+use super::plan::{Action, Course, Goal, StopHow, course, plan};
+use super::spec::{PodView, container_id, spec_hash};
+use super::status::{Surroundings, status};
+use crate::runtime::{Container, ContainerState, Exit, ExitCause};
+
+fn pod(policy: &str, init: usize, sidecar: bool, main: usize) -> PodView {
+    let container = |name: String| json!({"name": name, "image": "i:1"});
+    let mut first: Vec<_> = (0..init).map(|n| container(format!("init-{n}"))).collect();
+    if sidecar {
+        let mut sidecar = container("sidecar".into());
+        sidecar["restartPolicy"] = json!("Always");
+        first.insert(first.len() / 2, sidecar);
+    }
+    let object = json!({
+        "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+        "spec": {
+            "restartPolicy": policy,
+            "initContainers": first,
+            "containers": (0..main).map(|n| container(format!("main-{n}"))).collect::<Vec<_>>(),
+        },
+    });
+    PodView::new(serde_json::from_value(object).unwrap()).unwrap()
+}
+
+/// What the simulated machine holds, and what the worker knows of it.
+struct World {
+    pod: PodView,
+    goal: Goal,
+    now: Timestamp,
+    /// The containers as they are. The worker's view of them may be older.
+    containers: BTreeMap<String, Container>,
+    observed: Observed,
+    finished: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Happening {
+    /// The worker performs the first so many of the planned actions and looks.
+    Work(usize),
+    /// The agent is killed and begins anew.
+    Crash,
+    /// The `n`th running container ends.
+    End(usize, i32),
+    Time(u32),
+    /// The next image or container fails to be made.
+    ImageFails,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        8 => (0..4usize).prop_map(Happening::Work),
+        1 => Just(Happening::Crash),
+        2 => (0..4usize, prop_oneof![Just(0), Just(1), Just(137)]).prop_map(|(n, code)| Happening::End(n, code)),
+        2 => (0..400u32).prop_map(Happening::Time),
+        1 => Just(Happening::ImageFails),
+    ]
+}
+
+impl World {
+    fn new(pod: PodView) -> World {
+        World {
+            pod,
+            goal: Goal::Run,
+            now: Timestamp::UNIX_EPOCH,
+            containers: BTreeMap::new(),
+            observed: Observed::default(),
+            finished: false,
+        }
+    }
+
+    fn pass(&mut self, seconds: i64) {
+        self.now = self
+            .now
+            .checked_add(SignedDuration::from_secs(seconds))
+            .unwrap();
+    }
+
+    fn look(&mut self) {
+        self.observed.containers = self.containers.values().cloned().collect();
+    }
+
+    fn happen(&mut self, happening: &Happening) {
+        match happening {
+            Happening::Work(count) => {
+                self.work(*count);
+            }
+            Happening::Crash => {
+                self.observed = Observed::default();
+                self.look();
+            }
+            Happening::End(n, code) => self.end(*n, *code),
+            Happening::Time(seconds) => {
+                self.pass(i64::from(*seconds));
+                self.look();
+            }
+            Happening::ImageFails => {
+                let failure = Failure {
+                    reason: "ErrImagePull",
+                    message: "no".into(),
+                    tries: 1,
+                    retry_at: self.now.checked_add(SignedDuration::from_secs(10)).ok(),
+                };
+                self.observed
+                    .images
+                    .insert("i:1".into(), ImageState::Failed(failure));
+            }
+        }
+    }
+
+    fn end(&mut self, n: usize, code: i32) {
+        let running = self
+            .containers
+            .values_mut()
+            .filter(|container| matches!(container.state, ContainerState::Running { .. }));
+        if let Some(container) = running.into_iter().nth(n) {
+            // The code is told when the end is written down; the id keeps it until then.
+            container.state = ContainerState::Stopped;
+            container.image_id = code.to_string();
+        }
+    }
+
+    /// Performs planned actions; false when there was none.
+    fn work(&mut self, count: usize) -> bool {
+        let plan = plan(Some(&self.pod), self.goal, &self.observed, self.now);
+        if plan.actions.is_empty() {
+            return false;
+        }
+        for action in plan.actions.iter().take(count.max(1)) {
+            self.perform(action);
+        }
+        self.look();
+        true
+    }
+
+    fn perform(&mut self, action: &Action) {
+        match action {
+            Action::PrepareSandbox => {
+                assert_eq!(self.goal, Goal::Run);
+                self.observed.sandbox = Sandbox::Ready {
+                    addresses: Vec::new(),
+                };
+            }
+            Action::FetchImage { .. } => {
+                self.observed
+                    .images
+                    .insert("i:1".into(), ImageState::Present);
+            }
+            Action::Run {
+                container,
+                attempt,
+                streak,
+            } => self.run(container, *attempt, *streak),
+            Action::Start { id } => {
+                self.assert_alone(id);
+                self.containers.get_mut(id).unwrap().state = ContainerState::Running { pid: 1 };
+            }
+            Action::Reap { id } => {
+                let now = self.now;
+                let container = self.containers.get_mut(id).unwrap();
+                assert_eq!(container.state, ContainerState::Stopped);
+                let code = container.image_id.parse().unwrap_or(0);
+                let message = String::new();
+                container.state = ContainerState::Exited(Exit {
+                    code,
+                    at: now,
+                    cause: ExitCause::Process,
+                    message,
+                });
+                self.observed.stops.remove(id);
+            }
+            Action::Stop { id, how, .. } => {
+                let container = self.containers.get_mut(id).unwrap();
+                if *how == StopHow::Kill
+                    && matches!(container.state, ContainerState::Running { .. })
+                {
+                    container.state = ContainerState::Stopped;
+                    container.image_id = "137".into();
+                }
+                let stop = match how {
+                    StopHow::Ask { kill_at } => Stop::Asked { kill_at: *kill_at },
+                    StopHow::Kill => Stop::Killed,
+                };
+                self.observed.stops.insert(id.clone(), stop);
+            }
+            Action::Delete { id } => {
+                let removed = self.containers.remove(id);
+                let running =
+                    removed.is_some_and(|c| matches!(c.state, ContainerState::Running { .. }));
+                assert!(!running, "a running container was deleted");
+            }
+            Action::RemoveSandbox => {
+                let mut states = self.containers.values().map(|container| &container.state);
+                let running = states.any(|state| matches!(state, ContainerState::Running { .. }));
+                assert!(!running, "the network was taken from a running container");
+                self.observed.sandbox = Sandbox::Gone;
+            }
+            Action::Finish => {
+                assert!(self.containers.is_empty());
+                self.finished = true;
+            }
+        }
+    }
+
+    fn run(&mut self, name: &str, attempt: u32, streak: u32) {
+        assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }));
+        assert_eq!(self.observed.images.get("i:1"), Some(&ImageState::Present));
+        let spec = self
+            .pod
+            .all_containers()
+            .find(|spec| spec.name == name)
+            .unwrap();
+        let id = container_id("u", name, attempt);
+        assert!(
+            !self.containers.contains_key(&id),
+            "{name} {attempt} was made twice"
+        );
+        let container = Container {
+            id: id.clone(),
+            pod: self.pod.id.clone(),
+            name: name.into(),
+            attempt,
+            streak,
+            spec_hash: spec_hash(spec),
+            image: "i:1".into(),
+            image_id: String::new(),
+            stop_signal: 15,
+            created_at: self.now,
+            state: ContainerState::Running { pid: 1 },
+        };
+        self.containers.insert(id.clone(), container);
+        self.assert_alone(&id);
+    }
+
+    /// No other container of the same name runs.
+    fn assert_alone(&self, id: &str) {
+        let name = &self.containers[id].name;
+        let others = self.containers.values().filter(|other| {
+            other.id != id
+                && other.name == *name
+                && !matches!(other.state, ContainerState::Exited(_))
+        });
+        assert_eq!(others.count(), 0, "{name} would run twice");
+    }
+
+    /// Works until nothing is left to do, letting time pass as the plan says.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            if self.finished {
+                return;
+            }
+            if !self.work(usize::MAX) {
+                let plan = plan(Some(&self.pod), self.goal, &self.observed, self.now);
+                match plan.wake {
+                    Some(wake) => self.now = self.now.max(wake),
+                    None => return,
+                }
+            }
+        }
+        panic!("it does not come to rest: {:?}", self.observed);
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_a_pod_comes_to_rest_and_can_be_removed(
+        policy in prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")],
+        init in 0..3usize,
+        sidecar in any::<bool>(),
+        main in 1..4usize,
+        before in prop::collection::vec(happening(), 0..40),
+        after in prop::collection::vec(happening(), 0..20),
+    ) {
+        let mut world = World::new(pod(policy, init, sidecar, main));
+        let mut previous = PodStatus::default();
+        for happening in &before {
+            world.happen(happening);
+            let status = status(&world.pod, &world.observed, &Surroundings::default(), &previous, world.now);
+            prop_assert_eq!(status.container_statuses.as_ref().unwrap().len(), main);
+            if let Some(start) = &previous.start_time {
+                prop_assert_eq!(status.start_time.as_ref(), Some(start), "the start does not move");
+            }
+            previous = status;
+        }
+        // Let every init container succeed, and see the pod in its steady state.
+        for _ in 0..(init + 1) * 8 {
+            world.settle();
+            let names: Vec<String> = world.containers.values()
+                .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+                .map(|c| c.name.clone()).collect();
+            if let Some(at) = names.iter().position(|name| name.starts_with("init")) {
+                world.end(at, 0);
+                world.look();
+            }
+        }
+        world.settle();
+        let course = course(&world.pod, &world.observed, world.now);
+        let running = world.containers.values()
+            .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+            .count();
+        if course == Course::Going {
+            prop_assert!(running > 0, "a pod that goes on has something running");
+            if policy == "Always" {
+                prop_assert_eq!(running, main + usize::from(sidecar));
+            }
+        } else {
+            prop_assert_eq!(running, 0);
+        }
+
+        let by = world.now.checked_add(SignedDuration::from_secs(30)).unwrap();
+        world.goal = Goal::Gone { by };
+        for happening in &after {
+            if !world.finished {
+                world.happen(happening);
+            }
+        }
+        world.settle();
+        prop_assert!(world.finished);
+        prop_assert!(world.containers.is_empty());
+    }
+}
+
+#[test]
+fn a_pod_is_stopped_gently_and_then_killed() {
+    let mut world = World::new(pod("Always", 0, false, 1));
+    world.settle();
+    let id = container_id("u", "main-0", 0);
+    let by = world
+        .now
+        .checked_add(SignedDuration::from_secs(30))
+        .unwrap();
+    world.goal = Goal::Gone { by };
+    let first = plan(Some(&world.pod), world.goal, &world.observed, world.now);
+    assert!(
+        matches!(&first.actions[..], [Action::Stop { how: StopHow::Ask { kill_at }, .. }] if *kill_at == by)
+    );
+    world.work(1);
+    let wait = plan(Some(&world.pod), world.goal, &world.observed, world.now);
+    assert_eq!((wait.actions.len(), wait.wake), (0, Some(by)));
+    world.pass(30);
+    let then = plan(Some(&world.pod), world.goal, &world.observed, world.now);
+    assert!(
+        matches!(&then.actions[..], [Action::Stop { id: of, how: StopHow::Kill, .. }] if *of == id)
+    );
+    world.settle();
+    assert!(world.finished);
+}
+
+#[test]
+fn a_new_image_replaces_the_container() {
+    let mut world = World::new(pod("Always", 0, false, 1));
+    world.settle();
+    if let Some(spec) = &mut world.pod.object.spec {
+        spec.containers[0].image = Some("i:2".into());
+    }
+    let plan = plan(Some(&world.pod), Goal::Run, &world.observed, world.now);
+    assert!(matches!(
+        &plan.actions[..],
+        [Action::Stop {
+            how: StopHow::Ask { .. },
+            ..
+        }]
+    ));
+}
