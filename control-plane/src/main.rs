@@ -80,7 +80,7 @@ async fn main() -> ExitCode {
     match run(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kernelet-control-plane: {error:#}");
+            eprintln!("kernelet-control-plane: {}", explain(&error));
             ExitCode::FAILURE
         }
     }
@@ -161,6 +161,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
     server::serve(listener, tls, router, stop).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The error and its causes in one sentence, without saying anything twice.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
