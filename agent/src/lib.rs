@@ -1,5 +1,6 @@
 //! The Kernelet node agent: kubelet and service proxy in one program. `ARCHITECTURE.md` is the map.
 
+mod chain;
 pub mod cli;
 pub mod cluster;
 pub mod config;

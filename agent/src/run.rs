@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -44,6 +45,7 @@ use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::Runtime;
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
+use crate::server::https::{self, HttpsError, KubeletApi};
 use crate::server::introspection::{self, Introspection, SocketError};
 
 /// Where the kubelet API answers.
@@ -85,6 +87,16 @@ pub enum RunError {
     Dns(#[from] DnsError),
     #[error("cannot tell which program this is, which writes the containers' logs")]
     Program(#[source] io::Error),
+    #[error(
+        "cannot listen for the kubelet API at {address}; is another kubelet running on this node?"
+    )]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Https(#[from] HttpsError),
     #[error("the introspection server ended")]
     Introspection(#[source] tonic::transport::Error),
     #[error("a part of the agent panicked; its message is above")]
@@ -162,7 +174,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         async move { Ok(upkeep.run().await?) }
     });
     parts.spawn({
-        let node = node.to_string();
+        let (node_client, node) = (node_client.clone(), node.to_string());
         async move {
             keep_client_certificate(node_client, node).await;
             std::future::pending().await
@@ -181,6 +193,24 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     parts.spawn({
         let (cluster, node) = (cluster.clone(), node.to_string());
         async move { Ok(routing::run(cluster, node, address).await?) }
+    });
+    parts.spawn({
+        let kubelet = SocketAddr::new(address.into(), KUBELET_PORT);
+        let listener = TcpListener::bind(kubelet).await;
+        let listener = listener.map_err(|source| RunError::Listen {
+            address: kubelet,
+            source,
+        })?;
+        let tls = https::tls_config(node_client.authorities(), serving)?;
+        let api = KubeletApi {
+            pods: pods.clone(),
+            root_dir: config.root_dir.clone(),
+            metrics: Arc::new(move || text(&registry)),
+        };
+        async move {
+            https::serve(listener, tls, api).await;
+            Ok(())
+        }
     });
     info!(%node, %address, adopted = dataplane.adopted, "the agent runs");
 
@@ -324,6 +354,13 @@ fn show_health(introspection: &mut Introspection, health: &watch::Receiver<Healt
             },
         });
     }
+}
+
+fn text(registry: &Registry) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, registry);
+    text
 }
 
 /// The address at which other nodes reach this one: what was said, else the one from which the API server is reached.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use axum::Router;
@@ -20,10 +20,14 @@ use kernelet_control_plane::controllers::{self, ControllersConfig};
 use kernelet_control_plane::scheduler::{self, SchedulerConfig};
 use kernelet_control_plane::store::Store;
 use kernelet_control_plane::store::cache::Cache;
+use kernelet_control_plane::store::compaction;
 use kernelet_control_plane::store::embedded::Embedded;
 use kernelet_control_plane::store::etcd::{Etcd, EtcdConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Between two looks at whether history has to be shortened.
+const COMPACTION: Duration = Duration::from_secs(30);
 
 /// A Kubernetes control plane: API server, scheduler and controllers in one process.
 #[derive(Debug, Parser)]
@@ -59,6 +63,9 @@ struct Args {
     /// The cluster's DNS domain.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
+    /// Seconds without a sign of life after which a node is taken to be gone.
+    #[arg(long, default_value_t = 40, value_name = "SECONDS")]
+    node_monitor_grace_period: u64,
 }
 
 #[tokio::main(worker_threads = 4)]
@@ -112,6 +119,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let tls = tls::server_config(&pki.serving, pki.ca.certificate())?;
 
     let store = open_store(&args).await?;
+    tokio::spawn(compaction::run(
+        store.clone(),
+        compaction::Policy::default(),
+        COMPACTION,
+    ));
     let cache = Cache::start(store.clone(), api::index)
         .await
         .context("cannot load the store")?;
@@ -137,7 +149,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .context("cannot make the system's objects")?;
     let router = api::router(api.clone());
 
-    start_parts(&router, pki.ca, args.pod_cidr, &stop);
+    start_parts(&router, pki.ca, &args, &stop);
     api.health.set_ready();
     tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");
     let stopping = api.clone();
@@ -165,7 +177,7 @@ async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
 }
 
 /// Scheduler and controllers: clients of the API like any other, but without a socket in between.
-fn start_parts(router: &Router, ca: Ca, pod_cidr: Ipv4Net, stop: &CancellationToken) {
+fn start_parts(router: &Router, ca: Ca, args: &Args, stop: &CancellationToken) {
     let scheduler = api::local_client(router.clone(), User::scheduler());
     tokio::spawn(scheduler::run(
         scheduler,
@@ -174,7 +186,10 @@ fn start_parts(router: &Router, ca: Ca, pod_cidr: Ipv4Net, stop: &CancellationTo
     ));
     let signer: controllers::Signer =
         Arc::new(move |request, now| csr::sign_csr(&ca, request, now));
-    let config = ControllersConfig::new(pod_cidr.into(), signer);
+    let config = ControllersConfig {
+        node_grace_period: Duration::from_secs(args.node_monitor_grace_period),
+        ..ControllersConfig::new(args.pod_cidr.into(), signer)
+    };
     let controllers = api::local_client(router.clone(), User::controller_manager());
     tokio::spawn(controllers::run(controllers, config, stop.clone()));
 }

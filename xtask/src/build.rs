@@ -14,6 +14,7 @@ const SAMPLE_TAG: &str = "v0.0.1";
 /// Builds everything that a cluster is made of.
 pub fn run() -> Result<()> {
     bpf_object()?;
+    images()?;
     shell::run(cargo().args([
         "build",
         "--release",
@@ -22,8 +23,7 @@ pub fn run() -> Result<()> {
         "--package",
         "kernelet-control-plane",
     ]))
-    .context("building the programs")?;
-    images()
+    .context("building the programs")
 }
 
 /// Compiles the BPF programs, which the agent carries.

@@ -10,9 +10,11 @@ use crate::config::AgentConfig;
 /// Enough for one node's events; every thread costs memory.
 const WORKERS: usize = 2;
 const BLOCKING: usize = 16;
+/// The client logs every failed request as an error of its own; whoever made the request says it better.
+const LOG: &str = "info,kube_client=off";
 
 pub(super) fn run(config: AgentConfig) -> Result<(), CliError> {
-    let filter = EnvFilter::try_from_env("KERNELET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("KERNELET_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

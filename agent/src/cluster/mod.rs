@@ -3,6 +3,7 @@
 //! One set of watches feeds one [`View`]; the proxy, DNS and the pod network all read it. Who needs to act on changes
 //! subscribes: [`Changes`] names what changed, the view says what it is now.
 
+mod backoff;
 mod changes;
 mod convert;
 mod types;

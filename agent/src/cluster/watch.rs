@@ -16,9 +16,11 @@ use serde::de::DeserializeOwned;
 use tracing::{debug, info, warn};
 
 use super::Cluster;
+use super::backoff::Retry;
 use super::convert::{self, Names};
 use super::types::{Name, ObjectKey};
 use super::view::{Change, View};
+use crate::chain::chain;
 
 /// A kind that is watched: how its objects become part of the view.
 pub(super) trait Kind: Sized {
@@ -115,13 +117,17 @@ impl Kind for Nodes {
 
 /// Watches one kind until the process ends.
 pub(super) async fn run<K: Kind>(cluster: Cluster, client: Client) {
-    let config = watcher::Config::default().page_size(PAGE_SIZE);
-    let stream = watcher(Api::<K::Object>::all(client), config).default_backoff();
+    let config = watcher::Config::default()
+        .page_size(PAGE_SIZE)
+        .timeout(WATCH_TIMEOUT_S);
+    let stream = watcher(Api::<K::Object>::all(client), config).backoff(Retry::new());
     feed::<K>(cluster, stream).await;
 }
 
-/// Small pages keep the peak low: one page of full objects is held at a time.
-const PAGE_SIZE: u32 = 250;
+/// One page of full objects is held at a time: a few megabytes, and few round trips.
+const PAGE_SIZE: u32 = 1000;
+/// A watch is renewed this often, so a connection that died in silence is noticed.
+const WATCH_TIMEOUT_S: u32 = 60;
 
 async fn feed<K: Kind>(
     cluster: Cluster,
@@ -139,7 +145,7 @@ async fn feed<K: Kind>(
                 state.apply(&cluster, event);
             }
             Err(error) => {
-                let error = error.to_string();
+                let error = chain(&error);
                 if cluster.set_failing(K::NAME, Some(error.clone())) {
                     warn!(
                         kind = K::NAME,

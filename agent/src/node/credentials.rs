@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{Request, Response};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 /// A kubeconfig or a key file that could not be used.
@@ -103,16 +104,24 @@ pub struct NodeClient {
     path: PathBuf,
     /// `HOST:PORT` of the API server.
     server: String,
+    authorities: Vec<CertificateDer<'static>>,
     current: Arc<ArcSwap<kube::Client>>,
 }
 
 impl NodeClient {
     /// Reads the file and makes a client. Nothing is sent yet.
     pub async fn load(path: &Path) -> Result<Self, CredentialsError> {
-        let (server, client) = client_of(path).await?;
+        let (config, client) = client_of(path).await?;
+        let url = &config.cluster_url;
+        let authorities = config.root_cert.iter().flatten().cloned();
         Ok(NodeClient {
             path: path.to_owned(),
-            server,
+            server: format!(
+                "{}:{}",
+                url.host().unwrap_or_default(),
+                url.port_u16().unwrap_or(443)
+            ),
+            authorities: authorities.map(CertificateDer::from).collect(),
             current: Arc::new(ArcSwap::from_pointee(client)),
         })
     }
@@ -125,6 +134,11 @@ impl NodeClient {
     /// `HOST:PORT` of the API server.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// The cluster's CA certificates, which vouch for the API server.
+    pub fn authorities(&self) -> &[CertificateDer<'static>] {
+        &self.authorities
     }
 
     /// A client that always uses the latest credentials.
@@ -145,7 +159,7 @@ impl NodeClient {
     }
 }
 
-async fn client_of(path: &Path) -> Result<(String, kube::Client), CredentialsError> {
+async fn client_of(path: &Path) -> Result<(kube::Config, kube::Client), CredentialsError> {
     let failed = |reason: String| CredentialsError::Kubeconfig {
         path: path.to_owned(),
         reason,
@@ -154,12 +168,7 @@ async fn client_of(path: &Path) -> Result<(String, kube::Client), CredentialsErr
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|error| failed(error.to_string()))?;
-    let url = &config.cluster_url;
-    let server = format!(
-        "{}:{}",
-        url.host().unwrap_or_default(),
-        url.port_u16().unwrap_or(443)
-    );
-    let client = kube::Client::try_from(config).map_err(|error| failed(error.to_string()))?;
-    Ok((server, client))
+    let client =
+        kube::Client::try_from(config.clone()).map_err(|error| failed(error.to_string()))?;
+    Ok((config, client))
 }

@@ -7,8 +7,9 @@ use agent_ebpf::abi::{
 };
 
 use super::backends::Ids;
+use super::live::{Live, Table};
 use super::policy::{Class, Preference};
-use super::state::{LbState, Live, Table};
+use super::state::LbState;
 use crate::dataplane::PinnedState;
 
 /// New ids after a restart start this far, at most, beyond the highest that was found. The ids just above it may have

@@ -10,8 +10,10 @@
 //! which writes lead there; both are pure. [`run`] performs the writes.
 
 mod adopt;
+mod ask;
 mod backends;
 mod handle;
+mod live;
 mod policy;
 mod reconcile;
 mod state;
@@ -19,6 +21,7 @@ mod state;
 mod testing;
 
 pub use handle::{Health, Inner, ProxyHandle, ServiceProblem};
+pub use live::Live;
 pub use policy::{Backend, Class, Frontend, Ignored, Preference, Target, desired};
 pub use reconcile::{Metrics, run};
-pub use state::{Flip, LbState, Live};
+pub use state::{Flip, LbState};

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::handle::{Inner, ProxyHandle, ServiceProblem};
 use super::policy::desired;
 use super::state::Flip;
+use crate::chain::chain;
 use crate::cluster::{Change, Cluster, Name, ObjectKey, Pending};
 use crate::dataplane::{MapOp, ServiceMaps};
 
@@ -267,12 +268,6 @@ fn perform(inner: &mut Inner, maps: &mut impl ServiceMaps, flip: Flip) -> Result
     let outcome = maps.apply_all(&flip.ops).map_err(|error| chain(&error));
     inner.state.settle(flip, outcome.is_ok());
     outcome
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |all, cause| format!("{all}: {cause}"))
 }
 
 #[cfg(test)]

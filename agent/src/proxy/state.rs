@@ -7,106 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey};
+use agent_ebpf::abi::{BackendId, ServiceEntry, ServiceKey};
 
-use super::backends::{Backends, Ids, Use};
+use super::backends::{Backends, Ids};
+use super::live::{Live, Table};
 use super::policy::{Backend, Class, Frontend, Ignored, Preference, Target};
-use crate::cluster::{Name, ObjectKey};
+use crate::cluster::ObjectKey;
 use crate::dataplane::MapOp;
-
-/// One service address as the maps have it.
-#[derive(Clone, Debug)]
-pub struct Live {
-    /// The service it belongs to; `None` for one that was found in the maps and nobody has claimed yet, or whose service
-    /// has gone.
-    pub owner: Option<ObjectKey>,
-    pub port_name: Name,
-    pub preference: Preference,
-    pub entry: ServiceEntry,
-    /// The backends of the live table, in the order of its slots.
-    pub slots: Box<[BackendId]>,
-    /// How many of the terminating ones, which come first among them, are on this node.
-    pub(super) terminating_local: u32,
-    /// The highest generation that was ever begun.
-    pub(super) last_generation: u32,
-    /// The rows of a table that was found with some missing: it must be written anew.
-    pub(super) broken: Option<Box<Table>>,
-}
-
-impl Live {
-    /// The class of the backend in `slot`.
-    pub fn class(&self, slot: usize) -> Class {
-        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
-        let ServiceEntry {
-            local, zone, ready, ..
-        } = self.entry;
-        match slot {
-            _ if slot < local => Class::Local,
-            _ if slot < local.saturating_add(zone) => Class::Zone,
-            _ if slot < ready => Class::Rest,
-            _ => Class::Terminating,
-        }
-    }
-
-    /// The share of new connections that the backend in `slot` gets, from 0 to 1, session affinity aside. The same rules
-    /// as the kernel's `agent_ebpf::select::draw`.
-    pub fn share(&self, slot: usize) -> f64 {
-        let ServiceEntry {
-            local,
-            zone,
-            ready,
-            terminating,
-            ..
-        } = self.entry;
-        let one_of = |count: u32| 1.0 / f64::from(count);
-        let alone = local == ready || self.preference == Preference::LocalOnly;
-        let stays = match local {
-            0 => 0.0,
-            _ if alone => 1.0,
-            _ => f64::from(self.entry.local_share) / f64::from(SHARE_ONE),
-        };
-        match self.class(slot) {
-            Class::Local => stays * one_of(local),
-            Class::Zone => (1.0 - stays) * one_of(zone),
-            Class::Rest if zone > 0 => 0.0,
-            Class::Rest => (1.0 - stays) * one_of(ready - local),
-            Class::Terminating if ready > 0 => 0.0,
-            Class::Terminating => one_of(terminating),
-        }
-    }
-
-    fn is_local(&self, slot: usize) -> bool {
-        match self.class(slot) {
-            Class::Local => true,
-            Class::Zone | Class::Rest => false,
-            Class::Terminating => slot < (self.entry.ready + self.terminating_local) as usize,
-        }
-    }
-
-    pub(super) fn uses(&self) -> impl Iterator<Item = Use> + '_ {
-        self.slots.iter().enumerate().map(|(slot, id)| Use {
-            id: *id,
-            ready: self.class(slot) != Class::Terminating,
-            local: self.is_local(slot),
-        })
-    }
-
-    fn table(&self) -> Table {
-        if let Some(found) = &self.broken {
-            return Table::clone(found);
-        }
-        let ServiceEntry {
-            service_id,
-            generation,
-            ..
-        } = self.entry;
-        Table {
-            service_id,
-            generation,
-            rows: (0..).zip(self.slots.iter().copied()).collect(),
-        }
-    }
-}
 
 /// The writes that move one service address to its next state. Perform them in order, stop at the first that fails, and
 /// give the flip back to [`LbState::settle`].
@@ -118,40 +25,12 @@ pub struct Flip {
     next: Option<Live>,
 }
 
-/// The rows of one generation in `BACKEND_TABLE`.
-#[derive(Clone, Debug)]
-pub(super) struct Table {
-    pub(super) service_id: u32,
-    pub(super) generation: u32,
-    pub(super) rows: Box<[(u32, BackendId)]>,
-}
-
-impl Table {
-    fn rows(&self) -> impl Iterator<Item = (SlotKey, BackendId)> + '_ {
-        let Table {
-            service_id,
-            generation,
-            ..
-        } = *self;
-        self.rows.iter().map(move |(slot, id)| {
-            (
-                SlotKey {
-                    service_id,
-                    generation,
-                    slot: *slot,
-                },
-                *id,
-            )
-        })
-    }
-}
-
 #[derive(Debug, Default)]
-struct Owned {
-    claims: Box<[ServiceKey]>,
+pub(super) struct Owned {
+    pub(super) claims: Box<[ServiceKey]>,
     /// Addresses that another service has; see [`LbState::heir`].
-    waits_for: Box<[ServiceKey]>,
-    ignored: Box<[Ignored]>,
+    pub(super) waits_for: Box<[ServiceKey]>,
+    pub(super) ignored: Box<[Ignored]>,
 }
 
 /// What the maps hold. Whoever changes the maps does it through this.
@@ -165,9 +44,9 @@ pub struct LbState {
     /// Left behind since the last [`Self::collect`], and before it.
     pub(super) retired: Vec<Table>,
     retired_before: Vec<Table>,
-    owned: BTreeMap<ObjectKey, Owned>,
+    pub(super) owned: BTreeMap<ObjectKey, Owned>,
     waiting: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
-    synced: bool,
+    pub(super) synced: bool,
 }
 
 impl LbState {
@@ -501,73 +380,6 @@ impl LbState {
 impl Default for LbState {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// What people and metrics ask.
-impl LbState {
-    pub fn frontends(&self) -> impl Iterator<Item = (&ServiceKey, &Live)> {
-        self.frontends.iter()
-    }
-
-    /// The addresses of one service that are in the maps.
-    pub fn frontends_of<'a>(
-        &'a self,
-        owner: &ObjectKey,
-    ) -> impl Iterator<Item = (&'a ServiceKey, &'a Live)> + use<'a> {
-        let claims = self.owned.get(owner).map(|owned| owned.claims.iter());
-        claims
-            .into_iter()
-            .flatten()
-            .filter_map(|key| self.frontends.get_key_value(key))
-    }
-
-    /// Id, target and flags of every backend.
-    pub fn backends(&self) -> impl Iterator<Item = (BackendId, Target, u8)> + '_ {
-        self.backends.iter()
-    }
-
-    pub fn backend(&self, id: BackendId) -> Option<(Target, u8)> {
-        Some((self.backends.target(id)?, self.backends.flags_written(id)?))
-    }
-
-    pub fn backend_count(&self) -> usize {
-        self.backends.len()
-    }
-
-    pub fn is_synced(&self) -> bool {
-        self.synced
-    }
-
-    /// How many ports and addresses are left out, by reason.
-    pub fn ignored(&self) -> BTreeMap<Ignored, usize> {
-        let mut all = BTreeMap::new();
-        for ignored in self.owned.values().flat_map(|owned| owned.ignored.iter()) {
-            *all.entry(*ignored).or_default() += 1;
-        }
-        all
-    }
-
-    /// What is left out of one service.
-    pub fn ignored_of(&self, owner: &ObjectKey) -> &[Ignored] {
-        self.owned.get(owner).map_or(&[], |owned| &owned.ignored)
-    }
-
-    /// Addresses that a service asks for and another has, with the one that has it.
-    pub fn conflicts_of(&self, owner: &ObjectKey) -> Vec<(ServiceKey, Option<&ObjectKey>)> {
-        let waits_for = self
-            .owned
-            .get(owner)
-            .map_or(&[][..], |owned| &owned.waits_for);
-        waits_for
-            .iter()
-            .map(|key| {
-                (
-                    *key,
-                    self.frontends.get(key).and_then(|live| live.owner.as_ref()),
-                )
-            })
-            .collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use agent_ebpf::abi::ServiceKey;
+use agent_ebpf::abi::{ServiceKey, SlotKey};
 
 use super::super::testing::*;
 use super::*;

@@ -22,7 +22,6 @@ use jiff::{SignedDuration, Timestamp};
 use rustls::RootCertStore;
 use rustls::server::{ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -60,16 +59,15 @@ pub struct KubeletApi {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
-/// How callers are checked and the server shows itself. `authority` is the cluster's CA in PEM.
+/// How callers are checked and the server shows itself. `authorities` are the cluster's CA certificates.
 pub fn tls_config(
-    authority: &[u8],
+    authorities: &[CertificateDer<'static>],
     certificate: Arc<dyn ResolvesServerCert>,
 ) -> Result<rustls::ServerConfig, HttpsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(authority) {
-        let certificate = certificate.map_err(|error| HttpsError::Authority(error.to_string()))?;
+    for certificate in authorities {
         roots
-            .add(certificate)
+            .add(certificate.clone())
             .map_err(|error| HttpsError::Authority(error.to_string()))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -15,6 +15,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::present;
+use crate::chain::chain;
 use crate::cluster::{Cluster, Name, ObjectKey};
 use crate::dataplane::{Feature, MapError, MapRow, MapSummary, Maps, Totals};
 use crate::introspection as api;
@@ -157,12 +158,8 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// The error with its causes in one line, as the command prints it.
 fn map_status(error: &MapError) -> Status {
-    let source = std::error::Error::source(error)
-        .map(|source| format!(": {source}"))
-        .unwrap_or_default();
-    let text = format!("{error}{source}");
+    let text = chain(error);
     match error {
         MapError::Unknown { .. } => Status::not_found(text),
         _ => Status::internal(text),

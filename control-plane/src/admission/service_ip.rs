@@ -3,15 +3,20 @@
 //! What is in use is rebuilt from the Services themselves at start and followed through the cache, so nothing else has to
 //! be stored. What a running request takes is reserved at once and given back if the request fails.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+mod pool;
+#[cfg(test)]
+mod tests;
+
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use ipnet::Ipv4Net;
 use rand::Rng;
 use serde_json::{Value, json};
+
+pub use pool::Held;
+use pool::{Holding, Pool, Pools, lock};
 
 use super::Review;
 use crate::api::error::ApiError;
@@ -21,130 +26,10 @@ use crate::store::cache::{Cache, Change, Freshness, ReadError};
 /// Where node ports come from, as upstream.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
-/// Things that are given to one holder at a time. A holder is a Service, by `namespace/name`.
-#[derive(Debug)]
-struct Pool<T> {
-    holders: HashMap<T, String>,
-}
-
-impl<T: Copy + Eq + Hash> Pool<T> {
-    fn new() -> Self {
-        Pool {
-            holders: HashMap::new(),
-        }
-    }
-
-    /// Takes `item` if nobody has it.
-    fn claim_free(&mut self, item: T, holder: &str) -> bool {
-        let free = !self.holders.contains_key(&item);
-        if free {
-            self.holders.insert(item, holder.to_owned());
-        }
-        free
-    }
-
-    /// Takes note that `holder` has `item`. The first to have it keeps it.
-    fn note(&mut self, item: T, holder: &str) {
-        self.holders
-            .entry(item)
-            .or_insert_with(|| holder.to_owned());
-    }
-
-    /// Takes the first free one of `size` candidates, beginning at `start` and going around.
-    fn take(
-        &mut self,
-        holder: &str,
-        start: u32,
-        size: u32,
-        candidate: impl Fn(u32) -> T,
-    ) -> Option<T> {
-        let free = (0..size)
-            .map(|step| candidate((start + step) % size))
-            .find(|item| !self.holders.contains_key(item))?;
-        self.holders.insert(free, holder.to_owned());
-        Some(free)
-    }
-
-    fn release(&mut self, item: T, holder: &str) {
-        if self.holders.get(&item).is_some_and(|h| h == holder) {
-            self.holders.remove(&item);
-        }
-    }
-}
-
-/// Addresses and ports that one Service has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Holding {
-    addresses: Vec<Ipv4Addr>,
-    ports: Vec<(u16, &'static str)>,
-}
-
-#[derive(Debug)]
-struct Pools {
-    addresses: Pool<Ipv4Addr>,
-    /// A port may serve TCP for one Service and UDP for another.
-    ports: Pool<(u16, &'static str)>,
-}
-
 /// The pools of a cluster.
 pub struct ServiceAddresses {
     range: Ipv4Net,
     pools: Arc<Mutex<Pools>>,
-}
-
-/// What a request took. It is given back when this is dropped, unless [`Held::keep`] is called.
-#[must_use]
-pub struct Held {
-    pools: Option<Arc<Mutex<Pools>>>,
-    holder: String,
-    taken: Holding,
-}
-
-impl Held {
-    pub fn nothing() -> Self {
-        Held {
-            pools: None,
-            holder: String::new(),
-            taken: Holding::default(),
-        }
-    }
-
-    /// The write succeeded.
-    pub fn keep(mut self) {
-        self.pools = None;
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(pools) = &self.pools {
-            lock(pools).release(&self.taken, &self.holder);
-        }
-    }
-}
-
-fn lock(pools: &Mutex<Pools>) -> std::sync::MutexGuard<'_, Pools> {
-    pools.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Pools {
-    fn release(&mut self, holding: &Holding, holder: &str) {
-        for address in &holding.addresses {
-            self.addresses.release(*address, holder);
-        }
-        for port in &holding.ports {
-            self.ports.release(*port, holder);
-        }
-    }
-
-    fn note(&mut self, holding: &Holding, holder: &str) {
-        for address in &holding.addresses {
-            self.addresses.note(*address, holder);
-        }
-        for port in &holding.ports {
-            self.ports.note(*port, holder);
-        }
-    }
 }
 
 impl ServiceAddresses {
@@ -159,16 +44,15 @@ impl ServiceAddresses {
         })
     }
 
-    /// Takes note of what the stored Services hold, then follows their changes in a task of its own until the cache ends.
+    /// Takes note of what the stored Services hold, then follows their changes in a task of its own.
     pub async fn follow(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), ReadError> {
         let revision = self.adopt(cache).await?;
-        let (this, cache) = (Arc::clone(self), Arc::downgrade(cache));
+        let (this, cache) = (Arc::clone(self), Arc::clone(cache));
         tokio::spawn(async move {
             let mut after = Some(revision);
-            while let Some(cache) = cache.upgrade() {
+            loop {
                 match cache.watch(PREFIX, after) {
                     Ok(mut changes) => {
-                        drop(cache);
                         while let Some(change) = changes.next().await {
                             this.note(&change);
                             after = Some(change.revision());
@@ -244,7 +128,7 @@ impl ServiceAddresses {
         drop(pools);
         match outcome {
             Ok(()) => Ok(held),
-            Err(error) => Err(ApiError::invalid("", "Service", &name, &[error])),
+            Err(error) => Err(ApiError::invalid("", "Service", &name, &[*error])),
         }
     }
 
@@ -254,7 +138,7 @@ impl ServiceAddresses {
         service: &mut Value,
         before: &Holding,
         held: &mut Held,
-    ) -> Result<(), FieldError> {
+    ) -> Result<(), Box<FieldError>> {
         let spec = &mut service["spec"];
         if spec["type"] == "ExternalName" {
             return Ok(());
@@ -339,7 +223,7 @@ fn give_ports(
     service: &mut Value,
     before: &Holding,
     held: &mut Held,
-) -> Result<(), FieldError> {
+) -> Result<(), Box<FieldError>> {
     let spec = &mut service["spec"];
     let wants_ports = match spec["type"].as_str() {
         Some("NodePort") => true,
@@ -454,13 +338,13 @@ fn protocol(port: &Value) -> &'static str {
     }
 }
 
-fn wrong(path: &str, value: Value, detail: &str) -> FieldError {
-    FieldError {
+fn wrong(path: &str, value: Value, detail: &str) -> Box<FieldError> {
+    Box::new(FieldError {
         path: path.into(),
         reason: FieldErrorReason::Invalid,
         value: Some(value),
         detail: detail.into(),
-    }
+    })
 }
 
 const PREFIX: &str = "/registry/services/";
@@ -490,141 +374,5 @@ fn holding_of(spec: &Value) -> Holding {
     Holding {
         addresses: addresses.into_iter().collect(),
         ports: ports.collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::admission::Operation;
-    use crate::auth::User;
-    use crate::resources;
-
-    fn admit(
-        addresses: &ServiceAddresses,
-        service: &mut Value,
-        old: Option<&Value>,
-    ) -> Result<Held, String> {
-        let user = User::anonymous();
-        let review = Review {
-            user: &user,
-            kind: resources::find("", "v1", "services").expect("a kind"),
-            namespace: "default",
-            operation: if old.is_some() {
-                Operation::Update
-            } else {
-                Operation::Create
-            },
-            subresource: "",
-            dry_run: false,
-        };
-        addresses
-            .admit(&review, service, old)
-            .map_err(|e| e.message)
-    }
-
-    fn service(name: &str, spec: Value) -> Value {
-        json!({"metadata": {"name": name}, "spec": spec})
-    }
-
-    #[test]
-    fn addresses_are_unique_until_the_range_is_full() {
-        // Five usable after the network's and the broadcast address; one more than the six hosts must fail.
-        let addresses = ServiceAddresses::new("10.96.0.0/29".parse().expect("a range"));
-        let mut seen = std::collections::HashSet::new();
-        for at in 0..6 {
-            let mut s = service(&format!("s{at}"), json!({"type": "ClusterIP"}));
-            admit(&addresses, &mut s, None).expect("an address").keep();
-            assert!(seen.insert(s["spec"]["clusterIP"].to_string()));
-            assert_eq!(s["spec"]["clusterIPs"][0], s["spec"]["clusterIP"]);
-        }
-        let mut one_more = service("x", json!({"type": "ClusterIP"}));
-        assert!(
-            admit(&addresses, &mut one_more, None)
-                .err()
-                .expect("full")
-                .contains("range is full")
-        );
-    }
-
-    #[test]
-    fn what_a_failed_request_took_comes_back() {
-        let addresses = ServiceAddresses::new("10.96.0.0/30".parse().expect("a range"));
-        for _ in 0..5 {
-            let mut s = service("s", json!({"type": "NodePort", "ports": [{"port": 80}]}));
-            drop(admit(&addresses, &mut s, None).expect("an address"));
-        }
-        assert!(lock(&addresses.pools).addresses.holders.is_empty());
-        assert!(lock(&addresses.pools).ports.holders.is_empty());
-    }
-
-    #[test]
-    fn asked_addresses_must_be_in_range_and_free() {
-        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
-        let mut first = service("a", json!({"type": "ClusterIP", "clusterIP": "10.96.0.10"}));
-        admit(&addresses, &mut first, None).expect("free").keep();
-        for (ip, why) in [
-            ("10.96.0.10", "already allocated"),
-            ("192.168.0.1", "not in the valid range"),
-            ("x", "valid IP"),
-        ] {
-            let mut s = service("b", json!({"type": "ClusterIP", "clusterIP": ip}));
-            assert!(
-                admit(&addresses, &mut s, None)
-                    .err()
-                    .expect("refused")
-                    .contains(why),
-                "{ip}"
-            );
-        }
-    }
-
-    #[test]
-    fn headless_and_external_services_get_nothing() {
-        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
-        let mut headless = service("a", json!({"type": "ClusterIP", "clusterIP": "None"}));
-        admit(&addresses, &mut headless, None)
-            .expect("admitted")
-            .keep();
-        assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
-        let mut external = service("b", json!({"type": "ExternalName", "externalName": "x.y"}));
-        admit(&addresses, &mut external, None)
-            .expect("admitted")
-            .keep();
-        assert!(external["spec"].get("clusterIP").is_none());
-    }
-
-    #[test]
-    fn an_update_keeps_address_and_node_ports() {
-        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
-        let mut old = service(
-            "a",
-            json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}),
-        );
-        admit(&addresses, &mut old, None).expect("admitted").keep();
-        assert_eq!(
-            old["spec"]["ports"][0]["nodePort"],
-            old["spec"]["ports"][1]["nodePort"]
-        );
-        let mut new = service(
-            "a",
-            json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "UDP"}]}),
-        );
-        admit(&addresses, &mut new, Some(&old))
-            .expect("admitted")
-            .keep();
-        assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
-        assert_eq!(
-            new["spec"]["ports"][0]["nodePort"],
-            old["spec"]["ports"][1]["nodePort"]
-        );
-        let mut plain = service(
-            "a",
-            json!({"type": "ClusterIP", "ports": [{"port": 53, "protocol": "UDP"}]}),
-        );
-        admit(&addresses, &mut plain, Some(&new))
-            .expect("admitted")
-            .keep();
-        assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
     }
 }

@@ -14,7 +14,7 @@ pub struct ApiError {
     pub reason: &'static str,
     pub message: String,
     /// `Status.details`; null when there is nothing to add.
-    pub details: Value,
+    pub details: Box<Value>,
     /// Seconds after which it is worth trying again.
     pub retry_after: Option<u32>,
 }
@@ -25,13 +25,13 @@ impl ApiError {
             code,
             reason,
             message: message.into(),
-            details: Value::Null,
+            details: Box::default(),
             retry_after: None,
         }
     }
 
     fn about(mut self, kind: &Kind, name: &str) -> Self {
-        self.details = details(kind.group, kind.plural, name);
+        self.details = Box::new(details(kind.group, kind.plural, name));
         self
     }
 
@@ -51,7 +51,7 @@ impl ApiError {
             "NotFound",
             "the server could not find the requested resource",
         );
-        error.details = json!({});
+        error.details = Box::new(json!({}));
         error
     }
 
@@ -111,7 +111,7 @@ impl ApiError {
         details["causes"] = Value::Array(causes);
         let message = format!("{qualified} \"{name}\" is invalid: {what}");
         let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
-        error.details = details;
+        error.details = Box::new(details);
         error
     }
 
@@ -139,7 +139,7 @@ impl ApiError {
             "Forbidden",
             format!("{subject} is forbidden: {why}"),
         );
-        error.details = details(group, resource, name);
+        error.details = Box::new(details(group, resource, name));
         error
     }
 
@@ -150,7 +150,7 @@ impl ApiError {
             "Forbidden",
             format!("forbidden: User \"{user}\" cannot {verb} path \"{path}\""),
         );
-        error.details = json!({});
+        error.details = Box::new(json!({}));
         error
     }
 
@@ -198,10 +198,10 @@ impl ApiError {
             "Timeout",
             format!("Too large resource version: {asked}, current: {current}"),
         );
-        error.details = json!({
+        error.details = Box::new(json!({
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
             "retryAfterSeconds": 1,
-        });
+        }));
         error.retry_after = Some(1);
         error
     }
@@ -216,7 +216,7 @@ impl ApiError {
             "TooManyRequests",
             "Too many requests, please try again later.",
         );
-        error.details = json!({"retryAfterSeconds": 1});
+        error.details = Box::new(json!({"retryAfterSeconds": 1}));
         error.retry_after = Some(1);
         error
     }
@@ -240,7 +240,7 @@ impl ApiError {
     /// With one cause more in its details.
     pub fn with_cause(mut self, reason: &str, message: &str) -> Self {
         if !self.details.is_object() {
-            self.details = json!({});
+            self.details = Box::new(json!({}));
         }
         self.details["causes"] = json!([{"reason": reason, "message": message}]);
         self
@@ -257,7 +257,7 @@ impl ApiError {
             "reason": self.reason,
         });
         if !self.details.is_null() {
-            status["details"] = self.details.clone();
+            status["details"] = Value::clone(&self.details);
         }
         status["code"] = json!(self.code.as_u16());
         status

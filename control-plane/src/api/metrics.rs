@@ -1,12 +1,10 @@
 //! The server's own metrics, in Prometheus' text format.
 
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
@@ -28,7 +26,6 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<VerbLabels, Histogram>,
-    pub watches: Gauge<i64, AtomicI64>,
 }
 
 impl Default for Metrics {
@@ -45,20 +42,13 @@ impl Default for Metrics {
         });
         registry.register(
             "apiserver_request_duration_seconds",
-            "Seconds until the answer's first byte; watches are not in it",
+            "Seconds until the answer's first byte; a watch's is not in it",
             durations.clone(),
-        );
-        let watches = Gauge::default();
-        registry.register(
-            "apiserver_longrunning_requests",
-            "Watches that are open",
-            watches.clone(),
         );
         Metrics {
             registry,
             requests,
             durations,
-            watches,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The way of a request: authenticate, authorize, then to the verb that its target asks for.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -19,10 +19,12 @@ use super::discovery;
 use super::error::ApiError;
 use super::health;
 use super::log;
+use super::openapi;
 use super::present;
 use super::registry::Through;
 use super::request::{self, Query, ResourceRequest, Target};
 use super::scale;
+use super::selectors::FieldSelector;
 use super::server::PeerCertificate;
 use super::subresources;
 use super::verbs::{self, Input};
@@ -32,6 +34,9 @@ use crate::resources::{self, Kind, Subresource};
 /// The Kubernetes version whose API this server speaks.
 const MAJOR: &str = "1";
 const MINOR: &str = "34";
+
+/// How long a request may take until its answer begins. Reading its body is part of it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers smaller than this are not worth compressing, in bytes.
 const COMPRESS_ABOVE: u64 = 128 * 1024;
@@ -98,6 +103,13 @@ async fn answer(State(api): State<Arc<Api>>, request: Request) -> Response {
     response
 }
 
+fn out_of_time() -> ApiError {
+    ApiError::timeout(format!(
+        "request did not complete within the allotted timeout of {} seconds",
+        PATIENCE.as_secs()
+    ))
+}
+
 /// What metrics call a request: its verb and its resource.
 type Labels = (&'static str, &'static str);
 
@@ -121,7 +133,12 @@ async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiErro
                 Err(error) => Err(error),
                 // The slot is held until the answer begins: a watch does not keep one.
                 Ok(_slot) => match kind {
-                    Some(kind) => serve_resource(api, &user, kind, target, &query, request).await,
+                    Some(kind) => {
+                        let work = serve_resource(api, &user, kind, target, &query, request);
+                        tokio::time::timeout(PATIENCE, work)
+                            .await
+                            .unwrap_or_else(|_| Err(out_of_time()))
+                    }
                     None => Err(ApiError::no_route()),
                 },
             };
@@ -145,13 +162,24 @@ fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
 }
 
 fn authorize(user: &User, target: &ResourceRequest, query: &Query) -> Result<(), ApiError> {
+    // A list or watch of one object by its name is a request for that object.
+    let selector = FieldSelector::parse(query.get("fieldSelector")).unwrap_or_default();
+    let selected = match target.verb {
+        "list" | "watch" => selector.required("metadata.name").unwrap_or_default(),
+        _ => "",
+    };
+    let name = if target.name.is_empty() {
+        selected
+    } else {
+        &target.name
+    };
     let attributes = Attributes {
         verb: target.verb,
         group: &target.group,
         resource: &target.resource,
         subresource: &target.subresource,
         namespace: &target.namespace,
-        name: &target.name,
+        name,
         field_selector: query.get("fieldSelector"),
         path: "",
     };
@@ -287,6 +315,7 @@ async fn serve_path(
         ["api" | "apis"] if discovery::aggregated_version(request.headers()).is_some() => {
             return Ok(aggregated(&request, parts[0] == "api"));
         }
+        ["openapi", path @ ..] => return openapi_document(path, request.headers()).await,
         ["api"] => Some(discovery::core_versions(&api.advertised)),
         ["apis"] => Some(discovery::group_list()),
         ["api", version] => discovery::resource_list("", version),
@@ -300,6 +329,35 @@ async fn serve_path(
     let found = found.ok_or_else(ApiError::no_route)?;
     content::require_json(request.headers())?;
     Ok(present::value(StatusCode::OK, &found))
+}
+
+async fn openapi_document(path: &[&str], headers: &http::HeaderMap) -> Result<Response, ApiError> {
+    let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned();
+    // Making a document takes long enough to hold up others.
+    let document = tokio::task::spawn_blocking(move || {
+        openapi::answer(
+            &path.iter().map(String::as_str).collect::<Vec<_>>(),
+            &accept,
+        )
+    })
+    .await
+    .map_err(|e| ApiError::internal(e.to_string()))?
+    .ok_or_else(ApiError::no_route)?;
+    let mut response = Response::new(Body::from(document.body));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(document.content_type),
+    );
+    if let Ok(etag) = HeaderValue::from_str(&format!("\"{}\"", document.etag)) {
+        headers.insert(header::ETAG, etag);
+    }
+    Ok(response)
 }
 
 fn aggregated(request: &Request, core: bool) -> Response {

@@ -43,7 +43,8 @@ impl Error {
         match status.code {
             409 if status.reason == "Conflict" => Retry::AtOnce,
             404 => Retry::Never,
-            // A namespace that terminates or a quota that is full: asking often helps nobody.
+            403 if is_namespace_going(status) => Retry::Never,
+            // A quota that is full or a template that is wrong: asking often helps nobody.
             403 | 422 => Retry::BackOff {
                 first: Duration::from_secs(1),
             },
@@ -52,6 +53,13 @@ impl Error {
             },
         }
     }
+}
+
+fn is_namespace_going(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;

@@ -40,8 +40,6 @@ pub struct ControllersConfig {
     pub node_grace_period: Duration,
     /// Pods of a Node that is deleted are removed after this, if it has not come back.
     pub orphan_quarantine: Duration,
-    /// How long a pod that says nothing about it stays on a node that is not ready or unreachable.
-    pub default_toleration: Duration,
     /// Events go after this.
     pub event_ttl: Duration,
     pub signer: Signer,
@@ -52,7 +50,6 @@ impl ControllersConfig {
     pub fn new(pod_cidr: IpNet, signer: Signer) -> Self {
         let grace = Duration::from_secs(40);
         Self {
-            default_toleration: Duration::from_secs(300),
             event_ttl: Duration::from_secs(3600),
             pod_cidr,
             node_grace_period: grace,

@@ -18,7 +18,9 @@ use crate::resources::{Kind, kinds};
 use definitions::Dialect;
 
 /// The content type of [`v2_protobuf`].
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// What older clients ask for; as a content type they could not read it.
+const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// A document as it goes on the wire.
 #[derive(Clone, Debug)]
@@ -54,6 +56,23 @@ fn place(kind: &Kind) -> String {
     match kind.group {
         "" => format!("api/{}", kind.version),
         group => format!("apis/{group}/{}", kind.version),
+    }
+}
+
+/// The document at a path below `/openapi`, in a form that the `Accept` header names.
+pub fn answer(path: &[&str], accept: &str) -> Option<Document> {
+    match path {
+        ["v2"]
+            if [V2_PROTOBUF, V2_PROTOBUF_ASKED]
+                .iter()
+                .any(|form| accept.contains(form)) =>
+        {
+            Some(v2_protobuf())
+        }
+        ["v2"] => Some(v2_json()),
+        ["v3"] => Some(v3_index()),
+        ["v3", place @ ..] => v3_document(&place.join("/")),
+        _ => None,
     }
 }
 

@@ -128,6 +128,20 @@ fn merge_keys_are_of_fields_that_there_are() {
 }
 
 #[test]
+fn clients_get_the_form_they_ask_for() {
+    for asked in [V2_PROTOBUF, V2_PROTOBUF_ASKED] {
+        assert_eq!(answer(&["v2"], asked).unwrap().content_type, V2_PROTOBUF);
+    }
+    assert_eq!(
+        answer(&["v2"], "*/*").unwrap().content_type,
+        "application/json"
+    );
+    assert!(answer(&["v3", "apis", "apps", "v1"], "").is_some());
+    assert!(answer(&["v3", "apis", "none", "v1"], "").is_none());
+    assert!(answer(&["v4"], "").is_none());
+}
+
+#[test]
 fn protobuf_and_json_say_the_same() {
     let message = protobuf::Document::decode(v2_protobuf().body).unwrap();
     let json = v2();

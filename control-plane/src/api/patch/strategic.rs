@@ -233,7 +233,8 @@ fn merge_lists(
     match order {
         Some(Value::Array(order)) => Ok(ordered(merged, order, &before, merge.key())),
         Some(_) => Err(wrong(path, "the order of elements is not a list")),
-        None => Ok(merged),
+        // Without one, the patch itself is an order: what it brings along comes before what only the server knows.
+        None => Ok(ordered(merged, change, &before, merge.key())),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, Taint};
 use k8s_openapi::jiff::Timestamp;
 
-use super::health::{NO_EXECUTE, NOT_READY, UNREACHABLE};
+use super::health::NO_EXECUTE;
 use crate::scheduler::tolerates;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,9 +15,8 @@ pub(super) enum Stay {
     Over,
 }
 
-/// How long the pod may stay under these taints. `default` is for a pod that says nothing about a node that is not ready or
-/// unreachable: upstream's admission writes it into every pod, but not every pod came by there.
-pub(super) fn stay(pod: &Pod, taints: &[Taint], default: Duration, now: Timestamp) -> Stay {
+/// How long the pod may stay under these taints.
+pub(super) fn stay(pod: &Pod, taints: &[Taint], now: Timestamp) -> Stay {
     let tolerations = pod
         .spec
         .as_ref()
@@ -29,19 +28,16 @@ pub(super) fn stay(pod: &Pod, taints: &[Taint], default: Duration, now: Timestam
             .iter()
             .filter(|toleration| tolerates(std::slice::from_ref(toleration), taint))
             .collect();
-        let limit = if !tolerating.is_empty() {
-            // Of several tolerations the shortest counts; one without a time sets no limit.
-            let seconds = tolerating
-                .iter()
-                .filter_map(|toleration| toleration.toleration_seconds)
-                .min();
-            seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
-        } else if [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) {
-            Some(default)
-        } else {
+        if tolerating.is_empty() {
             return Stay::Over;
-        };
-        let Some(limit) = limit else { continue };
+        }
+        // Of several tolerations the shortest counts; one without a time sets no limit.
+        let seconds = tolerating
+            .iter()
+            .filter_map(|toleration| toleration.toleration_seconds)
+            .min();
+        let Some(seconds) = seconds else { continue };
+        let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
         let since = taint.time_added.as_ref().map_or(now, |time| time.0);
         let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
         let left = limit.saturating_sub(passed);

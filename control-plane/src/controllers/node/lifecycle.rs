@@ -235,7 +235,7 @@ impl Controller {
             .iter()
             .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !has_ended(pod))
         {
-            match stay(pod, taints, self.context.config.default_toleration, now) {
+            match stay(pod, taints, now) {
                 Stay::ForEver => {}
                 Stay::For(left) => {
                     next = Some(next.map_or(left, |known: Duration| known.min(left)))

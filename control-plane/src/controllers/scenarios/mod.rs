@@ -54,7 +54,7 @@ impl Drop for Cluster {
 impl Cluster {
     async fn new(nodes: &[&str]) -> Self {
         let _ = tracing_subscriber::fmt()
-            .with_env_filter("kernelet_control_plane=warn")
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
         let dir = tempfile::tempdir().unwrap();
@@ -107,7 +107,6 @@ impl Cluster {
         let mut config = ControllersConfig::new("10.244.0.0/16".parse().unwrap(), signer);
         config.node_grace_period = Duration::from_secs(4);
         config.orphan_quarantine = Duration::from_millis(200);
-        config.default_toleration = Duration::from_secs(1);
         cluster.start(config);
         cluster
     }
@@ -148,10 +147,11 @@ impl Cluster {
         self.silent.lock().unwrap().remove(name);
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
         let (client, silent, shutdown) = (leases, self.silent.clone(), self.shutdown.clone());
-        let name = name.to_owned();
+        let (name, nodes) = (name.to_owned(), api);
         tokio::spawn(async move {
             while !shutdown.is_cancelled() && !silent.lock().unwrap().contains(&name) {
                 renew(&client, &name).await;
+                report_ready(&nodes, &name).await;
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         });
@@ -191,6 +191,28 @@ impl Cluster {
 fn now() -> serde_json::Value {
     let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
     json!(now.to_string())
+}
+
+/// A node that was taken to be gone, and is not, says so.
+async fn report_ready(nodes: &Api<Node>, name: &str) {
+    let Ok(node) = nodes.get(name).await else {
+        return;
+    };
+    let conditions = node
+        .status
+        .unwrap_or_default()
+        .conditions
+        .unwrap_or_default();
+    if conditions
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
+    {
+        let ready = json!({"type": "Ready", "status": "True", "lastHeartbeatTime": now(), "lastTransitionTime": now()});
+        let status = json!({"status": {"conditions": [ready]}});
+        let _ = nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(status))
+            .await;
+    }
 }
 
 async fn renew(api: &Api<Lease>, name: &str) {

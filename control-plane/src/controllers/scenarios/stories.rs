@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, ResourceExt};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::{Value, json};
 
 use super::{Cluster, list, until};
@@ -228,7 +228,11 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_when_there_is_room() {
 async fn a_silent_nodes_pods_leave_the_service_and_are_replaced_and_it_may_come_back() {
     let cluster = Cluster::new(&["n1", "n2"]).await;
     cluster.apply::<Service>(service()).await;
-    cluster.apply::<Deployment>(deployment(4, "good")).await;
+    let mut impatient = deployment(4, "good");
+    impatient["spec"]["template"]["spec"]["tolerations"] = json!([{
+        "key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1,
+    }]);
+    cluster.apply::<Deployment>(impatient).await;
     until("all serve", || async {
         (ready_endpoints(&cluster).await.len() == 4).then_some(())
     })
@@ -319,4 +323,124 @@ async fn the_time_from_ready_to_endpoint_is_short() {
     })
     .await;
     println!("from ready to endpoint in {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleting_a_deployment_takes_everything_below_it_or_nothing() {
+    let cluster = Cluster::new(&["n1"]).await;
+    let deployments = cluster.default_namespace::<Deployment>();
+    let sets = cluster.default_namespace::<ReplicaSet>();
+    let pods = cluster.default_namespace::<Pod>();
+
+    cluster.apply::<Deployment>(deployment(2, "good")).await;
+    rolled_out(&cluster, 2).await;
+    deployments
+        .delete("web", &DeleteParams::orphan())
+        .await
+        .unwrap();
+    until("only the Deployment is gone", || async {
+        let sets = list(&sets, "").await;
+        let freed = sets.len() == 1 && sets[0].owner_references().is_empty();
+        (freed && deployments.get_opt("web").await.unwrap().is_none()).then_some(())
+    })
+    .await;
+    assert_eq!(list(&pods, "app=web").await.len(), 2);
+
+    cluster.apply::<Deployment>(deployment(2, "good")).await;
+    until("the ReplicaSet is taken in again", || async {
+        let sets = list(&sets, "").await;
+        (sets.len() == 1 && !sets[0].owner_references().is_empty()).then_some(())
+    })
+    .await;
+    rolled_out(&cluster, 2).await;
+    deployments
+        .delete("web", &DeleteParams::background())
+        .await
+        .unwrap();
+    until("all is gone", || async {
+        (list(&sets, "").await.is_empty() && list(&pods, "app=web").await.is_empty()).then_some(())
+    })
+    .await;
+
+    cluster.apply::<Deployment>(deployment(2, "good")).await;
+    rolled_out(&cluster, 2).await;
+    deployments
+        .delete("web", &DeleteParams::foreground())
+        .await
+        .unwrap();
+    until("the Deployment is gone", || async {
+        deployments
+            .get_opt("web")
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    })
+    .await;
+    assert!(
+        list(&sets, "").await.is_empty() && list(&pods, "app=web").await.is_empty(),
+        "it went last"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_gets_its_account_and_goes_with_all_that_is_in_it() {
+    let cluster = Cluster::new(&["n1"]).await;
+    let namespaces = cluster.cluster_wide::<Namespace>();
+    let namespace: Namespace =
+        serde_json::from_value(json!({"metadata": {"name": "team"}})).unwrap();
+    namespaces
+        .create(&PostParams::default(), &namespace)
+        .await
+        .unwrap();
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), "team");
+    until("it has an account", || async {
+        accounts.get_opt("default").await.unwrap()
+    })
+    .await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "team");
+    let map: ConfigMap = serde_json::from_value(
+        json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}}),
+    )
+    .unwrap();
+    maps.create(&PostParams::default(), &map).await.unwrap();
+    let deployment: Deployment = serde_json::from_value(deployment(2, "good")).unwrap();
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), "team");
+    deployments
+        .create(&PostParams::default(), &deployment)
+        .await
+        .unwrap();
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "team");
+    until("its pods run", || async {
+        (list(&pods, "").await.len() == 2).then_some(())
+    })
+    .await;
+
+    namespaces
+        .delete("team", &DeleteParams::default())
+        .await
+        .unwrap();
+    let message = until("it says what holds it", || async {
+        let conditions = namespaces.get("team").await.unwrap().status?.conditions?;
+        conditions
+            .into_iter()
+            .find(|it| it.type_ == "NamespaceFinalizersRemaining")?
+            .message
+    })
+    .await;
+    assert!(message.contains("example.com/hold"), "{message}");
+    let free = json!({"metadata": {"finalizers": null}});
+    maps.patch("held", &PatchParams::default(), &Patch::Merge(free))
+        .await
+        .unwrap();
+    until("it is gone", || async {
+        namespaces
+            .get_opt("team")
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    })
+    .await;
+    assert!(list(&pods, "").await.is_empty());
 }

@@ -49,10 +49,9 @@ impl Handle {
     pub(super) fn begin_write(&self) -> Result<redb::WriteTransaction, redb::Error> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let database = database.as_ref().ok_or(redb::Error::DatabaseClosed)?;
-        let mut transaction = database.begin_write()?;
-        // Without it, an open after kill -9 would read the whole file.
-        transaction.set_quick_repair(true);
-        Ok(transaction)
+        // A plain commit flushes once. redb's quick repair would flush twice, at every write, to spare an open after kill -9
+        // the reading of the file.
+        Ok(database.begin_write()?)
     }
 
     pub(super) fn read(&self) -> Result<ReadTables, redb::Error> {
@@ -66,7 +65,7 @@ impl Handle {
     pub(super) fn recovering<T>(
         &self,
         write: impl Fn() -> Result<T, redb::Error>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, redb::Error> {
         let result = write();
         let unusable = |e: &redb::Error| {
             matches!(
@@ -90,7 +89,7 @@ impl Handle {
                 }
             }
         }
-        result.map_err(|error| failed(&error))
+        result
     }
 }
 
@@ -120,8 +119,7 @@ fn open(path: &Path) -> Result<Database, OpenError> {
                 reason: other.to_string(),
             },
         })?;
-    // Readers need the tables to be there.
-    create_tables(&database).map_err(|error| match error {
+    ensure_tables(&database).map_err(|error| match error {
         redb::Error::Io(source) => from_io(path, source),
         other => OpenError::Corrupt {
             path: path_buf(),
@@ -131,7 +129,12 @@ fn open(path: &Path) -> Result<Database, OpenError> {
     Ok(database)
 }
 
-fn create_tables(database: &Database) -> Result<(), redb::Error> {
+/// Makes the tables of a new file: readers need them to be there.
+fn ensure_tables(database: &Database) -> Result<(), redb::Error> {
+    match ReadTables::open(&database.begin_read()?) {
+        Err(redb::Error::TableDoesNotExist(_)) => {}
+        found => return found.map(drop),
+    }
     let transaction = database.begin_write()?;
     WriteTables::open(&transaction)?;
     transaction.commit()?;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::database::Handle;
+use super::database::{Handle, failed};
 use super::tables::{COMPACTED, WriteTables};
 use crate::store::{Expect, Revision, StoreError};
 
@@ -43,6 +43,9 @@ pub(super) fn run(
                 Some(command) => queue.push(command),
                 None => return,
             }
+        } else if commands.is_closed() && commands.is_empty() {
+            // The next compaction takes what is left.
+            return;
         }
         while queue.len() < BATCH
             && let Ok(command) = commands.try_recv()
@@ -58,7 +61,7 @@ pub(super) fn run(
                     if matches!(done, Ok(Ok(()))) {
                         forget = forget.max(Some(to));
                     }
-                    let _ = reply.send(done.and_then(|checked| checked));
+                    let _ = reply.send(done.unwrap_or_else(|error| Err(failed(&error))));
                 }
             }
         }
@@ -118,7 +121,7 @@ fn commit(handle: &Handle, writes: Vec<Write>, newest: &watch::Sender<Revision>)
                 announce(newest, revision);
             }
             for write in writes {
-                let _ = write.reply.send(Err(StoreError::Failed(error.to_string())));
+                let _ = write.reply.send(Err(failed(&error)));
             }
         }
     }

@@ -3,6 +3,7 @@
 
 mod crash;
 mod etcd_server;
+mod faults;
 mod history;
 mod measure;
 mod model;

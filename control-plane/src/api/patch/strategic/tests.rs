@@ -26,9 +26,9 @@ fn items_are_merged_by_their_key() {
             ] })
         ),
         json!({ "containers": [
-            { "name": "a", "image": "a:2", "env": [{ "name": "X", "value": "1" }, { "name": "Y", "value": "2" }] },
-            { "name": "b" },
+            { "name": "a", "image": "a:2", "env": [{ "name": "Y", "value": "2" }, { "name": "X", "value": "1" }] },
             { "name": "c" },
+            { "name": "b" },
         ] })
     );
 }

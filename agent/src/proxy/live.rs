@@ -1,0 +1,129 @@
+//! One service address as the maps have it: its entry, its table, and who gets which share of its connections. Pure.
+
+use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceEntry, SlotKey};
+
+use super::backends::Use;
+use super::policy::{Class, Preference};
+use crate::cluster::{Name, ObjectKey};
+
+/// One service address as the maps have it.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// The service it belongs to; `None` for one that was found in the maps and nobody has claimed yet, or whose service
+    /// has gone.
+    pub owner: Option<ObjectKey>,
+    pub port_name: Name,
+    pub preference: Preference,
+    pub entry: ServiceEntry,
+    /// The backends of the live table, in the order of its slots.
+    pub slots: Box<[BackendId]>,
+    /// How many of the terminating ones, which come first among them, are on this node.
+    pub(super) terminating_local: u32,
+    /// The highest generation that was ever begun.
+    pub(super) last_generation: u32,
+    /// The rows of a table that was found with some missing: it must be written anew.
+    pub(super) broken: Option<Box<Table>>,
+}
+
+impl Live {
+    /// The class of the backend in `slot`.
+    pub fn class(&self, slot: usize) -> Class {
+        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+        let ServiceEntry {
+            local, zone, ready, ..
+        } = self.entry;
+        match slot {
+            _ if slot < local => Class::Local,
+            _ if slot < local.saturating_add(zone) => Class::Zone,
+            _ if slot < ready => Class::Rest,
+            _ => Class::Terminating,
+        }
+    }
+
+    /// The share of new connections that the backend in `slot` gets, from 0 to 1, session affinity aside. The same rules
+    /// as the kernel's `agent_ebpf::select::draw`.
+    pub fn share(&self, slot: usize) -> f64 {
+        let ServiceEntry {
+            local,
+            zone,
+            ready,
+            terminating,
+            ..
+        } = self.entry;
+        let one_of = |count: u32| 1.0 / f64::from(count);
+        let alone = local == ready || self.preference == Preference::LocalOnly;
+        let stays = match local {
+            0 => 0.0,
+            _ if alone => 1.0,
+            _ => f64::from(self.entry.local_share) / f64::from(SHARE_ONE),
+        };
+        match self.class(slot) {
+            Class::Local => stays * one_of(local),
+            Class::Zone => (1.0 - stays) * one_of(zone),
+            Class::Rest if zone > 0 => 0.0,
+            Class::Rest => (1.0 - stays) * one_of(ready - local),
+            Class::Terminating if ready > 0 => 0.0,
+            Class::Terminating => one_of(terminating),
+        }
+    }
+
+    pub(super) fn is_local(&self, slot: usize) -> bool {
+        match self.class(slot) {
+            Class::Local => true,
+            Class::Zone | Class::Rest => false,
+            Class::Terminating => slot < (self.entry.ready + self.terminating_local) as usize,
+        }
+    }
+
+    pub(super) fn uses(&self) -> impl Iterator<Item = Use> + '_ {
+        self.slots.iter().enumerate().map(|(slot, id)| Use {
+            id: *id,
+            ready: self.class(slot) != Class::Terminating,
+            local: self.is_local(slot),
+        })
+    }
+
+    pub(super) fn table(&self) -> Table {
+        if let Some(found) = &self.broken {
+            return Table::clone(found);
+        }
+        let ServiceEntry {
+            service_id,
+            generation,
+            ..
+        } = self.entry;
+        Table {
+            service_id,
+            generation,
+            rows: (0..).zip(self.slots.iter().copied()).collect(),
+        }
+    }
+}
+
+/// The rows of one generation in `BACKEND_TABLE`.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    pub(super) service_id: u32,
+    pub(super) generation: u32,
+    pub(super) rows: Box<[(u32, BackendId)]>,
+}
+
+impl Table {
+    pub(super) fn rows(&self) -> impl Iterator<Item = (SlotKey, BackendId)> + '_ {
+        let Table {
+            service_id,
+            generation,
+            ..
+        } = *self;
+        self.rows.iter().map(move |(slot, id)| {
+            (
+                SlotKey {
+                    service_id,
+                    generation,
+                    slot: *slot,
+                },
+                *id,
+            )
+        })
+    }
+}

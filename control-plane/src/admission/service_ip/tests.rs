@@ -1,0 +1,134 @@
+//! Addresses and node ports: given once, given back.
+
+use super::*;
+use crate::admission::Operation;
+use crate::auth::User;
+use crate::resources;
+
+fn admit(
+    addresses: &ServiceAddresses,
+    service: &mut Value,
+    old: Option<&Value>,
+) -> Result<Held, String> {
+    let user = User::anonymous();
+    let review = Review {
+        user: &user,
+        kind: resources::find("", "v1", "services").expect("a kind"),
+        namespace: "default",
+        operation: if old.is_some() {
+            Operation::Update
+        } else {
+            Operation::Create
+        },
+        subresource: "",
+        dry_run: false,
+    };
+    addresses
+        .admit(&review, service, old)
+        .map_err(|e| e.message)
+}
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"metadata": {"name": name}, "spec": spec})
+}
+
+#[test]
+fn addresses_are_unique_until_the_range_is_full() {
+    // Five usable after the network's and the broadcast address; one more than the six hosts must fail.
+    let addresses = ServiceAddresses::new("10.96.0.0/29".parse().expect("a range"));
+    let mut seen = std::collections::HashSet::new();
+    for at in 0..6 {
+        let mut s = service(&format!("s{at}"), json!({"type": "ClusterIP"}));
+        admit(&addresses, &mut s, None).expect("an address").keep();
+        assert!(seen.insert(s["spec"]["clusterIP"].to_string()));
+        assert_eq!(s["spec"]["clusterIPs"][0], s["spec"]["clusterIP"]);
+    }
+    let mut one_more = service("x", json!({"type": "ClusterIP"}));
+    assert!(
+        admit(&addresses, &mut one_more, None)
+            .err()
+            .expect("full")
+            .contains("range is full")
+    );
+}
+
+#[test]
+fn what_a_failed_request_took_comes_back() {
+    let addresses = ServiceAddresses::new("10.96.0.0/30".parse().expect("a range"));
+    for _ in 0..5 {
+        let mut s = service("s", json!({"type": "NodePort", "ports": [{"port": 80}]}));
+        drop(admit(&addresses, &mut s, None).expect("an address"));
+    }
+    assert!(lock(&addresses.pools).addresses.holders.is_empty());
+    assert!(lock(&addresses.pools).ports.holders.is_empty());
+}
+
+#[test]
+fn asked_addresses_must_be_in_range_and_free() {
+    let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+    let mut first = service("a", json!({"type": "ClusterIP", "clusterIP": "10.96.0.10"}));
+    admit(&addresses, &mut first, None).expect("free").keep();
+    for (ip, why) in [
+        ("10.96.0.10", "already allocated"),
+        ("192.168.0.1", "not in the valid range"),
+        ("x", "valid IP"),
+    ] {
+        let mut s = service("b", json!({"type": "ClusterIP", "clusterIP": ip}));
+        assert!(
+            admit(&addresses, &mut s, None)
+                .err()
+                .expect("refused")
+                .contains(why),
+            "{ip}"
+        );
+    }
+}
+
+#[test]
+fn headless_and_external_services_get_nothing() {
+    let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+    let mut headless = service("a", json!({"type": "ClusterIP", "clusterIP": "None"}));
+    admit(&addresses, &mut headless, None)
+        .expect("admitted")
+        .keep();
+    assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    let mut external = service("b", json!({"type": "ExternalName", "externalName": "x.y"}));
+    admit(&addresses, &mut external, None)
+        .expect("admitted")
+        .keep();
+    assert!(external["spec"].get("clusterIP").is_none());
+}
+
+#[test]
+fn an_update_keeps_address_and_node_ports() {
+    let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+    let mut old = service(
+        "a",
+        json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}),
+    );
+    admit(&addresses, &mut old, None).expect("admitted").keep();
+    assert_eq!(
+        old["spec"]["ports"][0]["nodePort"],
+        old["spec"]["ports"][1]["nodePort"]
+    );
+    let mut new = service(
+        "a",
+        json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "UDP"}]}),
+    );
+    admit(&addresses, &mut new, Some(&old))
+        .expect("admitted")
+        .keep();
+    assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
+    assert_eq!(
+        new["spec"]["ports"][0]["nodePort"],
+        old["spec"]["ports"][1]["nodePort"]
+    );
+    let mut plain = service(
+        "a",
+        json!({"type": "ClusterIP", "ports": [{"port": 53, "protocol": "UDP"}]}),
+    );
+    admit(&addresses, &mut plain, Some(&new))
+        .expect("admitted")
+        .keep();
+    assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
+}
