@@ -151,7 +151,14 @@ impl Drop for Daemon {
                 let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
             }
         }
-        let _ = cgroup::remove(&cgroup::hierarchies(&mounts), &self.cgroup());
+        // A killed process leaves its cgroup a moment later.
+        let hierarchies = cgroup::hierarchies(&mounts);
+        for _ in 0..100 {
+            if cgroup::remove(&hierarchies, &self.cgroup()).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
