@@ -282,6 +282,27 @@ impl Cluster {
             self.start(index, Program::Agent)?;
         }
         progress("nodes to be Ready");
+        self.await_nodes()
+    }
+
+    /// Waits until every worker has registered itself and is Ready.
+    fn await_nodes(&self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        let workers = usize::from(self.spec.workers);
+        loop {
+            let names = output(self.kubectl().args(["get", "nodes", "-o", "name"]))?;
+            if names.lines().count() == workers {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Timeout {
+                    what: format!("the registration of {workers} nodes"),
+                    seconds: START_LIMIT.as_secs(),
+                    hint: format!("there are: {}", names.trim().replace('\n', ", ")),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         output(self.kubectl().args([
             "wait",
             "--for=condition=Ready",
