@@ -365,7 +365,7 @@ async fn bad_input_is_explained_and_not_stored() {
             "k8s",
         )
         .await;
-    assert_eq!(protobuf.code, 415);
+    assert_eq!(protobuf.code, 400);
     assert_eq!(f.get(PODS).await.body["items"], json!([]));
 }
 
