@@ -7,16 +7,16 @@ use super::*;
 use crate::resources;
 
 /// What kubectl 1.32 sent for `create configmap conf --from-literal=k=v --from-file=bin`.
-const CONFIG_MAP: &[u8] = b"k8s\0\n\x0f\n\x02v1\x12\x09ConfigMap\x12*\n\x14\n\x04conf\x12\0\x1a\0\"\0*\02\08\0B\0\x12\n\n\x03bin\x12\x03a\0b\x12\x06\n\x01k\x12\x01v\x1a\0\"\0";
+const CONFIG_MAP: &[u8] = b"k8s\0\n\x0f\n\x02v1\x12\x09ConfigMap\x12*\n\x14\n\x04conf\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\n\n\x03bin\x12\x03a\0b\x12\x06\n\x01k\x12\x01v\x1a\0\"\0";
 
 /// The same for `create secret generic s --from-literal=p=q`.
-const SECRET: &[u8] = b"k8s\0\n\x0c\n\x02v1\x12\x06Secret\x12\x1d\n\x11\n\x01s\x12\0\x1a\0\"\0*\02\08\0B\0\x12\x06\n\x01p\x12\x01q\x1a\0\x1a\0\"\0";
+const SECRET: &[u8] = b"k8s\0\n\x0c\n\x02v1\x12\x06Secret\x12\x1d\n\x11\n\x01s\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\x06\n\x01p\x12\x01q\x1a\0\x1a\0\"\0";
 
 /// The same for `create deployment web --image=nginx:1 --replicas=0 --port=80`.
-const DEPLOYMENT: &[u8] = b"k8s\0\n\x15\n\x07apps/v1\x12\nDeployment\x12\xba\x01\n\x1f\n\x03web\x12\0\x1a\0\"\0*\02\08\0B\0Z\n\n\x03app\x12\x03web\x12\x88\x01\x08\0\x12\x0c\n\n\n\x03app\x12\x03web\x1an\n\x1c\n\0\x12\0\x1a\0\"\0*\02\08\0B\0Z\n\n\x03app\x12\x03web\x12N\x120\n\x05nginx\x12\x07nginx:1*\02\n\n\0\x10\0\x18P\"\0*\0B\0j\0r\0\x80\x01\0\x88\x01\0\x90\x01\0\xa2\x01\0\x1a\02\0B\0J\0R\0X\0`\0h\0\x82\x01\0\x8a\x01\0\x9a\x01\0\xc2\x01\0\"\x02\n\0(\08\0\x1a\x0c\x08\0\x10\0\x18\0 \0(\08\0\x1a\0\"\0";
+const DEPLOYMENT: &[u8] = b"k8s\0\n\x15\n\x07apps/v1\x12\nDeployment\x12\xba\x01\n\x1f\n\x03web\x12\0\x1a\0\"\0*\x002\x008\0B\0Z\n\n\x03app\x12\x03web\x12\x88\x01\x08\0\x12\x0c\n\n\n\x03app\x12\x03web\x1an\n\x1c\n\0\x12\0\x1a\0\"\0*\x002\x008\0B\0Z\n\n\x03app\x12\x03web\x12N\x120\n\x05nginx\x12\x07nginx:1*\x002\n\n\0\x10\0\x18P\"\0*\0B\0j\0r\0\x80\x01\0\x88\x01\0\x90\x01\0\xa2\x01\0\x1a\x002\0B\0J\0R\0X\0`\0h\0\x82\x01\0\x8a\x01\0\x9a\x01\0\xc2\x01\0\"\x02\n\0(\x008\0\x1a\x0c\x08\0\x10\0\x18\0 \0(\x008\0\x1a\0\"\0";
 
 /// The same for `create service clusterip web --tcp=80:http`.
-const SERVICE: &[u8] = b"k8s\0\n\r\n\x02v1\x12\x07Service\x12l\n\x1f\n\x03web\x12\0\x1a\0\"\0*\02\08\0B\0Z\n\n\x03app\x12\x03web\x12E\n\x1e\n\x0780-http\x12\x03TCP\x18P\"\n\x08\x01\x10\0\x1a\x04http(\0\x12\n\n\x03app\x12\x03web\x1a\0\"\x09ClusterIP:\0B\0R\0Z\0`\0h\0\x1a\x02\n\0\x1a\0\"\0";
+const SERVICE: &[u8] = b"k8s\0\n\r\n\x02v1\x12\x07Service\x12l\n\x1f\n\x03web\x12\0\x1a\0\"\0*\x002\x008\0B\0Z\n\n\x03app\x12\x03web\x12E\n\x1e\n\x0780-http\x12\x03TCP\x18P\"\n\x08\x01\x10\0\x1a\x04http(\0\x12\n\n\x03app\x12\x03web\x1a\0\"\x09ClusterIP:\0B\0R\0Z\0`\0h\0\x1a\x02\n\0\x1a\0\"\0";
 
 /// The message of a kind, packed as a client does.
 fn body(api_version: &str, kind: &str, raw: Vec<u8>) -> Vec<u8> {
