@@ -8,14 +8,14 @@
 //!
 //! The services come first and need nothing of the rest: they are served again before the node is known to anybody.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
 use ipnet::Ipv4Net;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -113,12 +113,24 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     if !rustix::process::geteuid().is_root() {
         return Err(RunError::NotRoot);
     }
+    let path = config.socket();
+    let socket = introspection::bind(&path).await?;
+    let ended = run_alone(config, socket).await;
+    // The socket says that an agent runs. One that cannot be removed is replaced by the next agent.
+    let _ = fs::remove_file(path);
+    ended
+}
+
+/// Runs the agent that holds the introspection socket: there is no other in this run directory.
+async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunError> {
     let node: Name = config.node_name().into();
-    let socket = introspection::bind(&config.socket()).await?;
     let probe = dataplane::probe(config.cgroup_root.as_deref())?;
     let node_client = NodeClient::load(&config.kubeconfig()).await?;
     let address = node_address(&config, &node_client)?;
     let client = node_client.client();
+    // Before anything is put into the kernel: what may fail because of others leaves nothing there.
+    let kubelet = listen(SocketAddr::new(address.into(), KUBELET_PORT)).await?;
+    let fresh = !config.bpf_dir.exists();
 
     let dataplane = dataplane::start(
         &dataplane::Config {
@@ -195,12 +207,6 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         async move { Ok(routing::run(cluster, node, address).await?) }
     });
     parts.spawn({
-        let kubelet = SocketAddr::new(address.into(), KUBELET_PORT);
-        let listener = TcpListener::bind(kubelet).await;
-        let listener = listener.map_err(|source| RunError::Listen {
-            address: kubelet,
-            source,
-        })?;
         let tls = https::tls_config(node_client.authorities(), serving)?;
         let api = KubeletApi {
             pods: pods.clone(),
@@ -208,7 +214,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
             metrics: Arc::new(move || text(&registry)),
         };
         async move {
-            https::serve(listener, tls, api).await;
+            https::serve(kubelet, tls, api).await;
             Ok(())
         }
     });
@@ -228,8 +234,12 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
 
     let serve_pods = async {
         // None: a part ended while the node waited for its range.
-        let Some(network) = connect(&config, &cluster, &node, address, &health, &mut parts).await?
-        else {
+        let connected = connect(&config, &cluster, &node, address, &health, &mut parts).await;
+        if connected.is_err() && fresh {
+            // No pod of this node has come to rely on them.
+            dataplane::remove(&config.bpf_dir)?;
+        }
+        let Some(network) = connected? else {
             return Ok(());
         };
         let settings = settings(&config, cluster.clone(), &node, address, network.gateway());
@@ -240,6 +250,11 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         ended = serve_pods => ended,
         signal = told_to_end() => signal.map_err(RunError::Signal),
     }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| RunError::Listen { address, source })
 }
 
 /// Waits for the node's pod range, then makes the node its pods' router and name server.

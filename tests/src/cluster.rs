@@ -282,27 +282,7 @@ impl Cluster {
             self.start(index, Program::Agent)?;
         }
         progress("nodes to be Ready");
-        self.await_nodes()
-    }
-
-    /// Waits until every worker has registered itself and is Ready.
-    fn await_nodes(&self) -> Result<()> {
-        let deadline = Instant::now() + START_LIMIT;
-        let workers = usize::from(self.spec.workers);
-        loop {
-            let names = output(self.kubectl().args(["get", "nodes", "-o", "name"]))?;
-            if names.lines().count() == workers {
-                break;
-            }
-            if Instant::now() > deadline {
-                return Err(Error::Timeout {
-                    what: format!("the registration of {workers} nodes"),
-                    seconds: START_LIMIT.as_secs(),
-                    hint: format!("there are: {}", names.trim().replace('\n', ", ")),
-                });
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        self.await_registration()?;
         output(self.kubectl().args([
             "wait",
             "--for=condition=Ready",
@@ -311,6 +291,25 @@ impl Cluster {
             "--timeout=30s",
         ]))?;
         Ok(())
+    }
+
+    /// Waits until every worker has a Node object: waiting for all nodes that are there does not wait for those to come.
+    fn await_registration(&self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let nodes = output(self.kubectl().args(["get", "nodes", "-o", "name"]))?;
+            if nodes.lines().count() >= usize::from(self.spec.workers) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Timeout {
+                    what: "the registration of the nodes".into(),
+                    seconds: START_LIMIT.as_secs(),
+                    hint: format!("only these came: {nodes}"),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn add_node(&mut self, name: &str, short: &str, role: Role, host: u8) -> Result<()> {

@@ -96,12 +96,23 @@ async fn write(
 fn patch(pod: &PodRef, status: &PodStatus) -> Value {
     let mut status = json!(status);
     // A patch says by null what is no more.
-    if let Some(fields) = status.as_object_mut() {
-        for field in ["reason", "message", "podIP", "podIPs"] {
-            fields.entry(field).or_insert(Value::Null);
-        }
+    nulls(&mut status, &["reason", "message", "podIP", "podIPs"]);
+    // Conditions and addresses are merged by their keys: those of others stay, and so would what these had before.
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        nulls(condition, &["reason", "message"]);
+    }
+    if let Some(addresses) = status["podIPs"].as_array_mut() {
+        addresses.push(json!({"$patch": "replace"}));
     }
     json!({"metadata": {"uid": pod.uid}, "status": status})
+}
+
+fn nulls(object: &mut Value, names: &[&str]) {
+    if let Some(fields) = object.as_object_mut() {
+        for &name in names {
+            fields.entry(name).or_insert(Value::Null);
+        }
+    }
 }
 
 async fn delete(api: &Api<Pod>, pod: &PodRef) -> Result<(), kube::Error> {
@@ -122,4 +133,40 @@ async fn delete(api: &Api<Pod>, pod: &PodRef) -> Result<(), kube::Error> {
 
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{PodCondition, PodIP};
+
+    use super::*;
+
+    #[test]
+    fn what_a_condition_no_longer_says_is_taken_back() {
+        let pod = PodRef {
+            namespace: "default".into(),
+            name: "p".into(),
+            uid: "u".into(),
+        };
+        let status = PodStatus {
+            conditions: Some(vec![PodCondition {
+                type_: "Ready".into(),
+                status: "True".into(),
+                ..PodCondition::default()
+            }]),
+            pod_ips: Some(vec![PodIP {
+                ip: "10.244.0.2".into(),
+            }]),
+            ..PodStatus::default()
+        };
+        let patch = patch(&pod, &status);
+        assert_eq!(
+            patch["status"]["conditions"][0],
+            json!({"type": "Ready", "status": "True", "reason": null, "message": null})
+        );
+        assert_eq!(
+            patch["status"]["podIPs"],
+            json!([{"ip": "10.244.0.2"}, {"$patch": "replace"}])
+        );
+    }
 }

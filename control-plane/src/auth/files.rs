@@ -26,18 +26,25 @@ pub(super) fn write(path: &Path, content: &str, access: Access) -> io::Result<()
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&fresh)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
+    if let Err(error) = write_new(&fresh, content, mode).and_then(|()| fs::rename(&fresh, path)) {
+        // Half a file is of no use, least of all on a full disk. The first error is the one to tell.
+        let _ = fs::remove_file(&fresh);
+        return Err(error);
+    }
     match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
     }
+}
+
+fn write_new(path: &Path, content: &str, mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    file.write_all(content.as_bytes())?;
+    file.sync_all()
 }
 
 /// The file's text, None if there is no such file.

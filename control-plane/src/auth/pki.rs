@@ -41,7 +41,7 @@ pub struct PkiConfig {
 /// Why the keys and certificates are not as they must be.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    #[error("{path}: {source}")]
+    #[error("cannot keep the cluster's keys in {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "{path}: {source}; restore the file, or remove the directory to start with a new cluster authority"

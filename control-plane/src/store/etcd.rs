@@ -2,6 +2,7 @@
 
 mod watch;
 
+use std::error::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,12 +45,25 @@ pub enum ConnectError {
     #[error("--etcd-certfile and --etcd-keyfile go together; one of them is missing")]
     HalfIdentity,
     #[error(
-        "etcd at {endpoints}: {source}; check --etcd-endpoints, the TLS files, and that etcd runs"
+        "etcd at {endpoints}: {}; check --etcd-endpoints, the TLS files, and that etcd runs",
+        root_cause(source)
     )]
     Unreachable {
         endpoints: String,
         source: Box<etcd_client::Error>,
     },
+}
+
+/// What went wrong, without the names of the layers that it went through.
+fn root_cause(error: &etcd_client::Error) -> String {
+    let etcd_client::Error::GRpcStatus(status) = error else {
+        return error.to_string();
+    };
+    let mut cause = status.source();
+    while let Some(next) = cause.and_then(std::error::Error::source) {
+        cause = Some(next);
+    }
+    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 /// A client of an etcd cluster. It connects again by itself.

@@ -1,0 +1,171 @@
+//! A kubectl, and what it may say.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use kernelet_tests::cluster::target;
+use kernelet_tests::command::{command, output};
+use kernelet_tests::scenario::{Scenario, example};
+use serde_json::{Value, json};
+
+/// One version of kubectl, in a namespace of its own.
+pub struct Client<'a> {
+    scenario: &'a Scenario,
+    program: PathBuf,
+    pub namespace: &'static str,
+}
+
+impl<'a> Client<'a> {
+    pub fn new(
+        scenario: &'a Scenario,
+        program: impl Into<PathBuf>,
+        namespace: &'static str,
+    ) -> Client<'a> {
+        let client = Client {
+            scenario,
+            program: program.into(),
+            namespace,
+        };
+        std::fs::copy(scenario.kubeconfig(), client.kubeconfig()).unwrap();
+        client.says(&format!(
+            "config set-context --current --namespace={namespace}"
+        ));
+        client
+    }
+
+    /// The administrator's, with the client's namespace.
+    fn kubeconfig(&self) -> PathBuf {
+        let directory = &self.scenario.spec.directory;
+        directory.join(format!("{}.kubeconfig", self.namespace))
+    }
+
+    /// Makes the namespace that the steps work in.
+    pub fn begin(&self) {
+        let manifest =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}});
+        let said = self.fed("apply -f -", &manifest.to_string());
+        assert_eq!(said, format!("namespace/{} created\n", self.namespace));
+    }
+
+    /// Takes the namespace away, with everything in it.
+    pub fn end(&self) {
+        let said = self.says(&format!("delete namespace {}", self.namespace));
+        assert!(said.contains("deleted"), "{said}");
+        let refused = self.refuses(&format!("get namespace {}", self.namespace));
+        assert!(refused.contains("NotFound"), "{refused}");
+    }
+
+    /// The command, in the client's namespace.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .arg("--cache-dir")
+            .arg(self.scenario.spec.directory.join(self.namespace))
+            .env("KUBECONFIG", self.kubeconfig())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// What a command prints that succeeds and has nothing to remark.
+    pub fn says(&self, line: &str) -> String {
+        self.says_all(&words(line))
+    }
+
+    /// The same, with arguments that hold white space.
+    pub fn says_all(&self, arguments: &[&str]) -> String {
+        self.undisturbed(arguments, &self.run(arguments, None))
+    }
+
+    /// The same, with something to read.
+    pub fn fed(&self, line: &str, input: &str) -> String {
+        let arguments = words(line);
+        self.undisturbed(&arguments, &self.run(&arguments, Some(input)))
+    }
+
+    /// What a command says that must fail.
+    pub fn refuses(&self, line: &str) -> String {
+        let output = self.run(&words(line), None);
+        assert!(!output.status.success(), "{line} succeeded");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// An object or a list, as JSON.
+    pub fn get(&self, what: &str) -> Value {
+        serde_json::from_str(&self.says(&format!("get {what} -o json"))).unwrap()
+    }
+
+    /// The API server's address.
+    pub fn server(&self) -> String {
+        self.scenario.server()
+    }
+
+    /// A file of the example application.
+    pub fn example(&self, name: &str) -> String {
+        example(name).display().to_string()
+    }
+
+    fn run(&self, arguments: &[&str], input: Option<&str>) -> Output {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // kubectl may refuse before it has read everything.
+        let _ = child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.unwrap_or_default().as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    fn undisturbed(&self, arguments: &[&str], output: &Output) -> String {
+        let (said, remarked) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        let line = format!("{} {}", self.program.display(), arguments.join(" "));
+        assert!(
+            output.status.success(),
+            "{line}: {}\n{said}{remarked}",
+            output.status
+        );
+        assert_eq!(remarked, "", "{line} remarks something\n{said}");
+        said.into_owned()
+    }
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+/// Debian's kubectl, 1.20: unpacked below `target`, never installed over another.
+pub fn debian() -> PathBuf {
+    let directory = target().join("kubectl-1.20");
+    let program = directory.join("usr/bin/kubectl");
+    if !program.exists() {
+        fetch(&directory)
+            .unwrap_or_else(|error| panic!("Debian's kubectl could not be fetched: {error}"));
+    }
+    assert!(
+        program.exists(),
+        "{} came without kubectl",
+        directory.display()
+    );
+    program
+}
+
+fn fetch(directory: &Path) -> kernelet_tests::Result<()> {
+    let archive = directory.join("archive");
+    kernelet_tests::host::create_dir(&archive)?;
+    // apt leaves its privileges behind where it can, and then may not write here.
+    output(
+        command("apt-get -q -o APT::Sandbox::User=root download kubernetes-client")
+            .current_dir(&archive),
+    )?;
+    for entry in std::fs::read_dir(&archive).into_iter().flatten().flatten() {
+        output(command("dpkg -x").arg(entry.path()).arg(directory))?;
+    }
+    Ok(())
+}

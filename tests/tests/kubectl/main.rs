@@ -1,0 +1,39 @@
+//! What people type: every command of kubectl that a cluster is run with, by its present version and by Debian's.
+
+#![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
+
+mod changing;
+mod client;
+mod looking;
+mod running;
+
+use kernelet_tests::Spec;
+use kernelet_tests::scenario::Scenario;
+
+use client::{Client, debian};
+
+#[test]
+fn every_command_does_what_its_user_expects_without_odd_words() {
+    let Some(scenario) = Scenario::begin(Spec::scenario("kk1", 130, 2)) else {
+        return;
+    };
+    let stock = Client::new(&scenario, "kubectl", "present");
+    let debian = Client::new(&scenario, debian(), "debian");
+    for client in [&stock, &debian] {
+        looking::at_the_cluster(client);
+        client.begin();
+        changing::apply_creates_then_changes_then_leaves_alone(client);
+        looking::at_objects_in_every_form(client);
+        looking::at_each_kind_in_words(client);
+        changing::edit_saves_what_the_editor_wrote(client);
+        changing::patch_takes_three_kinds(client);
+        changing::labels_and_annotations_come_and_go(client);
+        changing::scale_changes_the_number_of_pods(client);
+        changing::rollouts_go_forth_and_back(client);
+        running::create_then_wait_then_logs(client);
+        running::watch_shows_changes_as_they_happen(client);
+        running::delete_waits_for_finalizers_and_takes_what_is_owned(client);
+        client.end();
+    }
+    looking::at_events_and_schemas(&stock);
+}
