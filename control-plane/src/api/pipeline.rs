@@ -13,6 +13,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::{CompressionLayer, Predicate};
 
 use super::Api;
+use super::access;
 use super::body;
 use super::content;
 use super::discovery;
@@ -28,7 +29,7 @@ use super::selectors::FieldSelector;
 use super::server::PeerCertificate;
 use super::subresources;
 use super::verbs::{self, Input};
-use crate::auth::{self, Attributes, Decision, User};
+use crate::auth::{self, Attributes, User};
 use crate::resources::{self, Kind, Subresource};
 
 /// The Kubernetes version whose API this server speaks.
@@ -127,7 +128,8 @@ async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiErro
         Target::Resource(target) => {
             let kind = kind_of(&target);
             let labels = (target.verb, kind.map_or("", |k| k.plural));
-            let admitted = authorize(&user, &target, &query)
+            let admitted = authorize(api, &user, &target, &query)
+                .await
                 .and_then(|()| api.inflight.enter(&user, target.verb));
             let outcome = match admitted {
                 Err(error) => Err(error),
@@ -161,7 +163,12 @@ fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
         .map_err(|_| ApiError::unauthorized())
 }
 
-fn authorize(user: &User, target: &ResourceRequest, query: &Query) -> Result<(), ApiError> {
+async fn authorize(
+    api: &Api,
+    user: &User,
+    target: &ResourceRequest,
+    query: &Query,
+) -> Result<(), ApiError> {
     // A list or watch of one object by its name is a request for that object.
     let selector = FieldSelector::parse(query.get("fieldSelector")).unwrap_or_default();
     let selected = match target.verb {
@@ -183,9 +190,10 @@ fn authorize(user: &User, target: &ResourceRequest, query: &Query) -> Result<(),
         field_selector: query.get("fieldSelector"),
         path: "",
     };
-    match auth::authorize(user, &attributes) {
-        Decision::Allow => Ok(()),
-        Decision::Deny(why) => Err(ApiError::forbidden(
+    let refusal = access::refusal(&api.registry, user, &attributes).await?;
+    match refusal {
+        None => Ok(()),
+        Some(why) => Err(ApiError::forbidden(
             &target.group,
             &target.resource,
             &target.name,
@@ -301,7 +309,7 @@ async fn serve_path(
         path,
         ..Attributes::default()
     };
-    if let Decision::Deny(_) = auth::authorize(user, &attributes) {
+    if !auth::authorize(user, &attributes).is_allowed() {
         return Err(ApiError::forbidden_path(&user.name, &verb, path));
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
