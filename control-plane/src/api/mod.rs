@@ -10,6 +10,7 @@ pub mod content;
 pub mod deletion;
 pub mod discovery;
 pub mod error;
+pub mod eviction;
 pub mod health;
 pub mod inflight;
 pub mod list;

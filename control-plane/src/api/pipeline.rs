@@ -18,6 +18,7 @@ use super::body;
 use super::content;
 use super::discovery;
 use super::error::ApiError;
+use super::eviction;
 use super::health;
 use super::log;
 use super::openapi;
@@ -278,6 +279,7 @@ async fn serve_resource(
         (Subresource::Scale, "update") => scale::update(registry, &input).await,
         (Subresource::Scale, "patch") => scale::patch(registry, &input).await,
         (Subresource::Binding, "create") => subresources::bind(registry, &input).await,
+        (Subresource::Eviction, "create") => eviction::create(registry, &input).await,
         (Subresource::Log, "get") => log::serve(api, &input).await,
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -291,6 +293,7 @@ fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "log" => Subresource::Log,
         "approval" => Subresource::Approval,
         "finalize" => Subresource::Finalize,
+        "eviction" => Subresource::Eviction,
         _ => return None,
     };
     kind.has(subresource).then_some(subresource)

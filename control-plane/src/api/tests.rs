@@ -784,6 +784,27 @@ async fn a_node_reads_what_its_pods_refer_to() {
 }
 
 #[tokio::test]
+async fn an_eviction_deletes_a_pod_as_it_says() {
+    let f = Fixture::new().await;
+    let created = f.call("POST", PODS, pod("a")).await.body;
+    let evict = async |options: Value| {
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": {"name": "a", "namespace": "default"}, "deleteOptions": options,
+        });
+        f.call("POST", &format!("{PODS}/a/eviction"), eviction)
+            .await
+            .code
+    };
+    assert_eq!(evict(json!({"preconditions": {"uid": "other"}})).await, 409);
+    assert_eq!(evict(json!({"dryRun": ["All"]})).await, 201);
+    assert_eq!(f.get(&format!("{PODS}/a")).await.body, created);
+    assert_eq!(evict(json!({"gracePeriodSeconds": 0})).await, 201);
+    assert_eq!(f.get(&format!("{PODS}/a")).await.code, 404);
+    assert_eq!(evict(Value::Null).await, 404);
+}
+
+#[tokio::test]
 async fn scale_reads_and_writes_replicas() {
     let f = Fixture::new().await;
     let deployments = "/apis/apps/v1/namespaces/default/deployments";
