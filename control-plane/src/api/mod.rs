@@ -3,12 +3,14 @@
 //! A request passes one pipeline, [`pipeline::serve`]: authenticate, authorize, decode, admit, validate, store, present.
 //! Everything up to "decode" is about the request and lives here; the rest is the generic [`registry`].
 
+pub mod access;
 pub mod body;
 pub mod bootstrap;
 pub mod content;
 pub mod deletion;
 pub mod discovery;
 pub mod error;
+pub mod eviction;
 pub mod health;
 pub mod inflight;
 pub mod list;

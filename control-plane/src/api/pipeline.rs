@@ -13,10 +13,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::{CompressionLayer, Predicate};
 
 use super::Api;
+use super::access;
 use super::body;
 use super::content;
 use super::discovery;
 use super::error::ApiError;
+use super::eviction;
 use super::health;
 use super::log;
 use super::openapi;
@@ -28,7 +30,7 @@ use super::selectors::FieldSelector;
 use super::server::PeerCertificate;
 use super::subresources;
 use super::verbs::{self, Input};
-use crate::auth::{self, Attributes, Decision, User};
+use crate::auth::{self, Attributes, User};
 use crate::resources::{self, Kind, Subresource};
 
 /// The Kubernetes version whose API this server speaks.
@@ -127,7 +129,8 @@ async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiErro
         Target::Resource(target) => {
             let kind = kind_of(&target);
             let labels = (target.verb, kind.map_or("", |k| k.plural));
-            let admitted = authorize(&user, &target, &query)
+            let admitted = authorize(api, &user, &target, &query)
+                .await
                 .and_then(|()| api.inflight.enter(&user, target.verb));
             let outcome = match admitted {
                 Err(error) => Err(error),
@@ -161,7 +164,12 @@ fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
         .map_err(|_| ApiError::unauthorized())
 }
 
-fn authorize(user: &User, target: &ResourceRequest, query: &Query) -> Result<(), ApiError> {
+async fn authorize(
+    api: &Api,
+    user: &User,
+    target: &ResourceRequest,
+    query: &Query,
+) -> Result<(), ApiError> {
     // A list or watch of one object by its name is a request for that object.
     let selector = FieldSelector::parse(query.get("fieldSelector")).unwrap_or_default();
     let selected = match target.verb {
@@ -183,9 +191,10 @@ fn authorize(user: &User, target: &ResourceRequest, query: &Query) -> Result<(),
         field_selector: query.get("fieldSelector"),
         path: "",
     };
-    match auth::authorize(user, &attributes) {
-        Decision::Allow => Ok(()),
-        Decision::Deny(why) => Err(ApiError::forbidden(
+    let refusal = access::refusal(&api.registry, user, &attributes).await?;
+    match refusal {
+        None => Ok(()),
+        Some(why) => Err(ApiError::forbidden(
             &target.group,
             &target.resource,
             &target.name,
@@ -270,7 +279,7 @@ async fn serve_resource(
         (Subresource::Scale, "update") => scale::update(registry, &input).await,
         (Subresource::Scale, "patch") => scale::patch(registry, &input).await,
         (Subresource::Binding, "create") => subresources::bind(registry, &input).await,
-        (Subresource::Eviction, "create") => subresources::evict(registry, &input).await,
+        (Subresource::Eviction, "create") => eviction::create(registry, &input).await,
         (Subresource::Log, "get") => log::serve(api, &input).await,
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -281,10 +290,10 @@ fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "status" => Subresource::Status,
         "scale" => Subresource::Scale,
         "binding" => Subresource::Binding,
-        "eviction" => Subresource::Eviction,
         "log" => Subresource::Log,
         "approval" => Subresource::Approval,
         "finalize" => Subresource::Finalize,
+        "eviction" => Subresource::Eviction,
         _ => return None,
     };
     kind.has(subresource).then_some(subresource)
@@ -303,7 +312,7 @@ async fn serve_path(
         path,
         ..Attributes::default()
     };
-    if let Decision::Deny(_) = auth::authorize(user, &attributes) {
+    if !auth::authorize(user, &attributes).is_allowed() {
         return Err(ApiError::forbidden_path(&user.name, &verb, path));
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {

@@ -394,35 +394,6 @@ async fn protobuf_is_accepted() {
 }
 
 #[tokio::test]
-async fn an_evicted_pod_stops_as_a_deleted_one_does() {
-    let f = Fixture::new().await;
-    f.call("POST", PODS, pod("a")).await;
-    let binding = json!({"metadata": {"name": "a"}, "target": {"name": "n1"}});
-    f.call("POST", &format!("{PODS}/a/binding"), binding).await;
-    let evict = |name: &str, uid: &str| {
-        json!({
-            "apiVersion": "policy/v1", "kind": "Eviction",
-            "metadata": {"name": name},
-            "deleteOptions": {"gracePeriodSeconds": 5, "preconditions": {"uid": uid}},
-        })
-    };
-    let pod = f.get(&format!("{PODS}/a")).await.body;
-    let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
-    let path = format!("{PODS}/a/eviction");
-    assert_eq!(f.call("POST", &path, evict("b", uid)).await.code, 400);
-    assert_eq!(f.call("POST", &path, evict("a", "other")).await.code, 409);
-    let evicted = f.call("POST", &path, evict("a", uid)).await;
-    assert_eq!(
-        (evicted.code, &evicted.body["status"]),
-        (201, &json!("Success"))
-    );
-    let marked = f.get(&format!("{PODS}/a")).await;
-    assert_eq!(marked.body["metadata"]["deletionGracePeriodSeconds"], 5);
-    let missing = format!("{PODS}/missing/eviction");
-    assert_eq!(f.call("POST", &missing, json!({})).await.code, 404);
-}
-
-#[tokio::test]
 async fn lists_select_and_come_in_consistent_pages() {
     let f = Fixture::new().await;
     for name in ["a", "b", "c", "d", "e"] {
@@ -773,6 +744,76 @@ async fn who_may_not_is_told_so() {
         f.call("POST", &format!("{MAPS}/a"), map("a")).await.code,
         405
     );
+}
+
+#[tokio::test]
+async fn a_node_reads_what_its_pods_refer_to() {
+    let f = Fixture::new().await;
+    let code_for = async |node: &str, method: &str, uri: &str| {
+        let user = User::authenticated(format!("system:node:{node}"), [NODES.to_owned()]);
+        let answer = f.call_as(user, method, uri, "application/json", "").await;
+        (answer.code, answer.message().to_owned())
+    };
+    for name in ["used", "unused"] {
+        assert_eq!(f.call("POST", MAPS, map(name)).await.code, 201);
+    }
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let secret = json!({"metadata": {"name": "used"}, "data": {}});
+    assert_eq!(f.call("POST", secrets, secret).await.code, 201);
+    let mut user = pod("a");
+    user["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "used"}}]);
+    user["spec"]["imagePullSecrets"] = json!([{"name": "used"}]);
+    assert_eq!(f.call("POST", PODS, user).await.code, 201);
+    let (used, unused) = (format!("{MAPS}/used"), format!("{MAPS}/unused"));
+
+    // Not before the pod is this node's.
+    let (code, message) = code_for("n1", "GET", &used).await;
+    assert_eq!(code, 403);
+    assert!(
+        message.ends_with("no pod on this node refers to it"),
+        "{message}"
+    );
+    let binding = json!({"metadata": {"name": "a"}, "target": {"name": "n1"}});
+    f.call("POST", &format!("{PODS}/a/binding"), binding).await;
+    f.get(PODS).await;
+    for (node, method, uri, expected) in [
+        ("n1", "GET", used.as_str(), 200),
+        ("n1", "GET", &format!("{secrets}/used"), 200),
+        ("n1", "GET", &unused, 403),
+        ("n2", "GET", &used, 403),
+        ("n1", "DELETE", &used, 403),
+        ("n1", "GET", MAPS, 403),
+        (
+            "n1",
+            "GET",
+            "/api/v1/namespaces/kube-system/configmaps/used",
+            403,
+        ),
+    ] {
+        let (code, message) = code_for(node, method, uri).await;
+        assert_eq!(code, expected, "{node} {method} {uri}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn an_eviction_deletes_a_pod_as_it_says() {
+    let f = Fixture::new().await;
+    let created = f.call("POST", PODS, pod("a")).await.body;
+    let evict = async |options: Value| {
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": {"name": "a", "namespace": "default"}, "deleteOptions": options,
+        });
+        f.call("POST", &format!("{PODS}/a/eviction"), eviction)
+            .await
+            .code
+    };
+    assert_eq!(evict(json!({"preconditions": {"uid": "other"}})).await, 409);
+    assert_eq!(evict(json!({"dryRun": ["All"]})).await, 201);
+    assert_eq!(f.get(&format!("{PODS}/a")).await.body, created);
+    assert_eq!(evict(json!({"gracePeriodSeconds": 0})).await, 201);
+    assert_eq!(f.get(&format!("{PODS}/a")).await.code, 404);
+    assert_eq!(evict(Value::Null).await, 404);
 }
 
 #[tokio::test]

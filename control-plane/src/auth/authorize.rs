@@ -1,6 +1,6 @@
 //! The authorizer: may this user do this? Pure; the API server calls it once for each request.
 
-use super::{MASTERS, NODES, User, node, rules};
+use super::{MASTERS, NODES, Referenced, User, node, rules};
 
 /// What a request asks for. Fields that do not apply are empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,13 @@ impl Attributes<'_> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     Allow,
+    /// Allowed to the node `node` if one of its pods, in the request's namespace, refers to the object (see
+    /// [`super::references`]); else forbidden, with the sentence `refusal`.
+    IfReferredTo {
+        node: String,
+        object: Referenced,
+        refusal: String,
+    },
     /// Forbidden, with the sentence that clients show after `<resource> "<name>" is forbidden: `.
     Deny(String),
 }
@@ -54,6 +61,13 @@ pub fn authorize(user: &User, a: &Attributes<'_>) -> Decision {
         match node::authorize(node, a) {
             Ok(()) => return Decision::Allow,
             Err(reason) => hint = reason,
+        }
+        if let Some(object) = node::if_referred_to(a) {
+            return Decision::IfReferredTo {
+                node: node.to_owned(),
+                object,
+                refusal: refusal(user, a, hint),
+            };
         }
     }
     Decision::Deny(refusal(user, a, hint))

@@ -8,6 +8,7 @@ mod files;
 mod kubeconfig;
 mod node;
 pub mod pki;
+mod references;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ pub use authenticate::{Authenticator, Unauthorized};
 pub use authorize::{Attributes, Decision, authorize};
 pub use certificate::{Ca, CertificateError, CertifiedKeyPem};
 pub use node::{node_may_touch, node_name};
+pub use references::{Referenced, references};
 pub use token::{JoinToken, NotAToken};
 
 /// The group of those who may do everything.

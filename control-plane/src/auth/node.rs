@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Attributes, BOOTSTRAPPERS, MASTERS, NODE_USER_PREFIX, NODES, User, rules};
+use super::{Attributes, BOOTSTRAPPERS, MASTERS, NODE_USER_PREFIX, NODES, Referenced, User, rules};
 
 /// Where the nodes' heartbeats are.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -55,8 +55,20 @@ pub(super) fn authorize(node: &str, a: &Attributes<'_>) -> Result<(), &'static s
             "get" | "update" | "patch" => Ok(()),
             _ => Err("a node may not do this to Pods' status"),
         },
+        ("", "configmaps" | "secrets", "") => match a.verb {
+            "get" => Err("no pod on this node refers to it"),
+            _ => Err("a node may only get ConfigMaps and Secrets"),
+        },
         _ => Err(""),
     }
+}
+
+/// Whether a refusal by [`authorize`] is lifted by a pod that refers to the object.
+pub(super) fn if_referred_to(a: &Attributes<'_>) -> Option<Referenced> {
+    if a.verb != "get" || !a.subresource.is_empty() || a.namespace.is_empty() || a.name.is_empty() {
+        return None;
+    }
+    Referenced::of_resource(a.group, a.resource)
 }
 
 fn selects_node(selector: &str, node: &str) -> bool {
