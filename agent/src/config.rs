@@ -40,12 +40,12 @@ pub struct AgentConfig {
     /// cgroup v2 directory that the service programs attach to [default: where cgroup v2 is mounted]
     #[arg(long, env = "KERNELET_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
-    /// Path, below the root of every cgroup hierarchy, under which the pods' cgroups go
+    /// Path, below the root of every cgroup hierarchy, under which the pods' cgroups go, in `kubepods`
     #[arg(
         long,
         env = "KERNELET_CGROUP_PARENT",
         value_name = "PATH",
-        default_value = "/kubepods"
+        default_value = "/"
     )]
     pub cgroup_parent: PathBuf,
     /// containerd's socket

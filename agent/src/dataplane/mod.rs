@@ -30,7 +30,7 @@ pub use inspect::{MapRow, MapSummary};
 pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
 pub use maps::{MapError, Maps, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};
-pub use sockets::{CloseError, ClosingMaps, close_sockets};
+pub use sockets::{CloseError, Closed, ClosingMaps, close_sockets};
 
 /// One write to one map. [`crate::proxy`] computes them; the dataplane performs them, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -42,11 +42,17 @@ impl ClosingMaps {
             .collect();
         all.push("/proc/self/ns/net".into());
         match close_sockets(&self.maps, backend, &all) {
-            Ok(0) => {}
-            Ok(closed) => info!(
-                ?backend,
-                closed, "closed the sockets of a backend that is gone"
-            ),
+            Ok(Closed { sockets, failed }) => {
+                if sockets > 0 {
+                    info!(
+                        ?backend,
+                        sockets, "closed the sockets of a backend that is gone"
+                    );
+                }
+                for error in failed {
+                    warn!(?backend, %error, reason = %error.source, "sockets of a backend that is gone stay open");
+                }
+            }
             Err(error) => warn!(?backend, %error, "sockets of a backend that is gone stay open"),
         }
     }
@@ -70,45 +76,52 @@ impl ServiceMaps for ClosingMaps {
     }
 }
 
-/// Why sockets could not be closed.
+/// What came of closing a backend's sockets.
+#[derive(Debug, Default)]
+pub struct Closed {
+    /// How many were closed.
+    pub sockets: usize,
+    /// The namespaces in which some may be open still.
+    pub failed: Vec<CloseError>,
+}
+
+/// Why the sockets of a network namespace could not be closed.
 #[derive(Debug, thiserror::Error)]
-pub enum CloseError {
-    #[error(transparent)]
-    Map(#[from] MapError),
-    #[error("cannot close sockets in the network namespace {}", netns.display())]
-    Netns {
-        netns: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+#[error("cannot close sockets in the network namespace {}", netns.display())]
+pub struct CloseError {
+    pub netns: PathBuf,
+    pub source: io::Error,
 }
 
 /// Closes every connected socket that was sent to `backend`, in each of the network namespaces named by a path
-/// (`/proc/self/ns/net`, or a pin). A namespace that is gone has no sockets. Returns how many were closed.
+/// (`/proc/self/ns/net`, or a pin). A namespace that is gone has no sockets; one that fails does not keep the others.
 pub fn close_sockets(
     maps: &Maps,
     backend: &BackendEntry,
     netns: &[PathBuf],
-) -> Result<usize, CloseError> {
+) -> Result<Closed, MapError> {
     let cookies = maps.sockets_to(backend)?;
     if cookies.is_empty() {
-        return Ok(0);
+        return Ok(Closed::default());
     }
     // A thread of its own, because it changes its namespace; it opens all of them from where it starts.
     thread::scope(|scope| {
         let each = || {
             let opened: Vec<_> = netns.iter().map(|path| (path, File::open(path))).collect();
-            opened.into_iter().try_fold(0, |closed, (path, file)| {
-                close_in(file, backend, &cookies)
-                    .map(|n| closed + n)
-                    .map_err(|source| CloseError::Netns {
+            let mut closed = Closed::default();
+            for (path, file) in opened {
+                match close_in(file, backend, &cookies) {
+                    Ok(sockets) => closed.sockets += sockets,
+                    Err(source) => closed.failed.push(CloseError {
                         netns: path.clone(),
                         source,
-                    })
-            })
+                    }),
+                }
+            }
+            closed
         };
         match scope.spawn(each).join() {
-            Ok(result) => result,
+            Ok(closed) => Ok(closed),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })

@@ -152,6 +152,18 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
     refuse(container.tty == Some(true), "tty");
     refuse(container.stdin == Some(true), "stdin");
     refuse(container.lifecycle.is_some(), "lifecycle");
+    let probes = [
+        &container.startup_probe,
+        &container.liveness_probe,
+        &container.readiness_probe,
+    ];
+    refuse(
+        probes
+            .into_iter()
+            .flatten()
+            .any(|probe| probe.grpc.is_some()),
+        "a grpc probe",
+    );
     refuse(
         container
             .volume_devices

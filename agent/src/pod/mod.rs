@@ -15,10 +15,13 @@ mod backoff;
 mod config;
 mod env;
 mod events;
+mod insecure;
 mod manager;
 pub mod observed;
 mod perform;
 pub mod plan;
+pub mod probe;
+mod prober;
 mod report;
 mod sandbox;
 #[cfg(test)]

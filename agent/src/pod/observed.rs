@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::probe::{ProbeId, ProbeState, Question};
 use crate::runtime::{Container, ContainerState};
 
 /// What is known of a pod on this node.
@@ -22,6 +23,8 @@ pub struct Observed {
     pub failures: BTreeMap<String, Failure>,
     /// Containers that were asked to stop, by id.
     pub stops: BTreeMap<String, Stop>,
+    /// Probes that were tried, or taken over from an earlier agent.
+    pub probes: BTreeMap<ProbeId, ProbeState>,
 }
 
 /// The namespaces, network and files that the pod's containers share.
@@ -85,10 +88,19 @@ impl Observed {
             .max_by_key(|container| container.attempt)
     }
 
-    /// Sets the state of a container; forgets that it was asked to stop once it ended.
+    /// How far a probe of a container is.
+    pub fn probe(&self, container: &str, question: Question) -> ProbeState {
+        let id = ProbeId {
+            container: container.to_owned(),
+            question,
+        };
+        self.probes.get(&id).copied().unwrap_or_default()
+    }
+
+    /// Sets the state of a container; forgets what only mattered while it ran.
     pub fn set_state(&mut self, id: &str, state: ContainerState) {
         if matches!(state, ContainerState::Exited(_)) {
-            self.stops.remove(id);
+            self.forget_run(id);
         }
         if let Some(container) = self
             .containers
@@ -97,6 +109,17 @@ impl Observed {
         {
             container.state = state;
         }
+    }
+
+    /// Removes a container that is no more.
+    pub fn remove(&mut self, id: &str) {
+        self.containers.retain(|container| container.id != id);
+        self.forget_run(id);
+    }
+
+    fn forget_run(&mut self, id: &str) {
+        self.stops.remove(id);
+        self.probes.retain(|probe, _| probe.container != id);
     }
 
     /// Puts a container, or replaces what was known of it.

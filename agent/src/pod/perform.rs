@@ -411,6 +411,10 @@ pub(super) async fn stop_container(
             StopReason::Changed => {
                 format!("Container {name} definition changed, will be restarted")
             }
+            StopReason::Unhealthy { question, restarts } => {
+                let then = if restarts { ", will be restarted" } else { "" };
+                format!("Container {name} failed {} probe{then}", question.name())
+            }
             StopReason::Deadline => format!(
                 "Stopping container {name}: pod was active longer than activeDeadlineSeconds"
             ),

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::backoff;
 use super::observed::{ImageState, Observed, Sandbox, Stop};
-use super::spec::{PodView, is_sidecar, spec_hash};
+use super::probe::{self, Question};
+use super::spec::{PodView, RestartPolicy, is_sidecar, spec_hash};
 use crate::runtime::{Container, ContainerState, Exit};
 
 /// What a pod should come to.
@@ -72,6 +73,8 @@ pub enum StopReason {
     Changed,
     /// The pod has run longer than it may.
     Deadline,
+    /// A probe says that it does not work.
+    Unhealthy { question: Question, restarts: bool },
 }
 
 /// What to do now, and when to look again if nothing happens before.
@@ -175,13 +178,15 @@ pub fn is_initialized(pod: &PodView, observed: &Observed) -> bool {
 }
 
 fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
-    match observed
-        .latest(&spec.name)
-        .map(|container| &container.state)
-    {
-        Some(ContainerState::Running { .. }) => is_sidecar(spec),
-        Some(ContainerState::Exited(exit)) => !is_sidecar(spec) && exit.code == 0,
-        _ => false,
+    let Some(container) = observed.latest(&spec.name) else {
+        return false;
+    };
+    match &container.state {
+        ContainerState::Running { .. } => {
+            is_sidecar(spec) && probe::is_started(spec, container, observed)
+        }
+        ContainerState::Exited(exit) => !is_sidecar(spec) && exit.code == 0,
+        ContainerState::Created | ContainerState::Stopped => false,
     }
 }
 
@@ -268,7 +273,15 @@ fn advance(
                 );
                 return;
             }
-            ContainerState::Running { .. } | ContainerState::Stopped => return,
+            ContainerState::Running { .. } => {
+                if let Some((question, grace)) = probe::fatal(pod, spec, container, observed) {
+                    let restarts = is_sidecar(spec) || pod.restart_policy() != RestartPolicy::Never;
+                    let why = StopReason::Unhealthy { question, restarts };
+                    stop(plan, container, observed, add(now, grace), why, now);
+                }
+                return;
+            }
+            ContainerState::Stopped => return,
             ContainerState::Created if changed(container) => {
                 plan.actions.push(Action::Delete {
                     id: container.id.clone(),

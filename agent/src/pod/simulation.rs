@@ -9,16 +9,21 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::observed::{Failure, ImageState, Observed, Sandbox, Stop};
-use super::plan::{Action, Course, Goal, StopHow, course, plan};
+use super::plan::{Action, Course, Goal, StopHow, StopReason, course, plan};
+use super::probe::{self, ProbeState, Question};
 use super::spec::{PodView, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 
 fn pod(policy: &str, init: usize, sidecar: bool, main: usize) -> PodView {
+    let probed = |name: String| {
+        let probe = json!({"exec": {"command": ["true"]}});
+        json!({"name": name, "image": "i:1", "livenessProbe": probe, "startupProbe": probe})
+    };
     let container = |name: String| json!({"name": name, "image": "i:1"});
     let mut first: Vec<_> = (0..init).map(|n| container(format!("init-{n}"))).collect();
     if sidecar {
-        let mut sidecar = container("sidecar".into());
+        let mut sidecar = probed("sidecar".into());
         sidecar["restartPolicy"] = json!("Always");
         first.insert(first.len() / 2, sidecar);
     }
@@ -27,7 +32,7 @@ fn pod(policy: &str, init: usize, sidecar: bool, main: usize) -> PodView {
         "spec": {
             "restartPolicy": policy,
             "initContainers": first,
-            "containers": (0..main).map(|n| container(format!("main-{n}"))).collect::<Vec<_>>(),
+            "containers": (0..main).map(|n| probed(format!("main-{n}"))).collect::<Vec<_>>(),
         },
     });
     PodView::new(serde_json::from_value(object).unwrap()).unwrap()
@@ -55,6 +60,8 @@ enum Happening {
     Time(u32),
     /// The next image or container fails to be made.
     ImageFails,
+    /// A probe of the `n`th container comes to an end.
+    Probe(usize, Question, bool),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -64,6 +71,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => (0..4usize, prop_oneof![Just(0), Just(1), Just(137)]).prop_map(|(n, code)| Happening::End(n, code)),
         2 => (0..400u32).prop_map(Happening::Time),
         1 => Just(Happening::ImageFails),
+        2 => (0..4usize, prop_oneof![Just(Question::Startup), Just(Question::Liveness)], any::<bool>())
+            .prop_map(|(n, question, passed)| Happening::Probe(n, question, passed)),
     ]
 }
 
@@ -104,6 +113,18 @@ impl World {
                 self.pass(i64::from(*seconds));
                 self.look();
             }
+            Happening::Probe(n, question, passed) => {
+                let observed = self.observed.clone();
+                let probes = probe::wanted(&self.pod, self.goal, &observed);
+                let mut asked = probes.filter(|(id, _, _)| id.question == *question);
+                if let Some((id, _, _)) = asked.nth(*n) {
+                    let state = match passed {
+                        true => ProbeState::Passed { failures: 0 },
+                        false => ProbeState::Failed { successes: 0 },
+                    };
+                    self.observed.probes.insert(id, state);
+                }
+            }
             Happening::ImageFails => {
                 let failure = Failure {
                     reason: "ErrImagePull",
@@ -115,6 +136,14 @@ impl World {
                     .images
                     .insert("i:1".into(), ImageState::Failed(failure));
             }
+        }
+    }
+
+    /// Gives every probe that holds something back a success.
+    fn start_up(&mut self) {
+        for (id, _, _) in probe::wanted(&self.pod, self.goal, &self.observed.clone()) {
+            let passed = ProbeState::Passed { failures: 0 };
+            self.observed.probes.insert(id, passed);
         }
     }
 
@@ -177,7 +206,8 @@ impl World {
                     cause: ExitCause::Process,
                     message,
                 });
-                self.observed.stops.remove(id);
+                let state = container.state.clone();
+                self.observed.set_state(id, state);
             }
             Action::Stop { id, how, .. } => {
                 let container = self.containers.get_mut(id).unwrap();
@@ -294,8 +324,9 @@ proptest! {
             previous = status;
         }
         // Let every init container succeed, and see the pod in its steady state.
-        for _ in 0..(init + 1) * 8 {
+        for _ in 0..(init + 2) * 8 {
             world.settle();
+            world.start_up();
             let names: Vec<String> = world.containers.values()
                 .filter(|c| matches!(c.state, ContainerState::Running { .. }))
                 .map(|c| c.name.clone()).collect();
@@ -355,6 +386,45 @@ fn a_pod_is_stopped_gently_and_then_killed() {
     );
     world.settle();
     assert!(world.finished);
+}
+
+#[test]
+fn a_container_that_fails_its_liveness_probe_is_stopped_within_the_probes_grace() {
+    let mut pod = pod("Always", 0, false, 1);
+    if let Some(spec) = &mut pod.object.spec
+        && let Some(liveness) = &mut spec.containers[0].liveness_probe
+    {
+        liveness.termination_grace_period_seconds = Some(3);
+    }
+    let mut world = World::new(pod);
+    world.settle();
+    world.start_up();
+    world.happen(&Happening::Probe(0, Question::Liveness, false));
+    let by = world.now.checked_add(SignedDuration::from_secs(3)).unwrap();
+    let stop = plan(Some(&world.pod), Goal::Run, &world.observed, world.now);
+    let why = StopReason::Unhealthy {
+        question: Question::Liveness,
+        restarts: true,
+    };
+    assert_eq!(
+        stop.actions,
+        [Action::Stop {
+            id: container_id("u", "main-0", 0),
+            how: StopHow::Ask { kill_at: by },
+            why
+        }]
+    );
+    world.settle();
+    let next = container_id("u", "main-0", 1);
+    assert_eq!(
+        world.containers[&next].state,
+        ContainerState::Running { pid: 1 }
+    );
+    assert!(
+        world.observed.probes.is_empty(),
+        "the next one is probed anew"
+    );
+    assert_eq!(world.now, by, "the first restart is immediate");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{ImageState, Observed, Sandbox};
 use super::plan::{Course, course, is_initialized, restart};
+use super::probe;
 use super::spec::{PodView, is_sidecar};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 
@@ -143,8 +144,11 @@ impl View<'_> {
                 .map(|container| container.image_id.clone())
                 .unwrap_or_default(),
             container_id: latest.map(api_id),
-            ready: running || completed_init,
-            started: Some(running),
+            ready: completed_init
+                || running && latest.is_some_and(|c| probe::is_ready(spec, c, self.observed)),
+            started: Some(
+                running && latest.is_some_and(|c| probe::is_started(spec, c, self.observed)),
+            ),
             restart_count: latest.map_or(0, |container| count(container.attempt)),
             state: Some(state),
             last_state: Some(ApiState {

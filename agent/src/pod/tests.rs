@@ -453,3 +453,112 @@ async fn containers_restart_without_the_api_and_orphans_go_after_it_is_back() {
     node.api.delete("alone", 0);
     node.api.wait_gone("alone").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_decide_when_a_pod_is_ready_and_when_a_container_restarts() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = web.local_addr().unwrap().port();
+    let (code, answers) = tokio::sync::watch::channel("503 No");
+    tokio::spawn(answer_all(web, answers));
+    let mut probed = spec(script, "Always");
+    probed["containers"][0]["startupProbe"] =
+        json!({"tcpSocket": {"host": "127.0.0.1", "port": port}, "periodSeconds": 1});
+    probed["containers"][0]["readinessProbe"] = json!({
+        "httpGet": {"host": "127.0.0.1", "port": port, "path": "/ready"},
+        "periodSeconds": 1, "failureThreshold": 1,
+    });
+    probed["containers"][0]["livenessProbe"] = json!({
+        "exec": {"command": ["/bin/sh", "-c", "test ! -e /dead"]},
+        "periodSeconds": 1, "failureThreshold": 1,
+    });
+    node.api.create("probed", probed);
+    node.api
+        .wait("probed", "started and not ready", |status| {
+            let container = status.container_statuses.iter().flatten().next();
+            container.is_some_and(|c| c.started == Some(true) && !c.ready) && !is_ready(status)
+        })
+        .await;
+    told(
+        &node,
+        "Unhealthy: Readiness probe failed: HTTP probe failed with statuscode: 503",
+    )
+    .await;
+    code.send_replace("200 OK");
+    node.api.wait("probed", "ready", is_ready).await;
+
+    drop(agent);
+    let mut changes = node.api.changes();
+    let _agent = node.agent();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    while let Ok(change) = changes.try_recv() {
+        let status = &change["object"]["status"];
+        assert_eq!(
+            status["containerStatuses"][0]["ready"], true,
+            "a new agent does not doubt it: {status}"
+        );
+    }
+    code.send_replace("500 No");
+    node.api
+        .wait("probed", "unready", |status| !is_ready(status))
+        .await;
+    code.send_replace("302 Elsewhere");
+    node.api.wait("probed", "ready again", is_ready).await;
+
+    let client = node.daemon.client();
+    let container = client.list().await.unwrap().remove(0);
+    let touch = ["/bin/sh", "-c", ": > /dead"].map(str::to_owned);
+    let done = client
+        .exec(&container.id, &touch, Duration::from_secs(5))
+        .await;
+    assert_eq!(done.unwrap().code, 0);
+    node.api
+        .wait("probed", "ready after a restart", |status| {
+            let container = status.container_statuses.iter().flatten().next();
+            is_ready(status) && container.is_some_and(|c| c.restart_count == 1)
+        })
+        .await;
+    told(&node, "Unhealthy: Liveness probe failed: ").await;
+    told(
+        &node,
+        "Killing: Container main failed liveness probe, will be restarted",
+    )
+    .await;
+    node.api.delete("probed", 0);
+    node.api.wait_gone("probed").await;
+    assert_eq!(node.left_on_disk(), Vec::<String>::new());
+}
+
+async fn told(node: &Node, text: &str) {
+    for _ in 0..250 {
+        if node
+            .api
+            .events()
+            .iter()
+            .any(|event| event.starts_with(text))
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{text:?} is not among {:#?}", node.api.events());
+}
+
+/// A web server that gives everyone the same answer.
+async fn answer_all(
+    web: tokio::net::TcpListener,
+    code: tokio::sync::watch::Receiver<&'static str>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    while let Ok((mut stream, _)) = web.accept().await {
+        let answer = format!("HTTP/1.1 {}\r\nContent-Length: 0\r\n\r\n", *code.borrow());
+        let mut request = [0; 1024];
+        if matches!(stream.read(&mut request).await, Ok(length) if length > 0) {
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    }
+}

@@ -13,9 +13,11 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::events::Kind;
-use super::observed::{ImageState, Observed, Stop};
+use super::observed::{ImageState, Observed, Sandbox, Stop};
 use super::perform::{self, Outcome, Shared};
 use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
+use super::probe::{self, ProbeId, Rules, Try};
+use super::prober::{Answer, Probers};
 use super::report::{self, Report};
 use super::sandbox;
 use super::spec::{PodView, container_id};
@@ -73,6 +75,11 @@ pub(super) async fn run(
     ));
     let mut worker = Worker {
         observed: Observed {
+            probes: order
+                .pod
+                .as_ref()
+                .map(|pod| probe::adopt(pod, &containers))
+                .unwrap_or_default(),
             containers,
             ..Observed::default()
         },
@@ -90,6 +97,7 @@ pub(super) async fn run(
         repeat: 0,
         fetches: JoinSet::new(),
         fetching: Vec::new(),
+        probers: Probers::new(),
         trouble: TROUBLE.0,
     };
     for container in &worker.observed.containers {
@@ -128,6 +136,7 @@ struct Worker {
     fetches: JoinSet<Outcome>,
     /// Names of the images being fetched.
     fetching: Vec<String>,
+    probers: Probers,
     /// How long to wait should the next action come to nothing.
     trouble: Duration,
 }
@@ -149,6 +158,7 @@ impl Worker {
                 Timestamp::now(),
             );
             self.publish();
+            self.keep_probes(goal);
             if plan.actions.contains(&Action::Finish) {
                 match sandbox::erase(&self.shared.paths, &self.id).await {
                     Ok(()) => return self.finish(),
@@ -212,7 +222,62 @@ impl Worker {
             () = self.poke.notified() => self.look().await,
             // Cancel-safe: a result stays in the set until it is given out.
             Some(result) = self.fetches.join_next() => if let Ok(outcome) = result { self.fetched(outcome).await },
+            // Cancel-safe: what is not given out stays queued.
+            (id, answer) = self.probers.next() => self.probed(id, &answer),
             () = timer => self.look().await,
+        }
+    }
+
+    fn keep_probes(&mut self, goal: Goal) {
+        let (Some(pod), Sandbox::Ready { addresses }) =
+            (self.order.pod.as_deref(), &self.observed.sandbox)
+        else {
+            self.probers.stop();
+            return;
+        };
+        let addresses = if pod.host_network() {
+            &self.shared.settings.host_addresses
+        } else {
+            addresses
+        };
+        self.probers.keep(
+            probe::wanted(pod, goal, &self.observed),
+            addresses.first().copied(),
+            &self.shared.runtime,
+        );
+    }
+
+    fn probed(&mut self, id: ProbeId, answer: &Answer) {
+        let container = self
+            .observed
+            .containers
+            .iter()
+            .find(|container| container.id == id.container);
+        let (Some(pod), Some(container)) = (self.order.pod.as_deref(), container) else {
+            return;
+        };
+        if let Some(text) = id.question.tell(answer) {
+            self.shared.events.send(
+                &self.id,
+                Some(&container.name),
+                Kind::Warning,
+                "Unhealthy",
+                text,
+            );
+        }
+        let result = match answer {
+            Answer::Success => Try::Success,
+            Answer::Failure(_) => Try::Failure,
+            Answer::Unknown(_) => return,
+        };
+        let mut specs = pod.all_containers();
+        let rules = specs
+            .find(|spec| spec.name == container.name)
+            .and_then(|spec| id.question.of(spec))
+            .map(Rules::of);
+        if let Some(rules) = rules {
+            let state = self.observed.probe(&id.container, id.question);
+            self.observed.probes.insert(id, state.step(&rules, result));
         }
     }
 
@@ -247,10 +312,7 @@ impl Worker {
         for id in open {
             match self.shared.runtime.state(&id).await {
                 Ok(Some(state)) => self.observed.set_state(&id, state),
-                Ok(None) => self
-                    .observed
-                    .containers
-                    .retain(|container| container.id != id),
+                Ok(None) => self.observed.remove(&id),
                 // It is asked again when the runtime is back: that pokes every worker.
                 Err(error) => tracing::debug!(%error, "a container was not looked at"),
             }
@@ -391,9 +453,7 @@ impl Worker {
                 self.observed.failures.insert(container, failure);
             }
             Outcome::Deleted { id } => {
-                self.observed
-                    .containers
-                    .retain(|container| container.id != id);
+                self.observed.remove(&id);
                 self.surroundings.last_words.remove(&id);
                 self.shared.pokes.forget(&id);
             }

@@ -409,6 +409,12 @@ impl Containerd {
         let value = serde_json::to_vec(&process)
             .map_err(|error| RuntimeError::Config(format!("command {command:?}: {error}")))?;
 
+        tokio::fs::create_dir_all(&self.scratch)
+            .await
+            .map_err(|error| RuntimeError::Failed {
+                action: format!("make the directory {}", self.scratch.display()),
+                reason: error.to_string(),
+            })?;
         let exec_id = uuid::Uuid::new_v4().simple().to_string();
         let output = self.scratch.join(&exec_id);
         let uri = format!("file://{}", percent_encode(&output.to_string_lossy()));
@@ -483,9 +489,9 @@ impl Containerd {
                 output: String::from_utf8_lossy(&text).into_owned(),
             }),
             Ok(Err(status)) => Err(fail(&status)),
-            Err(_) => Err(RuntimeError::Failed {
-                action: format!("run {command:?} in container {id}"),
-                reason: format!("it did not end within {timeout:?}"),
+            Err(_) => Err(RuntimeError::ExecTimeout {
+                command: command.to_vec(),
+                timeout,
             }),
         }
     }

@@ -265,6 +265,12 @@ pub enum RuntimeError {
     /// The config cannot be honoured; no retry helps before the pod or its image changes.
     #[error("{0}")]
     Config(String),
+    /// A command in a container took too long, and was killed.
+    #[error("command {command:?} did not end within {timeout:?}")]
+    ExecTimeout {
+        command: Vec<String>,
+        timeout: std::time::Duration,
+    },
     /// A registry did not give the image.
     #[error("failed to pull image {image:?}: {reason}")]
     Pull { image: String, reason: String },
