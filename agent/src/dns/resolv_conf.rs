@@ -132,8 +132,9 @@ fn cluster_first(namespace: &str, cluster: &ClusterDns) -> ResolvConf {
     ResolvConf {
         nameservers: cluster.addresses.clone(),
         searches,
-        // Five dots, so that `name.namespace.svc` and SRV names below it still walk the search list.
-        options: vec!["ndots:5".into()],
+        // Five dots, so that `name.namespace.svc` and SRV names below it still walk the search list. A second is long for
+        // a server on the own node: whoever loses a packet to an agent that restarts asks the next server soon.
+        options: vec!["ndots:5".into(), "timeout:1".into(), "attempts:3".into()],
     }
 }
 
@@ -223,7 +224,7 @@ mod tests {
     }
 
     const CLUSTER: &str = "search shop.svc.cluster.local svc.cluster.local cluster.local example.org\n\
-                           nameserver 10.244.1.1\noptions ndots:5\n";
+                           nameserver 10.244.1.1\noptions ndots:5 timeout:1 attempts:3\n";
     const NODE: &str = "search example.org\nnameserver 192.0.2.1\noptions edns0\n";
 
     fn policy(policy: &str, host_network: bool) -> PodSpec {
