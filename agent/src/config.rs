@@ -22,7 +22,7 @@ pub struct AgentConfig {
     /// Name of this node [default: the host name]
     #[arg(long, env = "KERNELET_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address at which other nodes reach this one [default: that of the default route's link]
+    /// Address at which other nodes reach this one [default: the one from which it reaches the API server]
     #[arg(long, env = "KERNELET_NODE_IP", value_name = "ADDRESS")]
     pub node_ip: Option<IpAddr>,
     /// Labels of the Node object, as KEY=VALUE,…

@@ -351,23 +351,23 @@ async fn watch_runtime(runtime: Arc<dyn Runtime>, health: watch::Sender<Health>)
     }
 }
 
+/// Adds the parts that [`Health`] knows to what `kernelet status` shows.
 fn show_health(introspection: &mut Introspection, health: &watch::Receiver<Health>) {
-    let parts: [(&'static str, fn(&Health) -> &Part); 2] = [
-        ("runtime", |health| &health.runtime),
-        ("network", |health| &health.network),
-    ];
-    for (name, part) in parts {
-        let health = health.clone();
-        introspection.component(name, move || match part(&health.borrow()) {
-            Part::Up => introspection::Health {
-                healthy: true,
-                detail: String::new(),
-            },
-            Part::Down(why) => introspection::Health {
-                healthy: false,
-                detail: why.clone(),
-            },
-        });
+    let (runtime, network) = (health.clone(), health.clone());
+    introspection.component("runtime", move || shown(&runtime.borrow().runtime));
+    introspection.component("network", move || shown(&network.borrow().network));
+}
+
+fn shown(part: &Part) -> introspection::Health {
+    match part {
+        Part::Up => introspection::Health {
+            healthy: true,
+            detail: String::new(),
+        },
+        Part::Down(why) => introspection::Health {
+            healthy: false,
+            detail: why.clone(),
+        },
     }
 }
 

@@ -30,7 +30,7 @@ use super::sys;
 const BPF_FS: i64 = 0xcafe_4a11;
 const BPF_FS_ROOT: &str = "/sys/fs/bpf";
 
-/// In this order: what reads a socket's storage is there before what writes it.
+/// In this order: what reads a socket's row is there before what writes it.
 const PROGRAMS: [&str; 5] = [
     "kn_sock_release",
     "kn_getpeername4",

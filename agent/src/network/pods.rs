@@ -49,6 +49,7 @@ impl VethNetwork {
             .await?;
         netlink.put_unreachable(range).await?;
         sysctl("net/ipv4/ip_forward", "1")?;
+        refuse_at_once()?;
 
         let links = netlink.links().await?;
         let owners = links.into_iter().filter_map(|link| {
@@ -191,6 +192,21 @@ async fn existing(netlink: &Netlink, name: &str) -> Result<Link, NetworkError> {
         .link(name)
         .await?
         .ok_or_else(|| NetworkError::LinkGone(name.to_owned()))
+}
+
+/// Exempts "destination unreachable" from the kernel's rate limit, which is one a second for each address. Pods are to hear
+/// of every packet that goes nowhere: to a pod that is gone, or to the DNS port while the agent restarts, where their
+/// resolvers otherwise wait for seconds before they ask the next server.
+fn refuse_at_once() -> Result<(), NetworkError> {
+    const NAME: &str = "net/ipv4/icmp_ratemask";
+    /// `ICMP_DEST_UNREACH`
+    const DESTINATION_UNREACHABLE: u32 = 3;
+    let present = fs::read_to_string(Path::new("/proc/sys").join(NAME)).unwrap_or_default();
+    match present.trim().parse::<u32>() {
+        Ok(mask) => sysctl(NAME, &(mask & !(1 << DESTINATION_UNREACHABLE)).to_string()),
+        // A kernel without the setting has no limit to lift.
+        Err(_) => Ok(()),
+    }
 }
 
 /// Writes a kernel setting below /proc/sys, unless it has the value: then a read-only /proc/sys is good enough.

@@ -16,7 +16,11 @@ use crate::runtime::PodRef;
 pub(super) enum Report {
     #[default]
     Nothing,
-    Status(Box<PodStatus>),
+    Status {
+        status: Box<PodStatus>,
+        /// Rises when somebody else wrote over what was reported: it has to be said again.
+        repeat: u64,
+    },
     /// The pod is off the node: its object may go. Before that it gets its last status.
     Gone(Box<PodStatus>),
 }
@@ -33,11 +37,18 @@ pub(super) async fn run(
 ) {
     let api = Api::<Pod>::namespaced(client, &pod.namespace);
     let mut wait = RETRY.0;
+    let mut repeated = 0;
     loop {
         let report = reports.borrow_and_update().clone();
         let done = match &report {
             Report::Nothing => Ok(()),
-            Report::Status(status) => write(&api, &pod, &mut known, status).await,
+            Report::Status { status, repeat } => {
+                if *repeat != repeated {
+                    repeated = *repeat;
+                    known = PodStatus::default();
+                }
+                write(&api, &pod, &mut known, status).await
+            }
             Report::Gone(status) => match write(&api, &pod, &mut known, status).await {
                 Ok(()) => delete(&api, &pod).await,
                 Err(error) => Err(error),

@@ -255,6 +255,7 @@ impl World {
 
     /// Works until nothing is left to do, letting time pass as the plan says.
     fn settle(&mut self) {
+        self.look();
         for _ in 0..1000 {
             if self.finished {
                 return;

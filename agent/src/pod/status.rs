@@ -100,8 +100,9 @@ impl View<'_> {
                 self.surroundings.host_addresses.clone()
             }
             Sandbox::Ready { addresses } => addresses.clone(),
-            // A pod that is done is still shown with the address it had.
-            _ if course != Course::Going => {
+            // A pod that is done is still shown with the address it had, and so is one whose agent has only just begun and
+            // has not looked yet: its address must not come and go with the agent.
+            sandbox if course != Course::Going || *sandbox == Sandbox::Unknown => {
                 let known = self.previous.pod_ips.iter().flatten();
                 known.filter_map(|known| known.ip.parse().ok()).collect()
             }
@@ -330,6 +331,7 @@ impl View<'_> {
         };
         let sandbox = match self.observed.sandbox {
             Sandbox::Ready { .. } => yes(),
+            Sandbox::Unknown if previously(previous, "PodReadyToStartContainers") => yes(),
             _ => no_reason(),
         };
         [
@@ -386,6 +388,12 @@ impl View<'_> {
             ..PodCondition::default()
         }
     }
+}
+
+/// Whether a condition was true in the last status.
+fn previously(previous: &PodStatus, kind: &str) -> bool {
+    let mut conditions = previous.conditions.iter().flatten();
+    conditions.any(|condition| condition.type_ == kind && condition.status == "True")
 }
 
 #[derive(Clone)]

@@ -108,6 +108,11 @@ impl FakeApi {
         self.state.lock().unwrap().events.clone()
     }
 
+    /// Every change of a pod from now on.
+    pub(super) fn changes(&self) -> broadcast::Receiver<Value> {
+        self.changes.subscribe()
+    }
+
     /// Waits until the status of a pod is as wanted.
     pub(super) async fn wait(
         &self,

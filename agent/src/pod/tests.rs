@@ -163,6 +163,7 @@ async fn a_pod_runs_survives_its_agent_and_goes_without_a_trace() {
     let before = node.pids().await;
 
     drop(agent);
+    let mut changes = node.api.changes();
     let agent = node.agent();
     tokio::time::sleep(Duration::from_millis(300)).await;
     node.daemon.restart().await;
@@ -171,6 +172,25 @@ async fn a_pod_runs_survives_its_agent_and_goes_without_a_trace() {
     let status = node.api.pod("web").unwrap().status.unwrap();
     assert!(is_ready(&status));
     assert_eq!(status.container_statuses.unwrap()[0].restart_count, 0);
+    while let Ok(change) = changes.try_recv() {
+        let status = &change["object"]["status"];
+        assert_eq!(
+            status["podIP"], "10.244.1.2",
+            "its address never went: {status}"
+        );
+    }
+
+    // What the control plane says of the pods of a node that was silent.
+    node.api.change("web", |pod| {
+        let conditions = pod["status"]["conditions"].as_array_mut().unwrap();
+        for condition in conditions
+            .iter_mut()
+            .filter(|condition| condition["type"] == "Ready")
+        {
+            condition["status"] = json!("False");
+        }
+    });
+    node.api.wait("web", "ready again", is_ready).await;
 
     node.api.delete("web", 5);
     node.api.wait_gone("web").await;

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
 use kube::{Api, Client};
 
 use super::env::{Context, field};
+use super::sandbox::write_if_changed;
 use crate::runtime::BindMount;
 
 /// Why a volume cannot be made. The text goes into the container's status.
@@ -319,7 +320,7 @@ fn write_files(directory: &Path, files: Vec<FileToWrite>) -> io::Result<()> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        fs::write(&path, bytes)?;
+        write_if_changed(&path, &bytes)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
     }
     Ok(())

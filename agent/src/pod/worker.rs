@@ -87,6 +87,7 @@ pub(super) async fn run(
         poke,
         status: known,
         reports,
+        repeat: 0,
         fetches: JoinSet::new(),
         fetching: Vec::new(),
         trouble: TROUBLE.0,
@@ -121,6 +122,8 @@ struct Worker {
     /// The newest status that was computed.
     status: PodStatus,
     reports: watch::Sender<Report>,
+    /// How many times somebody else wrote over the reported status.
+    repeat: u64,
     /// Images may take long to fetch, so that goes on beside everything else.
     fetches: JoinSet<Outcome>,
     /// Names of the images being fetched.
@@ -173,6 +176,14 @@ impl Worker {
             (Some(new), Some(old)) => new.object.spec != old.object.spec,
             _ => false,
         };
+        let ready = |pod: &Option<Arc<PodView>>| {
+            let status = pod.as_ref().and_then(|pod| pod.object.status.as_ref());
+            status.is_some_and(is_ready)
+        };
+        // When a node is silent for long, the control plane declares its pods unready. Whoever is back says otherwise.
+        if ready(&self.order.pod) && !ready(&order.pod) && is_ready(&self.status) {
+            self.repeat += 1;
+        }
         if changed {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
@@ -488,12 +499,19 @@ impl Worker {
             &self.status,
             Timestamp::now(),
         );
-        if status != self.status || *self.reports.borrow() == Report::Nothing {
+        let said = match &*self.reports.borrow() {
+            Report::Status { repeat, .. } => *repeat == self.repeat,
+            Report::Nothing | Report::Gone(_) => false,
+        };
+        if status != self.status || !said {
             self.shared.table.put(summary(&self.id, &status));
             self.status = status;
             // A pod that vanished from the API has nobody to report to.
             if self.order.vanished_by.is_none() {
-                let report = Report::Status(Box::new(self.status.clone()));
+                let report = Report::Status {
+                    status: Box::new(self.status.clone()),
+                    repeat: self.repeat,
+                };
                 self.reports.send_replace(report);
             }
         }
@@ -533,12 +551,12 @@ fn tail(path: &std::path::Path) -> String {
     }
 }
 
+fn is_ready(status: &PodStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {
-    let ready = status
-        .conditions
-        .iter()
-        .flatten()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let containers = status
         .init_container_statuses
         .iter()
@@ -549,7 +567,7 @@ fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {
         namespace: id.namespace.clone(),
         name: id.name.clone(),
         phase: status.phase.clone().unwrap_or_default(),
-        ready,
+        ready: is_ready(status),
         addresses: status
             .pod_ips
             .iter()

@@ -153,7 +153,7 @@ async fn import_one(
     lease: &str,
     bad: &impl Fn(String) -> RuntimeError,
 ) -> Result<(), RuntimeError> {
-    write_tree(channel, archive, &target.digest().to_string(), lease, bad).await?;
+    write_tree(channel, archive, target.digest().as_ref(), lease, bad).await?;
     let target = descriptor(target);
     let manifest = store::manifest(channel, name, &target, architecture).await?;
     store::unpack(channel, &manifest, Some(lease)).await?;

@@ -151,11 +151,41 @@ impl Drop for Daemon {
                 let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
             }
         }
-        let _ = cgroup::remove(&cgroup::hierarchies(&mounts), &self.cgroup());
+        let hierarchies = cgroup::hierarchies(&mounts);
+        for hierarchy in &hierarchies {
+            end_processes_in(
+                &hierarchy
+                    .mount
+                    .join(self.path().file_name().unwrap_or_default()),
+            );
+        }
+        // A killed process leaves its cgroup a moment later.
+        for _ in 0..100 {
+            if cgroup::remove(&hierarchies, &self.cgroup()).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
-/// Ends the shims, and with them the containers, whose command line names `dir`.
+/// Ends every process of a cgroup and of those below it: a container outlives its shim.
+fn end_processes_in(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            end_processes_in(&entry.path());
+        }
+    }
+    let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    for pid in pids
+        .lines()
+        .filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// Ends the shims whose command line names `dir`.
 fn end_processes_of(dir: &Path) {
     let needle = dir.to_string_lossy().into_owned();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {

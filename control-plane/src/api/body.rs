@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::content::Encoding;
 use super::error::ApiError;
+use super::protobuf;
 use crate::resources::{Kind, duplicate_fields};
 
 /// No request carries more than this, in bytes.
@@ -51,7 +52,7 @@ pub async fn read(body: axum::body::Body) -> Result<Bytes, ApiError> {
     }
 }
 
-/// Parses JSON or YAML, whatever it holds.
+/// Parses JSON, YAML or protobuf, whatever it holds.
 pub fn parse(bytes: &[u8], encoding: Encoding) -> Result<Value, ApiError> {
     match encoding {
         Encoding::Json => serde_json::from_slice(bytes).map_err(|e| {
@@ -65,6 +66,9 @@ pub fn parse(bytes: &[u8], encoding: Encoding) -> Result<Value, ApiError> {
             serde_saphyr::from_str(text)
                 .map_err(|e| ApiError::bad_request(format!("error converting YAML to JSON: {e}")))
         }
+        Encoding::Protobuf => {
+            protobuf::parse(bytes).map_err(|e| ApiError::bad_request(e.to_string()))
+        }
     }
 }
 
@@ -77,7 +81,7 @@ pub fn object(
 ) -> Result<Decoded, ApiError> {
     let value = parse(bytes, encoding)?;
     let duplicates = match (encoding, validation) {
-        (_, FieldValidation::Ignore) | (Encoding::Yaml, _) => Vec::new(),
+        (_, FieldValidation::Ignore) | (Encoding::Yaml | Encoding::Protobuf, _) => Vec::new(),
         (Encoding::Json, _) => duplicate_fields(bytes),
     };
     typed(kind, value, duplicates, validation)

@@ -113,6 +113,7 @@ pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 pub enum Encoding {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// The essence of `Content-Type`, lower-case; empty when there is none.
@@ -135,8 +136,9 @@ pub fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
         // A missing type, and curl's default, have always been taken for JSON.
         "" | "application/json" | "*/*" | "application/x-www-form-urlencoded" => Ok(Encoding::Json),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Encoding::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Encoding::Protobuf),
         _ => Err(ApiError::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }
@@ -168,16 +170,23 @@ mod tests {
     }
 
     #[test]
-    fn protobuf_alone_is_refused() {
+    fn protobuf_is_read_but_not_written() {
         let only = accepting("application/vnd.kubernetes.protobuf");
         assert_eq!(shape(&only).map_err(|e| e.code.as_u16()), Err(406));
         assert!(require_json(&only).is_err());
-        let body = HeaderMap::from_iter([(
-            header::CONTENT_TYPE,
-            "application/vnd.kubernetes.protobuf"
-                .parse()
-                .expect("a header"),
-        )]);
-        assert_eq!(encoding(&body).map_err(|e| e.code.as_u16()), Err(415));
+        let body = |value: &str| {
+            encoding(&HeaderMap::from_iter([(
+                header::CONTENT_TYPE,
+                value.parse().expect("a header"),
+            )]))
+        };
+        assert_eq!(
+            body("application/vnd.kubernetes.protobuf"),
+            Ok(Encoding::Protobuf)
+        );
+        assert_eq!(
+            body("application/protobuf").map_err(|e| e.code.as_u16()),
+            Err(415)
+        );
     }
 }

@@ -22,6 +22,7 @@ pub mod patch;
 pub mod patching;
 pub mod pipeline;
 pub mod present;
+pub mod protobuf;
 pub mod registry;
 pub mod request;
 pub mod scale;

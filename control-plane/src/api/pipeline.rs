@@ -270,6 +270,7 @@ async fn serve_resource(
         (Subresource::Scale, "update") => scale::update(registry, &input).await,
         (Subresource::Scale, "patch") => scale::patch(registry, &input).await,
         (Subresource::Binding, "create") => subresources::bind(registry, &input).await,
+        (Subresource::Eviction, "create") => subresources::evict(registry, &input).await,
         (Subresource::Log, "get") => log::serve(api, &input).await,
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -280,6 +281,7 @@ fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "status" => Subresource::Status,
         "scale" => Subresource::Scale,
         "binding" => Subresource::Binding,
+        "eviction" => Subresource::Eviction,
         "log" => Subresource::Log,
         "approval" => Subresource::Approval,
         "finalize" => Subresource::Finalize,

@@ -1,5 +1,5 @@
-//! The subresources that change an object in a way of their own: binding a pod, approving a certificate request,
-//! finalizing a namespace.
+//! The subresources that change an object in a way of their own: binding or evicting a pod, approving a certificate
+//! request, finalizing a namespace.
 
 use axum::response::Response;
 use http::StatusCode;
@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::body::{self, FieldValidation};
 use super::content;
+use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::meta;
 use super::patching;
@@ -37,8 +38,7 @@ pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, Ap
             bound(input.kind, pod, &binding, &now)
         })
         .await?;
-    let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(present::value(StatusCode::CREATED, &success))
+    Ok(created())
 }
 
 fn bound(kind: &Kind, pod: &Value, binding: &Value, now: &str) -> Result<Value, ApiError> {
@@ -87,6 +87,31 @@ fn bound(kind: &Kind, pod: &Value, binding: &Value, now: &str) -> Result<Value, 
         json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}),
     );
     Ok(pod)
+}
+
+/// POST of an `Eviction`: deletes a pod. There are no disruption budgets that could forbid it.
+pub async fn evict(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    content::require_json(input.headers)?;
+    let eviction = body::parse(&input.body, content::encoding(input.headers)?)?;
+    let name = &input.request.name;
+    let own = meta::text(&eviction, "name");
+    if !own.is_empty() && own != name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({own}) does not match the name on the URL ({name})"
+        )));
+    }
+    let options =
+        DeleteOptions::from_body(&eviction["deleteOptions"]).map_err(ApiError::bad_request)?;
+    let mut call = input.call()?;
+    call.dry_run |= options.dry_run;
+    registry.delete(&call, name, &options).await?;
+    Ok(created())
+}
+
+/// What is answered when nothing was made that could be shown.
+fn created() -> Response {
+    let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    present::value(StatusCode::CREATED, &success)
 }
 
 /// Puts a condition in the place of the one of its type.

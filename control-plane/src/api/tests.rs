@@ -365,7 +365,7 @@ async fn bad_input_is_explained_and_not_stored() {
             "k8s",
         )
         .await;
-    assert_eq!(protobuf.code, 415);
+    assert_eq!(protobuf.code, 400);
     assert_eq!(f.get(PODS).await.body["items"], json!([]));
 }
 
@@ -379,6 +379,47 @@ async fn yaml_is_accepted() {
             .code,
         201
     );
+}
+
+#[tokio::test]
+async fn protobuf_is_accepted() {
+    let f = Fixture::new().await;
+    let body = "k8s\0\n\x0f\n\x02v1\x12\x09ConfigMap\x12\x0d\n\x03\n\x01a\x12\x06\n\x01k\x12\x01v";
+    let protobuf = "application/vnd.kubernetes.protobuf";
+    let made = f.call_as(admin(), "POST", MAPS, protobuf, body).await;
+    assert_eq!((made.code, made.message()), (201, ""));
+    assert_eq!(made.body["data"], json!({"k": "v"}));
+    let elsewhere = f.call_as(admin(), "POST", PODS, protobuf, body).await;
+    assert_eq!(elsewhere.code, 400);
+}
+
+#[tokio::test]
+async fn an_evicted_pod_stops_as_a_deleted_one_does() {
+    let f = Fixture::new().await;
+    f.call("POST", PODS, pod("a")).await;
+    let binding = json!({"metadata": {"name": "a"}, "target": {"name": "n1"}});
+    f.call("POST", &format!("{PODS}/a/binding"), binding).await;
+    let evict = |name: &str, uid: &str| {
+        json!({
+            "apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": {"name": name},
+            "deleteOptions": {"gracePeriodSeconds": 5, "preconditions": {"uid": uid}},
+        })
+    };
+    let pod = f.get(&format!("{PODS}/a")).await.body;
+    let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+    let path = format!("{PODS}/a/eviction");
+    assert_eq!(f.call("POST", &path, evict("b", uid)).await.code, 400);
+    assert_eq!(f.call("POST", &path, evict("a", "other")).await.code, 409);
+    let evicted = f.call("POST", &path, evict("a", uid)).await;
+    assert_eq!(
+        (evicted.code, &evicted.body["status"]),
+        (201, &json!("Success"))
+    );
+    let marked = f.get(&format!("{PODS}/a")).await;
+    assert_eq!(marked.body["metadata"]["deletionGracePeriodSeconds"], 5);
+    let missing = format!("{PODS}/missing/eviction");
+    assert_eq!(f.call("POST", &missing, json!({})).await.code, 404);
 }
 
 #[tokio::test]

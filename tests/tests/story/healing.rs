@@ -158,14 +158,16 @@ fn killing_containerd_restarts_no_container() {
 
 #[test]
 fn a_silent_nodes_pods_leave_the_service_and_are_replaced() {
-    let arguments = [
-        "--node-monitor-grace-period=4s",
-        "--default-eviction-seconds=2",
-    ];
-    let Some(mut scenario) = application("khn", 108, &arguments) else {
+    let Some(mut scenario) = application("khn", 108, &["--node-monitor-grace-period=15"]) else {
         return;
     };
-    let frontend = frontend_on(&pods(&scenario), "worker-1");
+    // By default a pod tolerates an unreachable node for five minutes.
+    let soon = r#"{"spec": {"template": {"spec": {"tolerations": [
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+    ]}}}}"#;
+    scenario.kubectl_args(&["patch", "deployment", "backend", "-p", soon]);
+    scenario.kubectl("rollout status deployment backend --timeout=60s");
+    let frontend = frontend_on(&await_ready(&scenario), "worker-1");
 
     scenario
         .kill("worker-2", Program::Agent, rustix::process::Signal::KILL)
