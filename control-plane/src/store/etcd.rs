@@ -46,11 +46,12 @@ pub enum ConnectError {
     HalfIdentity,
     #[error(
         "etcd at {endpoints}: {}; check --etcd-endpoints, the TLS files, and that etcd runs",
-        root_cause(source)
+        root_cause(error)
     )]
     Unreachable {
         endpoints: String,
-        source: Box<etcd_client::Error>,
+        /// Not its source: its own text is the nested values of every layer.
+        error: Box<etcd_client::Error>,
     },
 }
 
@@ -87,9 +88,9 @@ impl Etcd {
         if let Some(tls) = tls(config)? {
             options = options.with_tls(tls);
         }
-        let unreachable = |source| ConnectError::Unreachable {
+        let unreachable = |error| ConnectError::Unreachable {
             endpoints: config.endpoints.join(","),
-            source: Box::new(source),
+            error: Box::new(error),
         };
         let mut client = Client::connect(&config.endpoints, Some(options))
             .await
