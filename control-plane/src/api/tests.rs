@@ -25,7 +25,7 @@ use crate::store::embedded::Embedded;
 struct Fixture {
     api: Arc<Api>,
     router: Router,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 struct Answer {
@@ -46,7 +46,11 @@ fn admin() -> User {
 
 impl Fixture {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+        Self::start(tempfile::tempdir().expect("a directory")).await
+    }
+
+    /// A start on what the directory holds.
+    async fn start(dir: tempfile::TempDir) -> Self {
         let config = PkiConfig {
             data_dir: dir.path().to_owned(),
             advertise: Ipv4Addr::LOCALHOST.into(),
@@ -86,7 +90,7 @@ impl Fixture {
         Fixture {
             router: router(api.clone()),
             api,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -947,6 +951,26 @@ async fn health_version_and_discovery_answer() {
         .1,
         "x"
     );
+}
+
+#[tokio::test]
+async fn a_start_after_a_kill_finds_everything_in_its_place() {
+    let first = Fixture::new().await;
+    first.call("POST", MAPS, map("a")).await;
+    let uris = [
+        "/api/v1/namespaces/default/services/kubernetes".to_owned(),
+        format!("{MAPS}/a"),
+    ];
+    // What a process that is killed leaves: the file as it is, not closed.
+    let left = tempfile::tempdir().expect("a directory");
+    std::fs::copy(first.dir.path().join("store"), left.path().join("store")).expect("a copy");
+    let second = Fixture::start(left).await;
+    for uri in &uris {
+        assert_eq!(second.get(uri).await.body, first.get(uri).await.body);
+    }
+    let again = json!({"metadata": {"name": "b"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    let services = "/api/v1/namespaces/default/services";
+    assert_eq!(second.call("POST", services, again).await.code, 422);
 }
 
 #[tokio::test]
