@@ -42,9 +42,9 @@ use crate::node::status::{Health, Identity, Part};
 use crate::node::upkeep::Upkeep;
 use crate::pod::{Manager, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
-use crate::runtime::Runtime;
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
+use crate::runtime::{Runtime, RuntimeError};
 use crate::server::https::{self, HttpsError, KubeletApi};
 use crate::server::introspection::{self, Introspection, SocketError};
 
@@ -77,6 +77,8 @@ pub enum RunError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Facts(#[from] FactsError),
     #[error(transparent)]
@@ -130,6 +132,11 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let client = node_client.client();
     // Before anything is put into the kernel: what may fail because of others leaves nothing there.
     let kubelet = listen(SocketAddr::new(address.into(), KUBELET_PORT)).await?;
+    let logger = std::env::current_exe().map_err(RunError::Program)?;
+    let scratch = config.run_dir.join("exec");
+    let runtime = Containerd::new(&config.containerd, Host::probe(), &logger, &scratch);
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+    runtime.version().await?;
     let fresh = !config.bpf_dir.exists();
 
     let dataplane = dataplane::start(
@@ -220,10 +227,6 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     });
     info!(%node, %address, adopted = dataplane.adopted, "the agent runs");
 
-    let logger = std::env::current_exe().map_err(RunError::Program)?;
-    let scratch = config.run_dir.join("exec");
-    let runtime = Containerd::new(&config.containerd, Host::probe(), &logger, &scratch);
-    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     parts.spawn({
         let (runtime, health) = (runtime.clone(), health.clone());
         async move {

@@ -37,6 +37,11 @@ const PACKAGES: &[Package] = &[
         "the other store; tests compare with it",
     ),
     package(
+        "openssl",
+        Some("openssl"),
+        "makes the certificates that tests refuse",
+    ),
+    package(
         "busybox-static",
         Some("busybox"),
         "the tests' smallest container",

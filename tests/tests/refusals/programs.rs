@@ -1,5 +1,6 @@
 //! Programs that cannot do what they were told.
 
+use std::net::Ipv4Addr;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -64,9 +65,15 @@ impl Room<'_> {
     /// An agent on the worker, with the worker's identity but pins of its own.
     fn agent(&self, run_directory: &Path) -> Command {
         let node = self.worker();
+        self.agent_at(node.address, run_directory, &node.containerd_socket())
+    }
+
+    /// The same at another address of the worker and with another containerd.
+    fn agent_at(&self, address: Ipv4Addr, run_directory: &Path, containerd: &Path) -> Command {
+        let node = self.worker();
         let mut command = node.command(self.program("kernelet"));
         command.args(["run", "--node-name", "worker-1", "--node-ip"]);
-        command.arg(node.address.to_string());
+        command.arg(address.to_string());
         command
             .arg("--root-dir")
             .arg(node.directory.join("kernelet"));
@@ -78,7 +85,7 @@ impl Room<'_> {
         command
             .arg("--cgroup-parent")
             .arg(format!("/{}", node.cgroup));
-        command.arg("--containerd").arg(node.containerd_socket());
+        command.arg("--containerd").arg(containerd);
         command
     }
 
@@ -140,6 +147,11 @@ pub fn an_agent_that_cannot_start_leaves_nothing(scenario: &Scenario) {
         said.contains(":10250") && said.contains("is another kubelet running"),
         "{said}"
     );
+    room.assert_nothing_left();
+
+    let nobody = room.directory.join("containerd.sock");
+    let said = fails(&mut room.agent_at(Ipv4Addr::LOCALHOST, &room.run_directory(), &nobody));
+    assert!(said.contains("containerd does not answer at"), "{said}");
     room.assert_nothing_left();
 
     let said = fails(&mut room.agent(&room.worker().agent_run_directory()));
