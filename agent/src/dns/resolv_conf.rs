@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(
             text(spec),
             "search shop.svc.cluster.local svc.cluster.local cluster.local example.org shop.example\n\
-             nameserver 10.244.1.1\nnameserver 192.0.2.9\noptions ndots:2 rotate\n"
+             nameserver 10.244.1.1\nnameserver 192.0.2.9\noptions ndots:2 timeout:1 attempts:3 rotate\n"
         );
     }
 
