@@ -66,9 +66,17 @@ pub trait ServiceMaps: Send {
     fn apply(&mut self, op: &MapOp) -> Result<(), MapError>;
 
     /// Performs writes in order up to the first that fails, which the error names. What was written stays: the order of
-    /// the writes keeps every lookup valid at each step, so the caller may go on later from a fresh [`Self::dump`].
+    /// the writes keeps every lookup valid at each step.
     fn apply_all(&mut self, ops: &[MapOp]) -> Result<(), MapError> {
         ops.iter().try_for_each(|op| self.apply(op))
+    }
+
+    /// Performs removals of rows that no lookup meets any more, also beyond one that fails. Gives those that failed, to be
+    /// repeated.
+    fn remove_all(&mut self, ops: Vec<MapOp>) -> Vec<(MapOp, MapError)> {
+        ops.into_iter()
+            .filter_map(|op| Some((op, self.apply(&op).err()?)))
+            .collect()
     }
 
     /// Reads all tables back.

@@ -1,8 +1,9 @@
-//! Closes the sockets of a backend that is gone, so that their clients reconnect at once.
+//! Closes the sockets of backends that are gone, so that their clients reconnect at once.
 //!
 //! sock_diag finds them in each network namespace and closes them, but for those that the programs did not send there:
 //! `SOCKETS` knows. Unconnected UDP sockets have no peer and are never found; they go elsewhere by themselves.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -10,7 +11,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
-use agent_ebpf::abi::{BackendEntry, BackendId, BackendStats, SocketKey};
+use agent_ebpf::abi::{BackendId, BackendStats, Port, SocketKey};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 use tracing::{info, warn};
@@ -31,10 +32,7 @@ impl ClosingMaps {
         Self { maps, namespaces }
     }
 
-    fn close(&self, id: BackendId) -> Result<(), MapError> {
-        let Some(backend) = self.maps.backend(id)? else {
-            return Ok(());
-        };
+    fn close(&self, gone: &BTreeSet<BackendId>) -> Result<(), MapError> {
         let pods = std::fs::read_dir(&self.namespaces);
         let mut all: Vec<PathBuf> = pods
             .into_iter()
@@ -43,15 +41,12 @@ impl ClosingMaps {
             .map(|pin| pin.path())
             .collect();
         all.push("/proc/self/ns/net".into());
-        let Closed { sockets, failed } = close_sockets(&self.maps, id, &backend, &all)?;
+        let Closed { sockets, failed } = close_sockets(&self.maps, gone, &all)?;
         if sockets > 0 {
-            info!(
-                ?backend,
-                sockets, "closed the sockets of a backend that is gone"
-            );
+            info!(sockets, "closed the sockets of backends that are gone");
         }
         for error in failed {
-            warn!(?backend, %error, reason = %error.source, "sockets of a backend that is gone stay open");
+            warn!(%error, reason = %error.source, "sockets of backends that are gone stay open");
         }
         Ok(())
     }
@@ -59,12 +54,20 @@ impl ClosingMaps {
 
 impl ServiceMaps for ClosingMaps {
     fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
-        // Before its row goes: whoever dies in between finds the row again, and closes again. No table has named the
-        // backend for a while, so no socket comes to it meanwhile.
-        if let MapOp::DeleteBackend(id, Sockets::Close) = op {
-            self.close(*id)?;
-        }
         self.maps.apply(op)
+    }
+
+    fn remove_all(&mut self, ops: Vec<MapOp>) -> Vec<(MapOp, MapError)> {
+        // Before their rows go: whoever dies in between finds the rows again, and closes again. No table has named these
+        // backends for a while, so no socket comes to them meanwhile.
+        let gone = ops.iter().filter_map(|op| match op {
+            MapOp::DeleteBackend(id, Sockets::Close) => Some(*id),
+            _ => None,
+        });
+        if let Err(error) = self.close(&gone.collect()) {
+            warn!(%error, "sockets of backends that are gone stay open");
+        }
+        self.maps.remove_all(ops)
     }
 
     fn dump(&self) -> Result<PinnedState, MapError> {
@@ -72,7 +75,7 @@ impl ServiceMaps for ClosingMaps {
     }
 }
 
-/// What came of closing a backend's sockets.
+/// What came of closing sockets.
 #[derive(Debug, Default)]
 pub struct Closed {
     /// How many were closed.
@@ -89,21 +92,30 @@ pub struct CloseError {
     pub source: io::Error,
 }
 
-/// Closes every connected socket that was sent to the backend `id`, in each of the network namespaces named by a path
-/// (`/proc/self/ns/net`, or a pin). A namespace that is gone has no sockets; one that fails does not keep the others.
+/// Closes every connected socket that was sent to one of the backends `gone`, in each of the network namespaces named by a
+/// path (`/proc/self/ns/net`, or a pin). A namespace that is gone has no sockets; one that fails does not keep the others.
 pub fn close_sockets(
     maps: &Maps,
-    id: BackendId,
-    backend: &BackendEntry,
+    gone: &BTreeSet<BackendId>,
     netns: &[PathBuf],
 ) -> Result<Closed, MapError> {
-    let BackendStats { opens, closes } = maps.backend_stats(id)?;
-    if opens == closes {
+    let mut listeners: BTreeMap<Listener, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for id in gone {
+        let BackendStats { opens, closes } = maps.backend_stats(*id)?;
+        if opens != closes
+            && let Some(backend) = maps.backend(*id)?
+        {
+            let listener = (backend.protocol, backend.port);
+            let addresses = listeners.entry(listener).or_default();
+            addresses.insert(backend.address.into());
+        }
+    }
+    if listeners.is_empty() {
         return Ok(Closed::default());
     }
     let sent_there = |socket: SocketKey| {
         let entry = maps.socket(socket)?;
-        Ok(entry.is_some_and(|entry| entry.service.backend == id))
+        Ok(entry.is_some_and(|entry| gone.contains(&entry.service.backend)))
     };
     // A thread of its own, because it changes its namespace; it opens all of them from where it starts.
     thread::scope(|scope| {
@@ -111,7 +123,7 @@ pub fn close_sockets(
             let opened: Vec<_> = netns.iter().map(|path| (path, File::open(path))).collect();
             let mut closed = Closed::default();
             for (path, file) in opened {
-                match close_in(file, backend, &sent_there) {
+                match close_in(file, &listeners, &sent_there) {
                     Ok(sockets) => closed.sockets += sockets,
                     Err(source) => closed.failed.push(CloseError {
                         netns: path.clone(),
@@ -128,9 +140,12 @@ pub fn close_sockets(
     })
 }
 
+/// Protocol and port, which many backends share: their sockets are listed together.
+type Listener = (u8, Port);
+
 fn close_in(
     netns: io::Result<File>,
-    backend: &BackendEntry,
+    listeners: &BTreeMap<Listener, BTreeSet<Ipv4Addr>>,
     sent_there: &impl Fn(SocketKey) -> Result<bool, MapError>,
 ) -> io::Result<usize> {
     let netns = match netns {
@@ -138,61 +153,58 @@ fn close_in(
         other => other?,
     };
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    close_here(backend, sent_there)
-}
-
-fn close_here(
-    backend: &BackendEntry,
-    sent_there: &impl Fn(SocketKey) -> Result<bool, MapError>,
-) -> io::Result<usize> {
     let mut diag = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::DGRAM,
         Some(libc::NETLINK_SOCK_DIAG.into()),
     )?;
     let mut closed = 0;
-    let mut found = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        let ids = list(&mut diag, family, backend)?;
-        found.extend(ids.into_iter().map(|id| (family, id)));
-    }
-    for (family, id) in found {
-        if id.destination(family) != Some(backend.address.into())
-            || !sent_there(id.cookie()).map_err(io::Error::other)?
-        {
-            continue;
-        }
-        diag.write_all(&request(
-            SOCK_DESTROY,
-            ACKNOWLEDGE,
-            family,
-            backend.protocol,
-            &id.0,
-        ))?;
-        let mut buffer = [0; 4096];
-        let length = diag.read(&mut buffer)?;
-        for message in messages(&buffer[..length]) {
-            match message? {
-                Message::Done => closed += 1,
-                // It closed by itself meanwhile.
-                Message::Error(libc::ENOENT) => {}
-                Message::Error(errno) => return Err(io::Error::from_raw_os_error(errno)),
-                Message::Socket(_) => {}
+    for (listener, addresses) in listeners {
+        for family in [Family::V4, Family::V6] {
+            for id in list(&mut diag, family, *listener)? {
+                let to_backend = id
+                    .destination(family)
+                    .is_some_and(|to| addresses.contains(&to));
+                if to_backend && sent_there(id.cookie()).map_err(io::Error::other)? {
+                    closed += destroy(&mut diag, family, listener.0, &id)?;
+                }
             }
         }
     }
     Ok(closed)
 }
 
-/// The sockets in this namespace whose peer has the backend's port.
-fn list(diag: &mut Socket, family: Family, backend: &BackendEntry) -> io::Result<Vec<SocketId>> {
+/// Closes one socket; gives how many that were.
+fn destroy(diag: &mut Socket, family: Family, protocol: u8, id: &SocketId) -> io::Result<usize> {
+    let mut closed = 0;
+    diag.write_all(&request(SOCK_DESTROY, ACKNOWLEDGE, family, protocol, &id.0))?;
+    let mut buffer = [0; 4096];
+    let length = diag.read(&mut buffer)?;
+    for message in messages(&buffer[..length]) {
+        match message? {
+            Message::Done => closed += 1,
+            // It closed by itself meanwhile.
+            Message::Error(libc::ENOENT) => {}
+            Message::Error(errno) => return Err(io::Error::from_raw_os_error(errno)),
+            Message::Socket(_) => {}
+        }
+    }
+    Ok(closed)
+}
+
+/// The sockets in this namespace whose peer has the port.
+fn list(
+    diag: &mut Socket,
+    family: Family,
+    (protocol, port): Listener,
+) -> io::Result<Vec<SocketId>> {
     let mut wanted = [0; ID_SIZE];
-    wanted[2..4].copy_from_slice(&backend.port);
+    wanted[2..4].copy_from_slice(&port);
     diag.write_all(&request(
         SOCK_DIAG_BY_FAMILY,
         DUMP,
         family,
-        backend.protocol,
+        protocol,
         &wanted,
     ))?;
     let mut found = Vec::new();

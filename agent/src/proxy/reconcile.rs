@@ -3,7 +3,7 @@
 //! An error never travels back to where the change came from. It becomes the service's problem, shown by
 //! [`ProxyHandle`], and the service is tried again with back-off.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -84,6 +84,13 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
+/// A service whose map writes failed.
+struct Retry {
+    at: Instant,
+    /// When the change that is not in the maps yet was seen.
+    seen: std::time::Instant,
+}
+
 struct Worker<M> {
     cluster: Cluster,
     node: Name,
@@ -91,15 +98,17 @@ struct Worker<M> {
     proxy: ProxyHandle,
     metrics: Metrics,
     maps: M,
-    retry_at: BTreeMap<ObjectKey, Instant>,
+    retries: BTreeMap<ObjectKey, Retry>,
     collect_at: Option<Instant>,
+    /// How long what a flip left behind stays: longer after a failure.
+    collect_after: Duration,
     /// Removals that failed. They may be repeated at any time.
     undone: Vec<MapOp>,
 }
 
 impl<M: ServiceMaps> Worker<M> {
     fn new(cluster: Cluster, node: Name, proxy: ProxyHandle, metrics: Metrics, maps: M) -> Self {
-        let (retry_at, undone) = (BTreeMap::new(), Vec::new());
+        let (retries, undone) = (BTreeMap::new(), Vec::new());
         Self {
             cluster,
             node,
@@ -107,14 +116,16 @@ impl<M: ServiceMaps> Worker<M> {
             proxy,
             metrics,
             maps,
-            retry_at,
+            retries,
             collect_at: None,
+            collect_after: COLLECT_AFTER,
             undone,
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.retry_at.values().copied().chain(self.collect_at).min()
+        let retries = self.retries.values().map(|retry| retry.at);
+        retries.chain(self.collect_at).min()
     }
 
     async fn changed(&mut self, pending: Pending) {
@@ -160,20 +171,18 @@ impl<M: ServiceMaps> Worker<M> {
         if self.collect_at.is_some_and(|at| at <= now) {
             self.collect();
         }
-        let due: BTreeSet<ObjectKey> = self
-            .retry_at
+        let due = self
+            .retries
             .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(key, _)| key.clone())
+            .filter(|(_, retry)| retry.at <= now)
+            .map(|(key, retry)| (key.clone(), retry.seen))
             .collect();
-        let seen = std::time::Instant::now();
-        self.sync_all(due.into_iter().map(|key| (key, seen)).collect())
-            .await;
+        self.sync_all(due).await;
     }
 
     async fn sync_all(&mut self, dirty: BTreeMap<ObjectKey, std::time::Instant>) {
         for (done, (key, seen)) in dirty.into_iter().enumerate() {
-            if self.sync(&key) {
+            if self.sync(&key, seen) {
                 self.metrics
                     .programming
                     .observe(seen.elapsed().as_secs_f64());
@@ -186,12 +195,12 @@ impl<M: ServiceMaps> Worker<M> {
         if self.collect_at.is_none()
             && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
         {
-            self.collect_at = Some(Instant::now() + COLLECT_AFTER);
+            self.collect_at = Some(Instant::now() + self.collect_after);
         }
     }
 
-    /// Brings one service up to date. Returns whether anything was written.
-    fn sync(&mut self, key: &ObjectKey) -> bool {
+    /// Brings one service up to date with a change that was seen then. Returns whether anything was written.
+    fn sync(&mut self, key: &ObjectKey, seen: std::time::Instant) -> bool {
         let (frontends, ignored) = desired(&self.cluster.view(), &self.node, key);
         let mut inner = self.proxy.write();
         let (mut wrote, mut failed) = (false, None);
@@ -207,7 +216,7 @@ impl<M: ServiceMaps> Worker<M> {
         match failed {
             None => {
                 inner.problems.remove(key);
-                self.retry_at.remove(key);
+                self.retries.remove(key);
             }
             Some(error) => {
                 self.metrics.map_errors.inc();
@@ -225,7 +234,9 @@ impl<M: ServiceMaps> Worker<M> {
                 let wait = RETRY_FIRST
                     .saturating_mul(1 << (problem.attempts - 1).min(16))
                     .min(RETRY_MOST);
-                self.retry_at.insert(key.clone(), Instant::now() + wait);
+                let seen = self.retries.get(key).map_or(seen, |retry| retry.seen);
+                let at = Instant::now() + wait;
+                self.retries.insert(key.clone(), Retry { at, seen });
             }
         }
         wrote
@@ -236,16 +247,15 @@ impl<M: ServiceMaps> Worker<M> {
         for key in orphans {
             let heir = self.proxy.read().state.heir(&key);
             if let Some(heir) = heir {
-                self.sync(&heir);
+                self.sync(&heir, std::time::Instant::now());
             }
             let mut inner = self.proxy.write();
             if let Some(flip) = inner.state.remove(key)
                 && let Err(error) = perform(&mut inner, &mut self.maps, flip)
             {
-                self.metrics.map_errors.inc();
                 warn!(?key, error, "an address could not be removed; trying again");
-                self.collect_at
-                    .get_or_insert(Instant::now() + COLLECT_AFTER);
+                drop(inner);
+                self.collect_later(1);
             }
         }
     }
@@ -254,13 +264,23 @@ impl<M: ServiceMaps> Worker<M> {
         self.collect_at = None;
         let mut ops = std::mem::take(&mut self.undone);
         ops.extend(self.proxy.write().state.collect());
-        for op in ops {
-            if let Err(error) = self.maps.apply(&op) {
-                self.metrics.map_errors.inc();
-                warn!(?op, %error, "a row could not be removed; trying again");
-                self.undone.push(op);
+        let failed = self.maps.remove_all(ops);
+        match failed.first() {
+            None => self.collect_after = COLLECT_AFTER,
+            Some((op, error)) => {
+                warn!(rows = failed.len(), ?op, %error, "rows could not be removed; trying again");
+                self.collect_later(failed.len());
             }
         }
+        self.undone = failed.into_iter().map(|(op, _)| op).collect();
+    }
+
+    /// So many removals failed.
+    fn collect_later(&mut self, failed: usize) {
+        self.metrics.map_errors.inc_by(failed as u64);
+        self.collect_after = (self.collect_after * 2).min(RETRY_MOST);
+        let at = Instant::now() + self.collect_after;
+        self.collect_at.get_or_insert(at);
     }
 }
 

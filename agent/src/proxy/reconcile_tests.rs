@@ -52,19 +52,19 @@ async fn a_failed_write_is_a_problem_until_it_is_made_up_for() {
     assert_eq!(worker.proxy.health().problems, 1);
     assert!(worker.maps.inner.state.services.is_empty());
 
-    worker.retry_at.insert(key.clone(), Instant::now());
+    worker.retries.get_mut(&key).unwrap().at = Instant::now();
     worker.timer().await;
     assert_eq!(worker.proxy.read().problems[&key].attempts, 2);
     assert!(
-        worker.retry_at[&key] > Instant::now() + RETRY_FIRST,
+        worker.retries[&key].at > Instant::now() + RETRY_FIRST,
         "the wait grows"
     );
 
     broken.store(false, Ordering::Relaxed);
-    worker.retry_at.insert(key, Instant::now());
+    worker.retries.get_mut(&key).unwrap().at = Instant::now();
     worker.timer().await;
     assert_eq!(worker.proxy.health().problems, 0);
-    assert!(worker.retry_at.is_empty());
+    assert!(worker.retries.is_empty());
 
     // What the failed tries wrote goes.
     worker.collect();
@@ -104,10 +104,12 @@ async fn a_failed_removal_is_repeated() {
     worker.collect();
     worker.collect();
     assert_eq!(worker.maps.inner.state.slots.len(), 2);
+    assert!(worker.collect_after > COLLECT_AFTER, "the wait grows");
     broken.store(false, Ordering::Relaxed);
     worker.collect();
     assert!(worker.maps.inner.state.slots.is_empty());
     assert!(worker.undone.is_empty());
+    assert_eq!(worker.collect_after, COLLECT_AFTER);
 }
 
 #[tokio::test]
