@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kernelet_tests::host;
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::{BACKEND_PORT, PREFIX};
 
@@ -30,7 +31,11 @@ pub fn requested() -> Option<SocketAddrV4> {
 pub fn serve(target: SocketAddrV4) {
     let listener =
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, BACKEND_PORT)).expect("the namespace is its own");
+    // Where the scheduler happens to put the two would be the largest part of the difference between cases.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    run_on(0);
     std::thread::spawn(move || {
+        run_on(processors - 1);
         for stream in listener.incoming() {
             drop(stream);
         }
@@ -50,6 +55,13 @@ pub fn serve(target: SocketAddrV4) {
         output.write_all(&answer).expect("the parent reads");
         output.flush().expect("the parent reads");
     }
+}
+
+/// Keeps this thread on one processor.
+fn run_on(processor: usize) {
+    let mut only = CpuSet::new();
+    only.set(processor);
+    sched_setaffinity(None, &only).expect("the processor is there");
 }
 
 /// The parent's end.
