@@ -83,6 +83,7 @@ impl Toolchain {
                 "bpf",
             ])
             .args(["--target", TARGET])
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
             .env("CARGO_TARGET_DIR", &output);
         run_quietly(&mut command).context("compiling the BPF programs")?;
         Ok(output.join(TARGET).join("release/kernelet-ebpf"))

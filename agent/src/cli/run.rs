@@ -14,6 +14,7 @@ const BLOCKING: usize = 16;
 const LOG: &str = "info,kube_client=off";
 
 pub(super) fn run(config: AgentConfig) -> Result<(), CliError> {
+    share_one_heap();
     let filter = EnvFilter::try_from_env("KERNELET_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -28,4 +29,14 @@ pub(super) fn run(config: AgentConfig) -> Result<(), CliError> {
         .build()
         .map_err(CliError::Runtime)?;
     Ok(runtime.block_on(crate::run::run(config))?)
+}
+
+/// Has all threads allocate from one heap. glibc gives each its own, which costs megabytes and buys speed that an agent with
+/// few threads does not need.
+fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only sets a parameter of the allocator, and there is one thread yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }

@@ -201,6 +201,8 @@ fn load(object: &[u8], dir: &Path, sizes: MapSizes, set_retval: bool) -> Result<
     let set_retval = u32::from(set_retval);
     let mut loader = EbpfLoader::new();
     loader
+        // The programs relocate nothing against the kernel's types, and parsing them takes megabytes.
+        .btf(None)
         .map_max_entries(names::SERVICES, sizes.services)
         .map_max_entries(names::SERVICE_STATS, sizes.services)
         .map_max_entries(names::BACKENDS, sizes.backends)
