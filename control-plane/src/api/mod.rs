@@ -30,6 +30,7 @@ pub mod request;
 pub mod scale;
 pub mod selectors;
 pub mod server;
+mod shares;
 pub mod subresources;
 pub mod table;
 #[cfg(test)]
@@ -60,6 +61,7 @@ pub struct Api {
     pub advertised: String,
     pub health: Health,
     inflight: Inflight,
+    documents: openapi::Documents,
     metrics: Metrics,
 }
 
@@ -77,6 +79,7 @@ impl Api {
             advertised,
             health: Health::default(),
             inflight: Inflight::default(),
+            documents: openapi::Documents::default(),
             metrics: Metrics::default(),
         })
     }
