@@ -29,6 +29,11 @@ const COLUMNS: &[Column] = &[
     },
 ];
 
+/// The longest `note`, in bytes.
+const NOTE: usize = 1024;
+/// The longest `message`. Upstream has no bound for it; this is more than any program writes.
+const MESSAGE: usize = 16 * 1024;
+
 impl Strategy for Event {
     const SINGULAR: &'static str = "event";
     const SHORT_NAMES: &'static [&'static str] = &["ev"];
@@ -95,6 +100,13 @@ impl Strategy for Event {
         if !about.is_empty() {
             let path = Path::new("involvedObject").child("namespace");
             errors.extend(path.invalid_all(about, names::dns1123_label(about, false)));
+        }
+        if self
+            .message
+            .as_ref()
+            .is_some_and(|text| text.len() > MESSAGE)
+        {
+            errors.push(Path::new("message").too_long(MESSAGE));
         }
         errors
     }
@@ -191,10 +203,16 @@ impl Strategy for Newer {
                 .validate(None)
                 .into_iter()
                 .map(|error| FieldError {
-                    path: error.path.replace("involvedObject", "regarding"),
+                    path: error
+                        .path
+                        .replace("involvedObject", "regarding")
+                        .replace("message", "note"),
                     ..error
                 }),
         );
+        if old.is_none() && self.note.as_ref().is_some_and(|note| note.len() > NOTE) {
+            errors.push(Path::new("note").too_long(NOTE));
+        }
         errors
     }
 
@@ -315,6 +333,23 @@ mod tests {
         assert_eq!(row[3], "pod/web");
         assert_eq!(row[5], "default-scheduler, a");
         assert_eq!(row[8], 1);
+    }
+
+    #[test]
+    fn an_event_is_short() {
+        let mut event: Newer = serde_json::from_value(newer()).unwrap();
+        event.note = Some("x".repeat(NOTE));
+        assert!(Strategy::validate(&event, None).is_empty());
+        event.note = Some("x".repeat(NOTE + 1));
+        let errors = Strategy::validate(&event, None);
+        assert_eq!(
+            errors[0].to_string(),
+            "note: Too long: may not be more than 1024 bytes"
+        );
+        let mut older = stored(event);
+        assert!(Strategy::validate(&older, None).is_empty());
+        older.message = Some("x".repeat(MESSAGE + 1));
+        assert_eq!(Strategy::validate(&older, None).len(), 1);
     }
 
     #[test]
