@@ -13,6 +13,7 @@ use super::deletion::{self, DeleteOptions, Step};
 use super::error::ApiError;
 use super::list;
 use super::meta;
+use crate::admission::service_ip::Held;
 use crate::admission::{Admission, Operation, Review};
 use crate::auth::User;
 use crate::resources::{self, DecodeError, Kind};
@@ -21,6 +22,9 @@ use crate::store::{Entry, Expect, Revision, Store, StoreError};
 
 /// How often a write is tried anew when others keep changing the object in between.
 const ATTEMPTS: usize = 16;
+
+/// An object is at most this large, in bytes of JSON: what etcd takes, 1.5 MiB, less what its request holds besides.
+const STORED: usize = 1536 * 1024 - 4096;
 
 /// Objects, behind the rules of the API.
 pub struct Registry {
@@ -48,6 +52,13 @@ pub enum Through {
     Status,
     /// A subresource that made the new object from the old one itself.
     Subresource(&'static str),
+}
+
+/// A write of one key.
+enum Write {
+    Put(Bytes, Expect),
+    /// If it was last written at that revision.
+    Delete(Revision),
 }
 
 /// What a delete left.
@@ -115,6 +126,15 @@ fn bytes_of(kind: &Kind, object: &Value) -> Result<Bytes, ApiError> {
     serde_json::to_vec(&object)
         .map(Bytes::from)
         .map_err(ApiError::internal)
+}
+
+/// The same for an object that must fit into the store, whichever that is.
+fn storable(kind: &Kind, object: &Value) -> Result<Bytes, ApiError> {
+    let bytes = bytes_of(kind, object)?;
+    if bytes.len() > STORED {
+        return Err(ApiError::too_large(STORED));
+    }
+    Ok(bytes)
 }
 
 fn unconvertible(error: DecodeError) -> ApiError {
@@ -193,17 +213,16 @@ impl Registry {
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, &name, &errors));
         }
+        let bytes = storable(kind, &object)?;
         if call.dry_run {
             return self.pretend_create(call, &name, object).await;
         }
-        let key = key(kind, call.namespace, &name);
+        let write = Write::Put(bytes, Expect::Absent);
         match self
-            .store
-            .put(&key, bytes_of(kind, &object)?, Expect::Absent)
+            .write(key(kind, call.namespace, &name), write, held)
             .await
         {
             Ok(revision) => {
-                held.keep();
                 set_version(&mut object, revision);
                 Ok(object)
             }
@@ -294,8 +313,8 @@ impl Registry {
                 Some(old),
             )
             .await?;
-        // A subresource may change what an update may not (a pod's node); the result must still be a valid object.
-        let before = (!matches!(through, Through::Subresource(_))).then_some(old);
+        // A binding changes what an update may not, a pod's node; the result must still be a valid object.
+        let before = (through != Through::Subresource("binding")).then_some(old);
         let errors = (kind.validate)(&new, before);
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
@@ -304,23 +323,43 @@ impl Registry {
         if new == *old || call.dry_run {
             return Ok(Some(new));
         }
-        let key = key(kind, call.namespace, name);
-        let outcome = if deletion::is_finished(&new) {
-            self.store.delete(&key, revision).await
+        let write = if deletion::is_finished(&new) {
+            Write::Delete(revision)
         } else {
-            self.store
-                .put(&key, bytes_of(kind, &new)?, Expect::Modified(revision))
-                .await
+            Write::Put(storable(kind, &new)?, Expect::Modified(revision))
         };
-        match outcome {
+        match self
+            .write(key(kind, call.namespace, name), write, held)
+            .await
+        {
             Ok(revision) => {
-                held.keep();
                 set_version(&mut new, revision);
                 Ok(Some(new))
             }
             Err(StoreError::Conflict { .. }) => Ok(None),
             Err(other) => Err(store_error(other)),
         }
+    }
+
+    /// Writes, and settles what the write holds. Both happen even if the request is dropped in between: an address must not
+    /// be free again while a stored Service has it.
+    async fn write(&self, key: String, write: Write, held: Held) -> Result<Revision, StoreError> {
+        let store = self.store.clone();
+        let written = tokio::spawn(async move {
+            let outcome = match write {
+                Write::Put(bytes, expect) => store.put(&key, bytes, expect).await,
+                Write::Delete(modified) => store.delete(&key, modified).await,
+            };
+            match &outcome {
+                Err(StoreError::Conflict { .. }) => drop(held),
+                // An error may hide a write that happened.
+                Ok(_) | Err(_) => held.keep(),
+            }
+            outcome
+        });
+        written
+            .await
+            .unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
     }
 
     /// Deletes an object, or marks it for those who must act first.
@@ -340,6 +379,13 @@ impl Registry {
             let (outcome, next) = match deletion::decide(kind, &old, options, now()) {
                 Step::Nothing => return Ok(Deleted::Marked(old)),
                 Step::Remove if call.dry_run => return Ok(Deleted::Gone(old)),
+                // What cannot be read back must not be stored: it would break every list that holds it.
+                Step::Mark(next) if (kind.decode)(next.clone()).is_err() => {
+                    return Err(ApiError::internal(format!(
+                        "{name} marked for deletion would be no {}",
+                        kind.kind
+                    )));
+                }
                 Step::Mark(next) if call.dry_run => return Ok(Deleted::Marked(next)),
                 Step::Remove => (self.store.delete(&key, revision).await, None),
                 Step::Mark(next) => (
