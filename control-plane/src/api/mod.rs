@@ -22,6 +22,7 @@ pub mod openapi;
 pub mod options;
 pub mod patch;
 pub mod patching;
+mod paths;
 pub mod pipeline;
 pub mod present;
 pub mod protobuf;
@@ -31,6 +32,7 @@ pub mod scale;
 pub mod selectors;
 pub mod server;
 mod shares;
+mod stored;
 pub mod subresources;
 pub mod table;
 #[cfg(test)]

@@ -7,24 +7,23 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::deletion::{self, DeleteOptions, Step};
 use super::error::ApiError;
 use super::list;
 use super::meta;
+use super::stored::{bytes_of, storable};
+pub use super::stored::{key, object_of, prefix, presented, set_version, stored_as};
 use crate::admission::service_ip::Held;
 use crate::admission::{Admission, Operation, Review};
 use crate::auth::User;
-use crate::resources::{self, DecodeError, Kind};
+use crate::resources::Kind;
 use crate::store::cache::{Cache, Freshness, Object};
-use crate::store::{Entry, Expect, Revision, Store, StoreError};
+use crate::store::{Expect, Revision, Store, StoreError};
 
 /// How often a write is tried anew when others keep changing the object in between.
 const ATTEMPTS: usize = 16;
-
-/// An object is at most this large, in bytes of JSON: what etcd takes, 1.5 MiB, less what its request holds besides.
-const STORED: usize = 1536 * 1024 - 4096;
 
 /// Objects, behind the rules of the API.
 pub struct Registry {
@@ -69,80 +68,11 @@ pub enum Deleted {
     Marked(Value),
 }
 
-/// Where `kind` is stored: mostly as itself.
-pub fn stored_as(kind: &'static Kind) -> &'static Kind {
-    kind.conversion
-        .and_then(|c| resources::find(c.group, c.version, kind.plural))
-        .unwrap_or(kind)
-}
-
-/// The key prefix of a kind's objects, in one namespace or (empty) everywhere.
-pub fn prefix(kind: &'static Kind, namespace: &str) -> String {
-    let kind = stored_as(kind);
-    let mut prefix = String::from("/registry/");
-    for segment in [kind.group, kind.plural, namespace] {
-        if !segment.is_empty() {
-            prefix.push_str(segment);
-            prefix.push('/');
-        }
-    }
-    prefix
-}
-
-pub fn key(kind: &'static Kind, namespace: &str, name: &str) -> String {
-    prefix(kind, namespace) + name
-}
-
 /// Seconds since the Unix epoch.
 pub fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// A stored entry as an object of the version that the client speaks.
-pub fn object_of(kind: &Kind, entry: &Entry) -> Result<Value, ApiError> {
-    let mut object: Value = serde_json::from_slice(&entry.value)
-        .map_err(|e| ApiError::internal(format!("{} holds no JSON object: {e}", entry.key)))?;
-    set_version(&mut object, entry.modified);
-    presented(kind, object)
-}
-
-/// From the stored version to the served one.
-pub fn presented(kind: &Kind, object: Value) -> Result<Value, ApiError> {
-    match kind.conversion {
-        Some(conversion) => (conversion.from_stored)(&object).map_err(unconvertible),
-        None => Ok(object),
-    }
-}
-
-/// What is stored of an object: JSON in the stored version, without `resourceVersion`.
-fn bytes_of(kind: &Kind, object: &Value) -> Result<Bytes, ApiError> {
-    let mut object = match kind.conversion {
-        Some(conversion) => (conversion.to_stored)(object).map_err(unconvertible)?,
-        None => object.clone(),
-    };
-    meta::of(&mut object).shift_remove("resourceVersion");
-    serde_json::to_vec(&object)
-        .map(Bytes::from)
-        .map_err(ApiError::internal)
-}
-
-/// The same for an object that must fit into the store, whichever that is.
-fn storable(kind: &Kind, object: &Value) -> Result<Bytes, ApiError> {
-    let bytes = bytes_of(kind, object)?;
-    if bytes.len() > STORED {
-        return Err(ApiError::too_large(STORED));
-    }
-    Ok(bytes)
-}
-
-fn unconvertible(error: DecodeError) -> ApiError {
-    ApiError::internal(format!("the object cannot be converted: {error}"))
-}
-
-pub fn set_version(object: &mut Value, revision: Revision) {
-    meta::of(object).insert("resourceVersion".to_owned(), json!(revision.0.to_string()));
 }
 
 /// A store's refusal that says nothing about the object itself.

@@ -149,13 +149,13 @@ impl Server {
             .peer_certificates()
             .and_then(|chain| chain.first())
             .map(|certificate| PeerCertificate(Arc::new(certificate.clone().into_owned())));
-        let _place = match (&certificate, self.strangers.try_acquire()) {
-            (Some(_), _) => None,
-            (None, Ok(place)) => Some(place),
-            (None, Err(_)) => {
-                tracing::debug!(%peer, "too many connections without a certificate");
-                return;
-            }
+        let _place = if certificate.is_some() {
+            None
+        } else if let Ok(place) = self.strangers.try_acquire() {
+            Some(place)
+        } else {
+            tracing::debug!(%peer, "too many connections without a certificate");
+            return;
         };
         let router = self.router.clone();
         let service = move |mut request: Request<Body>| {

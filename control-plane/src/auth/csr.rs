@@ -263,3 +263,6 @@ fn allowed_usages(usages: &[String], own: &str) -> bool {
             .iter()
             .all(|u| ["digital signature", "key encipherment", own].contains(u))
 }
+
+#[cfg(test)]
+mod tests;

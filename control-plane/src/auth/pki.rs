@@ -53,7 +53,7 @@ impl PkiConfig {
             domains: vec![
                 "localhost".to_owned(),
                 "svc".to_owned(),
-                self.cluster_domain.to_ascii_lowercase(),
+                format!("svc.{}", self.cluster_domain.to_ascii_lowercase()),
             ],
             services: vec![services],
         }

@@ -31,8 +31,8 @@ const COLUMNS: &[Column] = &[
 
 /// The longest `note`, in bytes.
 const NOTE: usize = 1024;
-/// The longest `message`. Upstream has no bound for it; this is more than any program writes.
-const MESSAGE: usize = 16 * 1024;
+/// The largest event, in bytes of JSON. Upstream has no such bound; this is more than any program writes.
+const LARGEST: usize = 32 * 1024;
 
 impl Strategy for Event {
     const SINGULAR: &'static str = "event";
@@ -101,12 +101,8 @@ impl Strategy for Event {
             let path = Path::new("involvedObject").child("namespace");
             errors.extend(path.invalid_all(about, names::dns1123_label(about, false)));
         }
-        if self
-            .message
-            .as_ref()
-            .is_some_and(|text| text.len() > MESSAGE)
-        {
-            errors.push(Path::new("message").too_long(MESSAGE));
+        if serde_json::to_vec(self).is_ok_and(|json| json.len() > LARGEST) {
+            errors.push(Path::root().too_long(LARGEST));
         }
         errors
     }
@@ -203,10 +199,7 @@ impl Strategy for Newer {
                 .validate(None)
                 .into_iter()
                 .map(|error| FieldError {
-                    path: error
-                        .path
-                        .replace("involvedObject", "regarding")
-                        .replace("message", "note"),
+                    path: error.path.replace("involvedObject", "regarding"),
                     ..error
                 }),
         );
@@ -348,7 +341,7 @@ mod tests {
         );
         let mut older = stored(event);
         assert!(Strategy::validate(&older, None).is_empty());
-        older.message = Some("x".repeat(MESSAGE + 1));
+        older.reason = Some("x".repeat(LARGEST));
         assert_eq!(Strategy::validate(&older, None).len(), 1);
     }
 

@@ -65,21 +65,20 @@ async fn a_node_moves_no_pod_into_a_service() {
 #[tokio::test]
 async fn an_object_that_etcd_would_refuse_is_refused() {
     let f = Fixture::new().await;
-    let of_size = |name: &str, bytes: usize| {
-        let mut object = map(name);
-        object["data"] = json!({"k": "x".repeat(bytes)});
-        object
-    };
-    let refused = f.call("POST", MAPS, of_size("a", 2 << 20)).await;
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let of_size = |bytes: usize| json!({"metadata": {"name": "a"}, "spec": {"holderIdentity": "x".repeat(bytes)}});
+    let refused = f.call("POST", leases, of_size(2 << 20)).await;
     assert_eq!(
         (refused.code, refused.message()),
         (413, "Request entity too large: limit is 1568768")
     );
     assert_eq!(refused.body["reason"], "RequestEntityTooLarge");
-    let fits = of_size("a", 1_500_000);
-    assert_eq!(f.call("POST", MAPS, fits.clone()).await.code, 201);
-    let grown = of_size("a", 1_600_000);
-    assert_eq!(f.call("PUT", &format!("{MAPS}/a"), grown).await.code, 413);
+    let fits = f.call("POST", leases, of_size(1_500_000)).await;
+    assert_eq!(fits.code, 201, "{}", fits.message());
+    let mut grown = fits.body;
+    grown["spec"]["holderIdentity"] = json!("x".repeat(1_600_000));
+    let grown = f.call("PUT", &format!("{leases}/a"), grown).await;
+    assert_eq!(grown.code, 413, "{}", grown.message());
 }
 
 #[tokio::test]
