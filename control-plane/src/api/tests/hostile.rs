@@ -1,5 +1,8 @@
 //! Requests that mean no good, or mean well and ask for too much.
 
+use std::cell::Cell;
+use std::time::Instant;
+
 use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
@@ -94,6 +97,35 @@ async fn so_many_wrong_things_are_not_all_named() {
     );
     let node = json!({"metadata": {"name": "n1"}, "spec": {"podCIDRs": vec![""; 400_000]}});
     assert_eq!(f.call("POST", "/api/v1/nodes", node).await.code, 413);
+}
+
+/// There is one thread here for all short tasks.
+#[tokio::test]
+async fn a_large_body_holds_up_nobody() {
+    let f = Fixture::new().await;
+    let mut large = pod("a");
+    large["spec"]["containers"] = json!(vec![json!({}); 10_000]);
+    let started = Instant::now();
+    let work = async {
+        let refused = f.call("POST", PODS, large).await;
+        assert_eq!(refused.code, 422, "{}", refused.message());
+        started.elapsed()
+    };
+    // The longest time in which nothing else was done.
+    let gap = Cell::new(Duration::ZERO);
+    let beats = async {
+        loop {
+            let last = Instant::now();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            gap.set(gap.get().max(last.elapsed()));
+        }
+    };
+    let took = tokio::select! {
+        took = work => took,
+        () = beats => unreachable!("it goes on for ever"),
+    };
+    let gap = gap.get();
+    assert!(gap < took / 2, "a gap of {gap:?} in {took:?}");
 }
 
 #[tokio::test]
