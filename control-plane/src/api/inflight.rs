@@ -11,7 +11,7 @@ use crate::auth::{CONTROLLER_MANAGER, MASTERS, NODES, SCHEDULER, User};
 const READS: usize = 400;
 const WRITES: usize = 200;
 /// Requests at once for each user who is no administrator, those counted whose bodies are still being read.
-const PER_USER: usize = 64;
+const PER_USER: usize = 100;
 
 /// The slots of one class.
 struct Class {
