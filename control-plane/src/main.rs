@@ -106,17 +106,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .next()
         .context("--service-cidr holds no address")?;
 
-    let pki = Pki::open(
-        &PkiConfig {
-            data_dir: args.data_dir.clone(),
-            advertise: advertised.ip(),
-            port: advertised.port(),
-            service_ip: service_ip.into(),
-            cluster_domain: args.cluster_domain.clone(),
-            hostname: hostname(),
-        },
-        SystemTime::now(),
-    )?;
+    let pki_config = PkiConfig {
+        data_dir: args.data_dir.clone(),
+        advertise: advertised.ip(),
+        port: advertised.port(),
+        service_ip: service_ip.into(),
+        cluster_domain: args.cluster_domain.clone(),
+        hostname: hostname(),
+    };
+    let pki = Pki::open(&pki_config, SystemTime::now())?;
     let tls = tls::server_config(&pki.serving, pki.ca.certificate())?;
 
     let store = open_store(&args).await?;
@@ -150,7 +148,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .context("cannot make the system's objects")?;
     let router = api::router(api.clone());
 
-    start_parts(&router, pki.ca, &args, &stop);
+    let reserved = pki_config.reserved(args.service_cidr.into());
+    start_parts(&router, pki.ca, reserved, &args, &stop);
     api.health.set_ready();
     tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");
     let stopping = api.clone();
@@ -190,7 +189,13 @@ async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
 }
 
 /// Scheduler and controllers: clients of the API like any other, but without a socket in between.
-fn start_parts(router: &Router, ca: Ca, args: &Args, stop: &CancellationToken) {
+fn start_parts(
+    router: &Router,
+    ca: Ca,
+    reserved: csr::Reserved,
+    args: &Args,
+    stop: &CancellationToken,
+) {
     let scheduler = api::local_client(router.clone(), User::scheduler());
     tokio::spawn(scheduler::run(
         scheduler,
@@ -201,6 +206,7 @@ fn start_parts(router: &Router, ca: Ca, args: &Args, stop: &CancellationToken) {
         Arc::new(move |request, now| csr::sign_csr(&ca, request, now));
     let config = ControllersConfig {
         node_grace_period: Duration::from_secs(args.node_monitor_grace_period),
+        reserved,
         ..ControllersConfig::new(args.pod_cidr.into(), signer)
     };
     let controllers = api::local_client(router.clone(), User::controller_manager());

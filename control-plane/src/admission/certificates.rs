@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Operation, Review};
+use crate::auth::SAME_MACHINE;
 
 /// Writes the caller's identity into a new request, whatever the caller claimed.
 pub(super) fn identify(review: &Review<'_>, object: &mut Value) {
@@ -16,5 +17,8 @@ pub(super) fn identify(review: &Review<'_>, object: &mut Value) {
         spec.insert("groups".to_owned(), json!(review.user.groups));
         spec.shift_remove("uid");
         spec.shift_remove("extra");
+        if review.user.same_machine {
+            spec.insert("extra".to_owned(), json!({ SAME_MACHINE: ["true"] }));
+        }
     }
 }

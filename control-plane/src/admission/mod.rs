@@ -5,6 +5,7 @@
 
 mod certificates;
 mod namespace;
+mod node;
 mod service_account;
 pub mod service_ip;
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::api::error::ApiError;
-use crate::auth::{self, User};
+use crate::auth::User;
 use crate::resources::Kind;
 use crate::store::Store;
 use service_ip::{Held, ServiceAddresses};
@@ -64,34 +65,11 @@ impl Admission {
     ) -> Result<Held, ApiError> {
         namespace::lifecycle(review, object, self.store.as_ref()).await?;
         certificates::identify(review, object);
-        node_restriction(review, object, old)?;
+        node::restrict(review, object, old)?;
         service_account::default(review, object);
         if review.is("", "services") && review.operation != Operation::Delete {
             return self.addresses.admit(review, object, old);
         }
         Ok(Held::nothing())
     }
-}
-
-/// A node writes only its own Node, Lease and pods.
-fn node_restriction(
-    review: &Review<'_>,
-    object: &Value,
-    old: Option<&Value>,
-) -> Result<(), ApiError> {
-    if [old, Some(object)]
-        .into_iter()
-        .flatten()
-        .all(|o| auth::node_may_touch(review.user, o))
-    {
-        return Ok(());
-    }
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    let why = format!("node \"{}\" is not allowed to modify it", review.user.name);
-    Err(ApiError::forbidden(
-        review.kind.group,
-        review.kind.plural,
-        name,
-        &why,
-    ))
 }

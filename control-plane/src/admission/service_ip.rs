@@ -7,8 +7,10 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::StreamExt;
 use ipnet::Ipv4Net;
@@ -26,6 +28,9 @@ use crate::store::cache::{Cache, Change, Freshness, ReadError};
 /// Where node ports come from, as upstream.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
+/// How long to wait before the Services are read again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The pools of a cluster.
 pub struct ServiceAddresses {
     range: Ipv4Net,
@@ -37,6 +42,7 @@ impl ServiceAddresses {
         let pools = Pools {
             addresses: Pool::new(),
             ports: Pool::new(),
+            running: HashMap::new(),
         };
         Arc::new(ServiceAddresses {
             range,
@@ -59,7 +65,13 @@ impl ServiceAddresses {
                         }
                     }
                     // The watch fell behind: look at everything again.
-                    Err(_) => after = this.adopt(&cache).await.ok(),
+                    Err(_) => match this.adopt(&cache).await {
+                        Ok(revision) => after = Some(revision),
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot read the services");
+                            tokio::time::sleep(RETRY).await;
+                        }
+                    },
                 }
             }
         });
@@ -67,8 +79,15 @@ impl ServiceAddresses {
     }
 
     async fn adopt(&self, cache: &Cache) -> Result<crate::store::Revision, ReadError> {
+        // What was settled before the list was made and is not in it has gone. What is taken meanwhile may come after it.
+        let before = lock(&self.pools).settled();
         let listing = cache.list(PREFIX, Freshness::Latest).await?;
         let mut pools = lock(&self.pools);
+        for (holder, holding) in &before {
+            if !pools.running.contains_key(holder) {
+                pools.release(holding, holder);
+            }
+        }
         for object in &listing.objects {
             pools.note(&holding(&object.json), holder_of(&object.key));
         }
@@ -122,6 +141,7 @@ impl ServiceAddresses {
             taken: Holding::default(),
         };
         let mut pools = lock(&self.pools);
+        *pools.running.entry(held.holder.clone()).or_default() += 1;
         let outcome = self
             .give_address(&mut pools, service, &before, &mut held)
             .and_then(|()| give_ports(&mut pools, service, &before, &mut held));

@@ -12,6 +12,10 @@ use crate::resources::{Kind, duplicate_fields};
 /// No request carries more than this, in bytes.
 pub const LIMIT: usize = 3 * 1024 * 1024;
 
+/// No object consists of more values than this (objects, lists and what is in them). An empty object takes two bytes in a
+/// request and a kilobyte as a container of a pod.
+const VALUES: usize = 50_000;
+
 /// `fieldValidation`: what to do about fields that the kind does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldValidation {
@@ -95,6 +99,12 @@ pub fn typed(
     validation: FieldValidation,
 ) -> Result<Decoded, ApiError> {
     check_kind(kind, &value)?;
+    if values(&value) > VALUES {
+        let mut error = ApiError::too_large(VALUES);
+        error.message =
+            format!("Request entity too large: the object has more than {VALUES} values");
+        return Err(error);
+    }
     let cannot = |why: &dyn std::fmt::Display| {
         ApiError::bad_request(format!(
             "{} in version \"{}\" cannot be handled as a {}: {why}",
@@ -124,6 +134,15 @@ pub fn typed(
             object,
             warnings: problems,
         }),
+    }
+}
+
+/// How many values a value consists of.
+fn values(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(items) => items.iter().map(values).sum(),
+        Value::Object(fields) => fields.values().map(values).sum(),
+        _ => 0,
     }
 }
 
@@ -219,6 +238,25 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn an_object_of_too_many_values_is_refused() {
+        let kind = resources::find("", "v1", "pods").expect("a kind");
+        let text = format!(
+            r#"{{"spec":{{"containers":[{}{{}}]}}}}"#,
+            "{},".repeat(VALUES)
+        );
+        let refused = object(kind, text.as_bytes(), Encoding::Json, FieldValidation::Warn);
+        assert_eq!(
+            refused
+                .map(|_| ())
+                .map_err(|e| (e.code.as_u16(), e.message)),
+            Err((
+                413,
+                "Request entity too large: the object has more than 50000 values".to_owned()
+            ))
+        );
     }
 
     #[test]

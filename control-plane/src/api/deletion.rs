@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::meta::{self, FOREGROUND, ORPHAN};
 use crate::resources::Kind;
+use crate::resources::pod::validate::MAX_GRACE;
 
 /// What becomes of the objects that the deleted one owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +179,8 @@ fn grace_period(kind: &Kind, object: &Value, asked: Option<i64>) -> i64 {
             .as_i64()
             .unwrap_or(30)
     });
-    if grace < 0 { 1 } else { grace }
+    // More than anybody waits for is as good as the most: the time it ends must be one that can be written.
+    if grace < 0 { 1 } else { grace.min(MAX_GRACE) }
 }
 
 impl Kind {
@@ -233,6 +235,23 @@ mod tests {
         );
         assert_eq!(hurried["metadata"]["generation"], 2);
         assert_eq!(decide(kind("pods"), &next, &grace(0), 1001), Step::Remove);
+    }
+
+    #[test]
+    fn an_endless_grace_ends_at_a_time_that_can_be_written() {
+        let mut patient = pod("n");
+        patient["spec"]["terminationGracePeriodSeconds"] = json!(1_000_000_000_000_i64);
+        for options in [
+            DeleteOptions::default(),
+            grace(300_000_000_000),
+            grace(i64::MAX),
+        ] {
+            let next = marked(decide(kind("pods"), &patient, &options, 1000));
+            let text = next["metadata"]["deletionTimestamp"].as_str();
+            assert_eq!(text, Some(meta::rfc3339(1000 + MAX_GRACE).as_str()));
+            assert_eq!(next["metadata"]["deletionGracePeriodSeconds"], MAX_GRACE);
+            assert!((kind("pods").decode)(next).is_ok());
+        }
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! Refusals: what went wrong with a request, as the `Status` object that Kubernetes' clients know.
 
+use std::collections::HashSet;
+
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::resources::{FieldError, Kind};
+
+/// How many of the things that are wrong with an object are named.
+const SHOWN: usize = 100;
 
 /// A request's refusal. It becomes a `v1 Status` with the code, reason, message and details that upstream would give.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -87,12 +92,12 @@ impl ApiError {
 
     /// Everything that validation found, as one answer. `errors` is not empty.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let mut messages: Vec<String> = Vec::new();
-        for error in errors {
-            let message = error.to_string();
-            if !messages.contains(&message) {
-                messages.push(message);
-            }
+        let shown = &errors[..errors.len().min(SHOWN)];
+        let mut seen = HashSet::new();
+        let mut messages: Vec<String> = shown.iter().map(ToString::to_string).collect();
+        messages.retain(|message| seen.insert(message.clone()));
+        if errors.len() > shown.len() {
+            messages.push(format!("and {} more", errors.len() - shown.len()));
         }
         let what = match messages.as_slice() {
             [one] => one.clone(),
@@ -103,7 +108,7 @@ impl ApiError {
         } else {
             format!("{kind}.{group}")
         };
-        let causes: Vec<Value> = errors
+        let causes: Vec<Value> = shown
             .iter()
             .map(|e| json!({"reason": e.reason.as_str(), "message": e.body(), "field": e.path}))
             .collect();

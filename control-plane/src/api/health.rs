@@ -1,18 +1,26 @@
 //! `/healthz`, `/livez` and `/readyz`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
+use tokio::sync::Mutex;
 
 use super::Api;
 use super::request::Query;
+use crate::store::Store;
+
+/// How long the store's last answer is good.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What the process knows about itself.
 #[derive(Debug, Default)]
 pub struct Health {
     ready: AtomicBool,
     stopping: AtomicBool,
+    /// What the store last answered, and when.
+    store: Mutex<Option<(Instant, Result<(), &'static str>)>>,
 }
 
 impl Health {
@@ -25,6 +33,22 @@ impl Health {
     pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
+
+    /// Whether the store answers. However many ask, it is asked once at a time.
+    async fn of_store(&self, store: &dyn Store) -> Result<(), &'static str> {
+        let mut last = self.store.lock().await;
+        if let Some((at, answer)) = *last
+            && at.elapsed() < FRESH
+        {
+            return answer;
+        }
+        let answer = match store.revision().await {
+            Ok(_) => Ok(()),
+            Err(_) => Err("the store does not answer"),
+        };
+        *last = Some((Instant::now(), answer));
+        answer
+    }
 }
 
 /// One check: its name and what is wrong.
@@ -32,13 +56,7 @@ type Check = (&'static str, Result<(), &'static str>);
 
 /// Answers one of the three paths.
 pub(super) async fn answer(api: &Api, path: &str, query: &Query) -> Response {
-    let store = api
-        .registry
-        .store
-        .revision()
-        .await
-        .map(|_| ())
-        .map_err(|_| "the store does not answer");
+    let store = api.health.of_store(&*api.registry.store).await;
     let mut checks: Vec<Check> = vec![("ping", Ok(())), ("store", store)];
     if path.starts_with("/readyz") {
         let ready = api.health.ready.load(Ordering::Relaxed);

@@ -48,11 +48,13 @@ pub fn set_finalizers(object: &mut Value, finalizers: &[String]) {
     }
 }
 
-/// `2026-01-02T03:04:05Z`, as `metav1.Time` writes it.
+/// `2026-01-02T03:04:05Z`, as `metav1.Time` writes it. `seconds` since the Unix epoch; what is before that counts as the
+/// epoch, and what is later than the year 9999, which no client could read, as the last second that has a name.
 pub fn rfc3339(seconds: i64) -> String {
-    Timestamp::from_second(seconds)
-        .map(|t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
-        .unwrap_or_default()
+    Timestamp::from_second(seconds.max(0))
+        .unwrap_or(Timestamp::MAX)
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }
 
 /// Five random letters in the alphabet that upstream uses (no vowels, nothing that looks like another).
@@ -140,6 +142,15 @@ mod tests {
             object["metadata"],
             json!({"generateName": "web-", "uid": "u-1", "name": "web-abcde", "namespace": "default", "creationTimestamp": "1970-01-01T00:00:00Z"})
         );
+    }
+
+    #[test]
+    fn every_number_of_seconds_is_a_time_that_clients_can_read() {
+        for seconds in [i64::MIN, -1, 0, 253_402_300_800, 300_000_000_000, i64::MAX] {
+            let text = rfc3339(seconds);
+            assert!(text.parse::<Timestamp>().is_ok(), "{seconds}: {text:?}");
+            assert_eq!(text.len(), "2026-01-02T03:04:05Z".len());
+        }
     }
 
     #[test]

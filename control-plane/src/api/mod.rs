@@ -22,6 +22,7 @@ pub mod openapi;
 pub mod options;
 pub mod patch;
 pub mod patching;
+mod paths;
 pub mod pipeline;
 pub mod present;
 pub mod protobuf;
@@ -30,6 +31,8 @@ pub mod request;
 pub mod scale;
 pub mod selectors;
 pub mod server;
+mod shares;
+mod stored;
 pub mod subresources;
 pub mod table;
 #[cfg(test)]
@@ -60,6 +63,7 @@ pub struct Api {
     pub advertised: String,
     pub health: Health,
     inflight: Inflight,
+    documents: openapi::Documents,
     metrics: Metrics,
 }
 
@@ -77,6 +81,7 @@ impl Api {
             advertised,
             health: Health::default(),
             inflight: Inflight::default(),
+            documents: openapi::Documents::default(),
             metrics: Metrics::default(),
         })
     }

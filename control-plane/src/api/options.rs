@@ -28,7 +28,8 @@ pub struct ListOptions {
     pub limit: usize,
     pub page: Option<Page>,
     pub allow_bookmarks: bool,
-    pub send_initial_events: bool,
+    /// None when unset: to say no is not the same as to say nothing.
+    pub send_initial_events: Option<bool>,
     pub timeout_seconds: Option<u64>,
 }
 
@@ -108,7 +109,9 @@ impl ListOptions {
             limit: query.number("limit").map_err(bad)?.unwrap_or(0),
             page,
             allow_bookmarks: query.flag("allowWatchBookmarks"),
-            send_initial_events: query.flag("sendInitialEvents"),
+            send_initial_events: query
+                .has("sendInitialEvents")
+                .then(|| query.flag("sendInitialEvents")),
             timeout_seconds: query.number("timeoutSeconds").map_err(bad)?,
         };
         options.check(query.flag("watch"))?;
@@ -122,19 +125,20 @@ impl ListOptions {
             )))
         };
         if watch {
-            if self.send_initial_events && self.version_match != Some(Match::NotOlderThan) {
+            if self.send_initial_events.is_some() && self.version_match != Some(Match::NotOlderThan)
+            {
                 return forbidden(
                     "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                 );
             }
-            if !self.send_initial_events && self.version_match.is_some() {
+            if self.send_initial_events.is_none() && self.version_match.is_some() {
                 return forbidden(
                     "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
                 );
             }
             return Ok(());
         }
-        if self.send_initial_events {
+        if self.send_initial_events.is_some() {
             return forbidden(
                 "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list",
             );
@@ -189,7 +193,9 @@ mod tests {
             "resourceVersionMatch=Maybe&resourceVersion=1",
             "resourceVersion=x",
             "sendInitialEvents=true",
+            "sendInitialEvents=false",
             "watch=1&sendInitialEvents=true",
+            "watch=1&sendInitialEvents=false",
             "watch=1&resourceVersionMatch=Exact&resourceVersion=1",
             "limit=x",
             "labelSelector=a+b",
@@ -202,6 +208,9 @@ mod tests {
             );
         }
         assert!(options("watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true").is_ok());
+        assert!(
+            options("watch=1&sendInitialEvents=false&resourceVersionMatch=NotOlderThan").is_ok()
+        );
         assert!(options("resourceVersion=0&limit=500").is_ok());
     }
 }

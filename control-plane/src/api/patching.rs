@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::body;
 use super::content::{self, Encoding};
 use super::error::ApiError;
-use super::patch::{self, PatchKind, schema};
+use super::patch::{self, PatchError, PatchKind, schema};
 use super::verbs::Input;
 use crate::resources::Kind;
 
@@ -38,6 +38,9 @@ pub fn apply(patch: &Patch, kind: Option<&Kind>, object: &Value) -> Result<Value
         if error.is_unprocessable() {
             refusal.code = StatusCode::UNPROCESSABLE_ENTITY;
             refusal.reason = "Invalid";
+        } else if matches!(error, PatchError::TooManyOperations { .. }) {
+            refusal.code = StatusCode::PAYLOAD_TOO_LARGE;
+            refusal.reason = "RequestEntityTooLarge";
         }
         refusal
     })

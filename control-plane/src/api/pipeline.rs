@@ -4,41 +4,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, Method, StatusCode, header};
-use serde_json::json;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use tokio::runtime::Handle;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::{CompressionLayer, Predicate};
 
 use super::Api;
 use super::access;
 use super::body;
-use super::content;
-use super::discovery;
 use super::error::ApiError;
 use super::eviction;
-use super::health;
 use super::log;
-use super::openapi;
-use super::present;
+use super::paths;
 use super::registry::Through;
 use super::request::{self, Query, ResourceRequest, Target};
 use super::scale;
 use super::selectors::FieldSelector;
-use super::server::PeerCertificate;
+use super::server::{PeerCertificate, SameMachine};
 use super::subresources;
 use super::verbs::{self, Input};
-use crate::auth::{self, Attributes, User};
+use crate::auth::{Attributes, User};
 use crate::resources::{self, Kind, Subresource};
-
-/// The Kubernetes version whose API this server speaks.
-const MAJOR: &str = "1";
-const MINOR: &str = "34";
 
 /// How long a request may take until its answer begins. Reading its body is part of it.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A body of so many bytes is not worked on among the short tasks.
+const LARGE: usize = 16 * 1024;
 
 /// Answers smaller than this are not worth compressing, in bytes.
 const COMPRESS_ABOVE: u64 = 128 * 1024;
@@ -115,7 +110,7 @@ fn out_of_time() -> ApiError {
 /// What metrics call a request: its verb and its resource.
 type Labels = (&'static str, &'static str);
 
-async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiError>) {
+async fn serve(api: &Arc<Api>, request: Request) -> (Labels, Result<Response, ApiError>) {
     let query = Query::of(request.uri());
     let Some(target) = request::target(request.method(), request.uri(), &query) else {
         return (("", ""), Err(ApiError::no_route()));
@@ -124,30 +119,59 @@ async fn serve(api: &Api, request: Request) -> (Labels, Result<Response, ApiErro
         Ok(user) => user,
         Err(error) => return (("", ""), Err(error)),
     };
-    match target {
-        Target::Path => (("path", ""), serve_path(api, &user, &query, request).await),
+    let (labels, work) = match target {
+        Target::Path => {
+            let work = paths::serve(api, &user, &query, request);
+            return (("path", ""), work.await);
+        }
         Target::Resource(target) => {
             let kind = kind_of(&target);
             let labels = (target.verb, kind.map_or("", |k| k.plural));
-            let admitted = authorize(api, &user, &target, &query)
-                .await
-                .and_then(|()| api.inflight.enter(&user, target.verb));
-            let outcome = match admitted {
-                Err(error) => Err(error),
-                // The slot is held until the answer begins: a watch does not keep one.
-                Ok(_slot) => match kind {
-                    Some(kind) => {
-                        let work = serve_resource(api, &user, kind, target, &query, request);
-                        tokio::time::timeout(PATIENCE, work)
-                            .await
-                            .unwrap_or_else(|_| Err(out_of_time()))
-                    }
-                    None => Err(ApiError::no_route()),
-                },
-            };
-            (labels, outcome)
+            (labels, receive(api, user, kind, target, query, request))
         }
+    };
+    let outcome = tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|_| Err(out_of_time()));
+    (labels, outcome)
+}
+
+/// Reads a request for objects, if its sender may ask that and has not too much running already, and answers it.
+async fn receive(
+    api: &Arc<Api>,
+    user: User,
+    kind: Option<&'static Kind>,
+    target: ResourceRequest,
+    query: Query,
+    request: Request,
+) -> Result<Response, ApiError> {
+    authorize(api, &user, &target, &query).await?;
+    let share = api.inflight.share(&user)?;
+    let kind = kind.ok_or_else(ApiError::no_route)?;
+    let (parts, body) = request.into_parts();
+    let asked = Asked {
+        user,
+        kind,
+        target,
+        query,
+        headers: parts.headers,
+        body: body::read(body).await?,
+    };
+    if asked.body.len() < LARGE {
+        return serve_resource(api, &asked).await;
     }
+    // Decoding, patching and validating so much would hold up others. Once begun it goes on without its client, so the
+    // share goes along.
+    let (api, runtime) = (api.clone(), Handle::current());
+    tokio::task::spawn_blocking(move || {
+        let _share = share;
+        runtime.block_on(serve_resource(&api, &asked))
+    })
+    .await
+    .unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(error) => Err(ApiError::internal(error)),
+    })
 }
 
 fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
@@ -159,9 +183,12 @@ fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
         .headers()
         .get(header::AUTHORIZATION)
         .and_then(|v| v.to_str().ok());
-    api.authenticator
+    let mut user = api
+        .authenticator
         .authenticate(certificate, authorization)
-        .map_err(|_| ApiError::unauthorized())
+        .map_err(|_| ApiError::unauthorized())?;
+    user.same_machine = request.extensions().get::<SameMachine>().is_some();
+    Ok(user)
 }
 
 async fn authorize(
@@ -213,14 +240,20 @@ fn kind_of(target: &ResourceRequest) -> Option<&'static Kind> {
     resources::find(&target.group, &target.version, plural)
 }
 
-async fn serve_resource(
-    api: &Api,
-    user: &User,
+/// A request for objects, read.
+struct Asked {
+    user: User,
     kind: &'static Kind,
     target: ResourceRequest,
-    query: &Query,
-    request: Request,
-) -> Result<Response, ApiError> {
+    query: Query,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+async fn serve_resource(api: &Api, asked: &Asked) -> Result<Response, ApiError> {
+    let (kind, target) = (asked.kind, &asked.target);
+    // The slot is held until the answer begins: a watch does not keep one.
+    let _slot = api.inflight.enter(&asked.user, target.verb)?;
     if !target.namespace.is_empty() && !kind.namespaced {
         return Err(ApiError::no_route());
     }
@@ -232,15 +265,13 @@ async fn serve_resource(
             ApiError::no_route()
         });
     }
-    let (parts, body) = request.into_parts();
-    let body = body::read(body).await?;
     let input = Input {
-        user,
+        user: &asked.user,
         kind,
-        request: &target,
-        query,
-        headers: &parts.headers,
-        body,
+        request: target,
+        query: &asked.query,
+        headers: &asked.headers,
+        body: asked.body.clone(),
     };
     let registry = &api.registry;
     if target.resource == "bindings" {
@@ -253,7 +284,7 @@ async fn serve_resource(
         return match target.verb {
             "get" => verbs::get(registry, &input).await,
             "list" => verbs::list(registry, &input).await,
-            "watch" if target.name.is_empty() => verbs::watch(registry, &input).await,
+            "watch" => verbs::watch(registry, &input).await,
             "create" if target.name.is_empty() => verbs::create(registry, &input).await,
             "update" if !target.name.is_empty() => {
                 verbs::update(registry, &input, Through::Main).await
@@ -297,105 +328,4 @@ fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         _ => return None,
     };
     kind.has(subresource).then_some(subresource)
-}
-
-async fn serve_path(
-    api: &Api,
-    user: &User,
-    query: &Query,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let path = request.uri().path();
-    let verb = request.method().as_str().to_ascii_lowercase();
-    let attributes = Attributes {
-        verb: &verb,
-        path,
-        ..Attributes::default()
-    };
-    if !auth::authorize(user, &attributes).is_allowed() {
-        return Err(ApiError::forbidden_path(&user.name, &verb, path));
-    }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Err(ApiError::method_not_allowed());
-    }
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let found = match parts.as_slice() {
-        ["healthz" | "livez" | "readyz", ..] => return Ok(health::answer(api, path, query).await),
-        ["version"] => Some(version()),
-        ["metrics"] => return Ok(health::plain(StatusCode::OK, api.metrics.text())),
-        ["api" | "apis"] if discovery::aggregated_version(request.headers()).is_some() => {
-            return Ok(aggregated(&request, parts[0] == "api"));
-        }
-        ["openapi", path @ ..] => return openapi_document(path, request.headers()).await,
-        ["api"] => Some(discovery::core_versions(&api.advertised)),
-        ["apis"] => Some(discovery::group_list()),
-        ["api", version] => discovery::resource_list("", version),
-        ["apis", group] => discovery::group(group),
-        ["apis", group, version] => discovery::resource_list(group, version),
-        [""] => Some(
-            json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
-        ),
-        _ => None,
-    };
-    let found = found.ok_or_else(ApiError::no_route)?;
-    content::require_json(request.headers())?;
-    Ok(present::value(StatusCode::OK, &found))
-}
-
-async fn openapi_document(path: &[&str], headers: &http::HeaderMap) -> Result<Response, ApiError> {
-    let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
-        .to_owned();
-    // Making a document takes long enough to hold up others.
-    let document = tokio::task::spawn_blocking(move || {
-        openapi::answer(
-            &path.iter().map(String::as_str).collect::<Vec<_>>(),
-            &accept,
-        )
-    })
-    .await
-    .map_err(|e| ApiError::internal(e.to_string()))?
-    .ok_or_else(ApiError::no_route)?;
-    let mut response = Response::new(Body::from(document.body));
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static(document.content_type),
-    );
-    if let Ok(etag) = HeaderValue::from_str(&format!("\"{}\"", document.etag)) {
-        headers.insert(header::ETAG, etag);
-    }
-    Ok(response)
-}
-
-fn aggregated(request: &Request, core: bool) -> Response {
-    let version = discovery::aggregated_version(request.headers()).unwrap_or("v2");
-    let body = Body::from(discovery::aggregated(core, version).to_string());
-    let mut response = present::json_response(StatusCode::OK, body);
-    let content_type =
-        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-    if let Ok(value) = HeaderValue::from_str(&content_type) {
-        response.headers_mut().insert(header::CONTENT_TYPE, value);
-    }
-    response
-        .headers_mut()
-        .insert(header::VARY, HeaderValue::from_static("Accept"));
-    response
-}
-
-fn version() -> serde_json::Value {
-    json!({
-        "major": MAJOR,
-        "minor": MINOR,
-        "gitVersion": format!("v{MAJOR}.{MINOR}.0+kernelet-{}", env!("CARGO_PKG_VERSION")),
-        "gitCommit": "",
-        "gitTreeState": "clean",
-        "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": "none",
-        "compiler": "rustc",
-        "platform": format!("{}/{}", std::env::consts::OS, if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }),
-    })
 }

@@ -246,9 +246,19 @@ pub fn json_response(code: StatusCode, body: Body) -> Response {
     response
 }
 
+/// Clients take only so much in headers: characters of one warning, and bytes of all, as upstream.
+const ONE_WARNING: usize = 256;
+const ALL_WARNINGS: usize = 4096;
+
 /// Adds `Warning` headers: what the server did not like but let pass.
 pub fn warn(response: &mut Response, warnings: &[String]) {
+    let mut room = ALL_WARNINGS;
     for warning in warnings {
+        let warning: String = warning.chars().take(ONE_WARNING).collect();
+        let Some(left) = room.checked_sub(warning.len()) else {
+            break;
+        };
+        room = left;
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(header) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(header::WARNING, header);
@@ -316,5 +326,8 @@ mod tests {
             response.headers()[header::WARNING],
             "299 - \"unknown field \\\"spec.foo\\\"\""
         );
+        warn(&mut response, &vec!["x".repeat(1000); 100]);
+        let sizes = response.headers().get_all(header::WARNING).iter();
+        assert!(sizes.map(HeaderValue::len).sum::<usize>() < 2 * ALL_WARNINGS);
     }
 }

@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::deletion::{self, DeleteOptions, Step};
 use super::error::ApiError;
 use super::list;
 use super::meta;
+use super::stored::{bytes_of, storable};
+pub use super::stored::{key, object_of, prefix, presented, set_version, stored_as};
+use crate::admission::service_ip::Held;
 use crate::admission::{Admission, Operation, Review};
 use crate::auth::User;
-use crate::resources::{self, DecodeError, Kind};
+use crate::resources::Kind;
 use crate::store::cache::{Cache, Freshness, Object};
-use crate::store::{Entry, Expect, Revision, Store, StoreError};
+use crate::store::{Expect, Revision, Store, StoreError};
 
 /// How often a write is tried anew when others keep changing the object in between.
 const ATTEMPTS: usize = 16;
@@ -50,6 +53,13 @@ pub enum Through {
     Subresource(&'static str),
 }
 
+/// A write of one key.
+enum Write {
+    Put(Bytes, Expect),
+    /// If it was last written at that revision.
+    Delete(Revision),
+}
+
 /// What a delete left.
 pub enum Deleted {
     /// The object is gone; this was its last state.
@@ -58,71 +68,11 @@ pub enum Deleted {
     Marked(Value),
 }
 
-/// Where `kind` is stored: mostly as itself.
-pub fn stored_as(kind: &'static Kind) -> &'static Kind {
-    kind.conversion
-        .and_then(|c| resources::find(c.group, c.version, kind.plural))
-        .unwrap_or(kind)
-}
-
-/// The key prefix of a kind's objects, in one namespace or (empty) everywhere.
-pub fn prefix(kind: &'static Kind, namespace: &str) -> String {
-    let kind = stored_as(kind);
-    let mut prefix = String::from("/registry/");
-    for segment in [kind.group, kind.plural, namespace] {
-        if !segment.is_empty() {
-            prefix.push_str(segment);
-            prefix.push('/');
-        }
-    }
-    prefix
-}
-
-pub fn key(kind: &'static Kind, namespace: &str, name: &str) -> String {
-    prefix(kind, namespace) + name
-}
-
 /// Seconds since the Unix epoch.
 pub fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// A stored entry as an object of the version that the client speaks.
-pub fn object_of(kind: &Kind, entry: &Entry) -> Result<Value, ApiError> {
-    let mut object: Value = serde_json::from_slice(&entry.value)
-        .map_err(|e| ApiError::internal(format!("{} holds no JSON object: {e}", entry.key)))?;
-    set_version(&mut object, entry.modified);
-    presented(kind, object)
-}
-
-/// From the stored version to the served one.
-pub fn presented(kind: &Kind, object: Value) -> Result<Value, ApiError> {
-    match kind.conversion {
-        Some(conversion) => (conversion.from_stored)(&object).map_err(unconvertible),
-        None => Ok(object),
-    }
-}
-
-/// What is stored of an object: JSON in the stored version, without `resourceVersion`.
-fn bytes_of(kind: &Kind, object: &Value) -> Result<Bytes, ApiError> {
-    let mut object = match kind.conversion {
-        Some(conversion) => (conversion.to_stored)(object).map_err(unconvertible)?,
-        None => object.clone(),
-    };
-    meta::of(&mut object).shift_remove("resourceVersion");
-    serde_json::to_vec(&object)
-        .map(Bytes::from)
-        .map_err(ApiError::internal)
-}
-
-fn unconvertible(error: DecodeError) -> ApiError {
-    ApiError::internal(format!("the object cannot be converted: {error}"))
-}
-
-pub fn set_version(object: &mut Value, revision: Revision) {
-    meta::of(object).insert("resourceVersion".to_owned(), json!(revision.0.to_string()));
 }
 
 /// A store's refusal that says nothing about the object itself.
@@ -193,17 +143,16 @@ impl Registry {
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, &name, &errors));
         }
+        let bytes = storable(kind, &object)?;
         if call.dry_run {
             return self.pretend_create(call, &name, object).await;
         }
-        let key = key(kind, call.namespace, &name);
+        let write = Write::Put(bytes, Expect::Absent);
         match self
-            .store
-            .put(&key, bytes_of(kind, &object)?, Expect::Absent)
+            .write(key(kind, call.namespace, &name), write, held)
             .await
         {
             Ok(revision) => {
-                held.keep();
                 set_version(&mut object, revision);
                 Ok(object)
             }
@@ -294,8 +243,8 @@ impl Registry {
                 Some(old),
             )
             .await?;
-        // A subresource may change what an update may not (a pod's node); the result must still be a valid object.
-        let before = (!matches!(through, Through::Subresource(_))).then_some(old);
+        // A binding changes what an update may not, a pod's node; the result must still be a valid object.
+        let before = (through != Through::Subresource("binding")).then_some(old);
         let errors = (kind.validate)(&new, before);
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
@@ -304,23 +253,43 @@ impl Registry {
         if new == *old || call.dry_run {
             return Ok(Some(new));
         }
-        let key = key(kind, call.namespace, name);
-        let outcome = if deletion::is_finished(&new) {
-            self.store.delete(&key, revision).await
+        let write = if deletion::is_finished(&new) {
+            Write::Delete(revision)
         } else {
-            self.store
-                .put(&key, bytes_of(kind, &new)?, Expect::Modified(revision))
-                .await
+            Write::Put(storable(kind, &new)?, Expect::Modified(revision))
         };
-        match outcome {
+        match self
+            .write(key(kind, call.namespace, name), write, held)
+            .await
+        {
             Ok(revision) => {
-                held.keep();
                 set_version(&mut new, revision);
                 Ok(Some(new))
             }
             Err(StoreError::Conflict { .. }) => Ok(None),
             Err(other) => Err(store_error(other)),
         }
+    }
+
+    /// Writes, and settles what the write holds. Both happen even if the request is dropped in between: an address must not
+    /// be free again while a stored Service has it.
+    async fn write(&self, key: String, write: Write, held: Held) -> Result<Revision, StoreError> {
+        let store = self.store.clone();
+        let written = tokio::spawn(async move {
+            let outcome = match write {
+                Write::Put(bytes, expect) => store.put(&key, bytes, expect).await,
+                Write::Delete(modified) => store.delete(&key, modified).await,
+            };
+            match &outcome {
+                Err(StoreError::Conflict { .. }) => drop(held),
+                // An error may hide a write that happened.
+                Ok(_) | Err(_) => held.keep(),
+            }
+            outcome
+        });
+        written
+            .await
+            .unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
     }
 
     /// Deletes an object, or marks it for those who must act first.
@@ -340,6 +309,13 @@ impl Registry {
             let (outcome, next) = match deletion::decide(kind, &old, options, now()) {
                 Step::Nothing => return Ok(Deleted::Marked(old)),
                 Step::Remove if call.dry_run => return Ok(Deleted::Gone(old)),
+                // What cannot be read back must not be stored: it would break every list that holds it.
+                Step::Mark(next) if (kind.decode)(next.clone()).is_err() => {
+                    return Err(ApiError::internal(format!(
+                        "{name} marked for deletion would be no {}",
+                        kind.kind
+                    )));
+                }
                 Step::Mark(next) if call.dry_run => return Ok(Deleted::Marked(next)),
                 Step::Remove => (self.store.delete(&key, revision).await, None),
                 Step::Mark(next) => (

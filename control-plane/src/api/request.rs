@@ -29,8 +29,12 @@ pub struct ResourceRequest {
 }
 
 /// Reads a request's target. None for a path below `/api/v1` or `/apis/GROUP/VERSION` that no resource can have.
+///
+/// Here escaped characters of the path are decoded, once: what is authorized is what is looked up.
 pub fn target(method: &Method, uri: &Uri, query: &Query) -> Option<Target> {
-    let mut parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
+    let parts = uri.path().trim_matches('/').split('/').map(segment);
+    let parts: Vec<String> = parts.collect::<Option<_>>()?;
+    let mut parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let (group, version) = match parts.as_slice() {
         ["api", version, _, ..] => {
             let version = *version;
@@ -60,7 +64,8 @@ pub fn target(method: &Method, uri: &Uri, query: &Query) -> Option<Target> {
         _ => return None,
     };
     let verb = match *method {
-        Method::GET | Method::HEAD if query.flag("watch") && subresource.is_empty() => "watch",
+        // Upstream, too, gives one object as it is, whether or not `watch` is asked for.
+        Method::GET | Method::HEAD if name.is_empty() && query.flag("watch") => "watch",
         Method::GET | Method::HEAD if name.is_empty() => "list",
         Method::GET | Method::HEAD => "get",
         Method::POST => "create",
@@ -127,14 +132,24 @@ impl Query {
     }
 }
 
+/// One part of a path, decoded. None for what cannot be part of a name.
+fn segment(text: &str) -> Option<String> {
+    let decoded = String::from_utf8(decode(text)).ok()?;
+    (!decoded.contains(['/', '%']) && decoded != "." && decoded != "..").then_some(decoded)
+}
+
 /// Undoes form encoding: `+` is a space, `%41` is a byte.
 fn unescape(text: &str) -> String {
+    String::from_utf8_lossy(&decode(&text.replace('+', " "))).into_owned()
+}
+
+/// Undoes percent encoding; leaves what is none.
+fn decode(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         rest = tail;
         match (first, tail) {
-            (b'+', _) => bytes.push(b' '),
             (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
                 (Some(high), Some(low)) => {
                     bytes.push(high << 4 | low);
@@ -145,7 +160,7 @@ fn unescape(text: &str) -> String {
             (byte, _) => bytes.push(*byte),
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -186,6 +201,11 @@ mod tests {
             (
                 Method::GET,
                 "/api/v1/namespaces/a/pods/p",
+                ("get", "", "a", "pods", "p", ""),
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/pods/p?watch=true",
                 ("get", "", "a", "pods", "p", ""),
             ),
             (
@@ -257,6 +277,24 @@ mod tests {
         }
         assert_eq!(read(Method::GET, "/api/v1/namespaces/a/pods/p/x/y/z"), None);
         assert_eq!(read(Method::GET, "/api/v1//pods"), None);
+    }
+
+    #[test]
+    fn paths_are_decoded_once() {
+        let escaped = resource(Method::GET, "/api/v1/%6Eamespaces/a/events/web%3Ax.1%20+");
+        assert_eq!(
+            (&*escaped.namespace, &*escaped.resource, &*escaped.name),
+            ("a", "events", "web:x.1 +")
+        );
+        for uri in [
+            "/api/v1/namespaces/a%2Fb/pods",
+            "/api/v1/namespaces/a/pods/%2e%2e",
+            "/api/v1/namespaces/a/pods/%2541",
+            "/api/v1/namespaces/a/pods/%zz",
+            "/api/v1/namespaces/a/pods/%ff",
+        ] {
+            assert_eq!(read(Method::GET, uri), None, "{uri}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The whole API, from request to answer, over an embedded store.
 
+mod hostile;
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
@@ -22,6 +23,9 @@ use crate::auth::{self, User};
 use crate::resources::Kind;
 use crate::store::Revision;
 use crate::store::cache::Freshness;
+
+/// How many objects of a collection are deleted at once.
+const DELETIONS: usize = 32;
 
 /// A request for objects with everything that came with it.
 pub struct Input<'a> {
@@ -233,23 +237,33 @@ pub async fn delete_collection(
     let mut call = input.call()?;
     call.dry_run |= options.dry_run;
     let (items, meta) = list::list(registry, &input.selection()?).await?;
-    for item in &items {
-        let object: Value = serde_json::from_slice(item).map_err(ApiError::internal)?;
-        let call = Call {
-            namespace: meta::text(&object, "namespace"),
-            ..call
-        };
-        match registry
-            .delete(&call, meta::text(&object, "name"), &options)
-            .await
-        {
-            Ok(_) => {}
-            // Somebody else was faster; that is what was wanted.
-            Err(error) if error.code == StatusCode::NOT_FOUND => {}
-            Err(error) => return Err(error),
-        }
-    }
+    // Several at once share a flush of the store. All of it has to be done before the request runs out of time.
+    stream::iter(items.clone())
+        .map(|item| delete_item(registry, call, item, &options))
+        .buffer_unordered(DELETIONS)
+        .try_collect::<()>()
+        .await?;
     presenter.list(&items, &meta)
+}
+
+async fn delete_item(
+    registry: &Registry,
+    call: Call<'_>,
+    item: Bytes,
+    options: &DeleteOptions,
+) -> Result<(), ApiError> {
+    let object: Value = serde_json::from_slice(&item).map_err(ApiError::internal)?;
+    let call = Call {
+        namespace: meta::text(&object, "namespace"),
+        ..call
+    };
+    let name = meta::text(&object, "name");
+    match registry.delete(&call, name, options).await {
+        Ok(_) => Ok(()),
+        // Somebody else was faster; that is what was wanted.
+        Err(error) if error.code == StatusCode::NOT_FOUND => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// `DeleteOptions` from the body if there is one; what the query says counts where the body is silent.

@@ -79,17 +79,15 @@ async fn lines(
     let options = &selection.options;
     let prefix = selection.prefix();
     let mut initial = VecDeque::new();
-    let after = match options.resource_version {
-        // Unset and 0 mean: from the present state on, and tell me what that is.
-        version @ (None | Some(0)) => {
-            Some(present_state(registry, &selection, version, &mut initial).await?)
-        }
-        version if options.send_initial_events => {
-            Some(present_state(registry, &selection, version, &mut initial).await?)
-        }
-        Some(version) => Some(Revision(version)),
+    let after = match (options.send_initial_events, options.resource_version) {
+        (None | Some(false), Some(version)) if version > 0 => Revision(version),
+        // Unset and 0 mean: from the present state on, and tell me what that is, unless I say that I know.
+        (_, version) => present_state(registry, &selection, version, &mut initial).await?,
     };
-    let changes = match registry.cache.watch(&prefix, after) {
+    if options.send_initial_events == Some(false) {
+        initial.clear();
+    }
+    let changes = match registry.cache.watch(&prefix, Some(after)) {
         Ok(changes) => changes,
         Err(expired) => return Ok(Err(ApiError::expired(expired.to_string()))),
     };
@@ -126,7 +124,7 @@ async fn present_state(
         .iter()
         .filter(|object| selection.matches(object));
     initial.extend(matching.map(|object| Line::Event("ADDED", object.json.clone())));
-    if selection.options.send_initial_events && selection.options.allow_bookmarks {
+    if selection.options.send_initial_events == Some(true) && selection.options.allow_bookmarks {
         initial.push_back(Line::Bookmark {
             revision: listing.revision.0,
             initial_end: true,

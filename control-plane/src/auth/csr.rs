@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use rcgen::CertificateSigningRequestParams;
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
@@ -59,8 +60,62 @@ pub enum Refusal {
     NotTheirs { user: String, node: String },
     #[error("{0} is not an address of the node")]
     ForeignAddress(String),
+    #[error("{0} is not for nodes: the API server or a service may answer to it")]
+    Reserved(String),
+    #[error(
+        "{0} is also the name or an address of another node; delete the Node that has it no longer"
+    )]
+    Taken(String),
     #[error(transparent)]
     Signing(#[from] certificate::CertificateError),
+}
+
+/// Names and addresses that are not for nodes: with a certificate for one of them a node could pass for the API server, or
+/// for a service.
+#[derive(Clone, Debug, Default)]
+pub struct Reserved {
+    /// The API server's names, apart from the host's.
+    pub names: BTreeSet<String>,
+    /// A node on the machine of the control plane has this name and this address, too.
+    pub host_name: String,
+    pub host_address: Option<IpAddr>,
+    /// Domains below which services have their names.
+    pub domains: Vec<String>,
+    /// The services' addresses.
+    pub services: Vec<IpNet>,
+}
+
+impl Reserved {
+    /// Whether `name`, a DNS name or an address, is not for the node that asks.
+    fn has(&self, name: &str, same_machine: bool) -> bool {
+        if let Ok(address) = name.parse::<IpAddr>() {
+            let address = address.to_canonical();
+            let of_host = self.host_address == Some(address) && !same_machine;
+            return of_host
+                || address.is_loopback()
+                || address.is_unspecified()
+                || self.services.iter().any(|range| range.contains(&address));
+        }
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        let below = |domain: &String| {
+            name.strip_suffix(domain)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        (name == self.host_name && !same_machine)
+            || name.contains('*')
+            || self.names.contains(&name)
+            || self.domains.iter().any(below)
+    }
+}
+
+/// Whose the names in a serving certificate are.
+#[derive(Clone, Copy, Debug)]
+pub struct Names<'a> {
+    /// What the Node object of the one who asks says of itself (`status.addresses`).
+    pub own: &'a [String],
+    /// The names and addresses of all other nodes.
+    pub others: &'a [String],
+    pub reserved: &'a Reserved,
 }
 
 /// A request that its signer's rules allow.
@@ -71,14 +126,15 @@ struct Checked {
     addresses: BTreeSet<IpAddr>,
 }
 
-/// Whether the request may be approved without a person. `user` is who made it (`spec.username`, `spec.groups`); `addresses`
-/// are what the Node object says of itself (`status.addresses`), which a serving certificate may name, beside the node's name.
+/// Whether the request may be approved without a person. `user` is who made it (`spec.username`, `spec.groups`). A serving
+/// certificate may name the node and the addresses that its Node object says it has. A node writes that object itself, so
+/// what belongs to somebody else is refused all the same.
 ///
 /// A holder of the join token may have any node's first client certificate, as upstream; a node only its own.
 pub fn approve(
     request: &SigningRequest<'_>,
     user: &User,
-    addresses: &[String],
+    names: &Names<'_>,
 ) -> Result<(), Refusal> {
     let checked = check(request)?;
     let own = user.name == checked.common_name && user.is_in(NODES);
@@ -93,18 +149,23 @@ pub fn approve(
         .common_name
         .strip_prefix(NODE_USER_PREFIX)
         .unwrap_or_default();
-    let known = |text: &str| text == node || addresses.iter().any(|a| a == text);
     let ips = checked.addresses.iter().map(IpAddr::to_string);
-    match checked
-        .names
-        .iter()
-        .cloned()
-        .chain(ips)
-        .find(|name| !known(name))
-    {
-        Some(foreign) => Err(Refusal::ForeignAddress(foreign)),
-        None => Ok(()),
+    for name in checked.names.iter().cloned().chain(ips) {
+        if names.reserved.has(&name, user.same_machine) {
+            return Err(Refusal::Reserved(name));
+        }
+        if names
+            .others
+            .iter()
+            .any(|other| other.eq_ignore_ascii_case(&name))
+        {
+            return Err(Refusal::Taken(name));
+        }
+        if name != node && !names.own.contains(&name) {
+            return Err(Refusal::ForeignAddress(name));
+        }
     }
+    Ok(())
 }
 
 /// The PEM of the certificate that an approved request asks for. Only what the rules allow goes into it.
@@ -202,3 +263,6 @@ fn allowed_usages(usages: &[String], own: &str) -> bool {
             .iter()
             .all(|u| ["digital signature", "key encipherment", own].contains(u))
 }
+
+#[cfg(test)]
+mod tests;

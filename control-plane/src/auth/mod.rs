@@ -39,11 +39,16 @@ pub const SCHEDULER: &str = "system:kube-scheduler";
 /// The controllers' user name.
 pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
 
+/// In `spec.extra` of a signing request that came from the machine of the control plane.
+pub const SAME_MACHINE: &str = "kernelet.io/same-machine";
+
 /// A caller's identity. It travels with a request as an extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     pub name: String,
     pub groups: Vec<String>,
+    /// Whether the request came from the machine that the control plane runs on.
+    pub same_machine: bool,
 }
 
 impl User {
@@ -59,6 +64,7 @@ impl User {
         Self {
             name: name.into(),
             groups,
+            same_machine: false,
         }
     }
 
@@ -67,6 +73,7 @@ impl User {
         Self {
             name: "system:anonymous".to_owned(),
             groups: vec![UNAUTHENTICATED.to_owned()],
+            same_machine: false,
         }
     }
 

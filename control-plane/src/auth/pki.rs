@@ -16,10 +16,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use rcgen::KeyPair;
 
 use super::MASTERS;
 use super::certificate::{Ca, CertificateError, CertifiedKeyPem, Subject};
+use super::csr::Reserved;
 use super::files::{self, Access};
 use super::kubeconfig::Kubeconfig;
 use super::token::JoinToken;
@@ -37,6 +39,26 @@ pub struct PkiConfig {
     /// As in `cluster.local`.
     pub cluster_domain: String,
     pub hostname: String,
+}
+
+impl PkiConfig {
+    /// What the API server answers to, and `services`, the services' addresses: not for nodes.
+    pub fn reserved(&self, services: IpNet) -> Reserved {
+        let host_name = self.hostname.to_ascii_lowercase();
+        let mut names = serving_subject(self).names;
+        names.remove(&host_name);
+        Reserved {
+            names,
+            host_name,
+            host_address: Some(self.advertise.to_canonical()),
+            domains: vec![
+                "localhost".to_owned(),
+                "svc".to_owned(),
+                format!("svc.{}", self.cluster_domain.to_ascii_lowercase()),
+            ],
+            services: vec![services],
+        }
+    }
 }
 
 /// Why the keys and certificates are not as they must be.

@@ -6,13 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
-use super::csr::{
-    KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, Refusal, SigningRequest, approve, sign_csr,
-};
+use super::csr::{KUBELET_CLIENT_SIGNER, SigningRequest, sign_csr};
 use super::pki::{Pki, PkiConfig, PkiError};
 use super::*;
 
@@ -151,91 +149,6 @@ fn tokens_are_checked_whole() {
     );
     assert_eq!(ask(Some("Basic dXNlcjpwdw==")), Ok(User::anonymous()));
     assert_eq!(ask(None), Ok(User::anonymous()));
-}
-
-fn csr(common_name: &str, organizations: &[&str], names: &[&str]) -> String {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    for organization in organizations {
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, *organization);
-    }
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
-    params.subject_alt_names = names
-        .iter()
-        .map(|name| match name.parse() {
-            Ok(ip) => SanType::IpAddress(ip),
-            Err(_) => SanType::DnsName((*name).try_into().unwrap()),
-        })
-        .collect();
-    params
-        .serialize_request(&KeyPair::generate().unwrap())
-        .unwrap()
-        .pem()
-        .unwrap()
-}
-
-#[test]
-fn a_node_gets_the_certificates_that_are_its_own() {
-    let client = ["digital signature".to_owned(), "client auth".to_owned()];
-    let server = ["digital signature".to_owned(), "server auth".to_owned()];
-    let node = User::authenticated("system:node:w1", [NODES.to_owned()]);
-    let joining = User::authenticated("system:bootstrap:abcdef", [BOOTSTRAPPERS.to_owned()]);
-    let addresses = ["192.0.2.7".to_owned()];
-    let ask = |pem: &str, serving: bool, user: &User| {
-        let request = SigningRequest {
-            pem,
-            signer: if serving {
-                KUBELET_SERVING_SIGNER
-            } else {
-                KUBELET_CLIENT_SIGNER
-            },
-            usages: if serving { &server } else { &client },
-            expiration_seconds: None,
-        };
-        approve(&request, user, &addresses)
-    };
-    let own = csr("system:node:w1", &[NODES], &[]);
-    let serving = csr("system:node:w1", &[NODES], &["w1", "192.0.2.7"]);
-    assert!(ask(&own, false, &node).is_ok());
-    assert!(ask(&own, false, &joining).is_ok());
-    assert!(ask(&serving, true, &node).is_ok());
-    assert!(matches!(
-        ask(&serving, true, &joining),
-        Err(Refusal::NotTheirs { .. })
-    ));
-    assert!(matches!(
-        ask(&serving, false, &node),
-        Err(Refusal::NamesNotAllowed)
-    ));
-    assert!(matches!(ask(&own, true, &node), Err(Refusal::NoNames)));
-    let other = csr("system:node:w2", &[NODES], &[]);
-    assert!(matches!(
-        ask(&other, false, &node),
-        Err(Refusal::NotTheirs { .. })
-    ));
-    let greedy = csr("system:node:w1", &[MASTERS], &[]);
-    assert!(matches!(
-        ask(&greedy, false, &node),
-        Err(Refusal::Organization(_))
-    ));
-    let admin = csr("admin", &[NODES], &[]);
-    assert!(matches!(
-        ask(&admin, false, &joining),
-        Err(Refusal::CommonName(_))
-    ));
-    let foreign = csr("system:node:w1", &[NODES], &["kubernetes.default.svc"]);
-    assert!(matches!(
-        ask(&foreign, true, &node),
-        Err(Refusal::ForeignAddress(_))
-    ));
-    assert!(matches!(
-        ask("nonsense", false, &node),
-        Err(Refusal::Malformed(_))
-    ));
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::caches::Caches;
 
 pub use self::certificates::Signer;
+use crate::auth::csr::Reserved;
 
 /// How the controllers shall behave.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ pub struct ControllersConfig {
     /// Events go after this.
     pub event_ttl: Duration,
     pub signer: Signer,
+    /// What no node gets a serving certificate for.
+    pub reserved: Reserved,
 }
 
 impl ControllersConfig {
@@ -55,6 +58,7 @@ impl ControllersConfig {
             node_grace_period: grace,
             orphan_quarantine: grace,
             signer,
+            reserved: Reserved::default(),
         }
     }
 }

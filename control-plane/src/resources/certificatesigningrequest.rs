@@ -1,5 +1,7 @@
 //! CertificateSigningRequest: how a node gets its certificate.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
 };
@@ -35,6 +37,9 @@ const USAGES: &[&str] = &[
     "microsoft sgc",
     "netscape sgc",
 ];
+
+/// The longest `spec.request`, in bytes. A key and many names take a few thousand.
+const REQUEST: usize = 64 * 1024;
 
 impl Strategy for CertificateSigningRequest {
     const SINGULAR: &'static str = "certificatesigningrequest";
@@ -110,6 +115,8 @@ impl Strategy for CertificateSigningRequest {
                 path.child("request")
                     .required("must be a PEM block of type CERTIFICATE REQUEST"),
             );
+        } else if self.spec.request.0.len() > REQUEST {
+            errors.push(path.child("request").too_long(REQUEST));
         } else if !self.spec.request.0.starts_with(b"-----BEGIN") {
             errors.push(path.child("request").invalid(
                 String::from_utf8_lossy(&self.spec.request.0).into_owned(),
@@ -118,13 +125,14 @@ impl Strategy for CertificateSigningRequest {
         }
         errors.extend(signer(&path.child("signerName"), &self.spec.signer_name));
         let usages = self.spec.usages.as_deref().unwrap_or_default();
+        let mut seen = HashSet::new();
         for (index, usage) in usages.iter().enumerate() {
             errors.extend(validate::one_of(
                 &path.child("usages").index(index),
                 Some(usage),
                 USAGES,
             ));
-            if usages[..index].contains(usage) {
+            if !seen.insert(usage) {
                 errors.push(path.child("usages").index(index).duplicate(usage.as_str()));
             }
         }
@@ -281,6 +289,17 @@ mod tests {
                 "spec.usages[0]",
                 "spec.expirationSeconds"
             ]
+        );
+    }
+
+    #[test]
+    fn a_request_is_no_place_to_store_things() {
+        let mut large = request(json!({ "spec": { "signerName": "example.com/x" } }));
+        large.spec.request.0 = [b"-----BEGIN", "x".repeat(REQUEST).as_bytes()].concat();
+        let errors = Strategy::validate(&large, None);
+        assert_eq!(
+            errors[0].to_string(),
+            "spec.request: Too long: may not be more than 65536 bytes"
         );
     }
 

@@ -9,6 +9,9 @@ use serde::{
 };
 use serde_json::Value;
 
+/// How many unknown or repeated fields are named; a document can hold millions.
+const NAMED: usize = 100;
+
 /// A value that is not of the kind's shape.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{message}", prefix(path))]
@@ -60,7 +63,11 @@ where
 {
     let mut unknown = Vec::new();
     let object: T = {
-        let mut note = |path: serde_ignored::Path<'_>| unknown.push(render(&path));
+        let mut note = |path: serde_ignored::Path<'_>| {
+            if unknown.len() < NAMED {
+                unknown.push(render(&path));
+            }
+        };
         let ignoring = serde_ignored::Deserializer::new(&value, &mut note);
         serde_path_to_error::deserialize(ignoring)?
     };
@@ -94,7 +101,7 @@ pub fn duplicate_fields(json: &[u8]) -> Vec<String> {
     let mut duplicates = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let scan = Scan {
-        path: String::new(),
+        place: &Place::Root,
         duplicates: &mut duplicates,
     };
     match scan.deserialize(&mut deserializer) {
@@ -103,8 +110,26 @@ pub fn duplicate_fields(json: &[u8]) -> Vec<String> {
     }
 }
 
+/// Where in a document one is. It becomes text only for what is reported.
+enum Place<'a> {
+    Root,
+    Key(&'a Place<'a>, &'a str),
+    Index(&'a Place<'a>, usize),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Root => Ok(()),
+            Place::Key(Place::Root, key) => f.write_str(key),
+            Place::Key(parent, key) => write!(f, "{parent}.{key}"),
+            Place::Index(parent, index) => write!(f, "{parent}[{index}]"),
+        }
+    }
+}
+
 struct Scan<'a> {
-    path: String,
+    place: &'a Place<'a>,
     duplicates: &'a mut Vec<String>,
 }
 
@@ -126,33 +151,30 @@ impl<'de> Visitor<'de> for Scan<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
-            let path = join(&self.path, &key);
-            if !seen.insert(key) {
-                self.duplicates.push(path.clone());
+            let place = Place::Key(self.place, &key);
+            if seen.contains(&key) && self.duplicates.len() < NAMED {
+                self.duplicates.push(place.to_string());
             }
             map.next_value_seed(Scan {
-                path,
+                place: &place,
                 duplicates: self.duplicates,
             })?;
+            seen.insert(key);
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let mut index = 0;
-        loop {
-            let path = format!("{}[{index}]", self.path);
-            if seq
-                .next_element_seed(Scan {
-                    path,
-                    duplicates: self.duplicates,
-                })?
-                .is_none()
-            {
-                return Ok(());
+        for index in 0.. {
+            let element = seq.next_element_seed(Scan {
+                place: &Place::Index(self.place, index),
+                duplicates: self.duplicates,
+            })?;
+            if element.is_none() {
+                break;
             }
-            index += 1;
         }
+        Ok(())
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {
@@ -222,5 +244,17 @@ mod tests {
         let json = br#"{"a": 1, "b": [{"c": 1, "c": {"d": null, "d": true}}], "a": 2.5}"#;
         assert_eq!(duplicate_fields(json), ["b[0].c", "b[0].c.d", "a"]);
         assert_eq!(duplicate_fields(b"not json"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_long_path_to_many_elements_costs_no_time() {
+        let started = std::time::Instant::now();
+        let key = "k".repeat(1 << 20);
+        let json = format!("{{\"{key}\": [{}0]}}", "0,".repeat(1 << 19));
+        assert_eq!(duplicate_fields(json.as_bytes()), Vec::<String>::new());
+        let json = format!("{{{}\"a\": 1}}", "\"a\": 1,".repeat(1 << 16));
+        assert_eq!(duplicate_fields(json.as_bytes()).len(), NAMED);
+        // With a copy of the path for each element it takes minutes.
+        assert!(started.elapsed() < std::time::Duration::from_secs(20));
     }
 }

@@ -29,6 +29,11 @@ const COLUMNS: &[Column] = &[
     },
 ];
 
+/// The longest `note`, in bytes.
+const NOTE: usize = 1024;
+/// The largest event, in bytes of JSON. Upstream has no such bound; this is more than any program writes.
+const LARGEST: usize = 32 * 1024;
+
 impl Strategy for Event {
     const SINGULAR: &'static str = "event";
     const SHORT_NAMES: &'static [&'static str] = &["ev"];
@@ -95,6 +100,9 @@ impl Strategy for Event {
         if !about.is_empty() {
             let path = Path::new("involvedObject").child("namespace");
             errors.extend(path.invalid_all(about, names::dns1123_label(about, false)));
+        }
+        if serde_json::to_vec(self).is_ok_and(|json| json.len() > LARGEST) {
+            errors.push(Path::root().too_long(LARGEST));
         }
         errors
     }
@@ -195,6 +203,9 @@ impl Strategy for Newer {
                     ..error
                 }),
         );
+        if old.is_none() && self.note.as_ref().is_some_and(|note| note.len() > NOTE) {
+            errors.push(Path::new("note").too_long(NOTE));
+        }
         errors
     }
 
@@ -315,6 +326,23 @@ mod tests {
         assert_eq!(row[3], "pod/web");
         assert_eq!(row[5], "default-scheduler, a");
         assert_eq!(row[8], 1);
+    }
+
+    #[test]
+    fn an_event_is_short() {
+        let mut event: Newer = serde_json::from_value(newer()).unwrap();
+        event.note = Some("x".repeat(NOTE));
+        assert!(Strategy::validate(&event, None).is_empty());
+        event.note = Some("x".repeat(NOTE + 1));
+        let errors = Strategy::validate(&event, None);
+        assert_eq!(
+            errors[0].to_string(),
+            "note: Too long: may not be more than 1024 bytes"
+        );
+        let mut older = stored(event);
+        assert!(Strategy::validate(&older, None).is_empty());
+        older.reason = Some("x".repeat(LARGEST));
+        assert_eq!(Strategy::validate(&older, None).len(), 1);
     }
 
     #[test]

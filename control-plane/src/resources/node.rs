@@ -1,6 +1,6 @@
 //! Node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
@@ -96,6 +96,7 @@ impl Strategy for Node {
                 ));
             }
         }
+        let mut seen = HashSet::new();
         for (index, taint) in spec.taints.iter().flatten().enumerate() {
             let path = path.child("taints").index(index);
             errors.extend(
@@ -112,10 +113,7 @@ impl Strategy for Node {
                 Some(&taint.effect),
                 EFFECTS,
             ));
-            let same = |other: &k8s_openapi::api::core::v1::Taint| {
-                (&other.key, &other.effect) == (&taint.key, &taint.effect)
-            };
-            if spec.taints.iter().flatten().take(index).any(same) {
+            if !seen.insert((&taint.key, &taint.effect)) {
                 let taint = serde_json::to_value(taint).unwrap_or_default();
                 errors.push(path.invalid(taint, "taints must be unique by key and effect pair"));
             }

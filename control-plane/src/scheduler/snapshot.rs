@@ -31,13 +31,15 @@ impl Resources {
 
     pub(super) fn add(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
-            *self.0.entry(name.clone()).or_default() += amount;
+            let mine = self.0.entry(name.clone()).or_default();
+            *mine = mine.saturating_add(*amount);
         }
     }
 
     pub(super) fn subtract(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
-            *self.0.entry(name.clone()).or_default() -= amount;
+            let mine = self.0.entry(name.clone()).or_default();
+            *mine = mine.saturating_sub(*amount);
         }
     }
 

@@ -112,7 +112,7 @@ impl Cache {
     ) -> Result<Watch, Expired> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let (replay, live) = state.watch(prefix, after)?;
-        Ok(Watch::new(self.clone(), replay, live))
+        Ok(Watch::new(self.clone(), prefix.to_owned(), replay, live))
     }
 
     /// The revision that the cache has reached.
@@ -141,6 +141,12 @@ impl Cache {
             Freshness::Latest => self.store.revision().await?,
         };
         self.wait(needed).await
+    }
+
+    /// Forgets the watchers of a prefix that have been dropped.
+    fn sweep(&self, prefix: &str) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.sweep(prefix);
     }
 
     fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {

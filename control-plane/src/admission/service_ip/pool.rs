@@ -68,6 +68,8 @@ pub(super) struct Pools {
     pub(super) addresses: Pool<Ipv4Addr>,
     /// A port may serve TCP for one Service and UDP for another.
     pub(super) ports: Pool<(u16, &'static str)>,
+    /// How many requests run for each holder. What those took is stored soon, or given back.
+    pub(super) running: HashMap<String, usize>,
 }
 
 /// What a request took. It is given back when this is dropped, unless [`Held::keep`] is called.
@@ -87,16 +89,23 @@ impl Held {
         }
     }
 
-    /// The write succeeded.
+    /// The write succeeded, or may have.
     pub fn keep(mut self) {
-        self.pools = None;
+        self.taken = Holding::default();
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(pools) = &self.pools {
-            lock(pools).release(&self.taken, &self.holder);
+            let mut pools = lock(pools);
+            pools.release(&self.taken, &self.holder);
+            match pools.running.get_mut(&self.holder) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => {
+                    pools.running.remove(&self.holder);
+                }
+            }
         }
     }
 }
@@ -113,6 +122,21 @@ impl Pools {
         for port in &holding.ports {
             self.ports.release(*port, holder);
         }
+    }
+
+    /// What everybody has, apart from those for whom a request runs.
+    pub(super) fn settled(&self) -> HashMap<String, Holding> {
+        let mut settled: HashMap<String, Holding> = HashMap::new();
+        for (address, holder) in &self.addresses.holders {
+            let holding = settled.entry(holder.clone()).or_default();
+            holding.addresses.push(*address);
+        }
+        for (port, holder) in &self.ports.holders {
+            let holding = settled.entry(holder.clone()).or_default();
+            holding.ports.push(*port);
+        }
+        settled.retain(|holder, _| !self.running.contains_key(holder));
+        settled
     }
 
     pub(super) fn note(&mut self, holding: &Holding, holder: &str) {

@@ -132,3 +132,34 @@ fn an_update_keeps_address_and_node_ports() {
         .keep();
     assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
 }
+
+#[tokio::test]
+async fn what_went_unseen_is_free_again() {
+    use crate::store::embedded::Embedded;
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Arc::new(Embedded::open(&dir.path().join("store")).expect("a store"));
+    let cache = Cache::start(store, crate::api::index)
+        .await
+        .expect("a cache");
+    let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+    let ask = |name| {
+        let mut s = service(name, json!({"type": "NodePort", "ports": [{"port": 80}]}));
+        admit(&addresses, &mut s, None).expect("an address")
+    };
+    ask("gone").keep();
+    let running = ask("running");
+    addresses.adopt(&cache).await.expect("the services");
+    let holders = |pools: &Pools| {
+        let all = pools.addresses.holders.values().cloned();
+        all.chain(pools.ports.holders.values().cloned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        holders(&lock(&addresses.pools)),
+        ["default/running", "default/running"]
+    );
+    // Stored or not, what was kept is only for the next look to decide.
+    running.keep();
+    addresses.adopt(&cache).await.expect("the services");
+    assert!(holders(&lock(&addresses.pools)).is_empty());
+}

@@ -1,9 +1,10 @@
 //! OpenAPI documents of what is served: version 3, one for each group, and version 2, in one, as JSON and as protobuf.
 //!
-//! Documents are large and rarely asked for, because clients keep them by hash; so they are made anew when asked for,
-//! and only their hashes are kept.
+//! Documents are large and rarely asked for, because clients keep them by hash; so they are made when asked for and kept
+//! for a minute. Only their hashes stay.
 
 mod definitions;
+mod documents;
 mod paths;
 mod protobuf;
 
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::resources::{Kind, kinds};
 use definitions::Dialect;
+pub use documents::Documents;
 
 /// The content type of [`v2_protobuf`].
 const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
@@ -62,18 +64,18 @@ fn place(kind: &Kind) -> String {
 /// The document at a path below `/openapi`, in a form that the `Accept` header names.
 pub fn answer(path: &[&str], accept: &str) -> Option<Document> {
     match path {
-        ["v2"]
-            if [V2_PROTOBUF, V2_PROTOBUF_ASKED]
-                .iter()
-                .any(|form| accept.contains(form)) =>
-        {
-            Some(v2_protobuf())
-        }
+        ["v2"] if wants_protobuf(accept) => Some(v2_protobuf()),
         ["v2"] => Some(v2_json()),
         ["v3"] => Some(v3_index()),
         ["v3", place @ ..] => v3_document(&place.join("/")),
         _ => None,
     }
+}
+
+fn wants_protobuf(accept: &str) -> bool {
+    [V2_PROTOBUF, V2_PROTOBUF_ASKED]
+        .iter()
+        .any(|form| accept.contains(form))
 }
 
 /// What `/openapi/v3` answers: where the documents are.

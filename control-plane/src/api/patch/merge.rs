@@ -11,16 +11,13 @@ pub(super) fn merge(target: Value, patch: &Value) -> Value {
         Value::Object(fields) => fields,
         _ => Map::new(),
     };
-    for (key, change) in patch {
-        match change {
-            Value::Null => {
-                merged.shift_remove(key);
-            }
-            change => {
-                let before = merged.get_mut(key).map(Value::take).unwrap_or_default();
-                merged.insert(key.clone(), merge(before, change));
-            }
-        }
+    // Removed together: one at a time moves all that follow.
+    if patch.values().any(Value::is_null) {
+        merged.retain(|key, _| !patch.get(key).is_some_and(Value::is_null));
+    }
+    for (key, change) in patch.iter().filter(|(_, change)| !change.is_null()) {
+        let before = merged.get_mut(key).map(Value::take).unwrap_or_default();
+        merged.insert(key.clone(), merge(before, change));
     }
     Value::Object(merged)
 }

@@ -4,6 +4,8 @@ mod merge;
 pub mod schema;
 mod strategic;
 
+use json_patch::PatchOperation;
+use serde::Deserialize;
 use serde_json::Value;
 
 pub use schema::Type;
@@ -49,6 +51,11 @@ pub enum PatchError {
     TooManyOperations { count: usize },
     #[error("the patch is not a JSON object")]
     NotAnObject,
+    #[error(
+        "the copy operations up to number {index} of the patch copy more than {} bytes",
+        PatchError::MAX_COPIED
+    )]
+    TooMuchCopied { index: usize },
     #[error("operation {index} of the patch at {path:?} cannot be applied: {reason}")]
     NotApplicable {
         index: usize,
@@ -61,10 +68,16 @@ pub enum PatchError {
 
 impl PatchError {
     const MAX_OPERATIONS: usize = 10_000;
+    /// What all `copy` operations of a patch may copy together, in bytes of JSON: each may double what the ones before it
+    /// made.
+    const MAX_COPIED: usize = 3 * 1024 * 1024;
 
     /// Whether the patch is well-formed but does not fit this object (422), rather than wrong in itself (400).
     pub fn is_unprocessable(&self) -> bool {
-        matches!(self, Self::NotApplicable { .. })
+        matches!(
+            self,
+            Self::NotApplicable { .. } | Self::TooMuchCopied { .. }
+        )
     }
 }
 
@@ -84,22 +97,38 @@ pub fn apply(
 }
 
 fn json(object: &Value, patch: &Value) -> Result<Value, PatchError> {
-    let operations: json_patch::Patch =
-        serde_json::from_value(patch.clone()).map_err(|error| PatchError::NotOperations {
+    let count = patch.as_array().map_or(0, Vec::len);
+    if count > PatchError::MAX_OPERATIONS {
+        return Err(PatchError::TooManyOperations { count });
+    }
+    let operations =
+        json_patch::Patch::deserialize(patch).map_err(|error| PatchError::NotOperations {
             reason: error.to_string(),
         })?;
-    if operations.len() > PatchError::MAX_OPERATIONS {
-        return Err(PatchError::TooManyOperations {
-            count: operations.len(),
-        });
-    }
     let mut patched = object.clone();
-    json_patch::patch(&mut patched, &operations).map_err(|error| PatchError::NotApplicable {
-        index: error.operation,
-        path: error.path.to_string(),
-        reason: error.kind.to_string(),
-    })?;
+    let mut copied = 0;
+    for (index, operation) in operations.iter().enumerate() {
+        if let PatchOperation::Copy(copy) = operation {
+            copied += patched.pointer(copy.from.as_str()).map_or(0, size);
+            if copied > PatchError::MAX_COPIED {
+                return Err(PatchError::TooMuchCopied { index });
+            }
+        }
+        // What a failed operation leaves behind is dropped.
+        json_patch::patch_unsafe(&mut patched, std::slice::from_ref(operation)).map_err(
+            |error| PatchError::NotApplicable {
+                index,
+                path: error.path.to_string(),
+                reason: error.kind.to_string(),
+            },
+        )?;
+    }
     Ok(patched)
+}
+
+/// Bytes of JSON.
+fn size(value: &Value) -> usize {
+    serde_json::to_vec(value).map_or(0, |bytes| bytes.len())
 }
 
 #[cfg(test)]
@@ -144,6 +173,32 @@ mod tests {
         )
         .unwrap_err();
         assert!(error.is_unprocessable());
+    }
+
+    #[test]
+    fn copies_that_double_the_object_are_refused_early() {
+        let object = json!({ "data": { "a": "x".repeat(1000) } });
+        let doubling: Vec<_> = (0..40)
+            .map(|n| json!({ "op": "copy", "from": "/data", "path": format!("/data/{n}") }))
+            .collect();
+        let error = json_patch(object.clone(), Value::from(doubling)).unwrap_err();
+        assert_eq!(error, PatchError::TooMuchCopied { index: 11 });
+        assert!(error.is_unprocessable());
+        let one = json!([{ "op": "copy", "from": "/data/a", "path": "/data/b" }]);
+        assert_eq!(
+            json_patch(object.clone(), one).unwrap()["data"]["b"],
+            object["data"]["a"]
+        );
+    }
+
+    #[test]
+    fn so_many_operations_are_refused() {
+        let test = json!({ "op": "test", "path": "/a", "value": 1 });
+        let many = vec![test; PatchError::MAX_OPERATIONS + 1];
+        assert_eq!(
+            json_patch(json!({ "a": 1 }), Value::from(many)),
+            Err(PatchError::TooManyOperations { count: 10_001 })
+        );
     }
 
     #[test]

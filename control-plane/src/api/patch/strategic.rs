@@ -8,6 +8,8 @@
 //! | `$setElementOrder/list: […]` | beside `list` | the order in which the client wants the items |
 //! | `$deleteFromPrimitiveList/list: […]` | beside `list` | these values go from the list |
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::{PatchError, schema::Field, schema::Merge, schema::Type};
@@ -119,7 +121,8 @@ fn merge_objects(
         let retained = retained
             .as_array()
             .ok_or_else(|| wrong(path, format!("{RETAIN_KEYS} is not a list")))?;
-        let keeps = |name: &str| retained.iter().any(|key| key == name);
+        let retained: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+        let keeps = |name: &str| retained.contains(name);
         if let Some((extra, _)) = patch
             .iter()
             .find(|(name, value)| !is_directive(name) && !value.is_null() && !keeps(name))
@@ -136,11 +139,14 @@ fn merge_objects(
             let values = values
                 .as_array()
                 .ok_or_else(|| wrong(path, format!("{name} is not a list")))?;
+            let values: HashSet<&Value> = values.iter().collect();
             if let Some(Value::Array(items)) = target.get_mut(list) {
                 items.retain(|item| !values.contains(item));
             }
         }
     }
+    // Removed together: one at a time moves all that follow.
+    let mut gone = HashSet::new();
     for (name, change) in patch.iter().filter(|(name, _)| !is_directive(name)) {
         let path = join(path, name);
         let field = schema.and_then(|schema| schema.field(name));
@@ -152,9 +158,16 @@ fn merge_objects(
             order,
             &path,
         )? {
-            Some(value) => target.insert(name.clone(), value),
-            None => target.shift_remove(name),
-        };
+            Some(value) => {
+                target.insert(name.clone(), value);
+            }
+            None => {
+                gone.insert(name.as_str());
+            }
+        }
+    }
+    if !gone.is_empty() {
+        target.retain(|name, _| !gone.contains(name.as_str()));
     }
     for (name, order) in patch {
         // With the list itself in the patch, the order was applied along with it.
@@ -239,17 +252,13 @@ fn merge_lists(
 }
 
 fn union(before: &[Value], change: &[Value]) -> Vec<Value> {
-    let mut all: Vec<Value> = Vec::with_capacity(before.len() + change.len());
-    for value in before.iter().chain(change) {
-        if !all.contains(value) {
-            all.push(value.clone());
-        }
-    }
-    all
+    let mut seen = HashSet::new();
+    let all = before.iter().chain(change);
+    all.filter(|value| seen.insert(*value)).cloned().collect()
 }
 
 fn merge_items(
-    mut items: Vec<Value>,
+    items: Vec<Value>,
     change: &[Value],
     key: &str,
     of: Option<&'static Type>,
@@ -273,6 +282,14 @@ fn merge_items(
                 .collect());
         }
     }
+    // Where the items with an id are. A deleted item leaves a gap, so that positions stay.
+    let mut positions: HashMap<Value, Vec<usize>> = HashMap::new();
+    for (position, id) in items.iter().map(|item| item.get(key)).enumerate() {
+        if let Some(id) = id {
+            positions.entry(id.clone()).or_default().push(position);
+        }
+    }
+    let mut items: Vec<Option<Value>> = items.into_iter().map(Some).collect();
     for item in objects {
         let id = item.get(key).ok_or_else(|| {
             wrong(
@@ -280,38 +297,57 @@ fn merge_items(
                 format!("an item does not contain the declared merge key {key:?}"),
             )
         })?;
-        let position = items.iter().position(|known| known.get(key) == Some(id));
-        match (directive(item, path)?, position) {
-            (Directive::Delete, _) => items.retain(|known| known.get(key) != Some(id)),
+        let present = positions.get(id).and_then(|all| all.first().copied());
+        match (directive(item, path)?, present) {
+            (Directive::Delete, _) => {
+                for position in positions.remove(id).unwrap_or_default() {
+                    items[position] = None;
+                }
+            }
             (_, Some(position)) => {
                 let before = match items[position].take() {
-                    Value::Object(fields) => fields,
+                    Some(Value::Object(fields)) => fields,
                     _ => Map::new(),
                 };
                 let path = format!("{path}[{key}={id}]");
-                items[position] = Value::Object(merge_objects(before, item, of, &path)?);
+                items[position] = Some(Value::Object(merge_objects(before, item, of, &path)?));
             }
-            (_, None) => items.push(plain(&Value::Object(item.clone()))),
+            (_, None) => {
+                positions.insert(id.clone(), vec![items.len()]);
+                items.push(Some(plain(&Value::Object(item.clone()))));
+            }
         }
     }
-    Ok(items)
+    Ok(items.into_iter().flatten().collect())
+}
+
+/// What tells the items of a list apart: the value of their key, or all that they are.
+fn id<'a>(item: &'a Value, key: Option<&str>) -> &'a Value {
+    static NONE: Value = Value::Null;
+    match key {
+        Some(key) => item.get(key).unwrap_or(&NONE),
+        None => item,
+    }
+}
+
+/// Where each item first stands in a list.
+fn positions<'a>(list: &'a [Value], key: Option<&str>) -> HashMap<&'a Value, usize> {
+    let mut positions = HashMap::with_capacity(list.len());
+    for (position, item) in list.iter().enumerate() {
+        positions.entry(id(item, key)).or_insert(position);
+    }
+    positions
 }
 
 /// The items that the client knows in the client's order, those only the server knows where they were among them.
 fn ordered(items: Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) -> Vec<Value> {
-    let id = |item: &Value| {
-        key.map_or_else(
-            || item.clone(),
-            |key| item.get(key).cloned().unwrap_or_default(),
-        )
-    };
-    let position =
-        |list: &[Value], item: &Value| list.iter().position(|other| id(other) == id(item));
-    let (mut clients, mut servers): (Vec<_>, Vec<_>) = items
-        .into_iter()
-        .partition(|item| position(order, item).is_some());
-    clients.sort_by_key(|item| position(order, item));
-    servers.sort_by_key(|item| position(before, item).unwrap_or(usize::MAX));
+    let (order, before) = (positions(order, key), positions(before, key));
+    let in_order = |item: &Value| order.get(id(item, key)).copied();
+    let was = |item: &Value| before.get(id(item, key)).copied();
+    let (mut clients, mut servers): (Vec<_>, Vec<_>) =
+        items.into_iter().partition(|item| in_order(item).is_some());
+    clients.sort_by_key(|item| in_order(item));
+    servers.sort_by_key(|item| was(item).unwrap_or(usize::MAX));
     let mut all = Vec::with_capacity(clients.len() + servers.len());
     let (mut clients, mut servers) = (
         clients.into_iter().peekable(),
@@ -323,7 +359,7 @@ fn ordered(items: Vec<Value>, order: &[Value], before: &[Value], key: Option<&st
             (Some(_), None) => true,
             (None, Some(_)) => false,
             (Some(server), Some(client)) => {
-                matches!((position(before, server), position(before, client)), (Some(s), Some(c)) if s < c)
+                matches!((was(server), was(client)), (Some(s), Some(c)) if s < c)
             }
         };
         all.extend(if server_first {

@@ -8,10 +8,10 @@ use k8s_openapi::api::certificates::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::auth::User;
 use crate::auth::csr::{
-    KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, Refusal, SigningRequest, approve,
+    KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, Names, Refusal, SigningRequest, approve,
 };
+use crate::auth::{SAME_MACHINE, User};
 
 /// A node asks for its serving certificate while it is still telling its addresses.
 const ADDRESSES_LATER: Duration = Duration::from_secs(60);
@@ -42,12 +42,7 @@ pub(super) fn request_of<'a>(
     }
 }
 
-/// `addresses` are those of the node that asks.
-pub(super) fn decide(
-    csr: &CertificateSigningRequest,
-    addresses: &[String],
-    now: Timestamp,
-) -> Step {
+pub(super) fn decide(csr: &CertificateSigningRequest, names: &Names<'_>, now: Timestamp) -> Step {
     let created = csr
         .metadata
         .creation_timestamp
@@ -83,12 +78,14 @@ pub(super) fn decide(
         return Step::Sign;
     }
     let groups = csr.spec.groups.clone().unwrap_or_default();
+    let extra = csr.spec.extra.as_ref();
     let user = User {
         name: csr.spec.username.clone().unwrap_or_default(),
         groups,
+        same_machine: extra.is_some_and(|extra| extra.contains_key(SAME_MACHINE)),
     };
     let pem = String::from_utf8_lossy(&csr.spec.request.0);
-    match approve(&request_of(csr, &pem), &user, addresses) {
+    match approve(&request_of(csr, &pem), &user, names) {
         Ok(()) => Step::Approve,
         Err(Refusal::ForeignAddress(_)) if age < ADDRESSES_LATER => {
             Step::Wait(ADDRESSES_LATER - age)
@@ -119,6 +116,7 @@ mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 
     use super::*;
+    use crate::auth::csr::Reserved;
     use crate::controllers::testing::at;
 
     fn pem(node: &str, names: &[&str]) -> String {
@@ -156,6 +154,15 @@ mod tests {
         csr
     }
 
+    fn judge(csr: &CertificateSigningRequest, own: &[String], now: Timestamp) -> Step {
+        let names = Names {
+            own,
+            others: &[],
+            reserved: &Reserved::default(),
+        };
+        decide(csr, &names, now)
+    }
+
     #[test]
     fn a_joining_node_gets_its_first_certificate_and_a_stranger_does_not() {
         let joining = csr(
@@ -164,10 +171,10 @@ mod tests {
             &["system:bootstrappers"],
             pem("w1", &[]),
         );
-        assert_eq!(decide(&joining, &[], at(1000)), Step::Approve);
+        assert_eq!(judge(&joining, &[], at(1000)), Step::Approve);
         let stranger = csr(KUBELET_CLIENT_SIGNER, "jane", &["people"], pem("w1", &[]));
         assert!(
-            matches!(decide(&stranger, &[], at(1000)), Step::Deny(reason) if reason.contains("jane"))
+            matches!(judge(&stranger, &[], at(1000)), Step::Deny(reason) if reason.contains("jane"))
         );
     }
 
@@ -180,15 +187,15 @@ mod tests {
             pem("w1", &["192.0.2.7"]),
         );
         assert_eq!(
-            decide(&serving, &[], at(1010)),
+            judge(&serving, &[], at(1010)),
             Step::Wait(Duration::from_secs(50))
         );
         assert_eq!(
-            decide(&serving, &["192.0.2.7".into()], at(1010)),
+            judge(&serving, &["192.0.2.7".into()], at(1010)),
             Step::Approve
         );
         assert!(matches!(
-            decide(&serving, &["192.0.2.8".into()], at(1060)),
+            judge(&serving, &["192.0.2.8".into()], at(1060)),
             Step::Deny(_)
         ));
     }
@@ -204,18 +211,18 @@ mod tests {
             at(1001),
         )]);
         assert_eq!(
-            decide(&request, &[], at(1002)),
+            judge(&request, &[], at(1002)),
             Step::Sign,
             "a person may approve what we would not"
         );
         request.status.as_mut().unwrap().certificate = Some(ByteString(b"pem".to_vec()));
-        assert_eq!(decide(&request, &[], at(1000)), Step::Wait(KEEP_DECIDED));
-        assert_eq!(decide(&request, &[], at(4600)), Step::Remove);
+        assert_eq!(judge(&request, &[], at(1000)), Step::Wait(KEEP_DECIDED));
+        assert_eq!(judge(&request, &[], at(4600)), Step::Remove);
     }
 
     #[test]
     fn other_signers_are_left_alone() {
         let other = csr("example.com/mine", "jane", &[], "-----BEGIN".into());
-        assert_eq!(decide(&other, &[], at(1000)), Step::Wait(KEEP_PENDING));
+        assert_eq!(judge(&other, &[], at(1000)), Step::Wait(KEEP_PENDING));
     }
 }

@@ -16,7 +16,7 @@ use super::Context;
 use super::cache::Key;
 use super::driver::{Result, drive, queue};
 use crate::auth::NODE_USER_PREFIX;
-use crate::auth::csr::{Refusal, SigningRequest};
+use crate::auth::csr::{Names, Refusal, SigningRequest};
 
 /// Signs a request that was approved; gives the certificate's PEM. [`crate::auth::csr::sign_csr`] with the cluster's CA.
 pub type Signer = Arc<
@@ -86,10 +86,28 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
         .as_deref()
         .and_then(|user| user.strip_prefix(NODE_USER_PREFIX));
     let node = asking.and_then(|name| context.caches.nodes.get(&Key::new("", name)));
-    let addresses = node.as_deref().map(addresses).unwrap_or_default();
+    let own = node.as_deref().map(addresses).unwrap_or_default();
+    let nodes = context.caches.nodes.list();
+    let others = nodes
+        .iter()
+        .filter(|other| other.metadata.name.as_deref() != asking)
+        .flat_map(|other| {
+            other
+                .metadata
+                .name
+                .clone()
+                .into_iter()
+                .chain(addresses(other))
+        })
+        .collect::<Vec<_>>();
+    let names = Names {
+        own: &own,
+        others: &others,
+        reserved: &context.config.reserved,
+    };
     let now = Timestamp::now();
     let api: Api<CertificateSigningRequest> = Api::all(context.client.clone());
-    match decide(&csr, &addresses, now) {
+    match decide(&csr, &names, now) {
         Step::Wait(delay) => Ok(Some(delay)),
         Step::Remove => {
             api.delete(&key.name, &DeleteParams::default()).await?;

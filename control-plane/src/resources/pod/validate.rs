@@ -11,6 +11,9 @@ const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
 const DNS_POLICIES: &[&str] = &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "PreferNoSchedule"];
 
+/// The longest grace that a pod is given, in seconds: 68 years.
+pub const MAX_GRACE: i64 = i32::MAX as i64;
+
 /// A pod's specification, its own or a template's.
 pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
     let mut errors = volumes::errors(
@@ -27,12 +30,15 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
         RESTART_POLICIES,
     ));
     errors.extend(choice("dnsPolicy", &spec.dns_policy, DNS_POLICIES));
-    if let Some(seconds) = spec
-        .termination_grace_period_seconds
-        .filter(|&seconds| seconds < 0)
-    {
+    if let Some(seconds) = spec.termination_grace_period_seconds {
         let path = path.child("terminationGracePeriodSeconds");
-        errors.push(path.invalid(seconds, "must be greater than or equal to 0"));
+        errors.extend(validate::not_negative(&path, seconds));
+        if seconds > MAX_GRACE {
+            errors.push(path.invalid(
+                seconds,
+                format!("must be less than or equal to {MAX_GRACE}"),
+            ));
+        }
     }
     if let Some(seconds) = spec.active_deadline_seconds
         && !(1..=i64::from(i32::MAX)).contains(&seconds)
@@ -315,6 +321,22 @@ mod tests {
                 "spec.containers[0].imagePullPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
                 "spec.restartPolicy: Unsupported value: \"Often\": supported values: \"Always\", \"Never\", \"OnFailure\"",
                 "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_grace_has_an_end() {
+        let with = |seconds: i64| {
+            texts(json!({
+                "containers": [{ "name": "a", "image": "b" }], "terminationGracePeriodSeconds": seconds,
+            }))
+        };
+        assert!(with(MAX_GRACE).is_empty());
+        assert_eq!(
+            with(1_000_000_000_000),
+            [
+                "spec.terminationGracePeriodSeconds: Invalid value: 1000000000000: must be less than or equal to 2147483647"
             ]
         );
     }

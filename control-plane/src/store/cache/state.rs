@@ -171,11 +171,24 @@ impl State {
         };
         let replay = self.ring.range(first..).filter(matches).cloned().collect();
         let (changes, live) = mpsc::channel(LAG);
-        // Those whose client has gone leave at a change, or here, lest they pile up where nothing changes.
         let watchers = self.watchers.entry(prefix.to_owned()).or_default();
-        watchers.retain(|w| !w.changes.is_closed());
         watchers.push(Watcher { after, changes });
         Ok((replay, live))
+    }
+
+    /// Forgets the watchers of a prefix whose clients have gone.
+    pub(super) fn sweep(&mut self, prefix: &str) {
+        if let Some(watchers) = self.watchers.get_mut(prefix) {
+            watchers.retain(|w| !w.changes.is_closed());
+            if watchers.is_empty() {
+                self.watchers.remove(prefix);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn watchers(&self) -> usize {
+        self.watchers.values().map(Vec::len).sum()
     }
 
     /// Starts anew from another picture of the store. What happened in between is unknown, so every watcher is ended.

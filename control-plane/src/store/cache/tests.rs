@@ -33,6 +33,20 @@ async fn fixture() -> (tempfile::TempDir, Arc<Embedded>, Arc<Cache>) {
 const KEY: &str = "/registry/pods/default/a";
 
 #[tokio::test]
+async fn a_dropped_watch_is_forgotten_at_once() {
+    let (_dir, _store, cache) = fixture().await;
+    let count = || cache.read(State::watchers);
+    let kept = cache.watch("/registry/pods/", None).unwrap();
+    for n in 0..100 {
+        drop(cache.watch(&format!("/registry/quiet/{n}/"), None).unwrap());
+        drop(cache.watch("/registry/pods/", None).unwrap());
+    }
+    assert_eq!(count(), 1);
+    drop(kept);
+    assert_eq!(count(), 0);
+}
+
+#[tokio::test]
 async fn a_writer_reads_its_own_write() {
     let (_dir, store, cache) = fixture().await;
     let written = store.put(KEY, pod("a", "x"), Expect::Absent).await.unwrap();

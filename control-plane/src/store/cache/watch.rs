@@ -24,19 +24,29 @@ pub struct Expired {
 /// A stream of changes in order, each once. It ends when the watcher was too slow or the cache had to start anew.
 pub struct Watch {
     cache: Arc<Cache>,
+    prefix: String,
     replay: VecDeque<Change>,
     live: mpsc::Receiver<Change>,
     bookmarks: Option<Interval>,
 }
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.live.close();
+        self.cache.sweep(&self.prefix);
+    }
+}
+
 impl Watch {
     pub(super) fn new(
         cache: Arc<Cache>,
+        prefix: String,
         replay: VecDeque<Change>,
         live: mpsc::Receiver<Change>,
     ) -> Self {
         Self {
             cache,
+            prefix,
             replay,
             live,
             bookmarks: None,

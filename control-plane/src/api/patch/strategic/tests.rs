@@ -162,6 +162,34 @@ fn what_is_new_is_stored_without_directives_and_nulls() {
 }
 
 #[test]
+fn many_items_are_merged_in_time() {
+    let count = 20_000;
+    let items = |value: &str| {
+        let item = |n| json!({ "name": format!("N{n}"), "value": value });
+        Value::from((0..count).map(item).collect::<Vec<_>>())
+    };
+    let with = |env: Value| json!({ "containers": [{ "name": "a", "env": env }] });
+    let started = std::time::Instant::now();
+    let merged = patch_spec(with(items("old")), with(items("new")));
+    assert_eq!(merged, with(items("new")));
+    let names: serde_json::Map<_, _> = (0..count).map(|n| (format!("n{n}"), json!("x"))).collect();
+    let gone: serde_json::Map<_, _> = names.keys().map(|n| (n.clone(), Value::Null)).collect();
+    let labels = |labels| json!({ "metadata": { "labels": Value::Object(labels) } });
+    let (names, gone) = (labels(names), labels(gone));
+    let pod = "io.k8s.api.core.v1.Pod";
+    assert_eq!(
+        patch_as(pod, names.clone(), gone.clone()).unwrap(),
+        labels(serde_json::Map::new())
+    );
+    assert_eq!(
+        super::super::merge::merge(names, &gone),
+        labels(serde_json::Map::new())
+    );
+    // Quadratic work takes minutes.
+    assert!(started.elapsed() < std::time::Duration::from_secs(10));
+}
+
+#[test]
 fn a_wrong_directive_is_named_with_its_place() {
     let error = |patch: Value| {
         patch_as("io.k8s.api.core.v1.PodSpec", json!({}), patch)
