@@ -1,7 +1,7 @@
 //! Requests that mean no good, or mean well and ask for too much.
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -105,31 +105,22 @@ async fn a_large_body_holds_up_nobody() {
     let f = Fixture::new().await;
     let mut large = pod("a");
     large["spec"]["containers"] = json!(vec![json!({}); 10_000]);
-    let started = Instant::now();
     let work = async {
         let refused = f.call("POST", PODS, large).await;
         assert_eq!(refused.code, 422, "{}", refused.message());
-        started.elapsed()
     };
-    // When something else was last done, and the longest time in which nothing was.
-    let (last, gap) = (Cell::new(started), Cell::new(Duration::ZERO));
-    let beat = || {
-        gap.set(gap.get().max(last.get().elapsed()));
-        last.set(Instant::now());
-    };
-    let beats = async {
+    let beats = Cell::new(0);
+    let others = async {
         loop {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            beat();
+            beats.set(beats.get() + 1);
         }
     };
-    let took = tokio::select! {
-        took = work => took,
-        () = beats => unreachable!("it goes on for ever"),
-    };
-    beat();
-    let gap = gap.get();
-    assert!(gap < took / 4, "a gap of {gap:?} in {took:?}");
+    tokio::select! {
+        () = work => {}
+        () = others => unreachable!("it goes on for ever"),
+    }
+    assert!(beats.get() > 20, "others had {} turns", beats.get());
 }
 
 #[tokio::test]
