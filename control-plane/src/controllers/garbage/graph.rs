@@ -109,8 +109,9 @@ impl Graph {
                 .or_default()
                 .insert(uid.to_owned());
         }
-        let was_deleting = old.is_some_and(|old| old.deleting);
-        if thing.deleting && !was_deleting {
+        let is_news = |what: fn(&Thing) -> bool| what(&thing) && !old.as_ref().is_some_and(what);
+        // Foreground may be asked for when the deletion is under way.
+        if is_news(|thing| thing.deleting) || is_news(Thing::waits_for_dependents) {
             affected.extend(self.dependents.get(uid).into_iter().flatten().cloned());
         }
         if !thing.owners.is_empty() || thing.deleting {
@@ -332,6 +333,25 @@ mod tests {
         assert_eq!(decide(&graph, "m", &[]), Action::ReleaseForeground);
         assert_eq!(graph.remove("m"), set(&["o"]));
         assert_eq!(decide(&graph, "o", &[]), Action::ReleaseForeground);
+    }
+
+    #[test]
+    fn foreground_may_be_asked_for_later() {
+        let mut graph = Graph::default();
+        graph.put("o", thing("o", &[]));
+        graph.put("d", thing("d", &["o"]));
+        let mut going = Thing {
+            deleting: true,
+            ..thing("o", &[])
+        };
+        graph.put("o", going.clone());
+        assert_eq!(decide(&graph, "d", &[]), Action::Nothing);
+        going.foreground = true;
+        assert_eq!(graph.put("o", going), set(&["o", "d"]));
+        assert_eq!(
+            decide(&graph, "d", &[]),
+            Action::Delete { foreground: false }
+        );
     }
 
     #[test]
