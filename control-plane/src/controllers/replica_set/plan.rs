@@ -194,39 +194,40 @@ fn status(
     )
 }
 
-/// Sets or clears condition ReplicaFailure.
+const REPLICA_FAILURE: &str = "ReplicaFailure";
+
+/// Sets or clears condition ReplicaFailure; `old` is the status as it is stored.
+///
+/// A failure of the same kind is told once for each generation: messages name the pod that was to be made, so that each
+/// try's differs, and a status that is written for every try would bring on the next one at once.
 pub(super) fn with_failure(
     status: &mut ReplicaSetStatus,
+    old: Option<&ReplicaSetStatus>,
     failure: Option<(&str, String)>,
     now: Timestamp,
 ) {
-    let known = status
-        .conditions
+    let mut conditions = status.conditions.take().unwrap_or_default();
+    let known = conditions
         .iter()
-        .flatten()
-        .find(|condition| condition.type_ == "ReplicaFailure");
-    match failure {
-        None if known.is_some() => {
-            let others = status.conditions.take().into_iter().flatten();
-            let others: Vec<_> = others
-                .filter(|condition| condition.type_ != "ReplicaFailure")
-                .collect();
-            status.conditions = (!others.is_empty()).then_some(others);
-        }
-        Some((reason, message)) if known.is_none() => {
-            status
-                .conditions
-                .get_or_insert_default()
-                .push(ReplicaSetCondition {
-                    type_: "ReplicaFailure".into(),
-                    status: "True".into(),
-                    reason: Some(reason.into()),
-                    message: Some(message),
-                    last_transition_time: Some(Time(now)),
-                });
-        }
-        _ => {}
-    }
+        .position(|condition| condition.type_ == REPLICA_FAILURE);
+    let known = known.map(|at| conditions.remove(at));
+    let is_same_try = old.is_some_and(|old| old.observed_generation == status.observed_generation);
+    let failure = failure.map(|(reason, message)| ReplicaSetCondition {
+        type_: REPLICA_FAILURE.into(),
+        status: "True".into(),
+        reason: Some(reason.into()),
+        message: Some(message),
+        last_transition_time: Some(Time(now)),
+    });
+    conditions.extend(match (known, failure) {
+        (Some(known), Some(new)) if is_same_try && known.reason == new.reason => Some(known),
+        (Some(known), Some(new)) => Some(ReplicaSetCondition {
+            last_transition_time: known.last_transition_time,
+            ..new
+        }),
+        (_, failure) => failure,
+    });
+    status.conditions = (!conditions.is_empty()).then_some(conditions);
 }
 
 /// The pod that the template describes. The server completes its name.
@@ -405,6 +406,35 @@ mod tests {
             (plan.create, plan.adopt.len(), plan.delete.len()),
             (0, 0, 0)
         );
+    }
+
+    #[test]
+    fn a_failure_is_told_once_for_each_reason_and_generation() {
+        let mut stored = ReplicaSetStatus {
+            observed_generation: Some(1),
+            ..ReplicaSetStatus::default()
+        };
+        let mut told = |generation, failure: Option<(&str, &str)>| {
+            let mut status = ReplicaSetStatus {
+                observed_generation: Some(generation),
+                ..stored.clone()
+            };
+            let failure = failure.map(|(reason, message)| (reason, message.to_owned()));
+            with_failure(&mut status, Some(&stored), failure, at(generation));
+            stored = status.clone();
+            let condition = status.conditions?.pop()?;
+            Some((condition.reason?, condition.message?))
+        };
+        let text = |reason: &str, message: &str| Some((reason.to_owned(), message.to_owned()));
+        let create = |message| Some(("FailedCreate", message));
+        assert_eq!(told(1, create("no a")), text("FailedCreate", "no a"));
+        assert_eq!(told(1, create("no b")), text("FailedCreate", "no a"));
+        assert_eq!(told(2, create("no c")), text("FailedCreate", "no c"));
+        assert_eq!(
+            told(2, Some(("FailedDelete", "no d"))),
+            text("FailedDelete", "no d")
+        );
+        assert_eq!(told(2, None), None);
     }
 
     #[test]
