@@ -13,6 +13,7 @@ mod queue;
 mod run;
 mod score;
 mod snapshot;
+mod tell;
 #[cfg(test)]
 mod tests;
 

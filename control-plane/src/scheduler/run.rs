@@ -1,15 +1,13 @@
 //! The loop: follows pods and nodes, chooses at once, binds many at a time.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -18,8 +16,8 @@ use super::SchedulerConfig;
 use super::choose::{Choice, choose};
 use super::queue::Queue;
 use super::snapshot::{PodInfo, Snapshot};
+use super::tell::Teller;
 use crate::controllers::cache::{WatchBackoff, report_watch_error};
-use crate::controllers::events::{Recorder, Severity};
 
 /// What came of a binding.
 struct Bound {
@@ -31,17 +29,14 @@ struct Bound {
 struct Scheduler {
     client: kube::Client,
     config: SchedulerConfig,
-    events: Recorder,
+    teller: Teller,
     snapshot: Snapshot,
     queue: Queue,
     /// Chosen for, but not yet seen bound: uid.
     assumed: HashSet<String>,
-    /// The message last written to each waiting pod, by uid.
-    told: HashMap<String, String>,
     /// Grows with each draw, so that equals take turns.
     draws: u64,
     binding: JoinSet<Bound>,
-    telling: JoinSet<()>,
 }
 
 /// Places pods until `shutdown`. Survives errors of the API server and starts from whatever it finds.
@@ -53,16 +48,14 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
     let mut nodes = std::pin::pin!(nodes);
     let mut pods = std::pin::pin!(pods);
     let mut scheduler = Scheduler {
-        events: Recorder::start(client.clone(), "default-scheduler"),
+        teller: Teller::new(client.clone()),
         draws: config.seed,
         client,
         config,
         snapshot: Snapshot::default(),
         queue: Queue::default(),
         assumed: HashSet::new(),
-        told: HashMap::new(),
         binding: JoinSet::new(),
-        telling: JoinSet::new(),
     };
     // No pod is placed before all are known: what runs on a node already is not to be counted as free.
     let (mut nodes_listed, mut pods_listed) = (Listing::default(), Listing::default());
@@ -86,7 +79,7 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
                     scheduler.bound(bound);
                 }
             }
-            Some(_) = scheduler.telling.join_next() => {}
+            () = scheduler.teller.written() => {}
             () = sleep_until(due), if is_synced && due.is_some() => {
                 let now = Instant::now();
                 early.extend(scheduler.queue.take_due(now));
@@ -177,7 +170,7 @@ impl Scheduler {
 
     fn pod_gone(&mut self, uid: &str) {
         self.queue.forget(uid);
-        self.told.remove(uid);
+        self.teller.take_back(uid);
         self.assumed.remove(uid);
         if self.snapshot.remove_pod(uid) {
             self.queue.nudge_all();
@@ -197,7 +190,7 @@ impl Scheduler {
         let spec = pod.spec.as_ref()?;
         if let Some(node) = spec.node_name.as_deref().filter(|node| !node.is_empty()) {
             self.queue.forget(uid);
-            self.told.remove(uid);
+            self.teller.take_back(uid);
             self.assumed.remove(uid);
             if !self.snapshot.is_placed(uid) {
                 self.snapshot.place(PodInfo::of(pod), node);
@@ -232,6 +225,7 @@ impl Scheduler {
         self.draws = self.draws.wrapping_add(1);
         match choose(&pod, &self.snapshot, self.draws) {
             Choice::Node(node) => {
+                self.teller.take_back(&pod.uid);
                 self.assumed.insert(pod.uid.clone());
                 self.snapshot.place(pod.clone(), &node);
                 self.binding.spawn(bind(self.client.clone(), pod, node));
@@ -243,7 +237,7 @@ impl Scheduler {
                     message,
                     "no node for this pod"
                 );
-                self.tell_unschedulable(&pod, message);
+                self.teller.unschedulable(&pod, message);
                 self.queue.put_off(pod, Instant::now());
             }
         }
@@ -251,14 +245,7 @@ impl Scheduler {
 
     fn bound(&mut self, Bound { pod, node, outcome }: Bound) {
         match outcome {
-            Ok(()) => {
-                let message = format!(
-                    "Successfully assigned {}/{} to {node}",
-                    pod.namespace, pod.name
-                );
-                self.events
-                    .report(about(&pod), Severity::Normal, "Scheduled", message);
-            }
+            Ok(()) => self.teller.scheduled(&pod, &node),
             // Seen bound or gone meanwhile: the watch knows better than this answer.
             Err(_) if !self.assumed.contains(&pod.uid) => {}
             Err(error) => {
@@ -276,45 +263,6 @@ impl Scheduler {
                 self.queue.nudge_all();
             }
         }
-    }
-
-    fn tell_unschedulable(&mut self, pod: &PodInfo, message: String) {
-        self.events.report(
-            about(pod),
-            Severity::Warning,
-            "FailedScheduling",
-            message.clone(),
-        );
-        if self.told.get(&pod.uid) == Some(&message) {
-            return;
-        }
-        self.told.insert(pod.uid.clone(), message.clone());
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let name = pod.name.clone();
-        let condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
-            "lastTransitionTime": Time(Timestamp::now()), "lastProbeTime": null,
-        });
-        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
-        self.telling.spawn(async move {
-            if let Err(error) = api
-                .patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))
-                .await
-            {
-                debug!(pod = name, %error, "cannot say that the pod is unschedulable");
-            }
-        });
-    }
-}
-
-fn about(pod: &PodInfo) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Pod".into()),
-        namespace: Some(pod.namespace.clone()),
-        name: Some(pod.name.clone()),
-        uid: Some(pod.uid.clone()),
-        ..ObjectReference::default()
     }
 }
 

@@ -76,14 +76,14 @@ impl HostPort {
 }
 
 /// Where a pod may go and would like to go.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Wishes {
     pub(super) node_selector: BTreeMap<String, String>,
     pub(super) node_affinity: Option<NodeAffinity>,
     pub(super) tolerations: Vec<Toleration>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct PodInfo {
     pub(super) namespace: String,
     pub(super) name: String,
