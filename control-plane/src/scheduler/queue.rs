@@ -66,6 +66,14 @@ impl Queue {
             .for_each(|waiting| waiting.nudged = true);
     }
 
+    /// A pod came, went or changed so that those that mind other pods might fit now.
+    pub(super) fn nudge_minding(&mut self) {
+        self.waiting
+            .values_mut()
+            .filter(|waiting| waiting.pod.minds_others())
+            .for_each(|waiting| waiting.nudged = true);
+    }
+
     /// Tried again when its back-off is over, without waiting for a change.
     pub(super) fn nudge(&mut self, uid: &str) {
         if let Some(waiting) = self.waiting.get_mut(uid) {

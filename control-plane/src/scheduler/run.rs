@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -45,6 +45,9 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
         .backoff(WatchBackoff::new());
     let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default())
         .backoff(WatchBackoff::new());
+    let api = Api::<Namespace>::all(client.clone());
+    let namespaces = watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
+    let mut namespaces = std::pin::pin!(namespaces);
     let mut nodes = std::pin::pin!(nodes);
     let mut pods = std::pin::pin!(pods);
     let mut scheduler = Scheduler {
@@ -59,16 +62,22 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
     };
     // No pod is placed before all are known: what runs on a node already is not to be counted as free.
     let (mut nodes_listed, mut pods_listed) = (Listing::default(), Listing::default());
+    let mut namespaces_listed = Listing::default();
     let mut early: Vec<PodInfo> = Vec::new();
     loop {
         let due = scheduler.queue.next_due();
-        let is_synced = nodes_listed.is_complete && pods_listed.is_complete;
+        let is_synced =
+            nodes_listed.is_complete && pods_listed.is_complete && namespaces_listed.is_complete;
         // All arms are cancel-safe: streams, join sets and timers lose nothing when polled in vain.
         tokio::select! {
             () = shutdown.cancelled() => return,
             Some(event) = nodes.next() => match event {
                 Ok(event) => scheduler.node_event(event, &mut nodes_listed),
                 Err(error) => report_watch_error("Node", &error),
+            },
+            Some(event) = namespaces.next() => match event {
+                Ok(event) => scheduler.namespace_event(event, &mut namespaces_listed),
+                Err(error) => report_watch_error("Namespace", &error),
             },
             Some(event) = pods.next() => match event {
                 Ok(event) => early.extend(scheduler.pod_event(event, &mut pods_listed)),
@@ -85,7 +94,7 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
                 early.extend(scheduler.queue.take_due(now));
             }
         }
-        if nodes_listed.is_complete && pods_listed.is_complete {
+        if nodes_listed.is_complete && pods_listed.is_complete && namespaces_listed.is_complete {
             early.sort_by_key(|pod| std::cmp::Reverse(pod.priority));
             for pod in early.drain(..) {
                 scheduler.schedule(pod);
@@ -134,6 +143,28 @@ impl Scheduler {
             }
         }
         self.queue.nudge_all();
+    }
+
+    fn namespace_event(&mut self, event: watcher::Event<Namespace>, listing: &mut Listing) {
+        match event {
+            watcher::Event::Init => listing.seen.clear(),
+            watcher::Event::InitApply(namespace) => {
+                listing.seen.extend(namespace.metadata.name.clone());
+                self.snapshot.set_namespace(&namespace);
+            }
+            watcher::Event::InitDone => {
+                self.snapshot
+                    .retain_namespaces(|name| listing.seen.contains(name));
+                listing.is_complete = true;
+            }
+            watcher::Event::Apply(namespace) => self.snapshot.set_namespace(&namespace),
+            watcher::Event::Delete(namespace) => {
+                let gone = namespace.metadata.name;
+                self.snapshot
+                    .retain_namespaces(|name| Some(name) != gone.as_deref());
+            }
+        }
+        self.queue.nudge_minding();
     }
 
     /// Gives the pod back if it is to be scheduled now.
@@ -192,8 +223,8 @@ impl Scheduler {
             self.queue.forget(uid);
             self.teller.take_back(uid);
             self.assumed.remove(uid);
-            if !self.snapshot.is_placed(uid) {
-                self.snapshot.place(PodInfo::of(pod), node);
+            if self.snapshot.place(PodInfo::of(pod), node) {
+                self.queue.nudge_minding();
             }
             return None;
         }
@@ -227,7 +258,9 @@ impl Scheduler {
             Choice::Node(node) => {
                 self.teller.take_back(&pod.uid);
                 self.assumed.insert(pod.uid.clone());
-                self.snapshot.place(pod.clone(), &node);
+                if self.snapshot.place(pod.clone(), &node) {
+                    self.queue.nudge_minding();
+                }
                 self.binding.spawn(bind(self.client.clone(), pod, node));
             }
             Choice::None(message) => {

@@ -1,6 +1,8 @@
 //! What happens at the edges: references that lead nowhere, objects that people write or delete by hand.
 
-use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Service};
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -93,6 +95,59 @@ async fn endpoints_that_people_write_become_slices() {
         .unwrap();
     until("pods are looked for instead", || async {
         addresses().await.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_shun_each_other_get_a_node_each() {
+    let cluster = Cluster::new(&["n1", "n2"]).await;
+    let loner = |name: &str| {
+        let term = json!({
+            "labelSelector": {"matchLabels": {"app": "lone"}}, "topologyKey": "topology.kubernetes.io/zone",
+            "namespaceSelector": {},
+        });
+        json!({
+            "metadata": {"name": name, "labels": {"app": "lone"}},
+            "spec": {
+                "containers": [{"name": "c", "image": "i"}],
+                "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}},
+            },
+        })
+    };
+    for name in ["one", "two", "three"] {
+        cluster.apply::<Pod>(loner(name)).await;
+    }
+    let pods = cluster.default_namespace::<Pod>();
+    until("one of them waits and says why", || async {
+        let pods = list(&pods, "app=lone").await;
+        let conditions = pods
+            .into_iter()
+            .flat_map(|pod| pod.status?.conditions)
+            .flatten();
+        let mut messages = conditions.filter_map(|it| it.message);
+        let expected = "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules.";
+        messages.any(|it| it == expected).then_some(())
+    })
+    .await;
+    let bound = || async {
+        let pods = list(&pods, "app=lone").await;
+        let bound = pods.into_iter().filter_map(|pod| {
+            let node = pod.spec?.node_name?;
+            Some((node, pod.metadata.name?))
+        });
+        bound.collect::<BTreeSet<_>>()
+    };
+    let two = until("the others run", || async {
+        Some(bound().await).filter(|bound| bound.len() == 2)
+    })
+    .await;
+    let (node, gone) = two.first().unwrap();
+    pods.delete(gone, &DeleteParams::default()).await.unwrap();
+    until("the third takes the place", || async {
+        let bound = bound().await;
+        let took = |(on, name): &(String, String)| on == node && name != gone;
+        bound.iter().any(took).then_some(())
     })
     .await;
 }
