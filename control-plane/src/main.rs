@@ -17,6 +17,7 @@ use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, server};
 use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
 use kernelet_control_plane::auth::{Authenticator, Ca, User, csr, tls};
 use kernelet_control_plane::controllers::{self, ControllersConfig};
+use kernelet_control_plane::parts::Parts;
 use kernelet_control_plane::scheduler::{self, SchedulerConfig};
 use kernelet_control_plane::store::Store;
 use kernelet_control_plane::store::cache::Cache;
@@ -117,12 +118,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let pki = Pki::open(&pki_config, SystemTime::now())?;
     let tls = tls::server_config(&pki.serving, pki.ca.certificate())?;
 
+    let mut parts = Parts::new(stop.clone());
     let store = open_store(&args).await?;
-    tokio::spawn(compaction::run(
-        store.clone(),
-        compaction::Policy::default(),
-        COMPACTION,
-    ));
+    parts.spawn(
+        "the compaction",
+        compaction::run(store.clone(), compaction::Policy::default(), COMPACTION),
+    );
     let cache = Cache::start(store.clone(), api::index)
         .await
         .context("cannot load the store")?;
@@ -149,7 +150,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let router = api::router(api.clone());
 
     let reserved = pki_config.reserved(args.service_cidr.into());
-    start_parts(&router, pki.ca, reserved, &args, &stop);
+    start_parts(&mut parts, &router, pki.ca, reserved, &args, &stop);
+    let kept = api.clone();
+    parts.spawn("the keeper of the system's objects", async move {
+        bootstrap::keep(&kept.registry, service_ip.into(), advertised).await;
+    });
     api.health.set_ready();
     tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");
     let stopping = api.clone();
@@ -158,9 +163,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         told.cancelled().await;
         stopping.health.set_stopping();
     });
-    server::serve(listener, tls, router, stop).await;
+    let ((), ended) = tokio::join!(server::serve(listener, tls, router, stop), parts.watch());
     tracing::info!("stopped");
-    Ok(())
+    Ok(ended?)
 }
 
 /// The error and its causes in one sentence, without saying anything twice.
@@ -190,6 +195,7 @@ async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
 
 /// Scheduler and controllers: clients of the API like any other, but without a socket in between.
 fn start_parts(
+    parts: &mut Parts,
     router: &Router,
     ca: Ca,
     reserved: csr::Reserved,
@@ -197,11 +203,10 @@ fn start_parts(
     stop: &CancellationToken,
 ) {
     let scheduler = api::local_client(router.clone(), User::scheduler());
-    tokio::spawn(scheduler::run(
-        scheduler,
-        SchedulerConfig::default(),
-        stop.clone(),
-    ));
+    parts.spawn(
+        "the scheduler",
+        scheduler::run(scheduler, SchedulerConfig::default(), stop.clone()),
+    );
     let signer: controllers::Signer =
         Arc::new(move |request, now| csr::sign_csr(&ca, request, now));
     let config = ControllersConfig {
@@ -210,7 +215,10 @@ fn start_parts(
         ..ControllersConfig::new(args.pod_cidr.into(), signer)
     };
     let controllers = api::local_client(router.clone(), User::controller_manager());
-    tokio::spawn(controllers::run(controllers, config, stop.clone()));
+    parts.spawn(
+        "the controllers",
+        controllers::run(controllers, config, stop.clone()),
+    );
 }
 
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 //! behind it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,18 @@ use crate::auth::{MASTERS, User};
 use crate::resources;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// What somebody deleted or changed is as it should be again after this, as upstream.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Calls [`ensure`] again and again.
+pub async fn keep(registry: &Registry, service_ip: IpAddr, advertised: SocketAddr) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if let Err(error) = ensure(registry, service_ip, advertised).await {
+            tracing::warn!(error = error.message, "cannot keep the system's objects");
+        }
+    }
+}
 
 /// Makes what is missing and mends what names another address than `advertised`.
 pub async fn ensure(

@@ -88,18 +88,26 @@ pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) ->
     let finalizers = finalizers_after(object, options.propagation);
     meta::set_finalizers(&mut next, &finalizers);
 
-    let grace = grace_period(kind, object, options.grace);
     let marked_grace = object["metadata"]["deletionGracePeriodSeconds"]
         .as_i64()
         .unwrap_or(0);
-    if meta::is_terminating(object) {
-        if grace >= marked_grace && grace > 0 {
-            return Step::Nothing;
+    let (grace, asked_at) = if !meta::is_terminating(object) {
+        if kind.generation_counts(object) {
+            let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
+            meta::of(&mut next).insert("generation".to_owned(), json!(generation + 1));
         }
-    } else if kind.generation_counts(object) {
-        let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
-        meta::of(&mut next).insert("generation".to_owned(), json!(generation + 1));
-    }
+        (grace_period(kind, object, options.grace), now)
+    } else if marked_grace > 0 {
+        // Who asks again may only hurry, and only by saying so; the time runs since the first one asked.
+        match options.grace.map(|grace| if grace < 0 { 1 } else { grace }) {
+            Some(grace) if grace < marked_grace => {
+                (grace, over_at(object, now).saturating_sub(marked_grace))
+            }
+            _ => return Step::Nothing,
+        }
+    } else {
+        (0, now)
+    };
     if grace == 0 && !is_held(&next) {
         return Step::Remove;
     }
@@ -107,7 +115,7 @@ pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) ->
         let metadata = meta::of(&mut next);
         metadata.insert(
             "deletionTimestamp".to_owned(),
-            json!(meta::rfc3339(now.saturating_add(grace))),
+            json!(meta::rfc3339(asked_at.saturating_add(grace))),
         );
         metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
     }
@@ -142,6 +150,13 @@ fn is_held(object: &Value) -> bool {
 
 fn is_namespace(kind: &Kind) -> bool {
     kind.group.is_empty() && kind.plural == "namespaces"
+}
+
+/// When a marked object's time is over, in seconds since the Unix epoch.
+fn over_at(object: &Value, now: i64) -> i64 {
+    let text = meta::text(object, "deletionTimestamp");
+    text.parse::<jiff::Timestamp>()
+        .map_or(now, jiff::Timestamp::as_second)
 }
 
 fn finalizers_after(object: &Value, propagation: Option<Propagation>) -> Vec<String> {
@@ -231,7 +246,8 @@ mod tests {
         let hurried = marked(decide(kind("pods"), &next, &grace(5), 1001));
         assert_eq!(
             hurried["metadata"]["deletionTimestamp"],
-            meta::rfc3339(1006)
+            meta::rfc3339(1005),
+            "since it was asked for first"
         );
         assert_eq!(hurried["metadata"]["generation"], 2);
         assert_eq!(decide(kind("pods"), &next, &grace(0), 1001), Step::Remove);
@@ -265,6 +281,17 @@ mod tests {
             decide(kind("configmaps"), &json!({"metadata": {}}), &grace(30), 0),
             Step::Remove
         );
+    }
+
+    #[test]
+    fn a_second_delete_changes_only_what_it_names() {
+        let options = DeleteOptions::default();
+        let mut slow = marked(decide(kind("pods"), &pod("n"), &grace(600), 1000));
+        assert_eq!(decide(kind("pods"), &slow, &options, 1001), Step::Nothing);
+        slow["status"] = json!({"phase": "Failed"});
+        assert_eq!(decide(kind("pods"), &slow, &options, 1001), Step::Nothing);
+        let hurried = marked(decide(kind("pods"), &slow, &grace(5), 1001));
+        assert_eq!(hurried["metadata"]["deletionGracePeriodSeconds"], 5);
     }
 
     #[test]

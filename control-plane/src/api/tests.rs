@@ -993,3 +993,22 @@ async fn a_second_start_finds_what_the_first_one_made() {
     let slice = f.get(slices).await.body;
     assert_eq!(slice["endpoints"][0]["addresses"], json!(["127.0.0.2"]));
 }
+
+#[tokio::test]
+async fn what_somebody_deletes_of_the_systems_is_made_again_and_the_rest_is_not_written() {
+    let f = Fixture::new().await;
+    let (service_ip, address) = (
+        Ipv4Addr::new(10, 96, 0, 1).into(),
+        "127.0.0.1:6443".parse().expect("an address"),
+    );
+    let namespaces = "/api/v1/namespaces";
+    let service = "/api/v1/namespaces/default/services/kubernetes";
+    let before = f.get(namespaces).await.body;
+    f.call("DELETE", service, Value::Null).await;
+    assert_eq!(f.get(service).await.code, 404);
+    bootstrap::ensure(&f.api.registry, service_ip, address)
+        .await
+        .expect("the system's objects");
+    assert_eq!(f.get(service).await.body["spec"]["clusterIP"], "10.96.0.1");
+    assert_eq!(f.get(namespaces).await.body["items"], before["items"]);
+}

@@ -55,7 +55,7 @@ impl Error {
     }
 }
 
-fn is_namespace_going(status: &kube::core::Status) -> bool {
+pub(crate) fn is_namespace_going(status: &kube::core::Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes
         .into_iter()
@@ -68,6 +68,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// A conflict clears as soon as the watch has delivered what we lost against; if that takes longer, so do the pauses.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
 const MAX_CONFLICT_PAUSE: Duration = Duration::from_millis(200);
+/// Objects may ask for times that no timer holds. A look that comes too early costs little and asks again.
+const MAX_DELAY: Duration = Duration::from_secs(3600);
 
 /// Wakes a controller up for a key.
 pub(crate) struct Queue<K> {
@@ -191,6 +193,7 @@ pub(crate) async fn drive<K, F, Fut>(
             None => {}
             Some((key, Duration::ZERO)) => backlog.add(key),
             Some((key, delay)) => {
+                let delay = delay.min(MAX_DELAY);
                 // The earliest of several asked-for times wins.
                 match delayed.get(&key) {
                     Some(known)
@@ -326,6 +329,24 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(calls.load(Ordering::SeqCst), 1);
+        shutdown.cancel();
+        loop_.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_time_beyond_all_timers_breaks_nothing() {
+        let (sender, receiver) = queue::<String>();
+        sender.add_after("a".into(), Duration::MAX);
+        sender.add_after("b".into(), Duration::from_millis(1));
+        let (ran, mut runs) = mpsc::unbounded_channel();
+        let shutdown = CancellationToken::new();
+        let loop_ = tokio::spawn(drive("test", receiver, 1, shutdown.clone(), move |key| {
+            ran.send(key).unwrap();
+            async { Ok(Some(Duration::from_secs(68_719_477))) }
+        }));
+        assert_eq!(runs.recv().await.as_deref(), Some("b"));
+        sender.add("c".into());
+        assert_eq!(runs.recv().await.as_deref(), Some("c"));
         shutdown.cancel();
         loop_.await.unwrap();
     }

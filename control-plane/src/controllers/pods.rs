@@ -67,6 +67,15 @@ pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
     ready.last_transition_time.as_ref().map(|time| time.0)
 }
 
+/// When the pod got its node; one that was made with it has it since then.
+pub(crate) fn bound_since(pod: &Pod) -> Option<Timestamp> {
+    let scheduled = condition(pod, "PodScheduled").filter(|it| it.status == "True");
+    scheduled
+        .and_then(|it| it.last_transition_time.as_ref())
+        .or(pod.metadata.creation_timestamp.as_ref())
+        .map(|time| time.0)
+}
+
 /// How long until the pod has been ready for `min_ready`: zero when it is available, `None` when it is not ready at all.
 pub(crate) fn available_in(pod: &Pod, min_ready: Duration, now: Timestamp) -> Option<Duration> {
     if !is_ready(pod) {

@@ -1,5 +1,6 @@
 //! Service: names, columns, defaults and what the server keeps.
 
+mod update;
 mod validation;
 
 use k8s_openapi::{
@@ -68,7 +69,8 @@ impl Strategy for Service {
     fn prepare_update(&mut self, old: &Self) {
         self.status = old.status.clone();
         if let (Some(new), Some(old)) = (&mut self.spec, &old.spec) {
-            keep_allocated(new, old);
+            update::keep_allocated(new, old);
+            update::drop_unused(new, old);
         }
     }
 
@@ -164,46 +166,6 @@ fn set_defaults(spec: &mut ServiceSpec) {
             spec.cluster_ips.as_ref().is_none_or(Vec::is_empty),
         ) {
             spec.cluster_ips = Some(vec![ip]);
-        }
-    }
-}
-
-/// A client that replaces a service without its allocated addresses and ports means to keep them.
-fn keep_allocated(new: &mut ServiceSpec, old: &ServiceSpec) {
-    if has_cluster_ip(new) && has_cluster_ip(old) {
-        if new.cluster_ip.as_deref().unwrap_or_default().is_empty() {
-            new.cluster_ip.clone_from(&old.cluster_ip);
-        }
-        if new.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
-            new.cluster_ips.clone_from(&old.cluster_ips);
-        }
-    }
-    let uses_node_ports = |spec: &ServiceSpec| matches!(kind(spec), "NodePort" | "LoadBalancer");
-    if uses_node_ports(new) && uses_node_ports(old) {
-        for port in new
-            .ports
-            .iter_mut()
-            .flatten()
-            .filter(|port| port.node_port.unwrap_or_default() == 0)
-        {
-            let same = old
-                .ports
-                .iter()
-                .flatten()
-                .find(|was| (was.port, &was.protocol) == (port.port, &port.protocol));
-            port.node_port = same.and_then(|was| was.node_port);
-        }
-    } else if !uses_node_ports(new) && uses_node_ports(old) {
-        // Going back to a cluster address releases the node ports that were sent along unchanged.
-        for port in new.ports.iter_mut().flatten() {
-            if old
-                .ports
-                .iter()
-                .flatten()
-                .any(|was| was.node_port == port.node_port)
-            {
-                port.node_port = None;
-            }
         }
     }
 }
@@ -307,19 +269,5 @@ mod tests {
         assert_eq!(balanced[4], "80:30080/TCP");
         let named = row(json!({ "type": "ExternalName", "externalName": "example.com" }));
         assert_eq!(&named[2..5], ["<none>", "example.com", "<none>"]);
-    }
-
-    #[test]
-    fn a_replacement_keeps_address_and_node_port() {
-        let old = service(
-            json!({ "type": "NodePort", "clusterIP": "10.96.0.10", "ports": [{ "port": 80, "nodePort": 30080 }] }),
-        );
-        let mut new = service(json!({ "type": "NodePort", "ports": [{ "port": 80 }] }));
-        new.prepare_update(&old);
-        assert_eq!(new.spec, old.spec);
-        let mut new =
-            service(json!({ "type": "ClusterIP", "ports": [{ "port": 80, "nodePort": 30080 }] }));
-        new.prepare_update(&old);
-        assert_eq!(new.spec.unwrap().ports.unwrap()[0].node_port, None);
     }
 }

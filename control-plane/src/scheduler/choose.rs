@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::filter::refusals;
+use super::neighbours::Neighbours;
 use super::score::scores;
 use super::snapshot::{NodeInfo, PodInfo, Snapshot};
+use super::spread::Spreading;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
@@ -18,9 +20,11 @@ pub(super) fn choose(pod: &PodInfo, snapshot: &Snapshot, draw: u64) -> Choice {
     let mut feasible: Vec<&NodeInfo> = Vec::new();
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut total = 0;
+    let spreading = Spreading::of(pod, snapshot);
+    let neighbours = Neighbours::of(pod, snapshot);
     for node in snapshot.nodes() {
         total += 1;
-        let refused = refusals(pod, node);
+        let refused = refusals(pod, node, &spreading, &neighbours);
         if refused.is_empty() {
             feasible.push(node);
         }
@@ -28,7 +32,7 @@ pub(super) fn choose(pod: &PodInfo, snapshot: &Snapshot, draw: u64) -> Choice {
             *reasons.entry(reason).or_default() += 1;
         }
     }
-    let scores = scores(pod, &feasible);
+    let scores = scores(pod, &feasible, &spreading, &neighbours);
     let Some(best) = scores.iter().max() else {
         return Choice::None(explain(total, &reasons));
     };

@@ -2,28 +2,41 @@
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
 
+use super::neighbours::Neighbours;
 use super::snapshot::{NodeInfo, PodInfo, Wishes};
+use super::spread::Spreading;
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
 /// Why the pod cannot go to the node; empty when it can. One plugin after the other, as the first that refuses tells most.
-pub(super) fn refusals(pod: &PodInfo, node: &NodeInfo) -> Vec<String> {
+pub(super) fn refusals(
+    pod: &PodInfo,
+    node: &NodeInfo,
+    spreading: &Spreading<'_>,
+    neighbours: &Neighbours,
+) -> Vec<String> {
     let none = Wishes::default();
     let wishes = pod.wishes.as_deref().unwrap_or(&none);
-    let plugins: [&dyn Fn() -> Vec<String>; 6] = [
+    let plugins: [&dyn Fn() -> Vec<String>; 8] = [
         &|| schedulable(wishes, node),
         &|| ready(wishes, node),
         &|| taints(wishes, node),
         &|| affinity(wishes, node),
         &|| host_ports(pod, node),
         &|| fit(pod, node),
+        &|| one(spreading.refusal(pod, node)),
+        &|| one(neighbours.refusal(pod, node)),
     ];
     plugins
         .iter()
         .map(|plugin| plugin())
         .find(|reasons| !reasons.is_empty())
         .unwrap_or_default()
+}
+
+fn one(reason: Option<&str>) -> Vec<String> {
+    reason.map(str::to_owned).into_iter().collect()
 }
 
 fn refuse_if(refused: bool, reason: &str) -> Vec<String> {
@@ -57,17 +70,28 @@ fn ready(wishes: &Wishes, node: &NodeInfo) -> Vec<String> {
 }
 
 fn taints(wishes: &Wishes, node: &NodeInfo) -> Vec<String> {
-    let binding = node
+    refuse_if(
+        !is_tolerated(wishes, node),
+        "node(s) had untolerated taint(s)",
+    )
+}
+
+pub(super) fn is_tolerated(wishes: &Wishes, node: &NodeInfo) -> bool {
+    let mut binding = node
         .taints
         .iter()
         .filter(|taint| taint.effect != "PreferNoSchedule");
-    let refused = binding
-        .into_iter()
-        .any(|taint| !tolerates(&wishes.tolerations, taint));
-    refuse_if(refused, "node(s) had untolerated taint(s)")
+    binding.all(|taint| tolerates(&wishes.tolerations, taint))
 }
 
 fn affinity(wishes: &Wishes, node: &NodeInfo) -> Vec<String> {
+    refuse_if(
+        !is_selected(wishes, node),
+        "node(s) didn't match Pod's node affinity/selector",
+    )
+}
+
+pub(super) fn is_selected(wishes: &Wishes, node: &NodeInfo) -> bool {
     let selected = wishes
         .node_selector
         .iter()
@@ -82,10 +106,7 @@ fn affinity(wishes: &Wishes, node: &NodeInfo) -> Vec<String> {
             .iter()
             .any(|term| matches(term, node))
     });
-    refuse_if(
-        !selected || !matched,
-        "node(s) didn't match Pod's node affinity/selector",
-    )
+    selected && matched
 }
 
 fn host_ports(pod: &PodInfo, node: &NodeInfo) -> Vec<String> {

@@ -8,11 +8,15 @@
 
 mod choose;
 mod filter;
+mod neighbours;
 mod quantity;
 mod queue;
 mod run;
 mod score;
 mod snapshot;
+mod spread;
+mod tell;
+mod terms;
 #[cfg(test)]
 mod tests;
 

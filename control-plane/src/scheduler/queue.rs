@@ -66,6 +66,14 @@ impl Queue {
             .for_each(|waiting| waiting.nudged = true);
     }
 
+    /// A pod came, went or changed so that those that mind other pods might fit now.
+    pub(super) fn nudge_minding(&mut self) {
+        self.waiting
+            .values_mut()
+            .filter(|waiting| waiting.pod.minds_others())
+            .for_each(|waiting| waiting.nudged = true);
+    }
+
     /// Tried again when its back-off is over, without waiting for a change.
     pub(super) fn nudge(&mut self, uid: &str) {
         if let Some(waiting) = self.waiting.get_mut(uid) {
@@ -77,9 +85,10 @@ impl Queue {
         self.waiting.contains_key(uid)
     }
 
-    /// The pod's own spec or labels changed.
+    /// The pod itself was seen again. If what it asks for changed it is tried again.
     pub(super) fn refresh(&mut self, pod: PodInfo) {
         if let Some(waiting) = self.waiting.get_mut(&pod.uid) {
+            waiting.nudged |= waiting.pod != pod;
             waiting.pod = pod;
         }
     }
@@ -120,6 +129,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Toleration;
+
     use super::*;
     use crate::controllers::testing;
 
@@ -147,6 +158,20 @@ mod tests {
             Some(start + 2 * FIRST_BACKOFF),
             "a second failure waits longer"
         );
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_something_else_is_tried_again() {
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        queue.put_off(pod("a"), start);
+        queue.refresh(pod("a"));
+        assert_eq!(queue.next_due(), Some(start + RESYNC), "only seen again");
+        let tolerant = testing::pod("a").with(|pod| {
+            pod.spec.as_mut().unwrap().tolerations = Some(vec![Toleration::default()]);
+        });
+        queue.refresh(PodInfo::of(&tolerant.build()));
+        assert_eq!(queue.next_due(), Some(start + FIRST_BACKOFF));
     }
 
     #[test]

@@ -1,15 +1,13 @@
 //! The loop: follows pods and nodes, chooses at once, binds many at a time.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -18,8 +16,8 @@ use super::SchedulerConfig;
 use super::choose::{Choice, choose};
 use super::queue::Queue;
 use super::snapshot::{PodInfo, Snapshot};
+use super::tell::Teller;
 use crate::controllers::cache::{WatchBackoff, report_watch_error};
-use crate::controllers::events::{Recorder, Severity};
 
 /// What came of a binding.
 struct Bound {
@@ -31,17 +29,14 @@ struct Bound {
 struct Scheduler {
     client: kube::Client,
     config: SchedulerConfig,
-    events: Recorder,
+    teller: Teller,
     snapshot: Snapshot,
     queue: Queue,
     /// Chosen for, but not yet seen bound: uid.
     assumed: HashSet<String>,
-    /// The message last written to each waiting pod, by uid.
-    told: HashMap<String, String>,
     /// Grows with each draw, so that equals take turns.
     draws: u64,
     binding: JoinSet<Bound>,
-    telling: JoinSet<()>,
 }
 
 /// Places pods until `shutdown`. Survives errors of the API server and starts from whatever it finds.
@@ -50,32 +45,39 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
         .backoff(WatchBackoff::new());
     let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default())
         .backoff(WatchBackoff::new());
+    let api = Api::<Namespace>::all(client.clone());
+    let namespaces = watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
+    let mut namespaces = std::pin::pin!(namespaces);
     let mut nodes = std::pin::pin!(nodes);
     let mut pods = std::pin::pin!(pods);
     let mut scheduler = Scheduler {
-        events: Recorder::start(client.clone(), "default-scheduler"),
+        teller: Teller::new(client.clone()),
         draws: config.seed,
         client,
         config,
         snapshot: Snapshot::default(),
         queue: Queue::default(),
         assumed: HashSet::new(),
-        told: HashMap::new(),
         binding: JoinSet::new(),
-        telling: JoinSet::new(),
     };
     // No pod is placed before all are known: what runs on a node already is not to be counted as free.
     let (mut nodes_listed, mut pods_listed) = (Listing::default(), Listing::default());
+    let mut namespaces_listed = Listing::default();
     let mut early: Vec<PodInfo> = Vec::new();
     loop {
         let due = scheduler.queue.next_due();
-        let is_synced = nodes_listed.is_complete && pods_listed.is_complete;
+        let is_synced =
+            nodes_listed.is_complete && pods_listed.is_complete && namespaces_listed.is_complete;
         // All arms are cancel-safe: streams, join sets and timers lose nothing when polled in vain.
         tokio::select! {
             () = shutdown.cancelled() => return,
             Some(event) = nodes.next() => match event {
                 Ok(event) => scheduler.node_event(event, &mut nodes_listed),
                 Err(error) => report_watch_error("Node", &error),
+            },
+            Some(event) = namespaces.next() => match event {
+                Ok(event) => scheduler.namespace_event(event, &mut namespaces_listed),
+                Err(error) => report_watch_error("Namespace", &error),
             },
             Some(event) = pods.next() => match event {
                 Ok(event) => early.extend(scheduler.pod_event(event, &mut pods_listed)),
@@ -86,13 +88,13 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
                     scheduler.bound(bound);
                 }
             }
-            Some(_) = scheduler.telling.join_next() => {}
+            () = scheduler.teller.written() => {}
             () = sleep_until(due), if is_synced && due.is_some() => {
                 let now = Instant::now();
                 early.extend(scheduler.queue.take_due(now));
             }
         }
-        if nodes_listed.is_complete && pods_listed.is_complete {
+        if nodes_listed.is_complete && pods_listed.is_complete && namespaces_listed.is_complete {
             early.sort_by_key(|pod| std::cmp::Reverse(pod.priority));
             for pod in early.drain(..) {
                 scheduler.schedule(pod);
@@ -143,6 +145,28 @@ impl Scheduler {
         self.queue.nudge_all();
     }
 
+    fn namespace_event(&mut self, event: watcher::Event<Namespace>, listing: &mut Listing) {
+        match event {
+            watcher::Event::Init => listing.seen.clear(),
+            watcher::Event::InitApply(namespace) => {
+                listing.seen.extend(namespace.metadata.name.clone());
+                self.snapshot.set_namespace(&namespace);
+            }
+            watcher::Event::InitDone => {
+                self.snapshot
+                    .retain_namespaces(|name| listing.seen.contains(name));
+                listing.is_complete = true;
+            }
+            watcher::Event::Apply(namespace) => self.snapshot.set_namespace(&namespace),
+            watcher::Event::Delete(namespace) => {
+                let gone = namespace.metadata.name;
+                self.snapshot
+                    .retain_namespaces(|name| Some(name) != gone.as_deref());
+            }
+        }
+        self.queue.nudge_minding();
+    }
+
     /// Gives the pod back if it is to be scheduled now.
     fn pod_event(&mut self, event: watcher::Event<Pod>, listing: &mut Listing) -> Option<PodInfo> {
         match event {
@@ -177,7 +201,7 @@ impl Scheduler {
 
     fn pod_gone(&mut self, uid: &str) {
         self.queue.forget(uid);
-        self.told.remove(uid);
+        self.teller.take_back(uid);
         self.assumed.remove(uid);
         if self.snapshot.remove_pod(uid) {
             self.queue.nudge_all();
@@ -197,10 +221,10 @@ impl Scheduler {
         let spec = pod.spec.as_ref()?;
         if let Some(node) = spec.node_name.as_deref().filter(|node| !node.is_empty()) {
             self.queue.forget(uid);
-            self.told.remove(uid);
+            self.teller.take_back(uid);
             self.assumed.remove(uid);
-            if !self.snapshot.is_placed(uid) {
-                self.snapshot.place(PodInfo::of(pod), node);
+            if self.snapshot.place(PodInfo::of(pod), node) {
+                self.queue.nudge_minding();
             }
             return None;
         }
@@ -232,8 +256,11 @@ impl Scheduler {
         self.draws = self.draws.wrapping_add(1);
         match choose(&pod, &self.snapshot, self.draws) {
             Choice::Node(node) => {
+                self.teller.take_back(&pod.uid);
                 self.assumed.insert(pod.uid.clone());
-                self.snapshot.place(pod.clone(), &node);
+                if self.snapshot.place(pod.clone(), &node) {
+                    self.queue.nudge_minding();
+                }
                 self.binding.spawn(bind(self.client.clone(), pod, node));
             }
             Choice::None(message) => {
@@ -243,7 +270,7 @@ impl Scheduler {
                     message,
                     "no node for this pod"
                 );
-                self.tell_unschedulable(&pod, message);
+                self.teller.unschedulable(&pod, message);
                 self.queue.put_off(pod, Instant::now());
             }
         }
@@ -251,14 +278,7 @@ impl Scheduler {
 
     fn bound(&mut self, Bound { pod, node, outcome }: Bound) {
         match outcome {
-            Ok(()) => {
-                let message = format!(
-                    "Successfully assigned {}/{} to {node}",
-                    pod.namespace, pod.name
-                );
-                self.events
-                    .report(about(&pod), Severity::Normal, "Scheduled", message);
-            }
+            Ok(()) => self.teller.scheduled(&pod, &node),
             // Seen bound or gone meanwhile: the watch knows better than this answer.
             Err(_) if !self.assumed.contains(&pod.uid) => {}
             Err(error) => {
@@ -276,45 +296,6 @@ impl Scheduler {
                 self.queue.nudge_all();
             }
         }
-    }
-
-    fn tell_unschedulable(&mut self, pod: &PodInfo, message: String) {
-        self.events.report(
-            about(pod),
-            Severity::Warning,
-            "FailedScheduling",
-            message.clone(),
-        );
-        if self.told.get(&pod.uid) == Some(&message) {
-            return;
-        }
-        self.told.insert(pod.uid.clone(), message.clone());
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let name = pod.name.clone();
-        let condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
-            "lastTransitionTime": Time(Timestamp::now()), "lastProbeTime": null,
-        });
-        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
-        self.telling.spawn(async move {
-            if let Err(error) = api
-                .patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))
-                .await
-            {
-                debug!(pod = name, %error, "cannot say that the pod is unschedulable");
-            }
-        });
-    }
-}
-
-fn about(pod: &PodInfo) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Pod".into()),
-        namespace: Some(pod.namespace.clone()),
-        name: Some(pod.name.clone()),
-        uid: Some(pod.uid.clone()),
-        ..ObjectReference::default()
     }
 }
 

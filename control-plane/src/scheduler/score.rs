@@ -1,7 +1,9 @@
 //! How much a node suits a pod that may go there: each plugin from 0 to 100, then weighed. No I/O.
 
 use super::filter::{matches, tolerates};
+use super::neighbours::Neighbours;
 use super::snapshot::{NodeInfo, PodInfo, Wishes};
+use super::spread::Spreading;
 
 const FULL: i64 = 100;
 /// What a container without a request is taken to need, so that such pods spread as well.
@@ -11,10 +13,16 @@ const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
 const WEIGHT_FREE: i64 = 1;
 const WEIGHT_SPREAD: i64 = 2;
 const WEIGHT_AFFINITY: i64 = 2;
+const WEIGHT_NEIGHBOURS: i64 = 2;
 const WEIGHT_TAINTS: i64 = 3;
 
 /// The score of each of `nodes`, in their order.
-pub(super) fn scores(pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
+pub(super) fn scores(
+    pod: &PodInfo,
+    nodes: &[&NodeInfo],
+    spreading: &Spreading<'_>,
+    neighbours: &Neighbours,
+) -> Vec<i64> {
     let none = Wishes::default();
     let wishes = pod.wishes.as_deref().unwrap_or(&none);
     let crowd: Vec<i64> = nodes
@@ -23,7 +31,9 @@ pub(super) fn scores(pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
         .collect();
     let liked: Vec<i64> = nodes.iter().map(|node| preferred(wishes, node)).collect();
     let disliked: Vec<i64> = nodes.iter().map(|node| soft_taints(wishes, node)).collect();
-    let spread = inverted(&crowd);
+    let spread = spreading.room(nodes).unwrap_or_else(|| inverted(&crowd));
+    let liking: Vec<i64> = nodes.iter().map(|node| neighbours.liking(node)).collect();
+    let neighbours = stretched(&liking);
     let affinity = normalized(&liked);
     let taints = inverted(&disliked);
     (0..nodes.len())
@@ -31,6 +41,7 @@ pub(super) fn scores(pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
             WEIGHT_FREE * least_allocated(pod, nodes[i])
                 + WEIGHT_SPREAD * spread[i]
                 + WEIGHT_AFFINITY * affinity[i]
+                + WEIGHT_NEIGHBOURS * neighbours[i]
                 + WEIGHT_TAINTS * taints[i]
         })
         .collect()
@@ -83,6 +94,13 @@ fn normalized(values: &[i64]) -> Vec<i64> {
         .iter()
         .map(|value| if most > 0 { value * FULL / most } else { 0 })
         .collect()
+}
+
+/// The smallest becomes 0, the largest 100. They may be negative.
+fn stretched(values: &[i64]) -> Vec<i64> {
+    let least = values.iter().copied().min().unwrap_or_default();
+    let above: Vec<i64> = values.iter().map(|value| value - least).collect();
+    normalized(&above)
 }
 
 /// The largest becomes 0, nothing becomes 100.

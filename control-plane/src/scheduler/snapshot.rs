@@ -1,14 +1,17 @@
 //! The cluster as the scheduler sees it: what each node has, and what the pods on it took. Only the fields that decide.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Node, NodeAffinity, Pod, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Container, Namespace, Node, NodeAffinity, Pod, PodSpec, Taint, Toleration,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::quantity::{milli, whole};
+use super::terms::{Labels, Namespaces, SpreadRule, Terms};
 
 /// Amounts by resource name: `cpu` in thousandths, everything else in whole units.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,18 +81,22 @@ impl HostPort {
 }
 
 /// Where a pod may go and would like to go.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Wishes {
     pub(super) node_selector: BTreeMap<String, String>,
     pub(super) node_affinity: Option<NodeAffinity>,
     pub(super) tolerations: Vec<Toleration>,
+    pub(super) spread: Vec<SpreadRule>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct PodInfo {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) uid: String,
+    pub(super) labels: Labels,
+    /// Asked to end: it is not spread among any more.
+    pub(super) is_terminating: bool,
     pub(super) requests: Resources,
     pub(super) host_ports: Vec<HostPort>,
     /// Pods of one group are spread: those of one owner, or else those with the same labels.
@@ -97,6 +104,8 @@ pub(super) struct PodInfo {
     pub(super) priority: i32,
     /// Only for pods that wait; a bound one has no wishes left.
     pub(super) wishes: Option<Arc<Wishes>>,
+    /// What it says about its neighbours, as long as it is there.
+    pub(super) terms: Option<Arc<Terms>>,
 }
 
 impl PodInfo {
@@ -116,18 +125,28 @@ impl PodInfo {
                     .as_ref()
                     .and_then(|affinity| affinity.node_affinity.clone()),
                 tolerations: spec.tolerations.clone().unwrap_or_default(),
+                spread: SpreadRule::all(pod),
             })
         };
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            is_terminating: meta.deletion_timestamp.is_some(),
             requests: requests(spec),
             host_ports: host_ports(spec),
             group: group(pod),
             priority: spec.priority.unwrap_or_default(),
             wishes: (!is_bound).then(wishes),
+            terms: Terms::of(pod).map(Arc::new),
         }
+    }
+
+    /// Whether it depends on other pods where the pod may go.
+    pub(super) fn minds_others(&self) -> bool {
+        let spreads = self.wishes.as_ref().is_some_and(|it| !it.spread.is_empty());
+        self.terms.is_some() || spreads
     }
 }
 
@@ -260,6 +279,9 @@ pub(super) struct Snapshot {
     nodes: BTreeMap<String, NodeInfo>,
     /// Pods on a node, by uid.
     placed: HashMap<String, (String, PodInfo)>,
+    /// Those of them that say something about their neighbours.
+    with_terms: HashSet<String>,
+    namespaces: Namespaces,
 }
 
 impl Snapshot {
@@ -284,12 +306,20 @@ impl Snapshot {
         self.nodes.remove(name);
     }
 
-    pub(super) fn place(&mut self, pod: PodInfo, node: &str) {
+    /// Says whether other pods see a difference.
+    pub(super) fn place(&mut self, pod: PodInfo, node: &str) -> bool {
+        let is_news = self.placed.get(&pod.uid).is_none_or(|(on, was)| {
+            on != node || was.labels != pod.labels || was.is_terminating != pod.is_terminating
+        });
         self.remove_pod(&pod.uid);
         if let Some(info) = self.nodes.get_mut(node) {
             info.take(&pod);
         }
+        if pod.terms.is_some() {
+            self.with_terms.insert(pod.uid.clone());
+        }
         self.placed.insert(pod.uid.clone(), (node.to_owned(), pod));
+        is_news
     }
 
     /// Says whether the pod was on a node.
@@ -297,10 +327,41 @@ impl Snapshot {
         let Some((node, pod)) = self.placed.remove(uid) else {
             return false;
         };
+        self.with_terms.remove(uid);
         if let Some(info) = self.nodes.get_mut(&node) {
             info.give_back(&pod);
         }
         true
+    }
+
+    /// The pods on nodes that are there.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (&NodeInfo, &PodInfo)> {
+        let placed = self.placed.values();
+        placed.filter_map(|(node, pod)| Some((self.nodes.get(node)?, pod)))
+    }
+
+    /// Those of them that say something about their neighbours.
+    pub(super) fn placed_with_terms(&self) -> impl Iterator<Item = (&NodeInfo, &PodInfo)> {
+        let placed = self
+            .with_terms
+            .iter()
+            .filter_map(|uid| self.placed.get(uid));
+        placed.filter_map(|(node, pod)| Some((self.nodes.get(node)?, pod)))
+    }
+
+    pub(super) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    pub(super) fn set_namespace(&mut self, namespace: &Namespace) {
+        let meta = &namespace.metadata;
+        let name = meta.name.clone().unwrap_or_default();
+        self.namespaces
+            .insert(name, meta.labels.clone().unwrap_or_default());
+    }
+
+    pub(super) fn retain_namespaces(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.namespaces.retain(|name, _| is_there(name));
     }
 
     pub(super) fn is_placed(&self, uid: &str) -> bool {

@@ -1,5 +1,7 @@
 //! Placement, from small clusters to random ones.
 
+mod topology;
+
 use k8s_openapi::api::core::v1::{
     Affinity, Container, ContainerPort, Node, NodeAffinity, NodeCondition, NodeSelectorRequirement,
     NodeSelectorTerm, Pod, PreferredSchedulingTerm, ResourceRequirements, Taint, Toleration,

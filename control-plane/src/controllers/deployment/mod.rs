@@ -28,7 +28,7 @@ use serde_json::json;
 use self::plan::{Change, Plan, plan};
 use self::sets::{REVISION, Set, is_recreate};
 use super::cache::Key;
-use super::driver::{Queue, Result, drive, queue};
+use super::driver::{Queue, Result, drive, is_namespace_going, queue};
 use super::events::{Recorder, Severity, reference};
 use super::pods::{controlled_by, controller_of, has_ended, owned_by, selects, uid};
 use super::{Caches, Context};
@@ -187,7 +187,10 @@ impl Controller {
                         *plan.status.collision_count.get_or_insert_default() += 1;
                     }
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    self.tell_refused(deployment, set, &error).await?;
+                    return Err(error.into());
+                }
             }
         }
         for Change {
@@ -215,6 +218,34 @@ impl Controller {
         self.write(deployment, plan.revision.as_deref(), plan.status)
             .await?;
         Ok(plan.look_again)
+    }
+
+    /// Says in Event and status why there is no new set. Retries fail alike, and write nothing more.
+    async fn tell_refused(
+        &self,
+        deployment: &Deployment,
+        set: &ReplicaSet,
+        error: &kube::Error,
+    ) -> Result<()> {
+        let kube::Error::Api(answer) = error else {
+            return Ok(());
+        };
+        if is_namespace_going(answer) {
+            return Ok(());
+        }
+        let name = set.metadata.name.as_deref().unwrap_or_default();
+        let message = format!(
+            "Failed to create new replica set \"{name}\": {}",
+            answer.message
+        );
+        self.events.report(
+            reference(deployment),
+            Severity::Warning,
+            "ReplicaSetCreateError",
+            message.clone(),
+        );
+        let status = status::refused(deployment, message, Timestamp::now());
+        self.write(deployment, None, status).await
     }
 
     /// Whether the stored set of that name is the one that we meant to create.

@@ -66,6 +66,25 @@ pub(super) fn status_of(
     (status, look_again)
 }
 
+/// The status of a Deployment whose new ReplicaSet the server refuses: all else is as it was.
+pub(super) fn refused(
+    deployment: &Deployment,
+    message: String,
+    now: Timestamp,
+) -> DeploymentStatus {
+    let mut status = deployment.status.clone().unwrap_or_default();
+    let deadline = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.progress_deadline_seconds);
+    if deadline != Some(NO_DEADLINE) {
+        let verdict = ("False", "ReplicaSetCreateError", message);
+        let conditions = status.conditions.get_or_insert_default();
+        set_condition(conditions, "Progressing", verdict, now);
+    }
+    status
+}
+
 fn judge_progress(
     deployment: &Deployment,
     sets: &Sets,
@@ -185,7 +204,10 @@ fn judge_progress(
 
 /// Until the deadline; `None` when it no longer counts.
 fn time_left(progressing: &DeploymentCondition, deadline: i32, now: Timestamp) -> Option<Duration> {
-    if progressing.reason.as_deref() == Some("ProgressDeadlineExceeded") {
+    // What was judged before, and the end of the last rollout, which says nothing about the one that begins.
+    if let Some("ProgressDeadlineExceeded" | "NewReplicaSetAvailable") =
+        progressing.reason.as_deref()
+    {
         return None;
     }
     let since = progressing.last_update_time.as_ref()?.0;

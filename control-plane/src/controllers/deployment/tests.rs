@@ -13,6 +13,7 @@ use proptest::prelude::*;
 
 use super::plan::{Plan, plan};
 use super::sets::{REVISION, max_surge, max_unavailable, replicas};
+use super::status::refused;
 use crate::controllers::testing::at;
 
 fn deployment(replicas: i32, image: &str) -> Deployment {
@@ -275,6 +276,37 @@ fn undo_reuses_the_old_set_under_a_new_revision() {
         world.deployment.metadata.annotations.as_ref().unwrap()[REVISION],
         "3"
     );
+}
+
+#[test]
+fn a_rollout_is_not_judged_by_the_end_of_the_last_one() {
+    let mut world = World::new(deployment(2, "a"));
+    world.settle();
+    world.change(|spec| set_image(spec, "b"));
+    world.settle();
+    world.clock += 10_000;
+    world.change(|spec| set_image(spec, "a"));
+    for _ in 0..10 {
+        world.step();
+        assert_eq!(world.condition("Progressing").0, "True");
+        world.pods(|_| true);
+    }
+}
+
+#[test]
+fn a_set_that_the_server_refuses_is_told_of_once() {
+    let mut world = World::new(deployment(2, "a"));
+    let said = |message: &str| message.to_owned();
+    let status = refused(&world.deployment, said("no a"), at(10));
+    world.deployment.status = Some(status.clone());
+    assert_eq!(
+        world.condition("Progressing"),
+        ("False".into(), "ReplicaSetCreateError".into())
+    );
+    let again = refused(&world.deployment, said("no b"), at(20));
+    assert_eq!(again, status, "a retry writes nothing");
+    world.settle();
+    assert_eq!(world.condition("Progressing").0, "True");
 }
 
 #[test]

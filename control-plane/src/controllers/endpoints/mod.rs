@@ -1,8 +1,10 @@
-//! Endpoints of Services: EndpointSlices, and the older Endpoints objects beside them. A pod's change of readiness goes
+//! Endpoints of Services: EndpointSlices, and the older Endpoints objects beside them; for Services without a selector,
+//! EndpointSlices after the Endpoints that people write. A pod's change of readiness goes
 //! through here on its way to the kernel, so nothing waits that need not.
 
 mod backends;
 mod legacy;
+mod mirror;
 mod slices;
 #[cfg(test)]
 mod tests;
@@ -29,11 +31,13 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (slice_keys, slice_wakeups) = queue();
     let (legacy_keys, legacy_wakeups) = queue();
+    let (mirror_keys, mirror_wakeups) = queue();
     subscribe(&context.caches, &slice_keys, &legacy_keys);
+    subscribe_mirror(&context.caches, &mirror_keys);
     let context = context.clone();
     async move {
         context.caches.wait_synced().await;
-        // Two queues, so that the slices never wait for an object that few read.
+        // Several queues, so that the slices never wait for an object that few read.
         let slices = drive(
             "endpointslice",
             slice_wakeups,
@@ -54,7 +58,17 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
                 async move { reconcile_legacy(context, &key).await }
             },
         );
-        tokio::join!(slices, legacy);
+        let mirror = drive(
+            "endpointslicemirroring",
+            mirror_wakeups,
+            WORKERS,
+            context.shutdown.clone(),
+            |key| {
+                let context = &context;
+                async move { reconcile_mirror(context, &key).await }
+            },
+        );
+        tokio::join!(slices, legacy, mirror);
     }
 }
 
@@ -99,27 +113,51 @@ fn subscribe(caches: &Arc<Caches>, slices: &Queue<Key>, legacy: &Queue<Key>) {
         }
     });
     let queue = slices.clone();
-    caches.slices.on_change(move |_, new| {
+    caches.slices.on_change(move |old, new| {
         // Somebody may have changed what is ours. What was deleted is written again.
-        if let Some(slice) = new {
-            slice_service(slice)
-                .into_iter()
-                .for_each(|key| queue.add(key));
+        if let Some(key) = new
+            .or(old)
+            .and_then(|it| slice_service(it, slices::MANAGER))
+        {
+            queue.add(key);
         }
     });
-    let queue = slices.clone();
-    caches.slices.on_change(move |old, new| {
-        if let (Some(slice), None) = (old, new) {
-            slice_service(slice)
-                .into_iter()
-                .for_each(|key| queue.add(key));
+    let queue = legacy.clone();
+    caches.endpoints.on_change(move |old, new| {
+        if let (Some(endpoints), None) = (old, new) {
+            queue.add(Key::of(&**endpoints));
         }
     });
 }
 
-fn slice_service(slice: &EndpointSlice) -> Option<Key> {
+fn subscribe_mirror(caches: &Caches, keys: &Queue<Key>) {
+    let queue = keys.clone();
+    caches.endpoints.on_change(move |old, new| {
+        if let Some(endpoints) = new.or(old) {
+            queue.add(Key::of(&**endpoints));
+        }
+    });
+    let queue = keys.clone();
+    caches.services.on_change(move |old, new| {
+        if let Some(service) = new.or(old) {
+            queue.add(Key::of(&**service));
+        }
+    });
+    let queue = keys.clone();
+    caches.slices.on_change(move |old, new| {
+        if let Some(key) = new
+            .or(old)
+            .and_then(|it| slice_service(it, mirror::MANAGER))
+        {
+            queue.add(key);
+        }
+    });
+}
+
+/// The Service of a slice that `manager` keeps.
+fn slice_service(slice: &EndpointSlice, manager: &str) -> Option<Key> {
     let labels = slice.metadata.labels.as_ref()?;
-    if labels.get(slices::MANAGED_BY).map(String::as_str) != Some(slices::MANAGER) {
+    if labels.get(slices::MANAGED_BY).map(String::as_str) != Some(manager) {
         return None;
     }
     Some(Key::new(
@@ -180,8 +218,21 @@ async fn reconcile_slices(context: &Context, key: &Key) -> Result<Option<Duratio
         .map(|family| (family, backends(&service, &pods, family)))
         .collect();
     let zone_of = |name: &str| zone(&*caches.nodes.get(&Key::new("", name))?);
-    let existing = caches.slices.by_index(&key.to_string());
+    let existing = caches.slices.by_index(&slices::word(slices::MANAGER, key));
     let plan = slices::plan(&service, &wanted, zone_of, &existing);
+    perform(context, key, plan).await
+}
+
+async fn reconcile_mirror(context: &Context, key: &Key) -> Result<Option<Duration>> {
+    let caches = &context.caches;
+    let existing = caches.slices.by_index(&slices::word(mirror::MANAGER, key));
+    let (service, endpoints) = (caches.services.get(key), caches.endpoints.get(key));
+    let plan = mirror::plan(service.as_deref(), endpoints.as_deref(), &existing);
+    perform(context, key, plan).await
+}
+
+async fn perform(context: &Context, key: &Key, plan: slices::Plan) -> Result<Option<Duration>> {
+    let caches = &context.caches;
     let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &key.namespace);
     let mut written = Vec::new();
     // New ones first: an endpoint that moves is never in no slice.

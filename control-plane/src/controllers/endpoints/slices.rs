@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 
 use super::backends::{Backend, Family, Port, is_headless};
+use crate::controllers::cache::Key;
 use crate::controllers::pods::controlled_by;
 
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -32,10 +33,11 @@ pub(super) fn plan(
     existing: &[Arc<EndpointSlice>],
 ) -> Plan {
     let mut plan = Plan::default();
+    let is_current = |slice: &EndpointSlice| is_owned_by(slice, service.metadata.uid.as_deref());
     for (family, backends) in backends {
         let mine: Vec<&Arc<EndpointSlice>> = existing
             .iter()
-            .filter(|slice| slice.address_type == family.as_str())
+            .filter(|slice| slice.address_type == family.as_str() && is_current(slice))
             .collect();
         plan_family(service, *family, backends, &zone_of, &mine, &mut plan);
     }
@@ -44,10 +46,11 @@ pub(super) fn plan(
             .iter()
             .any(|(family, _)| family.as_str() == slice.address_type)
     };
+    // Slices of an earlier Service of this name go with it; they are not this one's.
     plan.delete.extend(
         existing
             .iter()
-            .filter(|slice| !served(slice))
+            .filter(|slice| !served(slice) || !is_current(slice))
             .filter_map(|slice| slice.metadata.name.clone()),
     );
     plan
@@ -212,7 +215,7 @@ fn described(service: &Service, mut slice: EndpointSlice) -> EndpointSlice {
     slice
 }
 
-fn slice_port(port: &Port) -> EndpointPort {
+pub(super) fn slice_port(port: &Port) -> EndpointPort {
     EndpointPort {
         name: Some(port.name.clone()),
         port: Some(port.port),
@@ -221,7 +224,7 @@ fn slice_port(port: &Port) -> EndpointPort {
     }
 }
 
-fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
+pub(super) fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
     let ports = slice.ports.iter().flatten().map(|port| Port {
         name: port.name.clone().unwrap_or_default(),
         port: port.port.unwrap_or_default(),
@@ -231,18 +234,26 @@ fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
     ports.collect()
 }
 
-/// The word under which a slice of ours is found by its Service.
+pub(super) fn is_owned_by(slice: &EndpointSlice, uid: Option<&str>) -> bool {
+    let owners = slice.metadata.owner_references.iter().flatten();
+    owners
+        .into_iter()
+        .any(|owner| Some(owner.uid.as_str()) == uid)
+}
+
+/// The words under which a slice is found by who keeps it and its Service.
 pub(in crate::controllers) fn slice_index(slice: &EndpointSlice) -> Vec<String> {
     let Some(labels) = &slice.metadata.labels else {
         return Vec::new();
     };
-    let ours = labels
-        .get(MANAGED_BY)
-        .is_some_and(|manager| manager == MANAGER);
+    let names = labels.get(MANAGED_BY).zip(labels.get(SERVICE_NAME));
     let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-    let service = labels.get(SERVICE_NAME).filter(|_| ours);
-    service
-        .map(|name| format!("{namespace}/{name}"))
+    names
+        .map(|(manager, service)| word(manager, &Key::new(namespace, service)))
         .into_iter()
         .collect()
+}
+
+pub(super) fn word(manager: &str, service: &Key) -> String {
+    format!("{manager}/{service}")
 }

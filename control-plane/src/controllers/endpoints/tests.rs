@@ -233,6 +233,20 @@ fn nobody_is_one_empty_slice_and_a_second_look_writes_nothing() {
 }
 
 #[test]
+fn a_service_made_again_gets_slices_of_its_own() {
+    let pods = pods(vec![web("a", "10.0.0.1").ready_at(1)]);
+    let mut store = Store::default();
+    store.reconcile(&service(), &pods);
+    let mut again = service();
+    again.metadata.uid = Some("uid-again".into());
+    let plan = store.reconcile(&again, &pods);
+    assert_eq!((plan.create.len(), plan.delete.len()), (1, 1));
+    assert_eq!(store.addresses(), ["10.0.0.1"]);
+    let plan = store.reconcile(&again, &pods);
+    assert!(plan.create.is_empty() && plan.update.is_empty() && plan.delete.is_empty());
+}
+
+#[test]
 fn one_change_in_a_large_service_writes_one_slice() {
     let named = |n: usize| {
         web(

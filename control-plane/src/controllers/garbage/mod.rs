@@ -10,7 +10,10 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{
+    Api, DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, Preconditions,
+};
 use serde_json::json;
 use tracing::debug;
 
@@ -18,6 +21,8 @@ use self::feed::Kinds;
 use self::graph::{Action, FOREGROUND, Graph, ORPHAN, Place, Unknown};
 use super::Context;
 use super::driver::{Result, drive, queue};
+use super::events::{Recorder, Severity};
+use super::kinds::ServedKind;
 
 const WORKERS: usize = 16;
 
@@ -25,6 +30,7 @@ struct Controller {
     context: Context,
     graph: Arc<Mutex<Graph>>,
     kinds: Arc<Kinds>,
+    events: Recorder,
 }
 
 /// Registers with the caches; the returned future works until shutdown.
@@ -37,6 +43,7 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
         context: context.clone(),
         graph: graph.clone(),
         kinds: kinds.clone(),
+        events: Recorder::start(context.client.clone(), "garbage-collector-controller"),
     };
     let context = context.clone();
     async move {
@@ -66,7 +73,10 @@ impl Controller {
         let mut action = lock(&self.graph).decide(uid, &absent, &present);
         if let Action::Verify(unknown) = &action {
             for owner in unknown {
-                let found = self.exists(owner).await?;
+                let Some(found) = self.exists(owner).await? else {
+                    self.tell_no_namespace(uid, owner);
+                    return Ok(None);
+                };
                 if found { &mut present } else { &mut absent }.insert(owner.uid.clone());
             }
             action = lock(&self.graph).decide(uid, &absent, &present);
@@ -96,25 +106,59 @@ impl Controller {
         }
     }
 
-    async fn api(&self, place: &Place) -> Result<Api<DynamicObject>> {
-        let kind = self
-            .kinds
+    async fn kind(&self, place: &Place) -> Result<ServedKind> {
+        self.kinds
             .find(&self.context.client, &place.api_version, &place.kind)
-            .await?;
-        let client = self.context.client.clone();
-        Ok(match kind.namespaced {
-            true => Api::namespaced_with(client, &place.namespace, &kind.resource),
-            false => Api::all_with(client, &kind.resource),
-        })
+            .await
     }
 
-    async fn exists(&self, owner: &Unknown) -> Result<bool> {
-        let found = self
-            .api(&owner.place)
-            .await?
-            .get_metadata_opt(&owner.place.name)
-            .await?;
-        Ok(found.is_some_and(|found| found.metadata.uid.as_ref() == Some(&owner.uid)))
+    async fn api(&self, place: &Place) -> Result<Api<DynamicObject>> {
+        Ok(self.api_of(place, &self.kind(place).await?))
+    }
+
+    fn api_of(&self, place: &Place, kind: &ServedKind) -> Api<DynamicObject> {
+        let client = self.context.client.clone();
+        match kind.namespaced {
+            true => Api::namespaced_with(client, &place.namespace, &kind.resource),
+            false => Api::all_with(client, &kind.resource),
+        }
+    }
+
+    /// `None` when nobody can say: a reference from a cluster-wide object names no namespace to look in.
+    async fn exists(&self, owner: &Unknown) -> Result<Option<bool>> {
+        let kind = self.kind(&owner.place).await?;
+        if kind.namespaced && owner.place.namespace.is_empty() {
+            return Ok(None);
+        }
+        let api = self.api_of(&owner.place, &kind);
+        let found = api.get_metadata_opt(&owner.place.name).await?;
+        let is_same = |found: PartialObjectMeta<_>| found.metadata.uid.as_ref() == Some(&owner.uid);
+        Ok(Some(found.is_some_and(is_same)))
+    }
+
+    fn tell_no_namespace(&self, uid: &str, owner: &Unknown) {
+        let Some(place) = lock(&self.graph).get(uid).map(|thing| thing.place.clone()) else {
+            return;
+        };
+        let message = format!(
+            "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace {:?}",
+            owner.place.api_version,
+            owner.place.kind,
+            owner.place.namespace,
+            owner.place.name,
+            owner.uid,
+            place.namespace
+        );
+        let about = ObjectReference {
+            api_version: Some(place.api_version),
+            kind: Some(place.kind),
+            name: Some(place.name),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        let reason = "OwnerRefInvalidNamespace";
+        self.events
+            .report(about, Severity::Warning, reason, message);
     }
 
     /// The object as it is stored now, if it is still the same.

@@ -18,13 +18,13 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 
-use super::eviction::{Stay, stay};
-use super::health::{Readiness, UNREACHABLE, condition, readiness, silenced, taints};
+use super::eviction::{FirstSeen, Stay, stay};
+use super::health::{NO_EXECUTE, Readiness, UNREACHABLE, condition, readiness, silenced, taints};
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
 use crate::controllers::driver::{Queue, Result, drive, queue};
 use crate::controllers::events::{Recorder, Severity, reference};
-use crate::controllers::pods::{has_ended, is_ready, node_of, on_node};
+use crate::controllers::pods::{is_active, is_ready, node_of, on_node};
 
 const WORKERS: usize = 8;
 
@@ -35,6 +35,8 @@ struct Controller {
     context: Context,
     events: Recorder,
     signs: Signs,
+    /// By node.
+    tainted: Mutex<HashMap<String, FirstSeen>>,
 }
 
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
@@ -47,6 +49,7 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
         context,
         events,
         signs,
+        tainted: Mutex::default(),
     };
     async move {
         controller.context.caches.wait_synced().await;
@@ -64,7 +67,9 @@ fn subscribe(context: &Context, keys: &Queue<Key>, signs: &Signs) {
     context.caches.nodes.on_change(move |old, new| {
         let Some(node) = new else {
             if let Some(node) = old {
-                lock(&seen).remove(&Key::of(&**node).name);
+                let key = Key::of(&**node);
+                lock(&seen).remove(&key.name);
+                queue.add(key);
             }
             return;
         };
@@ -103,24 +108,37 @@ fn subscribe(context: &Context, keys: &Queue<Key>, signs: &Signs) {
             return;
         };
         let key = Key::new("", node);
-        if old.and_then(|pod| node_of(pod)) != Some(node)
+        let decides = |pod: &Pod| {
+            let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.clone());
+            (node_of(pod).map(str::to_owned), tolerations)
+        };
+        if old.map(|pod| decides(pod)) != new.map(|pod| decides(pod))
             && caches
                 .nodes
                 .get(&key)
-                .is_some_and(|node| readiness(&node) != Readiness::Ready)
+                .is_some_and(|node| readiness(&node) != Readiness::Ready || evicts(&node))
         {
             queue.add(key);
         }
     });
 }
 
-fn lock(signs: &Signs) -> MutexGuard<'_, HashMap<String, Instant>> {
-    signs.lock().unwrap_or_else(PoisonError::into_inner)
+fn evicts(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints
+        .into_iter()
+        .flatten()
+        .any(|taint| taint.effect == NO_EXECUTE)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Controller {
     async fn reconcile(&self, key: &Key) -> Result<Option<Duration>> {
         let Some(node) = self.context.caches.nodes.get(key) else {
+            lock(&self.tainted).remove(&key.name);
             return Ok(None);
         };
         let grace = self.context.config.node_grace_period;
@@ -171,9 +189,8 @@ impl Controller {
             api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
                 .await?;
         }
-        let next_eviction = self
-            .evict(&pods, &self.effective(wanted.unwrap_or(current)), now)
-            .await?;
+        let taints = self.effective(wanted.unwrap_or(current));
+        let next_eviction = self.evict(&key.name, &pods, &taints, now).await?;
         let next_check = if is_silent { grace } else { grace - silent_for };
         Ok(Some(
             next_eviction.map_or(next_check, |eviction| eviction.min(next_check)),
@@ -226,16 +243,23 @@ impl Controller {
     /// Deletes the pods whose time here is over; says when the next one's will be.
     async fn evict(
         &self,
+        node: &str,
         pods: &[Arc<Pod>],
         taints: &[Taint],
         now: Timestamp,
     ) -> Result<Option<Duration>> {
         let mut next = None;
-        for pod in pods
-            .iter()
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !has_ended(pod))
-        {
-            match stay(pod, taints, now) {
+        let stays: Vec<(&Arc<Pod>, Stay)> = {
+            let mut tainted = lock(&self.tainted);
+            let seen = tainted.entry(node.to_owned()).or_default();
+            seen.look(pods, taints, now);
+            pods.iter()
+                .filter(|pod| is_active(pod))
+                .map(|pod| (pod, stay(pod, taints, seen, now)))
+                .collect()
+        };
+        for (pod, stay) in stays {
+            match stay {
                 Stay::ForEver => {}
                 Stay::For(left) => {
                     next = Some(next.map_or(left, |known: Duration| known.min(left)))

@@ -1,5 +1,6 @@
 //! Address ranges, conditions, taints and evictions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -7,7 +8,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 
-use super::eviction::{Stay, stay};
+use super::eviction::{FirstSeen, Stay, stay};
 use super::health::{NO_EXECUTE, NOT_READY, Readiness, UNREACHABLE, readiness, silenced, taints};
 use super::ipam::first_free;
 use super::orphans::{Verdict, verdict};
@@ -160,6 +161,7 @@ fn a_pod_stays_as_long_as_it_tolerates() {
             })
             .build()
     };
+    let stay = |pod: &Pod, taints: &[Taint], now| stay(pod, taints, &FirstSeen::default(), now);
     assert_eq!(stay(&pod("p").build(), &taints, at(100)), Stay::Over);
     assert_eq!(
         stay(&tolerating(NOT_READY, Some(300)), &taints, at(109)),
@@ -180,6 +182,47 @@ fn a_pod_stays_as_long_as_it_tolerates() {
     assert_eq!(
         stay(&pod("p").build(), &taints[1..], at(100)),
         Stay::ForEver
+    );
+}
+
+#[test]
+fn the_time_to_leave_runs_from_when_pod_and_taint_met() {
+    let patient = |name: &str| {
+        let toleration = Toleration {
+            operator: Some("Exists".into()),
+            toleration_seconds: Some(300),
+            ..Toleration::default()
+        };
+        pod(name).with(|pod| pod.spec.as_mut().unwrap().tolerations = Some(vec![toleration]))
+    };
+    let taint = |time: Option<i64>| Taint {
+        key: "theirs".into(),
+        effect: NO_EXECUTE.into(),
+        time_added: time.map(|time| Time(at(time))),
+        value: None,
+    };
+    // A taint that does not tell its time counts from the first look.
+    let old = [Arc::new(patient("old").build())];
+    let mut seen = FirstSeen::default();
+    for (now, left) in [(1000, 300), (1100, 200)] {
+        seen.look(&old, &[taint(None)], at(now));
+        let stay = stay(&old[0], &[taint(None)], &seen, at(now));
+        assert_eq!(stay, Stay::For(Duration::from_secs(left)));
+    }
+    seen.look(&old, &[taint(None)], at(1300));
+    assert_eq!(stay(&old[0], &[taint(None)], &seen, at(1300)), Stay::Over);
+    seen.look(&old, &[], at(1301));
+    seen.look(&old, &[taint(None)], at(1302));
+    assert_eq!(
+        stay(&old[0], &[taint(None)], &seen, at(1302)),
+        Stay::For(Duration::from_secs(300)),
+        "a taint that was away starts anew"
+    );
+    // A pod that comes to a node that was tainted long ago has its whole time.
+    let late = patient("late").created_at(5000).build();
+    assert_eq!(
+        stay(&late, &[taint(Some(10))], &seen, at(5100)),
+        Stay::For(Duration::from_secs(200))
     );
 }
 

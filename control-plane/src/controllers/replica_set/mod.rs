@@ -25,6 +25,9 @@ use super::{Caches, Context};
 
 const WORKERS: usize = 16;
 
+/// Whether the number of pods could be made right, or else what a condition says about it.
+type Scaled = std::result::Result<(), (&'static str, kube::Error)>;
+
 struct Controller {
     context: Context,
     events: Recorder,
@@ -127,17 +130,22 @@ impl Controller {
         pods.extend(caches.pods.by_index(&orphans_in(&key.namespace)));
         let now = Timestamp::now();
         let mut plan = plan(&set, &pods, &self.related(&set, &pods), now);
-        let mut failure = Ok(());
+        let mut outcome = Ok(());
         if wait.is_none() {
-            failure = self.perform(&set, &plan).await;
-            let shown = failure
-                .as_ref()
-                .err()
-                .map(|error| ("FailedCreate", error.to_string()));
-            with_failure(&mut plan.status, shown, now);
+            outcome = self.claim(&set, &plan).await;
+        }
+        if wait.is_none() && outcome.is_ok() {
+            let scaled = self.scale(&set, &plan).await;
+            // A conflict says only that our copy was old.
+            if !matches!(&scaled, Err((_, kube::Error::Api(status))) if status.is_conflict()) {
+                let failure = scaled.as_ref().err();
+                let failure = failure.map(|(reason, error)| (*reason, said(error)));
+                with_failure(&mut plan.status, set.status.as_ref(), failure, now);
+            }
+            outcome = scaled.map_err(|(_, error)| error.into());
         }
         self.write_status(&set, plan.status).await?;
-        failure?;
+        outcome?;
         Ok([wait, plan.look_again].into_iter().flatten().min())
     }
 
@@ -161,9 +169,14 @@ impl Controller {
             .collect()
     }
 
-    async fn perform(&self, set: &ReplicaSet, plan: &Plan) -> Result<()> {
+    fn pods(&self, set: &ReplicaSet) -> Api<Pod> {
         let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace);
+        Api::namespaced(self.context.client.clone(), namespace)
+    }
+
+    /// Takes in and lets go.
+    async fn claim(&self, set: &ReplicaSet, plan: &Plan) -> Result<()> {
+        let api = self.pods(set);
         for pod in &plan.adopt {
             change_owners(&api, pod, |owners| owners.push(controlled_by(set))).await?;
         }
@@ -173,18 +186,31 @@ impl Controller {
             })
             .await?;
         }
+        Ok(())
+    }
+
+    /// Creates and deletes. The error comes with the reason that people read.
+    async fn scale(&self, set: &ReplicaSet, plan: &Plan) -> Scaled {
+        let api = self.pods(set);
         let doomed: HashSet<String> = plan
             .delete
             .iter()
             .map(|pod| uid(&pod.metadata).to_owned())
             .collect();
         lock(&self.expectations).expect(uid(&set.metadata), plan.create, doomed, Instant::now());
-        self.create(&api, set, plan.create).await?;
-        self.delete(&api, set, &plan.delete).await
+        let created = self.create(&api, set, plan.create).await;
+        created.map_err(|error| ("FailedCreate", error))?;
+        let deleted = self.delete(&api, set, &plan.delete).await;
+        deleted.map_err(|error| ("FailedDelete", error))
     }
 
     /// One, two, four …: a template that the server refuses is refused once, not a hundred times.
-    async fn create(&self, api: &Api<Pod>, set: &ReplicaSet, count: usize) -> Result<()> {
+    async fn create(
+        &self,
+        api: &Api<Pod>,
+        set: &ReplicaSet,
+        count: usize,
+    ) -> std::result::Result<(), kube::Error> {
         let template = pod_of(set);
         let mut left = count;
         let mut batch = 1;
@@ -219,14 +245,19 @@ impl Controller {
                 let message = format!("Error creating: {}", said(&error));
                 self.events
                     .report(reference(set), Severity::Warning, "FailedCreate", message);
-                return Err(error.into());
+                return Err(error);
             }
             batch *= 2;
         }
         Ok(())
     }
 
-    async fn delete(&self, api: &Api<Pod>, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Result<()> {
+    async fn delete(
+        &self,
+        api: &Api<Pod>,
+        set: &ReplicaSet,
+        pods: &[Arc<Pod>],
+    ) -> std::result::Result<(), kube::Error> {
         let deletions = pods.iter().map(|pod| async move {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
             let same = Preconditions {
@@ -253,7 +284,14 @@ impl Controller {
                 Err(error) => {
                     lock(&self.expectations).deleted(uid(&set.metadata), uid(&pod.metadata));
                     if !matches!(&error, kube::Error::Api(status) if status.is_not_found()) {
-                        failed = Err(error.into());
+                        let message = format!("Error deleting: {}", said(&error));
+                        self.events.report(
+                            reference(set),
+                            Severity::Warning,
+                            "FailedDelete",
+                            message,
+                        );
+                        failed = Err(error);
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! Pod, and what pods share with the templates of workloads.
 
+mod affinity;
 mod columns;
 mod containers;
 pub mod defaults;

@@ -34,8 +34,17 @@ pub(super) fn errors(path: &Path, new: &PodSpec, old: &PodSpec) -> Vec<FieldErro
                 .invalid(new.active_deadline_seconds, detail),
         );
     }
-    let added_only = |was: &Toleration| new.tolerations.iter().flatten().any(|now| now == was);
-    if !old.tolerations.iter().flatten().all(added_only) {
+    let is_kept = |was: &Toleration| {
+        let with_its_seconds = |now: &Toleration| Toleration {
+            toleration_seconds: now.toleration_seconds,
+            ..was.clone()
+        };
+        new.tolerations
+            .iter()
+            .flatten()
+            .any(|now| *now == with_its_seconds(now))
+    };
+    if !old.tolerations.iter().flatten().all(is_kept) {
         errors.push(
             path.child("tolerations")
                 .forbidden("existing toleration can not be modified except its tolerationSeconds"),
@@ -133,6 +142,22 @@ mod tests {
             "containers": [{ "name": "a", "image": "b:2" }], "activeDeadlineSeconds": 5, "tolerations": [{ "key": "k" }]
         });
         assert!(texts(new, old).is_empty());
+    }
+
+    #[test]
+    fn a_toleration_changes_its_seconds_only() {
+        let with = |key: &str, seconds: i64| {
+            let toleration =
+                json!({ "key": key, "effect": "NoExecute", "tolerationSeconds": seconds });
+            json!({ "containers": [{ "name": "a" }], "tolerations": [toleration] })
+        };
+        assert!(texts(with("k", 10), with("k", 300)).is_empty());
+        assert_eq!(
+            texts(with("l", 300), with("k", 300)),
+            [
+                "spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds"
+            ]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Toleration};
 
-use super::{containers, volumes};
+use super::{affinity, containers, volumes};
 use crate::resources::validate::{self, FieldError, Path, labels, names};
 
 const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
@@ -54,6 +54,15 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
         spec.node_selector.as_ref(),
     ));
     errors.extend(named(path, spec));
+    if let Some(wanted) = &spec.affinity {
+        errors.extend(affinity::errors(&path.child("affinity"), wanted));
+    }
+    errors.extend(affinity::spread_errors(
+        &path.child("topologySpreadConstraints"),
+        spec.topology_spread_constraints
+            .as_deref()
+            .unwrap_or_default(),
+    ));
     for (index, toleration) in spec.tolerations.iter().flatten().enumerate() {
         errors.extend(one_toleration(
             &path.child("tolerations").index(index),

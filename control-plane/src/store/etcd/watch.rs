@@ -1,12 +1,11 @@
 //! One watch of etcd as a stream of the store's changes.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use etcd_client::{
-    EventType, WatchClient, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
-};
-use futures::StreamExt;
+use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse};
 use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
 use tokio::sync::watch;
 
 use super::{entry, number, range_end, revision, unavailable};
@@ -28,9 +27,13 @@ pub(super) fn progress_is_sound(version: &str) -> bool {
     }
 }
 
-struct Live {
-    requests: WatchRequestSender,
-    responses: WatchResponseStream,
+/// Between two requests for the same proof: etcd drops those that come while the watch catches up.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// `ask` asks for a proof of progress.
+struct Live<A, R> {
+    ask: A,
+    responses: R,
     seen: Revision,
     /// The newest revision that readers wait for; None if the server cannot prove progress.
     wanted: Option<watch::Receiver<Revision>>,
@@ -54,9 +57,9 @@ pub(super) async fn start(
         .watch(prefix, Some(options))
         .await
         .map_err(unavailable)?;
-    let (requests, responses) = watch.split();
+    let (mut requests, responses) = watch.split();
     let live = Live {
-        requests,
+        ask: async move || requests.request_progress().await,
         responses,
         seen: after,
         wanted,
@@ -69,12 +72,16 @@ pub(super) async fn start(
     Ok(futures::TryStreamExt::try_flatten(batches).boxed())
 }
 
-impl Live {
+impl<A, R> Live<A, R>
+where
+    A: AsyncFnMut() -> Result<(), etcd_client::Error>,
+    R: Stream<Item = Result<WatchResponse, etcd_client::Error>> + Unpin,
+{
     /// The next changes; None when etcd has closed the watch.
     async fn next(&mut self) -> Result<Option<VecDeque<Watched>>, StoreError> {
         loop {
             let floor = self.seen.max(self.asked);
-            // Both arms keep what they wait for when the other wins: the stream its messages, the channel its value.
+            // All arms keep what they wait for when another wins: the stream its messages, the channel its value.
             tokio::select! {
                 biased;
                 response = self.responses.next() => {
@@ -89,7 +96,10 @@ impl Live {
                 }
                 target = later(self.wanted.as_mut(), floor) => {
                     self.asked = target;
-                    self.requests.request_progress().await.map_err(unavailable)?;
+                    (self.ask)().await.map_err(unavailable)?;
+                }
+                () = tokio::time::sleep(ASK_AGAIN), if self.asked > self.seen => {
+                    (self.ask)().await.map_err(unavailable)?;
                 }
             }
         }
@@ -160,7 +170,35 @@ fn changes(response: &WatchResponse, seen: Revision) -> Result<VecDeque<Watched>
 
 #[cfg(test)]
 mod tests {
-    use super::progress_is_sound;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_proof_that_does_not_come_is_asked_for_again() {
+        let (wish, wanted) = watch::channel(Revision(1));
+        let (asked, mut asks) = tokio::sync::mpsc::unbounded_channel();
+        let mut live = Live {
+            ask: async move || {
+                asked.send(()).expect("the test listens");
+                Ok(())
+            },
+            responses: stream::pending(),
+            seen: Revision(1),
+            wanted: Some(wanted),
+            asked: Revision(1),
+        };
+        let quiet = tokio::time::timeout(2 * ASK_AGAIN, live.next()).await;
+        assert!(quiet.is_err() && asks.try_recv().is_err(), "nobody waits");
+        wish.send_replace(Revision(2));
+        let thrice = async {
+            for _ in 0..3 {
+                asks.recv().await;
+            }
+        };
+        tokio::select! {
+            () = thrice => {}
+            _ = live.next() => unreachable!("etcd is silent"),
+        }
+    }
 
     #[test]
     fn old_servers_are_not_asked_for_progress() {
