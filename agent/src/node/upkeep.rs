@@ -20,6 +20,9 @@ const PASS_INTERVAL: Duration = Duration::from_secs(10);
 /// Until the next pass after one that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How long a pass may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is needed to keep the Node object.
 #[derive(Clone)]
 pub struct Upkeep {
@@ -38,6 +41,8 @@ enum PassError {
     Facts(#[from] FactsError),
     #[error("the API server did not take the node's status: {0}")]
     Api(#[from] kube::Error),
+    #[error("the API server did not answer within {} s", PATIENCE.as_secs())]
+    NoAnswer(#[from] tokio::time::error::Elapsed),
     #[error("the Node object is gone")]
     Gone,
 }
@@ -50,7 +55,8 @@ impl Upkeep {
         tokio::spawn(lease::keep(self.client.clone(), self.identity.name.clone()));
         let mut failing = false;
         loop {
-            let pause = match self.pass(&facts).await {
+            let pass = tokio::time::timeout(PATIENCE, self.pass(&facts)).await;
+            let pause = match pass.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
                         info!("the node's status is reported again");
