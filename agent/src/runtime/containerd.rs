@@ -23,14 +23,15 @@ use prost_types::{Any, FieldMask};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use super::host::Host;
 use super::image::normalize;
-use super::store::{self, Manifest, SNAPSHOTTER, request};
+use super::store::{self, Manifest, SNAPSHOTTER, request, within};
 use super::{
     Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause, Image, ImageSummary,
-    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, cgroup, events, import, labels, oci,
+    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, accounts, cgroup, events, import, labels,
+    oci,
 };
 
 /// containerd's namespace for Kubernetes: its CRI ImageService pulls into the same one.
@@ -39,6 +40,12 @@ pub(super) const NAMESPACE: &str = "k8s.io";
 const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// How long containerd may take for what it knows by heart: its version, a record, the state of a task.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a command may take to end after it was killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The most output that is kept of a command run in a container.
 const EXEC_OUTPUT_LIMIT: usize = 10 << 10;
@@ -61,20 +68,12 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Uses the containerd at `socket`. Connects at the first request, and again whenever the connection is lost.
+    /// Uses the containerd at `socket`.
     pub fn new(socket: &Path, host: Host, logger: &Path, scratch: &Path) -> Containerd {
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The address is only there for the form: the connector knows the socket.
-        let channel =
-            Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         Containerd {
             socket: socket.to_owned(),
-            channel,
+            channel: connect(socket),
             host,
             logger: logger.to_owned(),
             scratch: scratch.to_owned(),
@@ -127,7 +126,8 @@ impl Containerd {
 
     async fn stored(&self, id: &str) -> Result<Option<StoredContainer>, RuntimeError> {
         let message = GetContainerRequest { id: id.to_owned() };
-        match self.containers().get(request(message, None)).await {
+        let message = within(LOOK_PATIENCE, request(message, None));
+        match self.containers().get(message).await {
             Ok(reply) => Ok(reply.into_inner().container),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(failed(format!("look up container {id}"), &status)),
@@ -139,7 +139,8 @@ impl Containerd {
             container_id: id.to_owned(),
             exec_id: String::new(),
         };
-        match self.tasks().get(request(message, None)).await {
+        let message = within(LOOK_PATIENCE, request(message, None));
+        match self.tasks().get(message).await {
             Ok(reply) => Ok(reply.into_inner().process),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(failed(
@@ -215,7 +216,12 @@ impl Containerd {
             |accounts: &oci::Accounts| oci::spec(config, &manifest.config, accounts, &self.host);
         let spec = if oci::needs_accounts(&config.security, &manifest.config) {
             let mounts = self.root(&config.id, &parent, &manifest).await?;
-            spec_of(&accounts(&mounts))?
+            let read = tokio::task::spawn_blocking(move || accounts::read(&mounts));
+            let accounts = read.await.map_err(|error| RuntimeError::Failed {
+                action: format!("read the accounts of image {name}"),
+                reason: error.to_string(),
+            })?;
+            spec_of(&accounts?)?
         } else {
             spec_of(&oci::Accounts::default())?
         };
@@ -449,15 +455,13 @@ impl Containerd {
                 ))
                 .await?;
             let (container_id, exec) = named();
-            tasks
-                .wait(request(
-                    WaitRequest {
-                        container_id,
-                        exec_id: exec,
-                    },
-                    None,
-                ))
-                .await
+            let wait = WaitRequest {
+                container_id,
+                exec_id: exec,
+            };
+            // A little longer than the caller waits, who is to be the one that gives up.
+            let patience = timeout + KILL_PATIENCE;
+            tasks.wait(within(patience, request(wait, None))).await
         };
         let ended = tokio::time::timeout(timeout, run).await;
         if ended.is_err() {
@@ -472,7 +476,9 @@ impl Containerd {
                 container_id: id.to_owned(),
                 exec_id: exec_id.clone(),
             };
-            let _ = self.tasks().wait(request(wait, None)).await;
+            // Stuck in the kernel, it may not even die.
+            let wait = within(KILL_PATIENCE, request(wait, None));
+            let _ = self.tasks().wait(wait).await;
         }
         let delete = DeleteProcessRequest {
             container_id: id.to_owned(),
@@ -535,7 +541,7 @@ impl Containerd {
 impl Runtime for Containerd {
     async fn version(&self) -> Result<String, RuntimeError> {
         let reply = VersionClient::new(self.channel.clone())
-            .version(())
+            .version(within(LOOK_PATIENCE, Request::new(())))
             .await
             .map_err(|status| failed("ask for the version", &status));
         let version = self.located(reply)?.into_inner().version;
@@ -637,6 +643,17 @@ impl Runtime for Containerd {
     }
 }
 
+/// Connects at the first request, and again whenever the connection is lost.
+pub(super) fn connect(socket: &Path) -> Channel {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is only there for the form: the connector knows the socket.
+    Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector)
+}
+
 /// A container from containerd's record of it and its task.
 fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) -> Option<Container> {
     let identity = labels::read(&stored.labels)?;
@@ -679,34 +696,6 @@ fn unseen() -> Exit {
     }
 }
 
-/// The account files of the root file system that `mounts` would make, read from its layers without mounting them.
-fn accounts(mounts: &[containerd_client::types::Mount]) -> oci::Accounts {
-    let layers: Vec<&str> = mounts
-        .iter()
-        .flat_map(|mount| match mount.r#type.as_str() {
-            "overlay" => mount
-                .options
-                .iter()
-                .find_map(|option| option.strip_prefix("lowerdir="))
-                .map(|dirs| dirs.split(':').collect())
-                .unwrap_or_default(),
-            // An image of one layer is a plain bind mount.
-            _ => vec![mount.source.as_str()],
-        })
-        .collect();
-    let text = |file: &str| {
-        // The first layer that has the file is the topmost.
-        layers
-            .iter()
-            .find_map(|layer| std::fs::read_to_string(Path::new(layer).join(file)).ok())
-            .unwrap_or_default()
-    };
-    oci::Accounts {
-        passwd: text("etc/passwd"),
-        group: text("etc/group"),
-    }
-}
-
 fn any_spec(spec: &Spec) -> Result<Any, RuntimeError> {
     let value = serde_json::to_vec(spec)
         .map_err(|error| RuntimeError::Config(format!("no valid OCI spec: {error}")))?;
@@ -724,6 +713,15 @@ fn timestamp(time: prost_types::Timestamp) -> Timestamp {
 pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError {
     // A status that never came from containerd has the transport's error as its source.
     let local = std::error::Error::source(status).is_some();
+    // The connection's own word that the time is up, or containerd's, whose code for it is not always the right one.
+    let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+        || status.message().contains("context deadline exceeded");
+    if late {
+        return RuntimeError::Unreachable {
+            socket: PathBuf::new(),
+            reason: "it did not answer in time".to_owned(),
+        };
+    }
     if status.code() == Code::Unavailable || (local && status.code() == Code::Unknown) {
         return RuntimeError::Unreachable {
             socket: PathBuf::new(),

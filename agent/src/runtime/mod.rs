@@ -6,6 +6,7 @@
 //! Nothing about a container is kept in the agent's memory only: who it belongs to, which attempt it is and how it ended
 //! are labels on containerd's record of it, so [`Runtime::list`] rebuilds everything after a crash.
 
+mod accounts;
 pub mod cgroup;
 pub mod containerd;
 mod events;

@@ -208,7 +208,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
     layer.append_file("bin/busybox", &mut program).unwrap();
     for link in [
         "sh", "sleep", "cat", "echo", "true", "false", "id", "hostname", "env", "ls", "httpd",
-        "mount", "dd",
+        "mount", "dd", "grep",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use containerd_client::services::v1::version_client::VersionClient;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -292,4 +293,38 @@ async fn without_containerd_the_error_names_the_socket() {
     let error = client.version().await.unwrap_err();
     assert!(error.is_unreachable());
     assert!(error.to_string().contains("/nowhere/c.sock"), "{error}");
+}
+
+#[tokio::test]
+async fn a_containerd_that_hangs_is_given_up_and_taken_for_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("containerd.sock");
+    // The kernel takes the connection; nobody ever reads from it.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let request = store::within(Duration::from_millis(100), tonic::Request::new(()));
+    let mut client = VersionClient::new(containerd::connect(&socket));
+    let status = client.version(request).await.unwrap_err();
+    assert!(
+        containerd::failed("ask", &status).is_unreachable(),
+        "{status:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_is_removed_at_once_keeps_its_last_words() {
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; echo last";
+    let config = config(&daemon, "talker", script);
+    run(&daemon, &client, &config).await;
+    // Removing the task ends the log writer, whatever is still on its way to it.
+    while matches!(
+        client.reap(&config.id).await.unwrap(),
+        ContainerState::Running { .. }
+    ) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    log_with(&log(&daemon, "talker"), "stdout F last\n").await;
+    daemon.clear().await;
 }
