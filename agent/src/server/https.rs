@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -15,8 +16,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use jiff::{SignedDuration, Timestamp};
 use rustls::RootCertStore;
@@ -25,7 +26,8 @@ use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -35,6 +37,11 @@ use crate::pod::{ContainerSummary, PodSummary, PodTable, log_path};
 /// The group whose members may ask.
 const ADMINISTRATORS: &str = "system:masters";
 
+/// How long a handshake may take, and then each request's head. A connection without a request ends after that too: its
+/// caller may not even have shown who it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at once. More wait in the kernel.
+const MAX_CONNECTIONS: usize = 256;
 /// Pieces of a log that wait for a slow reader.
 const LOG_QUEUE: usize = 16;
 
@@ -79,7 +86,8 @@ pub fn tls_config(
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // One request after the other on a connection: a stream for a log is rare, and what holds a connection is bounded.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 
@@ -87,27 +95,35 @@ pub fn tls_config(
 pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, api: KubeletApi) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let router = router(api);
-    loop {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // It is never closed.
+    while let Ok(permit) = connections.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (acceptor, router) = (acceptor.clone(), router.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = connection(stream, acceptor, router).await {
+                    if let Err(error) = connection(stream, acceptor, router, PATIENCE).await {
                         tracing::debug!(%error, "a connection to the kubelet API ended early");
                     }
+                    drop(permit);
                 });
             }
             Err(error) => {
                 // Most likely too many open files: some have to be closed first.
                 tracing::warn!(%error, "the kubelet API cannot take a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) -> io::Result<()> {
-    let stream = acceptor.accept(stream).await?;
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    patience: Duration,
+) -> io::Result<()> {
+    let stream = timeout(patience, acceptor.accept(stream)).await??;
     let caller = stream
         .get_ref()
         .1
@@ -115,7 +131,9 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) ->
         .and_then(|chain| chain.first())
         .and_then(caller);
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
-    Builder::new(TokioExecutor::new())
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience)
         .serve_connection(TokioIo::new(stream), service)
         .await
         .map_err(io::Error::other)
@@ -309,6 +327,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+    use crate::node::rotation::ServingCertificate;
 
     fn api(root: &std::path::Path) -> KubeletApi {
         let pods = PodTable::default();
@@ -386,5 +405,20 @@ mod tests {
         );
         let bad = ask("/containerLogs/default/web/main?sinceTime=yesterday").await;
         assert_eq!(bad.0, StatusCode::BAD_REQUEST);
+    }
+
+    #[tokio::test]
+    async fn a_silent_caller_is_shown_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = rcgen::generate_simple_self_signed(["node".to_owned()]).unwrap();
+        let authority = key.cert.der().clone();
+        let tls = tls_config(&[authority], Arc::new(ServingCertificate::default())).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _caller = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (stream, _) = listener.accept().await.unwrap();
+        let router = router(api(dir.path()));
+        let ended = connection(stream, acceptor, router, Duration::from_millis(50)).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }
