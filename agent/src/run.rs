@@ -30,7 +30,7 @@ use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::{DnsError, DnsServer};
 use crate::network::netlink::NetlinkError;
-use crate::network::pods::{VethNetwork, adopted_range};
+use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
 use crate::network::{NetworkError, routing};
 use crate::node::credentials::{CredentialsError, NodeClient};
 use crate::node::facts::FactsError;
@@ -245,8 +245,13 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         let Some(network) = connected? else {
             return Ok(());
         };
+        let network = Arc::new(network);
+        parts.spawn({
+            let network = network.clone();
+            async move { Ok(pod_network::keep(network).await?) }
+        });
         let settings = settings(&config, cluster.clone(), &node, address, network.gateway());
-        let _manager = Manager::start(client, settings, runtime, Arc::new(network), pods);
+        let _manager = Manager::start(client, settings, runtime, network, pods);
         outcome(parts.join_next().await)
     };
     tokio::select! {
@@ -320,7 +325,7 @@ fn settings(
         dns: Arc::new(move || ClusterDns {
             addresses: servers(&cluster.view(), &own, gateway),
             domain: domain.clone(),
-            node: ResolvConf::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()),
+            node: ResolvConf::of_node(RESOLV_CONF.as_ref()),
         }),
     }
 }

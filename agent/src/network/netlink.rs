@@ -8,7 +8,9 @@ use std::path::Path;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -31,6 +33,13 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
+    pub(super) fn new(what: impl Into<String>, source: io::Error) -> Self {
+        NetlinkError {
+            what: what.into(),
+            source,
+        }
+    }
+
     /// The kernel's error number, if it gave one.
     pub fn errno(&self) -> Option<Errno> {
         Errno::from_io_error(&self.source)
@@ -59,6 +68,7 @@ pub struct Link {
     pub mac: Vec<u8>,
     /// In bytes.
     pub mtu: u32,
+    pub up: bool,
 }
 
 impl Link {
@@ -68,6 +78,7 @@ impl Link {
             name: String::new(),
             mac: Vec::new(),
             mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
         };
         for attribute in message.attributes {
             match attribute {
@@ -103,11 +114,8 @@ pub struct Netlink {
 impl Netlink {
     /// Connects to the calling thread's namespace. Needs a tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|source| NetlinkError {
-                what: "open a netlink socket".into(),
-                source,
-            })?;
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|source| NetlinkError::new("open a netlink socket", source))?;
         tokio::spawn(connection);
         Ok(Netlink { handle })
     }
@@ -338,6 +346,12 @@ impl Netlink {
         Ok(unreachable.filter_map(destination).collect())
     }
 
+    /// Our routes to single addresses, with the links that they lead out of.
+    pub async fn host_routes(&self) -> Result<Vec<(Ipv4Addr, u32)>, NetlinkError> {
+        let routes = self.own_routes().await?;
+        Ok(routes.iter().filter_map(host_route).collect())
+    }
+
     async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
         let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes: Vec<_> = self
@@ -379,6 +393,19 @@ fn node_route(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
             _ => None,
         })?;
     Some((destination(route)?, next_hop))
+}
+
+/// Reads a route that [`Netlink::put_host_route`] made.
+fn host_route(route: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
+    let link = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(link) => Some(*link),
+            _ => None,
+        })?;
+    let destination = destination(route).filter(|range| range.prefix_len() == 32)?;
+    (route.header.scope == RouteScope::Link).then_some((destination.addr(), link))
 }
 
 fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
