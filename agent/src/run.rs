@@ -33,12 +33,12 @@ use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
 use crate::network::{NetworkError, routing};
 use crate::node::credentials::{CredentialsError, NodeClient};
-use crate::node::facts::FactsError;
+use crate::node::facts::{Facts, FactsError};
 use crate::node::registration::pod_range;
 use crate::node::rotation::{
     ServingCertificate, keep_client_certificate, keep_serving_certificate,
 };
-use crate::node::status::{Health, Identity, Part};
+use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
 use crate::pod::{Manager, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
@@ -250,7 +250,9 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
             let network = network.clone();
             async move { Ok(pod_network::keep(network).await?) }
         });
-        let settings = settings(&config, cluster.clone(), &node, address, network.gateway());
+        let facts = Facts::read(&config.root_dir)?;
+        let gateway = network.gateway();
+        let settings = settings(&config, cluster.clone(), &node, address, gateway, &facts);
         let _manager = Manager::start(client, settings, runtime, network, pods);
         outcome(parts.join_next().await)
     };
@@ -313,6 +315,7 @@ fn settings(
     node: &str,
     address: Ipv4Addr,
     gateway: Ipv4Addr,
+    facts: &Facts,
 ) -> Settings {
     let domain = config.cluster_domain.trim_matches('.').to_owned();
     let own = node.to_owned();
@@ -322,6 +325,8 @@ fn settings(
         root_dir: config.root_dir.clone(),
         run_dir: config.run_dir.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
+        allocatable: allocatable(facts),
+        cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
             addresses: servers(&cluster.view(), &own, gateway),
             domain: domain.clone(),

@@ -62,6 +62,16 @@ impl Paths {
         self.run_dir.join(namespace.pin_directory()).join(uid)
     }
 
+    /// The mounts that the agent makes for a pod, each directly below.
+    pub(super) fn mounts(&self, uid: &str) -> PathBuf {
+        self.run_dir.join("mounts").join(uid)
+    }
+
+    /// The memory that the pod's containers share.
+    pub(super) fn shm(&self, uid: &str) -> PathBuf {
+        self.mounts(uid).join("shm")
+    }
+
     /// The cgroup of a pod, below every hierarchy's root.
     pub(super) fn cgroup(&self, uid: &str, qos: QosClass) -> PathBuf {
         let class = qos.name().to_lowercase();
@@ -275,7 +285,7 @@ fn mounts(
 ) -> Result<Vec<BindMount>, volumes::VolumeError> {
     let uid = &pod.id.uid;
     let mut list = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = pod
             .spec()
             .volumes
@@ -286,19 +296,18 @@ fn mounts(
             volume: mount.name.clone(),
             reason: "the pod has no such volume".into(),
         })?;
-        let (root, writable) = match &volume.host_path {
-            Some(host) => (PathBuf::from(&host.path), true),
-            None => (
-                paths.volumes(uid).join(&volume.name),
-                volume.empty_dir.is_some(),
-            ),
-        };
+        let root = volumes::path(paths, uid, volume);
+        let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
+        let pin = paths
+            .mounts(uid)
+            .join(format!("subpath-{}-{at}", container.name));
         let read_only = mount.read_only == Some(true) || !writable;
         list.push(volumes::bind(
             &volume.name,
             &root,
             &mount.mount_path,
             mount.sub_path.as_deref(),
+            pin,
             read_only,
         )?);
     }
@@ -311,7 +320,13 @@ fn mounts(
         .termination_message_path
         .as_deref()
         .unwrap_or("/dev/termination-log");
+    let shm = if own_namespaces(pod).contains(&Namespace::Ipc) {
+        paths.shm(uid)
+    } else {
+        "/dev/shm".into()
+    };
     let files = [
+        bind(shm, "/dev/shm"),
         bind(paths.hosts(uid), "/etc/hosts"),
         bind(paths.hostname(uid), "/etc/hostname"),
         bind(paths.resolv_conf(uid), "/etc/resolv.conf"),
@@ -393,31 +408,6 @@ fn security(pod: &Pod, container: &Container) -> Security {
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         default_seccomp: profile.is_some_and(|profile| profile.type_ == "RuntimeDefault"),
     }
-}
-
-/// Text of the pod's hosts file.
-pub(super) fn hosts_file(pod: &PodView, addresses: &[std::net::IpAddr]) -> String {
-    use std::fmt::Write;
-    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    let hostname = pod.hostname();
-    let names = match &pod.spec().subdomain {
-        // The full name is that of the headless service which governs the pod.
-        Some(subdomain) => format!("{hostname}.{subdomain}.{} {hostname}", pod.id.namespace),
-        None => hostname,
-    };
-    // Writing to a String cannot fail.
-    for address in addresses {
-        let _ = writeln!(text, "{address}\t{names}");
-    }
-    for alias in pod.spec().host_aliases.iter().flatten() {
-        let _ = writeln!(
-            text,
-            "{}\t{}",
-            alias.ip,
-            alias.hostnames.clone().unwrap_or_default().join(" ")
-        );
-    }
-    text
 }
 
 /// The name under which a pod's directory may be removed: only a plain file name is ever joined to a path.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -22,6 +23,7 @@ use super::perform::{Pokes, Shared};
 use super::spec::{DEFAULT_GRACE, PodView};
 use super::table::PodTable;
 use super::worker::{self, Order};
+use crate::cluster::Cluster;
 use crate::dns::resolv_conf::ClusterDns;
 use crate::network::PodNetwork;
 use crate::network::namespaces::Namespace;
@@ -42,6 +44,10 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// Below every cgroup hierarchy's root; pods' cgroups go into `kubepods` under it.
     pub cgroup_parent: PathBuf,
+    /// What the node gives its pods, by resource.
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// Tells which services there are.
+    pub cluster: Cluster,
     /// What the node offers its pods, as of the call.
     pub dns: Arc<dyn Fn() -> ClusterDns + Send + Sync>,
 }

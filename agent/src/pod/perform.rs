@@ -19,6 +19,7 @@ use super::manager::Settings;
 use super::observed::{Failure, ImageState, Observed, Sandbox};
 use super::plan::{StopHow, StopReason};
 use super::sandbox;
+use super::service_env;
 use super::spec::PodView;
 use super::table::PodTable;
 use crate::network::PodNetwork;
@@ -118,8 +119,7 @@ pub(super) async fn prepare_sandbox(
         shared.network.as_ref(),
         &shared.paths,
         &dns,
-        &settings.node_name,
-        &settings.host_addresses,
+        settings,
         pod,
     );
     Outcome::Sandbox(match prepared.await {
@@ -308,8 +308,10 @@ pub(super) async fn run_container(
         node_name: &shared.settings.node_name,
         addresses,
         host_addresses: &shared.settings.host_addresses,
+        allocatable: &shared.settings.allocatable,
     };
-    let env = match env::resolve(&shared.client, &context, spec).await {
+    let services = service_env::of(&shared.settings.cluster, pod).await;
+    let env = match env::resolve(&shared.client, &context, services, spec).await {
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };

@@ -7,15 +7,23 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use kube::Client;
+use rustix::mount::MountFlags;
 
-use super::config::{Paths, hosts_file, own_namespaces};
+use super::config::{Paths, own_namespaces};
 use super::env::Context;
+use super::manager::Settings;
 use super::spec::PodView;
 use super::volumes::{self, VolumeError};
+use super::{hosts, mounts};
 use crate::dns::resolv_conf::{self, ClusterDns};
 use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::{PodRef, cgroup};
+
+/// The node's own hosts file.
+const NODE_HOSTS: &str = "/etc/hosts";
+/// Size of the memory that a pod's containers share, in bytes: what container runtimes give a pod.
+const SHM_BYTES: u64 = 64 << 20;
 
 /// Why a sandbox could not be prepared or removed. Trying again is safe.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +48,7 @@ pub(super) async fn prepare(
     network: &dyn PodNetwork,
     paths: &Paths,
     dns: &ClusterDns,
-    node_name: &str,
-    host_addresses: &[IpAddr],
+    settings: &Settings,
     pod: &PodView,
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let uid = pod.id.uid.clone();
@@ -57,12 +64,19 @@ pub(super) async fn prepare(
             .await?
     };
     let seen = if pod.host_network() {
-        host_addresses
+        &settings.host_addresses
     } else {
         &addresses
     };
+    let of_node = match pod.host_network() {
+        true => fs::read_to_string(NODE_HOSTS).unwrap_or_default(),
+        false => String::new(),
+    };
     let files = [
-        (paths.hosts(&uid), hosts_file(pod, seen)),
+        (
+            paths.hosts(&uid),
+            hosts::file(pod, &dns.domain, seen, &of_node),
+        ),
         (paths.hostname(&uid), format!("{}\n", pod.hostname())),
         (
             paths.resolv_conf(&uid),
@@ -75,12 +89,13 @@ pub(super) async fn prepare(
     }
     let context = Context {
         pod,
-        node_name,
+        node_name: &settings.node_name,
         addresses: seen,
-        host_addresses,
+        host_addresses: &settings.host_addresses,
+        allocatable: &settings.allocatable,
     };
     for volume in pod.spec().volumes.iter().flatten() {
-        volumes::prepare(client, &context, &paths.volumes(&uid), volume).await?;
+        volumes::prepare(client, &context, paths, volume).await?;
     }
     Ok(addresses)
 }
@@ -101,6 +116,9 @@ fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
     for namespace in own_namespaces(pod) {
         let path = paths.pin(namespace, uid);
         namespaces::create_pinned(namespace, &path)?;
+        if namespace == Namespace::Ipc {
+            share_memory(&paths.shm(uid))?;
+        }
         if namespace == Namespace::Uts {
             let hostname = pod.hostname();
             namespaces::within(namespace, &path, move || {
@@ -115,6 +133,14 @@ fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
     Ok(())
 }
 
+fn share_memory(path: &Path) -> Result<(), SandboxError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mounts::memory(path, Some(SHM_BYTES), 0o1777, flags).map_err(|source| SandboxError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 fn private_directory(path: &Path) -> Result<(), SandboxError> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -126,7 +152,7 @@ fn private_directory(path: &Path) -> Result<(), SandboxError> {
         })
 }
 
-/// Takes the network and the namespaces away, and the cgroups that held the containers.
+/// Takes the network, the namespaces and the mounts away.
 pub(super) async fn release(
     network: &dyn PodNetwork,
     paths: &Paths,
@@ -138,7 +164,8 @@ pub(super) async fn release(
         for namespace in [Namespace::Net, Namespace::Ipc, Namespace::Uts] {
             namespaces::remove_pinned(namespace, &paths.pin(namespace, &uid))?;
         }
-        Ok(())
+        let path = paths.mounts(&uid);
+        mounts::remove_all(&path).map_err(|source| SandboxError::File { path, source })
     })
     .await
 }

@@ -1,5 +1,6 @@
 //! The pod half against a real containerd, with a small API server in the test's process.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::testing::FakeApi;
 use super::{Manager, PodTable, Settings};
+use crate::cluster::{Cluster, ObjectKey, Protocol, Service, ServicePort};
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf};
 use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::testing::{Daemon, busybox_archive};
@@ -59,12 +61,30 @@ impl Node {
 
     /// A new agent, which knows nothing of earlier ones.
     fn agent(&self) -> Manager {
+        let cluster = Cluster::default();
+        cluster.update(|view| {
+            let service = Service {
+                cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+                ports: vec![ServicePort {
+                    name: "https".into(),
+                    protocol: Protocol::Tcp,
+                    port: 443,
+                    node_port: None,
+                }],
+                ..Service::default()
+            };
+            let key = ObjectKey::new("default", "kubernetes");
+            view.set_service(key, Some(service)).into_iter().collect()
+        });
+        cluster.set_synced();
         let settings = Settings {
             node_name: "node-1".into(),
             host_addresses: vec!["192.0.2.1".parse().unwrap()],
             root_dir: self.daemon.path().into(),
             run_dir: self.daemon.path().join("run"),
             cgroup_parent: self.daemon.cgroup(),
+            allocatable: BTreeMap::new(),
+            cluster,
             dns: Arc::new(|| ClusterDns {
                 addresses: vec!["10.244.1.1".parse().unwrap()],
                 domain: "cluster.local".into(),
@@ -94,16 +114,23 @@ impl Node {
     }
 
     fn left_on_disk(&self) -> Vec<String> {
-        ["run/netns", "run/ipc", "run/uts", "pods", "logs"]
-            .iter()
-            .flat_map(|dir| {
-                std::fs::read_dir(self.daemon.path().join(dir))
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-            })
-            .map(|entry| entry.path().display().to_string())
-            .collect()
+        [
+            "run/netns",
+            "run/ipc",
+            "run/uts",
+            "run/mounts",
+            "pods",
+            "logs",
+        ]
+        .iter()
+        .flat_map(|dir| {
+            std::fs::read_dir(self.daemon.path().join(dir))
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
+        .map(|entry| entry.path().display().to_string())
+        .collect()
     }
 
     async fn log(&self, pod: &str, container: &str, attempt: u32, wanted: &str) -> String {
@@ -258,23 +285,29 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
     node.api.create("job", json!({
         "restartPolicy": "Never",
         "nodeName": "node-1",
-        "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "settings"}}],
+        "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "settings"}},
+            {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
         "initContainers": [{
-            "name": "first", "image": "busybox:test", "args": ["echo made > /shared/file"],
+            "name": "first", "image": "busybox:test",
+            "args": ["echo made > /shared/file; echo in-memory > /dev/shm/first"],
             "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
         }],
         "containers": [{
             "name": "main", "image": "busybox:test",
-            "args": ["cat /shared/file /conf/file /etc/hosts; hostname; echo $GREETING $IP $ME; id -u; cat /sys/x"],
+            "args": ["cat /shared/file /conf/file /etc/hosts /dev/shm/first; hostname; echo $GREETING $IP $ME; \
+                echo api $KUBERNETES_SERVICE_HOST $API; \
+                echo sub-path > /sub/file && cat /shared/a/b/file; mount | grep /fast; id -u; cat /sys/x"],
             "env": [
                 {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}},
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                 {"name": "ME", "value": "<$(NAME)>"},
+                {"name": "API", "value": "<$(KUBERNETES_SERVICE_PORT)>"},
             ],
             "securityContext": {"runAsUser": 1001, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
             "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
-            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "conf", "mountPath": "/conf"}],
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "conf", "mountPath": "/conf"},
+                {"name": "shared", "mountPath": "/sub", "subPath": "a/b"}, {"name": "fast", "mountPath": "/fast"}],
         }],
     }));
     let status = node
@@ -290,6 +323,10 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "10.244.1.2\tjob",
         "F job\n",
         "hello 10.244.1.2 <job>",
+        "in-memory",
+        "api 10.96.0.1 <443>",
+        "F sub-path",
+        "size=1024k",
     ] {
         assert!(log.contains(text), "{text}: {log}");
     }
