@@ -8,16 +8,14 @@ use std::path::Path;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
-};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::io::Errno;
 
 use super::addresses::Mac;
+use super::messages;
+pub use super::messages::Link;
 use super::namespaces::{Namespace, NamespaceError, within};
 use super::routes::Routes;
 
@@ -55,40 +53,6 @@ fn doing(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkErr
             other => io::Error::other(other),
         };
         NetlinkError { what, source }
-    }
-}
-
-/// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// Grows with each link made in the namespace.
-    pub index: u32,
-    pub name: String,
-    /// Empty for links without hardware addresses.
-    pub mac: Vec<u8>,
-    /// In bytes.
-    pub mtu: u32,
-    pub up: bool,
-}
-
-impl Link {
-    fn read(message: LinkMessage) -> Self {
-        let mut link = Link {
-            index: message.header.index,
-            name: String::new(),
-            mac: Vec::new(),
-            mtu: 0,
-            up: message.header.flags.contains(LinkFlags::Up),
-        };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Address(mac) => link.mac = mac,
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                _ => {}
-            }
-        }
-        link
     }
 }
 
@@ -333,7 +297,7 @@ impl Netlink {
             .own_routes()
             .await?
             .iter()
-            .filter_map(node_route)
+            .filter_map(messages::node_route)
             .collect())
     }
 
@@ -343,13 +307,13 @@ impl Netlink {
         let unreachable = routes
             .iter()
             .filter(|route| route.header.kind == RouteType::Unreachable);
-        Ok(unreachable.filter_map(destination).collect())
+        Ok(unreachable.filter_map(messages::destination).collect())
     }
 
     /// Our routes to single addresses, with the links that they lead out of.
     pub async fn host_routes(&self) -> Result<Vec<(Ipv4Addr, u32)>, NetlinkError> {
         let routes = self.own_routes().await?;
-        Ok(routes.iter().filter_map(host_route).collect())
+        Ok(routes.iter().filter_map(messages::host_route).collect())
     }
 
     async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
@@ -381,42 +345,6 @@ fn route_to(range: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
     RouteMessageBuilder::<Ipv4Addr>::new()
         .protocol(ROUTE_PROTOCOL)
         .destination_prefix(range.network(), range.prefix_len())
-}
-
-/// Reads a route to another node: one that has a next hop. Routes to own pods have none.
-fn node_route(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
-    let next_hop = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
-        })?;
-    Some((destination(route)?, next_hop))
-}
-
-/// Reads a route that [`Netlink::put_host_route`] made.
-fn host_route(route: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
-    let link = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(link) => Some(*link),
-            _ => None,
-        })?;
-    let destination = destination(route).filter(|range| range.prefix_len() == 32)?;
-    (route.header.scope == RouteScope::Link).then_some((destination.addr(), link))
-}
-
-fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
-    let address = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
-        })?;
-    Ipv4Net::new(address, route.header.destination_prefix_length).ok()
 }
 
 fn absent_is_fine(result: Result<(), NetlinkError>, absent: Errno) -> Result<(), NetlinkError> {

@@ -19,7 +19,7 @@ use crate::testing::root_or_skip;
 pub(crate) const PREFIX: &str = "kn-pd";
 
 /// Tells the test program to be a log writer; see [`log_pipe_process`].
-const LOG_PIPE: &str = "KERNELET_TEST_LOG_PIPE";
+pub(crate) const LOG_PIPE: &str = "KERNELET_TEST_LOG_PIPE";
 
 /// A containerd that ends with the test.
 pub(crate) struct Daemon {

@@ -309,22 +309,3 @@ async fn a_containerd_that_hangs_is_given_up_and_taken_for_absent() {
         "{status:?}"
     );
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_container_that_is_removed_at_once_keeps_its_last_words() {
-    let Some((daemon, client)) = with_image().await else {
-        return;
-    };
-    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; echo last";
-    let config = config(&daemon, "talker", script);
-    run(&daemon, &client, &config).await;
-    // Removing the task ends the log writer, whatever is still on its way to it.
-    while matches!(
-        client.reap(&config.id).await.unwrap(),
-        ContainerState::Running { .. }
-    ) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    log_with(&log(&daemon, "talker"), "stdout F last\n").await;
-    daemon.clear().await;
-}
