@@ -26,7 +26,7 @@ use tower::{BoxError, ServiceExt as _};
 
 /// How long a connection to the API server may take to stand.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the API server may take to begin an answer. Watches answer at once too, and then go on.
+/// How long the API server may take for an answer, or for the beginning of one to a watch.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// A connection that is silent for so long is probed, as often as [`PROBES`] says before it counts as dead. Without that
 /// a host that vanished is noticed after a quarter of an hour.
@@ -173,7 +173,7 @@ impl NodeClient {
         let current = self.current.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let client = kube::Client::clone(&current.load());
-            async move { answered(client.send(request), ANSWER_PATIENCE).await }
+            async move { answer(&client, request, ANSWER_PATIENCE).await }
         });
         kube::Client::new(service, "default")
     }
@@ -229,11 +229,22 @@ fn connector() -> HttpConnector {
     connector
 }
 
-/// Waits for the head of an answer, not for its body.
-async fn answered(
-    answer: impl Future<Output = kube::Result<Response<Body>>>,
+/// Sends a request and waits for the whole answer, or for the head of one that goes on for as long as it is watched.
+async fn answer(
+    client: &kube::Client,
+    request: Request<Body>,
     patience: Duration,
 ) -> kube::Result<Response<Body>> {
+    let query = request.uri().query().unwrap_or_default();
+    let endless = query.split('&').any(|pair| pair == "watch=true");
+    let answer = async {
+        let (head, body) = client.send(request).await?.into_parts();
+        let body = match endless {
+            true => body,
+            false => body.collect_bytes().await?.into(),
+        };
+        Ok(Response::from_parts(head, body))
+    };
     match tokio::time::timeout(patience, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(kube::Error::Service(NoAnswer(patience).into())),
@@ -242,6 +253,7 @@ async fn answered(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tower::Service;
 
     use super::*;
@@ -257,18 +269,38 @@ mod tests {
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
     }
 
-    #[tokio::test]
-    async fn a_silent_api_server_is_an_error_in_the_end() {
+    /// A client of an API server that says `text` to whoever asks, and nothing more.
+    async fn says(text: &'static str) -> kube::Client {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", server.local_addr().unwrap());
-        let client = connected_by(&kube::Config::new(url.parse().unwrap())).unwrap();
-        // Accepted by the kernel, answered by nobody.
-        let request = Request::get("/version").body(Body::empty()).unwrap();
-        let error = answered(client.send(request), Duration::from_millis(100)).await;
-        let error = error.unwrap_err();
-        assert!(
-            error.to_string().contains("did not answer within"),
-            "{error}"
-        );
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = server.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                stream.write_all(text.as_bytes()).await.unwrap();
+                held.push(stream);
+            }
+        });
+        connected_by(&kube::Config::new(url.parse().unwrap())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_stops_talking_is_an_error_in_the_end() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        let ask = async |text, path: &str| {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let client = says(text).await;
+            let patience = Duration::from_millis(200);
+            answer(&client, request, patience)
+                .await
+                .map_err(|error| error.to_string())
+        };
+        for text in ["", head] {
+            let error = ask(text, "/api/v1/nodes").await.unwrap_err();
+            assert!(error.contains("did not answer within"), "{error}");
+        }
+        // What a watch tells comes when it comes.
+        assert!(ask(head, "/api/v1/nodes?watch=true").await.is_ok());
+        assert!(ask("", "/api/v1/nodes?watch=true").await.is_err());
     }
 }

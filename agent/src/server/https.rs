@@ -25,6 +25,7 @@ use rustls::server::{ResolvesServerCert, VerifierBuilderError, WebPkiClientVerif
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::json;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -40,6 +41,8 @@ const ADMINISTRATORS: &str = "system:masters";
 /// How long a handshake may take, and then each request's head. A connection without a request ends after that too: its
 /// caller may not even have shown who it is.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A connection on which nothing happens is probed after so long.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
 /// Connections at once. More wait in the kernel.
 const MAX_CONNECTIONS: usize = 256;
 /// Pieces of a log that wait for a slow reader.
@@ -123,6 +126,9 @@ async fn connection(
     router: Router,
     patience: Duration,
 ) -> io::Result<()> {
+    // A caller that follows a log and vanishes says nothing, and may never be written to.
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER);
+    SockRef::from(&stream).set_tcp_keepalive(&probes.with_interval(PATIENCE))?;
     let stream = timeout(patience, acceptor.accept(stream)).await??;
     let caller = stream
         .get_ref()
