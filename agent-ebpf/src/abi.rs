@@ -44,7 +44,8 @@ pub struct ServiceRow {
 /// Which backend table of a service is live and how to draw from it.
 ///
 /// The table has `ready` slots of ready backends, ordered node-local, same zone, rest, then `terminating` slots of
-/// backends that still serve. One write of this entry switches the whole service to a new table.
+/// backends that still serve. What stands behind those is never drawn: backends that are draining, whose rows have to
+/// stay for the connections that they have. One write of this entry switches the whole service to a new table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceEntry {
@@ -68,7 +69,7 @@ pub struct ServiceEntry {
     pub local_share: u32,
 }
 
-/// `internalTrafficPolicy: Local`: slots beyond the local ones are never used. The table then holds local backends only.
+/// `internalTrafficPolicy: Local`: slots beyond the local ones are never used. The table then offers local backends only.
 pub const FLAG_LOCAL_ONLY: u32 = 1 << 0;
 
 /// Key of `BACKEND_TABLE`.
@@ -85,7 +86,8 @@ pub struct SlotKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u32);
 
-/// Value of `BACKENDS`. One aligned word, so a program reads it whole.
+/// Value of `BACKENDS`. One aligned word, so a program reads it whole. Written once: a row that were written anew could be
+/// read in memory that the kernel has handed to another backend meanwhile.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendEntry {
@@ -93,14 +95,8 @@ pub struct BackendEntry {
     pub port: Port,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
-    /// `BACKEND_*` bits.
-    pub flags: u8,
+    pub pad: u8,
 }
-
-/// The backend runs on this node.
-pub const BACKEND_LOCAL: u8 = 1 << 0;
-/// The backend is terminating and still serves.
-pub const BACKEND_TERMINATING: u8 = 1 << 1;
 
 /// Key of `SOCKETS`: `bpf_get_socket_cookie`, which names a socket for as long as the machine runs.
 #[repr(C)]
@@ -260,7 +256,7 @@ mod tests {
             affinity_timeout_s 4, local_share 4 => 36);
         no_padding!(ServiceRow: key 8, entry 36 => 44);
         no_padding!(SlotKey: service_id 4, generation 4, slot 4 => 12);
-        no_padding!(BackendEntry: address 4, port 2, protocol 1, flags 1 => 8);
+        no_padding!(BackendEntry: address 4, port 2, protocol 1, pad 1 => 8);
         no_padding!(SocketEntry: backend_address 4, backend_port 2, pad 2, service 16 => 24);
         no_padding!(ReverseKey: cookie 8, address 4, port 2, pad 2 => 16);
         no_padding!(ReverseEntry: address 4, port 2, pad 2, backend 4, service_id 4 => 16);

@@ -1,10 +1,13 @@
 //! The BPF programs: thin shells over the library.
 //!
 //! ```text
-//! connect4, sendmsg4          service address -> backend address   (translate.rs)
-//! recvmsg4, getpeername4      backend address -> service address   (reverse.rs)
-//! sock_release                the socket no longer counts          (count.rs)
+//! connect4, connect6, sendmsg4                         service address -> backend address   (translate.rs)
+//! recvmsg4, recvmsg6, getpeername4, getpeername6       backend address -> service address   (reverse.rs)
+//! sock_release                                         the socket no longer counts          (count.rs)
 //! ```
+//!
+//! Those that end in 6 are for IPv6 sockets that speak to IPv4 addresses. There is no sendmsg6: the kernel hands a
+//! datagram to such an address over to sendmsg4.
 #![no_std]
 #![no_main]
 
@@ -16,6 +19,7 @@ mod translate;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
+use ctx::{V4, V4Mapped};
 
 /// Lets the system call go on, with the address as the program left it.
 const PROCEED: i32 = 1;
@@ -24,23 +28,40 @@ const REJECT: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
 fn kn_connect4(ctx: SockAddrContext) -> i32 {
-    translate::dial(&ctx)
+    translate::dial::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+fn kn_connect6(ctx: SockAddrContext) -> i32 {
+    translate::dial::<V4Mapped>(&ctx)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 fn kn_sendmsg4(ctx: SockAddrContext) -> i32 {
-    translate::dial(&ctx)
+    translate::dial::<V4>(&ctx)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 fn kn_recvmsg4(ctx: SockAddrContext) -> i32 {
-    reverse::recvmsg(&ctx);
+    reverse::recvmsg::<V4>(&ctx);
+    PROCEED
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn kn_recvmsg6(ctx: SockAddrContext) -> i32 {
+    reverse::recvmsg::<V4Mapped>(&ctx);
     PROCEED
 }
 
 #[cgroup_sock_addr(getpeername4)]
 fn kn_getpeername4(ctx: SockAddrContext) -> i32 {
-    reverse::getpeername(&ctx);
+    reverse::getpeername::<V4>(&ctx);
+    PROCEED
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn kn_getpeername6(ctx: SockAddrContext) -> i32 {
+    reverse::getpeername::<V4Mapped>(&ctx);
     PROCEED
 }
 

@@ -3,23 +3,25 @@
 use agent_ebpf::abi::{ReverseKey, SocketKey};
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::ctx;
+use crate::ctx::{self, Form};
 use crate::maps::{SOCK_REVERSE, SOCKETS};
 
 /// The application asks whom a connected socket talks to.
 #[inline(always)]
-pub(crate) fn getpeername(ctx: &SockAddrContext) {
-    latest(ctx, ctx::socket(ctx));
+pub(crate) fn getpeername<F: Form>(ctx: &SockAddrContext) {
+    latest::<F>(ctx, ctx::socket(ctx));
 }
 
 /// A datagram arrived: the application sees it come from what it dialled.
 #[inline(always)]
-pub(crate) fn recvmsg(ctx: &SockAddrContext) {
+pub(crate) fn recvmsg<F: Form>(ctx: &SockAddrContext) {
     let cookie = ctx::socket(ctx);
-    if latest(ctx, cookie) {
+    if latest::<F>(ctx, cookie) {
         return;
     }
-    let (address, port) = ctx::address(ctx);
+    let Some((address, port)) = ctx::address::<F>(ctx) else {
+        return;
+    };
     // SAFETY: a row that the LRU hands to another socket meanwhile gives this datagram a wrong source; the socket that
     // lost its row had not used it for as long as the map has rows.
     if let Some(service) = unsafe {
@@ -30,20 +32,20 @@ pub(crate) fn recvmsg(ctx: &SockAddrContext) {
             pad: [0; 2],
         })
     } {
-        ctx::set_address(ctx, service.address, service.port);
+        ctx::set_address::<F>(ctx, service.address, service.port);
     }
 }
 
 /// Translates if the address is the socket's latest backend.
 #[inline(always)]
-fn latest(ctx: &SockAddrContext, socket: SocketKey) -> bool {
+fn latest<F: Form>(ctx: &SockAddrContext, socket: SocketKey) -> bool {
     // SAFETY: only the socket's own programs write or remove its row.
     let Some(entry) = (unsafe { SOCKETS.get(socket) }) else {
         return false;
     };
-    if (entry.backend_address, entry.backend_port) != ctx::address(ctx) {
+    if Some((entry.backend_address, entry.backend_port)) != ctx::address::<F>(ctx) {
         return false;
     }
-    ctx::set_address(ctx, entry.service.address, entry.service.port);
+    ctx::set_address::<F>(ctx, entry.service.address, entry.service.port);
     true
 }

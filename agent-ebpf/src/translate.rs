@@ -12,6 +12,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::count::IF_ABSENT;
+use crate::ctx::Form;
 use crate::maps::{
     AFFINITY, BACKEND_TABLE, BACKENDS, SERVICES, SOCK_REVERSE, SOCKETS, has_set_retval,
 };
@@ -21,8 +22,8 @@ const ECONNREFUSED: i32 = 111;
 
 /// A socket connects, or a datagram leaves a UDP socket that names its destination.
 #[inline(always)]
-pub(crate) fn dial(ctx: &SockAddrContext) -> i32 {
-    let Some(dialled) = &ctx::dialled(ctx) else {
+pub(crate) fn dial<F: Form>(ctx: &SockAddrContext) -> i32 {
+    let Some(dialled) = &ctx::dialled::<F>(ctx) else {
         return PROCEED;
     };
     match choose(&KernelTables, &Socket { ctx, dialled }, dialled) {
@@ -33,7 +34,7 @@ pub(crate) fn dial(ctx: &SockAddrContext) -> i32 {
             entry,
         } => {
             remember(ctx, dialled, service_id, id, &entry);
-            ctx::set_address(ctx, entry.address, entry.port);
+            ctx::set_address::<F>(ctx, entry.address, entry.port);
             PROCEED
         }
         Verdict::NoBackend { service_id } => {

@@ -29,6 +29,7 @@ use crate::dataplane::{
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::{DnsError, DnsServer};
+use crate::network::addresses::gateway;
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
 use crate::network::{NetworkError, routing};
@@ -280,15 +281,14 @@ async fn connect(
         range = known_range(cluster, node) => range?,
         ended = parts.join_next() => return outcome(ended).map(|()| None),
     };
-    let network = VethNetwork::set_up(range, address).await?;
-    let gateway = network.gateway();
+    let gateway = gateway(range);
     let dns = DnsServer::bind(
         SocketAddr::new(gateway.into(), DNS_PORT),
         &config.cluster_domain,
         cluster.clone(),
         Forwarder::new(RESOLV_CONF.into(), gateway.into()),
-    )
-    .await?;
+    )?;
+    let network = VethNetwork::set_up(range, address).await?;
     parts.spawn(async move {
         dns.run().await;
         Ok(())

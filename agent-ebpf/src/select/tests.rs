@@ -118,7 +118,7 @@ fn backend(id: u32) -> BackendEntry {
         address: id.to_be_bytes(),
         port: [0x1f, 0x90],
         protocol: TCP,
-        flags: 0,
+        pad: 0,
     }
 }
 

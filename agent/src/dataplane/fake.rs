@@ -26,7 +26,7 @@ impl ServiceMaps for FakeMaps {
             MapOp::PutService(key, entry) => drop(services.insert(key, entry)),
             MapOp::DeleteService(key) => drop(services.remove(&key)),
             MapOp::DeleteSlot(key) => drop(slots.remove(&key)),
-            MapOp::DeleteBackend(id) => drop(backends.remove(&id)),
+            MapOp::DeleteBackend(id, _) => drop(backends.remove(&id)),
         }
         Ok(())
     }

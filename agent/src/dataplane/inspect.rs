@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BACKEND_LOCAL, BACKEND_TERMINATING, BackendEntry, BackendId,
-    BackendStats, FLAG_LOCAL_ONLY, Ipv4, Port, ReverseEntry, ReverseKey, SHARE_ONE, ServiceEntry,
-    ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry, SocketKey, TCP, UDP, maps as names,
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, FLAG_LOCAL_ONLY, Ipv4, Port,
+    ReverseEntry, ReverseKey, SHARE_ONE, ServiceEntry, ServiceKey, ServiceRow, ServiceStats,
+    SlotKey, SocketEntry, SocketKey, TCP, UDP, maps as names,
 };
 use aya::Pod;
 use aya::maps::{HashMap, MapData, MapError as AyaError, MapInfo, MapKeys, PerCpuHashMap};
@@ -245,18 +245,11 @@ impl Show for u32 {
 
 impl Show for BackendEntry {
     fn show(&self) -> String {
-        let mut text = format!(
+        format!(
             "{} {}",
             endpoint(self.address, self.port),
             protocol(self.protocol)
-        );
-        if self.flags & BACKEND_LOCAL != 0 {
-            text += ", local";
-        }
-        if self.flags & BACKEND_TERMINATING != 0 {
-            text += ", terminating";
-        }
-        text
+        )
     }
 }
 

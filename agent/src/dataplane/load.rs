@@ -31,12 +31,15 @@ const BPF_FS: i64 = 0xcafe_4a11;
 const BPF_FS_ROOT: &str = "/sys/fs/bpf";
 
 /// In this order: what reads a socket's row is there before what writes it.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 8] = [
     "kn_sock_release",
     "kn_getpeername4",
+    "kn_getpeername6",
     "kn_recvmsg4",
+    "kn_recvmsg6",
     "kn_sendmsg4",
     "kn_connect4",
+    "kn_connect6",
 ];
 
 /// Why the programs could not be brought into the kernel, or out of it.

@@ -1,6 +1,6 @@
 //! The pinned maps, typed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -114,19 +114,9 @@ impl Maps {
         )
     }
 
-    /// The sockets that were last sent to `backend`.
-    pub(super) fn sockets_to(
-        &self,
-        backend: &BackendEntry,
-    ) -> Result<BTreeSet<SocketKey>, MapError> {
-        let mut found = BTreeSet::new();
-        for row in self.sockets.iter() {
-            let (socket, entry) = row.map_err(|source| read(names::SOCKETS, source))?;
-            if (entry.backend_address, entry.backend_port) == (backend.address, backend.port) {
-                found.insert(socket);
-            }
-        }
-        Ok(found)
+    /// Where a client socket was last sent; `None` when the programs sent it nowhere.
+    pub(super) fn socket(&self, socket: SocketKey) -> Result<Option<SocketEntry>, MapError> {
+        or_default(names::SOCKETS, self.sockets.get(&socket, 0).map(Some))
     }
 
     /// All counters at once.
@@ -179,7 +169,7 @@ impl ServiceMaps for Maps {
                 }
             }
             MapOp::DeleteSlot(key) => delete(names::BACKEND_TABLE, op, self.slots.remove(&key)),
-            MapOp::DeleteBackend(id) => {
+            MapOp::DeleteBackend(id, _) => {
                 delete(names::BACKENDS, op, self.backends.remove(&id))?;
                 delete(names::STATS, op, self.stats.remove(&id))
             }

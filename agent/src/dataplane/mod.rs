@@ -40,7 +40,16 @@ pub enum MapOp {
     PutService(ServiceKey, ServiceEntry),
     DeleteService(ServiceKey),
     DeleteSlot(SlotKey),
-    DeleteBackend(BackendId),
+    DeleteBackend(BackendId, Sockets),
+}
+
+/// What becomes of the client sockets that were sent to a backend when its row goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sockets {
+    /// The backend is gone: they are closed, so that their clients reconnect at once.
+    Close,
+    /// The backend is there and only its service is gone: they go on.
+    Keep,
 }
 
 /// The service tables, as they stand in the kernel.

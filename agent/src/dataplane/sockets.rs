@@ -1,25 +1,24 @@
 //! Closes the sockets of a backend that is gone, so that their clients reconnect at once.
 //!
-//! Only sockets that the programs sent there are closed: `SOCKETS` names them by cookie. sock_diag finds and closes them
-//! in each network namespace. Unconnected UDP sockets have no peer and are never found; they go elsewhere by themselves.
+//! sock_diag finds them in each network namespace and closes them, but for those that the programs did not send there:
+//! `SOCKETS` knows. Unconnected UDP sockets have no peer and are never found; they go elsewhere by themselves.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
-use agent_ebpf::abi::{BackendEntry, SocketKey};
+use agent_ebpf::abi::{BackendEntry, BackendId, BackendStats, SocketKey};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 use tracing::{info, warn};
 
 use super::maps::{MapError, Maps};
-use super::{MapOp, PinnedState, ServiceMaps};
+use super::{MapOp, PinnedState, ServiceMaps, Sockets};
 
-/// Maps that close the sockets of each backend that they remove, so that their clients reconnect at once.
+/// Maps that close the sockets of a backend that is gone before they remove its row.
 pub struct ClosingMaps {
     maps: Maps,
     /// Directory of the pins of the pods' network namespaces.
@@ -32,7 +31,10 @@ impl ClosingMaps {
         Self { maps, namespaces }
     }
 
-    fn close(&self, backend: &BackendEntry) {
+    fn close(&self, id: BackendId) -> Result<(), MapError> {
+        let Some(backend) = self.maps.backend(id)? else {
+            return Ok(());
+        };
         let pods = std::fs::read_dir(&self.namespaces);
         let mut all: Vec<PathBuf> = pods
             .into_iter()
@@ -41,34 +43,28 @@ impl ClosingMaps {
             .map(|pin| pin.path())
             .collect();
         all.push("/proc/self/ns/net".into());
-        match close_sockets(&self.maps, backend, &all) {
-            Ok(Closed { sockets, failed }) => {
-                if sockets > 0 {
-                    info!(
-                        ?backend,
-                        sockets, "closed the sockets of a backend that is gone"
-                    );
-                }
-                for error in failed {
-                    warn!(?backend, %error, reason = %error.source, "sockets of a backend that is gone stay open");
-                }
-            }
-            Err(error) => warn!(?backend, %error, "sockets of a backend that is gone stay open"),
+        let Closed { sockets, failed } = close_sockets(&self.maps, id, &backend, &all)?;
+        if sockets > 0 {
+            info!(
+                ?backend,
+                sockets, "closed the sockets of a backend that is gone"
+            );
         }
+        for error in failed {
+            warn!(?backend, %error, reason = %error.source, "sockets of a backend that is gone stay open");
+        }
+        Ok(())
     }
 }
 
 impl ServiceMaps for ClosingMaps {
     fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
-        let gone = match op {
-            MapOp::DeleteBackend(id) => self.maps.backend(*id)?,
-            _ => None,
-        };
-        self.maps.apply(op)?;
-        if let Some(backend) = gone {
-            self.close(&backend);
+        // Before its row goes: whoever dies in between finds the row again, and closes again. No table has named the
+        // backend for a while, so no socket comes to it meanwhile.
+        if let MapOp::DeleteBackend(id, Sockets::Close) = op {
+            self.close(*id)?;
         }
-        Ok(())
+        self.maps.apply(op)
     }
 
     fn dump(&self) -> Result<PinnedState, MapError> {
@@ -93,24 +89,29 @@ pub struct CloseError {
     pub source: io::Error,
 }
 
-/// Closes every connected socket that was sent to `backend`, in each of the network namespaces named by a path
+/// Closes every connected socket that was sent to the backend `id`, in each of the network namespaces named by a path
 /// (`/proc/self/ns/net`, or a pin). A namespace that is gone has no sockets; one that fails does not keep the others.
 pub fn close_sockets(
     maps: &Maps,
+    id: BackendId,
     backend: &BackendEntry,
     netns: &[PathBuf],
 ) -> Result<Closed, MapError> {
-    let cookies = maps.sockets_to(backend)?;
-    if cookies.is_empty() {
+    let BackendStats { opens, closes } = maps.backend_stats(id)?;
+    if opens == closes {
         return Ok(Closed::default());
     }
+    let sent_there = |socket: SocketKey| {
+        let entry = maps.socket(socket)?;
+        Ok(entry.is_some_and(|entry| entry.service.backend == id))
+    };
     // A thread of its own, because it changes its namespace; it opens all of them from where it starts.
     thread::scope(|scope| {
         let each = || {
             let opened: Vec<_> = netns.iter().map(|path| (path, File::open(path))).collect();
             let mut closed = Closed::default();
             for (path, file) in opened {
-                match close_in(file, backend, &cookies) {
+                match close_in(file, backend, &sent_there) {
                     Ok(sockets) => closed.sockets += sockets,
                     Err(source) => closed.failed.push(CloseError {
                         netns: path.clone(),
@@ -130,28 +131,44 @@ pub fn close_sockets(
 fn close_in(
     netns: io::Result<File>,
     backend: &BackendEntry,
-    cookies: &BTreeSet<SocketKey>,
+    sent_there: &impl Fn(SocketKey) -> Result<bool, MapError>,
 ) -> io::Result<usize> {
     let netns = match netns {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         other => other?,
     };
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    close_here(backend, cookies)
+    close_here(backend, sent_there)
 }
 
-fn close_here(backend: &BackendEntry, cookies: &BTreeSet<SocketKey>) -> io::Result<usize> {
+fn close_here(
+    backend: &BackendEntry,
+    sent_there: &impl Fn(SocketKey) -> Result<bool, MapError>,
+) -> io::Result<usize> {
     let mut diag = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::DGRAM,
         Some(libc::NETLINK_SOCK_DIAG.into()),
     )?;
     let mut closed = 0;
-    for id in list(&mut diag, backend)? {
-        if id.destination() != Ipv4Addr::from(backend.address) || !cookies.contains(&id.cookie()) {
+    let mut found = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let ids = list(&mut diag, family, backend)?;
+        found.extend(ids.into_iter().map(|id| (family, id)));
+    }
+    for (family, id) in found {
+        if id.destination(family) != Some(backend.address.into())
+            || !sent_there(id.cookie()).map_err(io::Error::other)?
+        {
             continue;
         }
-        diag.write_all(&request(SOCK_DESTROY, ACKNOWLEDGE, backend.protocol, &id.0))?;
+        diag.write_all(&request(
+            SOCK_DESTROY,
+            ACKNOWLEDGE,
+            family,
+            backend.protocol,
+            &id.0,
+        ))?;
         let mut buffer = [0; 4096];
         let length = diag.read(&mut buffer)?;
         for message in messages(&buffer[..length]) {
@@ -168,12 +185,13 @@ fn close_here(backend: &BackendEntry, cookies: &BTreeSet<SocketKey>) -> io::Resu
 }
 
 /// The sockets in this namespace whose peer has the backend's port.
-fn list(diag: &mut Socket, backend: &BackendEntry) -> io::Result<Vec<SocketId>> {
+fn list(diag: &mut Socket, family: Family, backend: &BackendEntry) -> io::Result<Vec<SocketId>> {
     let mut wanted = [0; ID_SIZE];
     wanted[2..4].copy_from_slice(&backend.port);
     diag.write_all(&request(
         SOCK_DIAG_BY_FAMILY,
         DUMP,
+        family,
         backend.protocol,
         &wanted,
     ))?;
@@ -207,13 +225,26 @@ const ID_SIZE: usize = 48;
 /// What precedes the id in `struct inet_diag_msg`.
 const ID_AT: usize = 4;
 
+/// What a socket was made for. One for IPv6 may have an IPv4 peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Family {
+    V4 = libc::AF_INET as u8,
+    V6 = libc::AF_INET6 as u8,
+}
+
 /// `struct inet_diag_sockid`: ports and addresses in network order, interface, cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SocketId([u8; ID_SIZE]);
 
 impl SocketId {
-    fn destination(&self) -> Ipv4Addr {
-        Ipv4Addr::new(self.0[20], self.0[21], self.0[22], self.0[23])
+    fn destination(&self, family: Family) -> Option<Ipv4Addr> {
+        let mut address = [0; 16];
+        address.copy_from_slice(&self.0[20..36]);
+        match family {
+            Family::V4 => address.first_chunk::<4>().copied().map(Ipv4Addr::from),
+            Family::V6 => Ipv6Addr::from(address).to_ipv4_mapped(),
+        }
     }
 
     fn cookie(&self) -> SocketKey {
@@ -231,8 +262,8 @@ enum Message {
     Error(i32),
 }
 
-/// A `struct inet_diag_req_v2` for IPv4 sockets in any state.
-fn request(kind: u16, flags: u16, protocol: u8, id: &[u8; ID_SIZE]) -> Vec<u8> {
+/// A `struct inet_diag_req_v2` for sockets in any state.
+fn request(kind: u16, flags: u16, family: Family, protocol: u8, id: &[u8; ID_SIZE]) -> Vec<u8> {
     let length = HEADER_SIZE + 8 + ID_SIZE;
     let mut bytes = Vec::with_capacity(length);
     bytes.extend((length as u32).to_ne_bytes());
@@ -240,7 +271,7 @@ fn request(kind: u16, flags: u16, protocol: u8, id: &[u8; ID_SIZE]) -> Vec<u8> {
     bytes.extend(flags.to_ne_bytes());
     // Sequence number and port id: one request is under way at a time, on a socket of its own.
     bytes.extend([0; 8]);
-    bytes.extend([libc::AF_INET as u8, protocol, 0, 0]);
+    bytes.extend([family as u8, protocol, 0, 0]);
     bytes.extend(u32::MAX.to_ne_bytes());
     bytes.extend(id);
     bytes
@@ -327,7 +358,11 @@ mod tests {
                 Message::Done
             ]
         );
-        assert_eq!(SocketId(id).destination(), Ipv4Addr::new(10, 244, 1, 5));
+        assert_eq!(
+            SocketId(id).destination(Family::V4),
+            Some(Ipv4Addr::new(10, 244, 1, 5))
+        );
+        assert_eq!(SocketId(id).destination(Family::V6), None);
         assert_eq!(SocketId(id).cookie(), SocketKey(1 << 32 | 7));
     }
 

@@ -155,6 +155,12 @@ pub(super) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
     }
 }
 
+/// The address of a service as an IPv6 socket dials it.
+pub(super) fn mapped(key: ServiceKey) -> SocketAddr {
+    let address = Ipv4Addr::from(key.address).to_ipv6_mapped();
+    (address, u16::from_be_bytes(key.port)).into()
+}
+
 pub(super) fn dialled(key: ServiceKey) -> SocketAddr {
     (Ipv4Addr::from(key.address), u16::from_be_bytes(key.port)).into()
 }
@@ -189,7 +195,7 @@ pub(super) fn put(
             address: v4.ip().octets(),
             port: v4.port().to_be_bytes(),
             protocol: key.protocol,
-            flags: 0,
+            pad: 0,
         };
         ops.push(MapOp::PutBackend(BackendId(*id), backend));
         ops.push(MapOp::PutSlot(

@@ -12,9 +12,12 @@ use agent_ebpf::abi::{
 };
 
 use super::testing::{
-    Scratch, dialled, entry, on_scratch_node, put, service, slot_key, tcp_backend, udp_backend,
+    Scratch, dialled, entry, mapped, on_scratch_node, put, service, slot_key, tcp_backend,
+    udp_backend,
 };
-use super::{MapError, MapOp, MapSizes, ServiceMaps, close_sockets, remove_other_versions, start};
+use super::{
+    MapError, MapOp, MapSizes, ServiceMaps, Sockets, close_sockets, remove_other_versions, start,
+};
 
 const WEB: ServiceKey = ServiceKey {
     address: [10, 96, 0, 1],
@@ -69,6 +72,49 @@ fn a_tcp_socket_reaches_the_backend_and_sees_the_service() {
             .unwrap()
             .closes
             == 1));
+    });
+}
+
+#[test]
+fn an_ipv6_socket_reaches_an_ipv4_service_and_sees_it() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let dns = service(2, 53, UDP);
+        let (tcp, udp) = (tcp_backend("a"), udp_backend("b"));
+        let maps = &mut dataplane.maps;
+        maps.apply_all(&put(WEB, entry(1, 1, 1, 1), &[(1, tcp)]))
+            .unwrap();
+        maps.apply_all(&put(dns, entry(2, 1, 1, 1), &[(2, udp)]))
+            .unwrap();
+
+        let mut stream = TcpStream::connect(mapped(WEB)).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), mapped(WEB));
+        let mut name = String::new();
+        stream.read_to_string(&mut name).unwrap();
+        assert_eq!(name, "a");
+
+        let connected = UdpSocket::bind("[::]:0").unwrap();
+        connected.connect(mapped(dns)).unwrap();
+        assert_eq!(connected.peer_addr().unwrap(), mapped(dns));
+        connected.send(b"?").unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(connected.recv(&mut buffer).unwrap(), 1);
+
+        let unconnected = UdpSocket::bind("[::]:0").unwrap();
+        unconnected.send_to(b"?", mapped(dns)).unwrap();
+        assert_eq!(unconnected.recv_from(&mut buffer).unwrap().1, mapped(dns));
+
+        maps.apply(&MapOp::PutService(WEB, entry(1, 2, 0, 0)))
+            .unwrap();
+        let refused = TcpStream::connect(mapped(WEB)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+
+        // An address that is IPv6 indeed is left alone, whatever its last four bytes are.
+        let other = SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0xffff, 0x0a60, 0x0001], 80));
+        assert_eq!(
+            TcpStream::connect(other).unwrap_err().kind(),
+            ErrorKind::NetworkUnreachable
+        );
     });
 }
 
@@ -366,7 +412,7 @@ fn flips_under_continuous_connects_fail_none_and_never_lead_to_a_stranger() {
             dataplane.maps.apply_all(&tables(generation)).unwrap();
             for op in old {
                 let undo = match op {
-                    MapOp::PutBackend(id, _) => MapOp::DeleteBackend(id),
+                    MapOp::PutBackend(id, _) => MapOp::DeleteBackend(id, Sockets::Keep),
                     MapOp::PutSlot(key, _) => MapOp::DeleteSlot(key),
                     _ => continue,
                 };
@@ -450,6 +496,7 @@ fn sockets_of_a_gone_backend_are_closed_and_no_others() {
         maps.apply_all(&put(dns, entry(2, 1, 1, 1), &[(2, gone_udp)]))
             .unwrap();
         let mut victim = TcpStream::connect(dialled(WEB)).unwrap();
+        let mut victim6 = TcpStream::connect(mapped(WEB)).unwrap();
         let other = TcpStream::connect(dialled(service(3, 80, TCP))).unwrap();
         let direct = TcpStream::connect(gone).unwrap();
         let connected = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -465,17 +512,20 @@ fn sockets_of_a_gone_backend_are_closed_and_no_others() {
         ];
         let backends = maps.dump().unwrap().backends;
         let closed_to = |id| {
-            let closed = close_sockets(maps, &backends[&BackendId(id)], &here).unwrap();
+            let closed =
+                close_sockets(maps, BackendId(id), &backends[&BackendId(id)], &here).unwrap();
             assert_eq!(closed.failed.len(), 1, "{:?}", closed.failed);
             closed.sockets
         };
-        assert_eq!(closed_to(1), 1);
+        assert_eq!(closed_to(1), 2);
         assert_eq!(closed_to(2), 1);
 
-        assert_eq!(
-            victim.read(&mut [0]).unwrap_err().kind(),
-            ErrorKind::ConnectionAborted
-        );
+        for victim in [&mut victim, &mut victim6] {
+            assert_eq!(
+                victim.read(&mut [0]).unwrap_err().kind(),
+                ErrorKind::ConnectionAborted
+            );
+        }
         assert_eq!(
             connected.recv(&mut [0]).unwrap_err().kind(),
             ErrorKind::ConnectionAborted
@@ -614,7 +664,8 @@ fn writes_are_idempotent_and_what_is_shown_is_what_was_written() {
             maps.apply(&MapOp::DeleteService(WEB)).unwrap();
             maps.apply(&MapOp::DeleteSlot(slot_key(&entry(7, 3, 1, 1), 0)))
                 .unwrap();
-            maps.apply(&MapOp::DeleteBackend(BackendId(9))).unwrap();
+            maps.apply(&MapOp::DeleteBackend(BackendId(9), Sockets::Keep))
+                .unwrap();
         }
         assert_eq!(maps.dump().unwrap(), super::PinnedState::default());
         assert_eq!(maps.rows_behind(&WEB).unwrap(), []);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record};
 use rand::seq::SliceRandom;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -28,6 +29,8 @@ const MAX_UDP_QUESTION: usize = 4096;
 const MAX_WAITING: usize = 256;
 /// How long a question waits for the view to be complete, in all and between looks: less than resolvers wait for us.
 const SYNC_PATIENCE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(25));
+/// TCP connections that wait to be accepted.
+const TCP_BACKLOG: i32 = 128;
 /// TCP connections at once.
 const MAX_CONNECTIONS: usize = 128;
 /// A TCP connection that is silent for so long is closed.
@@ -68,8 +71,9 @@ struct Resolver {
 }
 
 impl DnsServer {
-    /// Takes the sockets: `address` is the gateway's, port 53.
-    pub async fn bind(
+    /// Takes the sockets: `address` is the gateway's, port 53. It need not be on a link yet, so that a busy port is known
+    /// before anything is changed on the node.
+    pub fn bind(
         address: SocketAddr,
         domain: &str,
         cluster: Cluster,
@@ -88,10 +92,10 @@ impl DnsServer {
                 source,
             }
         };
-        let udp = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
+        let udp = udp_socket(address).map_err(failed("UDP"))?;
         // With port 0 (in tests) both have to be the same.
         let address = udp.local_addr().map_err(failed("UDP"))?;
-        let tcp = TcpListener::bind(address).await.map_err(failed("TCP"))?;
+        let tcp = tcp_listener(address).map_err(failed("TCP"))?;
         info!(%address, %zone, "cluster DNS listens");
         let resolver = Arc::new(Resolver {
             cluster,
@@ -118,6 +122,27 @@ impl DnsServer {
             serve_tcp(self.tcp, self.resolver)
         );
     }
+}
+
+fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(free_socket(address, Type::DGRAM)?.into())
+}
+
+fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = free_socket(address, Type::STREAM)?;
+    socket.listen(TCP_BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A socket bound to an address that this machine may not have yet.
+fn free_socket(address: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_freebind_v4(true)?;
+    // Connections of an earlier agent may still be ending.
+    socket.set_reuse_address(kind == Type::STREAM)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 async fn serve_udp(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {

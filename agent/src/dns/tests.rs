@@ -331,9 +331,8 @@ async fn serve_cluster(view: View, resolvers: &[IpAddr], port: u16) -> (SocketAd
     std::fs::write(conf.path(), text).unwrap();
     let own = IpAddr::from([127, 0, 0, 2]);
     let forwarder = Forwarder::new(conf.path().to_owned(), own).with_port(port);
-    let server = DnsServer::bind((own, 0).into(), "cluster.local", cluster.clone(), forwarder)
-        .await
-        .unwrap();
+    let server =
+        DnsServer::bind((own, 0).into(), "cluster.local", cluster.clone(), forwarder).unwrap();
     let address = server.address().unwrap();
     tokio::spawn(async move {
         server.run().await;

@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use agent_ebpf::abi::{
-    BACKEND_LOCAL, BackendEntry, BackendId, FLAG_LOCAL_ONLY, ServiceEntry, SlotKey,
-};
+use agent_ebpf::abi::{BackendEntry, BackendId, FLAG_LOCAL_ONLY, ServiceEntry, SlotKey};
 
 use super::backends::Ids;
 use super::live::{Live, Table};
-use super::policy::{Class, Preference};
+use super::policy::Preference;
 use super::state::LbState;
 use crate::dataplane::PinnedState;
 
@@ -71,7 +69,6 @@ impl LbState {
                 .unwrap_or(0);
             let live = live(entry, rows, &backends, found);
             state.backends.hold(live.slots.iter());
-            state.backends.start_using(live.uses());
             state.service_ids.insert(entry.service_id);
             state.frontends.insert(key, live);
             state.orphans.insert(key);
@@ -94,9 +91,11 @@ fn live(
     backends: &BTreeMap<BackendId, BackendEntry>,
     highest_generation: u32,
 ) -> Live {
-    let size = entry.ready.saturating_add(entry.terminating);
-    let whole =
-        rows.keys().copied().eq(0..size) && rows.values().all(|id| backends.contains_key(id));
+    let offered = entry.ready.saturating_add(entry.terminating) as usize;
+    // Behind those that are offered stand the draining ones.
+    let whole = rows.len() >= offered
+        && rows.keys().copied().eq(0..rows.len() as u32)
+        && rows.values().all(|id| backends.contains_key(id));
     let broken = (!whole).then(|| {
         let rows = rows.iter().map(|(slot, id)| (*slot, *id)).collect();
         Box::new(Table {
@@ -105,7 +104,7 @@ fn live(
             rows,
         })
     });
-    let mut live = Live {
+    Live {
         owner: None,
         port_name: "".into(),
         preference: if entry.flags & FLAG_LOCAL_ONLY != 0 {
@@ -115,21 +114,7 @@ fn live(
         },
         entry,
         slots: rows.into_values().collect(),
-        terminating_local: 0,
         last_generation: entry.generation.max(highest_generation),
         broken,
-    };
-    let is_local = |id: &BackendId| {
-        backends
-            .get(id)
-            .is_some_and(|row| row.flags & BACKEND_LOCAL != 0)
-    };
-    let terminating = live
-        .slots
-        .iter()
-        .enumerate()
-        .filter(|(slot, _)| live.class(*slot) == Class::Terminating);
-    live.terminating_local =
-        u32::try_from(terminating.filter(|(_, id)| is_local(id)).count()).unwrap_or(0);
-    live
+    }
 }

@@ -26,13 +26,14 @@ impl LbState {
             .filter_map(|key| self.frontends.get_key_value(key))
     }
 
-    /// Id, target and flags of every backend.
-    pub fn backends(&self) -> impl Iterator<Item = (BackendId, Target, u8)> + '_ {
+    /// Every backend, with where it listens.
+    pub fn backends(&self) -> impl Iterator<Item = (BackendId, Target)> + '_ {
         self.backends.iter()
     }
 
-    pub fn backend(&self, id: BackendId) -> Option<(Target, u8)> {
-        Some((self.backends.target(id)?, self.backends.flags_written(id)?))
+    /// Where a backend listens.
+    pub fn backend(&self, id: BackendId) -> Option<Target> {
+        self.backends.target(id)
     }
 
     pub fn backend_count(&self) -> usize {

@@ -1,10 +1,11 @@
-//! The rows of `BACKENDS`: ids, who holds them, and the flags that follow from who holds them.
+//! The rows of `BACKENDS`: ids, where they lead, and who holds them.
 
 use std::collections::{BTreeSet, HashMap};
 
-use agent_ebpf::abi::{BACKEND_LOCAL, BACKEND_TERMINATING, BackendEntry, BackendId};
+use agent_ebpf::abi::{BackendEntry, BackendId};
 
 use super::policy::Target;
+use crate::dataplane::Sockets;
 
 /// Hands out ids. It goes round the 32 bits, so an id comes back only after four thousand million others.
 #[derive(Debug)]
@@ -29,37 +30,15 @@ impl Ids {
     }
 }
 
-/// How one live table uses a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Use {
-    pub(super) id: BackendId,
-    pub(super) ready: bool,
-    pub(super) local: bool,
-}
-
 #[derive(Debug)]
 struct Row {
     target: Target,
     /// Tables whose rows name it, live or retired. At 0 the row may go.
     holders: u32,
-    /// Live tables that use it; of those, as ready; as local.
-    live: u32,
-    ready: u32,
-    local: u32,
-    /// Flags as the map has them; `None` when it is not known that it has the row.
-    written: Option<u8>,
-}
-
-impl Row {
-    fn flags(&self) -> u8 {
-        let local = if self.local > 0 { BACKEND_LOCAL } else { 0 };
-        let terminating = if self.ready == 0 {
-            BACKEND_TERMINATING
-        } else {
-            0
-        };
-        local | terminating
-    }
+    /// Whether the map is known to have it.
+    written: bool,
+    /// What becomes of its sockets when the row goes.
+    sockets: Sockets,
 }
 
 /// All backends that the maps have or are about to have.
@@ -84,14 +63,14 @@ impl Backends {
 
     /// The id of `target`, a new one if it has none; a new one has to be held at once.
     pub(super) fn id_of(&mut self, target: Target) -> BackendId {
-        if let Some(id) = self.by_target.get(&target) {
-            return *id;
+        if let Some(id) = self.known(target) {
+            return id;
         }
         let id = BackendId(
             self.ids
                 .allocate(|id| self.rows.contains_key(&BackendId(id))),
         );
-        self.insert(id, target, None);
+        self.insert(id, target, false);
         id
     }
 
@@ -101,7 +80,7 @@ impl Backends {
             address,
             port,
             protocol,
-            flags,
+            pad: _,
         } = entry;
         self.insert(
             id,
@@ -110,42 +89,38 @@ impl Backends {
                 port,
                 protocol,
             },
-            Some(flags),
+            true,
         );
         self.idle.insert(id);
     }
 
-    fn insert(&mut self, id: BackendId, target: Target, written: Option<u8>) {
+    fn insert(&mut self, id: BackendId, target: Target, written: bool) {
         self.rows.insert(
             id,
             Row {
                 target,
                 holders: 0,
-                live: 0,
-                ready: 0,
-                local: 0,
                 written,
+                sockets: Sockets::Close,
             },
         );
         self.by_target.entry(target).or_insert(id);
+    }
+
+    pub(super) fn known(&self, target: Target) -> Option<BackendId> {
+        self.by_target.get(&target).copied()
     }
 
     pub(super) fn target(&self, id: BackendId) -> Option<Target> {
         self.rows.get(&id).map(|row| row.target)
     }
 
-    pub(super) fn flags_written(&self, id: BackendId) -> Option<u8> {
-        self.rows.get(&id)?.written
-    }
-
     pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (BackendId, Target, u8)> + '_ {
-        self.rows
-            .iter()
-            .map(|(id, row)| (*id, row.target, row.flags()))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (BackendId, Target)> + '_ {
+        self.rows.iter().map(|(id, row)| (*id, row.target))
     }
 
     /// A table's rows name these now.
@@ -169,46 +144,30 @@ impl Backends {
         }
     }
 
-    pub(super) fn start_using(&mut self, uses: impl Iterator<Item = Use>) {
-        for used in uses {
-            if let Some(row) = self.rows.get_mut(&used.id) {
-                row.live += 1;
-                row.ready += u32::from(used.ready);
-                row.local += u32::from(used.local);
-            }
+    /// What should become of the backend's sockets once no table names it.
+    pub(super) fn when_idle(&mut self, id: BackendId, sockets: Sockets) {
+        if let Some(row) = self.rows.get_mut(&id) {
+            row.sockets = sockets;
         }
     }
 
-    pub(super) fn stop_using(&mut self, uses: impl Iterator<Item = Use>) {
-        for used in uses {
-            if let Some(row) = self.rows.get_mut(&used.id) {
-                row.live -= 1;
-                row.ready -= u32::from(used.ready);
-                row.local -= u32::from(used.local);
-            }
-        }
-    }
-
-    /// The write that brings the row of `id` up to date, if it needs one; counted as done until [`Self::unwritten`].
+    /// The write of the row of `id`, if the map has none; counted as done until [`Self::unwritten`].
     pub(super) fn write(&mut self, id: BackendId) -> Option<(BackendId, BackendEntry)> {
-        let row = self.rows.get_mut(&id)?;
-        let flags = row.flags();
-        if row.live == 0 || row.written == Some(flags) {
-            return None;
-        }
-        row.written = Some(flags);
+        let row = self.rows.get_mut(&id).filter(|row| !row.written)?;
+        row.written = true;
         let Target {
             address,
             port,
             protocol,
         } = row.target;
+        let pad = 0;
         Some((
             id,
             BackendEntry {
                 address,
                 port,
                 protocol,
-                flags,
+                pad,
             },
         ))
     }
@@ -216,7 +175,7 @@ impl Backends {
     /// A write of `id` may not have happened.
     pub(super) fn unwritten(&mut self, id: BackendId) {
         if let Some(row) = self.rows.get_mut(&id) {
-            row.written = None;
+            row.written = false;
         }
     }
 
@@ -224,8 +183,8 @@ impl Backends {
         !self.idle.is_empty()
     }
 
-    /// Forgets the backends that no table names, and says which they were.
-    pub(super) fn take_idle(&mut self) -> Vec<BackendId> {
+    /// Forgets the backends that no table names, and says which they were and what becomes of their sockets.
+    pub(super) fn take_idle(&mut self) -> Vec<(BackendId, Sockets)> {
         let mut gone = Vec::new();
         for id in std::mem::take(&mut self.idle) {
             if self.rows.get(&id).is_some_and(|row| row.holders == 0)
@@ -234,7 +193,7 @@ impl Backends {
                 if self.by_target.get(&row.target) == Some(&id) {
                     self.by_target.remove(&row.target);
                 }
-                gone.push(id);
+                gone.push((id, row.sockets));
             }
         }
         gone
@@ -265,36 +224,7 @@ mod tests {
         assert!(backends.take_idle().is_empty());
         backends.release([id].iter());
         assert_eq!(backends.id_of(target), id);
-        assert_eq!(backends.take_idle(), [id]);
+        assert_eq!(backends.take_idle(), [(id, Sockets::Close)]);
         assert_ne!(backends.id_of(target), id);
-    }
-
-    #[test]
-    fn flags_follow_from_all_who_use_it() {
-        let mut backends = Backends::new(Ids::starting_at(1));
-        let id = backends.id_of(Target {
-            address: [10, 0, 0, 1],
-            port: [0, 80],
-            protocol: 6,
-        });
-        let leaving = Use {
-            id,
-            ready: false,
-            local: true,
-        };
-        backends.start_using([leaving].into_iter());
-        assert_eq!(
-            backends.write(id).unwrap().1.flags,
-            BACKEND_LOCAL | BACKEND_TERMINATING
-        );
-        assert_eq!(backends.write(id), None);
-        backends.start_using(
-            [Use {
-                ready: true,
-                ..leaving
-            }]
-            .into_iter(),
-        );
-        assert_eq!(backends.write(id).unwrap().1.flags, BACKEND_LOCAL);
     }
 }

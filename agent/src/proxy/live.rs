@@ -2,7 +2,6 @@
 
 use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceEntry, SlotKey};
 
-use super::backends::Use;
 use super::policy::{Class, Preference};
 use crate::cluster::{Name, ObjectKey};
 
@@ -17,8 +16,6 @@ pub struct Live {
     pub entry: ServiceEntry,
     /// The backends of the live table, in the order of its slots.
     pub slots: Box<[BackendId]>,
-    /// How many of the terminating ones, which come first among them, are on this node.
-    pub(super) terminating_local: u32,
     /// The highest generation that was ever begun.
     pub(super) last_generation: u32,
     /// The rows of a table that was found with some missing: it must be written anew.
@@ -30,13 +27,18 @@ impl Live {
     pub fn class(&self, slot: usize) -> Class {
         let slot = u32::try_from(slot).unwrap_or(u32::MAX);
         let ServiceEntry {
-            local, zone, ready, ..
+            local,
+            zone,
+            ready,
+            terminating,
+            ..
         } = self.entry;
         match slot {
             _ if slot < local => Class::Local,
             _ if slot < local.saturating_add(zone) => Class::Zone,
             _ if slot < ready => Class::Rest,
-            _ => Class::Terminating,
+            _ if slot < ready.saturating_add(terminating) => Class::Terminating,
+            _ => Class::Draining,
         }
     }
 
@@ -64,23 +66,8 @@ impl Live {
             Class::Rest => (1.0 - stays) * one_of(ready - local),
             Class::Terminating if ready > 0 => 0.0,
             Class::Terminating => one_of(terminating),
+            Class::Draining => 0.0,
         }
-    }
-
-    pub(super) fn is_local(&self, slot: usize) -> bool {
-        match self.class(slot) {
-            Class::Local => true,
-            Class::Zone | Class::Rest => false,
-            Class::Terminating => slot < (self.entry.ready + self.terminating_local) as usize,
-        }
-    }
-
-    pub(super) fn uses(&self) -> impl Iterator<Item = Use> + '_ {
-        self.slots.iter().enumerate().map(|(slot, id)| Use {
-            id: *id,
-            ready: self.class(slot) != Class::Terminating,
-            local: self.is_local(slot),
-        })
     }
 
     pub(super) fn table(&self) -> Table {

@@ -27,14 +27,15 @@ pub enum Class {
     Rest,
     /// Terminating and still serving: used only when nothing is ready.
     Terminating,
+    /// There, and not offered: not ready, or not on this node where policy is node-local. No new connection goes to it,
+    /// and it keeps those that it has.
+    Draining,
 }
 
 /// One backend of one [`Frontend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend {
     pub class: Class,
-    /// Not on this node. Sorts the node's own first among the terminating ones.
-    pub remote: bool,
     pub target: Target,
 }
 
@@ -62,6 +63,14 @@ pub struct Frontend {
     pub affinity_timeout_s: u32,
     /// Sorted, each target once.
     pub backends: Vec<Backend>,
+}
+
+impl Frontend {
+    /// The backends that new connections may go to.
+    pub fn offered(&self) -> impl Iterator<Item = &Backend> {
+        let backends = self.backends.iter();
+        backends.filter(|backend| backend.class != Class::Draining)
+    }
 }
 
 /// Why a part of a service is not in the tables.
@@ -160,7 +169,7 @@ fn backends_of(
     protocol: u8,
 ) -> Vec<Backend> {
     let preference = preference(service);
-    let mut best: BTreeMap<Target, (Class, bool)> = BTreeMap::new();
+    let mut best: BTreeMap<Target, Class> = BTreeMap::new();
     for slice in view.slices_for(key) {
         let Some(number) = slice
             .ports
@@ -175,49 +184,41 @@ fn backends_of(
             let Some(IpAddr::V4(ip)) = endpoint.addresses.first() else {
                 continue;
             };
-            let Some((class, remote)) =
-                classify(here, preference, service.publish_not_ready, endpoint)
-            else {
-                continue;
-            };
+            let class = classify(here, preference, service.publish_not_ready, endpoint);
             let target = Target {
                 address: ip.octets(),
                 port: number.to_be_bytes(),
                 protocol,
             };
             best.entry(target)
-                .and_modify(|known| *known = (*known).min((class, remote)))
-                .or_insert((class, remote));
+                .and_modify(|known| *known = (*known).min(class))
+                .or_insert(class);
         }
     }
     let mut backends: Vec<Backend> = best
         .into_iter()
-        .map(|(target, (class, remote))| Backend {
-            class,
-            remote,
-            target,
-        })
+        .map(|(target, class)| Backend { class, target })
         .collect();
     backends.sort_unstable();
     backends
 }
 
-/// `None` when the endpoint gets no traffic.
 fn classify(
     here: Here<'_>,
     preference: Preference,
-    any: bool,
+    publish_not_ready: bool,
     endpoint: &Endpoint,
-) -> Option<(Class, bool)> {
+) -> Class {
     let remote = endpoint.node.as_deref() != Some(here.node);
     if preference == Preference::LocalOnly && remote {
-        return None;
+        return Class::Draining;
     }
-    let class = if !(endpoint.ready || any) {
-        if !(endpoint.terminating && endpoint.serving) {
-            return None;
+    if !(endpoint.ready || publish_not_ready) {
+        if endpoint.terminating && endpoint.serving {
+            Class::Terminating
+        } else {
+            Class::Draining
         }
-        Class::Terminating
     } else if !remote {
         Class::Local
     } else if preference != Preference::Even
@@ -227,8 +228,7 @@ fn classify(
         Class::Zone
     } else {
         Class::Rest
-    };
-    Some((class, remote))
+    }
 }
 
 impl Preference {

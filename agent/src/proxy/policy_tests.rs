@@ -52,7 +52,7 @@ fn near_before_far_before_leaving() {
 }
 
 #[test]
-fn local_only_leaves_the_others_out() {
+fn local_only_offers_no_other() {
     let service = Service {
         internal_local: true,
         ..service("10.96.0.1")
@@ -60,7 +60,12 @@ fn local_only_leaves_the_others_out() {
     let frontend = one(&view(vec![("web", service, everywhere())]));
     assert_eq!(
         order(&frontend),
-        [(3, Class::Local), (4, Class::Terminating)]
+        [
+            (3, Class::Local),
+            (4, Class::Terminating),
+            (1, Class::Draining),
+            (2, Class::Draining)
+        ]
     );
     assert_eq!(frontend.preference, Preference::LocalOnly);
 }
@@ -126,13 +131,9 @@ fn a_target_in_two_slices_counts_once_in_its_best_state() {
 
 #[test]
 fn what_is_not_ready_gets_nothing_unless_the_service_says_so() {
-    let not_ready = Endpoint {
-        ready: false,
-        serving: false,
-        ..endpoint(1, "a", "z1")
-    };
+    let not_ready = not_ready(endpoint(1, "a", "z1"));
     let quiet = view(vec![("web", service("10.96.0.1"), vec![not_ready.clone()])]);
-    assert!(one(&quiet).backends.is_empty());
+    assert_eq!(order(&one(&quiet)), [(1, Class::Draining)]);
     let service = Service {
         publish_not_ready: true,
         ..service("10.96.0.1")

@@ -7,13 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use agent_ebpf::abi::{BackendId, ServiceEntry, ServiceKey};
+use agent_ebpf::abi::{BackendId, ServiceEntry, ServiceKey, UDP};
 
 use super::backends::{Backends, Ids};
 use super::live::{Live, Table};
 use super::policy::{Backend, Class, Frontend, Ignored, Preference, Target};
 use crate::cluster::ObjectKey;
-use crate::dataplane::MapOp;
+use crate::dataplane::{MapOp, Sockets};
 
 /// The writes that move one service address to its next state. Perform them in order, stop at the first that fails, and
 /// give the flip back to [`LbState::settle`].
@@ -144,13 +144,17 @@ impl LbState {
             .map(|live| self.leftovers(live, frontend))
             .unwrap_or_default();
         // Where the policy changed to local-only and the view is partial, what was there stays usable.
-        let partial = kept.iter().any(|backend| backend.remote);
+        let partial = kept
+            .iter()
+            .any(|backend| !matches!(backend.class, Class::Local | Class::Draining));
         let preference = if partial && frontend.preference == Preference::LocalOnly {
             Preference::Node
         } else {
             frontend.preference
         };
-        let mut backends = frontend.backends.clone();
+        let mut backends: Vec<Backend> = frontend.offered().copied().collect();
+        let draining = self.draining(live, frontend);
+        backends.extend(draining);
         backends.extend(kept);
         backends.sort_unstable();
 
@@ -180,7 +184,6 @@ impl LbState {
                 frontend.affinity_timeout_s,
                 &backends,
             ),
-            terminating_local: count(&backends, |b| b.class == Class::Terminating && !b.remote),
             slots,
             last_generation: if same_table {
                 last_generation
@@ -190,13 +193,20 @@ impl LbState {
             broken: None,
         };
 
-        let mut touched: Vec<BackendId> = next.slots.to_vec();
-        touched.extend(live.iter().flat_map(|live| live.slots.iter()));
         if !same_table {
             self.backends.hold(next.slots.iter());
         }
-        self.switch_uses(&key, Some(&next));
-        let mut ops = self.write_backends(touched.iter());
+        let mut ops: Vec<MapOp> = next
+            .slots
+            .iter()
+            .filter_map(|id| self.backends.write(*id))
+            .map(|(id, row)| MapOp::PutBackend(id, row))
+            .collect();
+        // Whoever leaves the table while its service stays has gone.
+        let left = self.frontends.get(&key).into_iter();
+        for id in left.flat_map(|live| live.slots.iter()) {
+            self.backends.when_idle(*id, Sockets::Close);
+        }
         if !same_table {
             ops.extend(
                 next.table()
@@ -242,18 +252,12 @@ impl LbState {
         if !self.synced || !self.orphans.contains(&key) {
             return None;
         }
-        self.switch_uses(&key, None);
-        // What it used may look different to the services that still use it.
-        let touched = self
-            .frontends
-            .get(&key)
-            .map(|live| live.slots.clone())
-            .unwrap_or_default();
-        let mut ops = self.write_backends(touched.iter());
-        ops.push(MapOp::DeleteService(key));
+        for id in self.frontends.get(&key)?.slots.iter() {
+            self.backends.when_idle(*id, Sockets::Keep);
+        }
         Some(Flip {
             key,
-            ops,
+            ops: vec![MapOp::DeleteService(key)],
             next: None,
         })
     }
@@ -286,13 +290,6 @@ impl LbState {
     }
 
     fn undo(&mut self, key: ServiceKey, ops: &[MapOp], next: Option<Live>) {
-        // The counts go back to those of what is still live.
-        if let Some(next) = &next {
-            self.backends.stop_using(next.uses());
-        }
-        if let Some(live) = self.frontends.get(&key) {
-            self.backends.start_using(live.uses());
-        }
         for op in ops {
             if let MapOp::PutBackend(id, _) = op {
                 self.backends.unwritten(*id);
@@ -325,7 +322,7 @@ impl LbState {
             self.backends
                 .take_idle()
                 .into_iter()
-                .map(MapOp::DeleteBackend),
+                .map(|(id, sockets)| MapOp::DeleteBackend(id, sockets)),
         );
         ops
     }
@@ -338,42 +335,46 @@ impl LbState {
                 && !self.backends.has_idle())
     }
 
-    /// Backends of the live table that a partial view does not name: they stay, where they stood.
+    /// Backends that are offered no longer and still there: the connections that they have go on. While the view is partial
+    /// they are among [`Self::leftovers`].
+    fn draining(&self, live: Option<&Live>, frontend: &Frontend) -> Vec<Backend> {
+        let Some(live) = live.filter(|_| self.synced) else {
+            return Vec::new();
+        };
+        let offered: HashSet<Target> = frontend.offered().map(|backend| backend.target).collect();
+        let there = |target: &Target| {
+            let mut backends = frontend.backends.iter();
+            backends.any(|backend| backend.target.address == target.address)
+        };
+        let class = Class::Draining;
+        self.targets(live)
+            .map(|(_, target)| target)
+            // A connected UDP socket would send to it for ever and never know; closed, it is made anew.
+            .filter(|target| target.protocol != UDP && !offered.contains(target) && there(target))
+            .map(|target| Backend { class, target })
+            .collect()
+    }
+
+    /// Backends of the live table that a partial view does not offer: they stay, where they stood.
     fn leftovers(&self, live: &Live, frontend: &Frontend) -> Vec<Backend> {
-        let named: HashSet<Target> = frontend
-            .backends
-            .iter()
-            .map(|backend| backend.target)
-            .collect();
-        let old = live.slots.iter().enumerate().filter_map(|(slot, id)| {
-            let target = self.backends.target(*id)?;
-            Some(Backend {
+        let offered: HashSet<Target> = frontend.offered().map(|backend| backend.target).collect();
+        let mut kept: Vec<Backend> = self
+            .targets(live)
+            .filter(|(_, target)| !offered.contains(target))
+            .map(|(slot, target)| Backend {
                 class: live.class(slot),
-                remote: !live.is_local(slot),
                 target,
             })
-        });
-        let mut kept: Vec<Backend> = old
-            .filter(|backend| !named.contains(&backend.target))
             .collect();
         kept.sort_unstable_by_key(|backend| backend.target);
         kept.dedup_by_key(|backend| backend.target);
         kept
     }
 
-    fn write_backends<'a>(&mut self, ids: impl Iterator<Item = &'a BackendId>) -> Vec<MapOp> {
-        ids.filter_map(|id| self.backends.write(*id))
-            .map(|(id, row)| MapOp::PutBackend(id, row))
-            .collect()
-    }
-
-    fn switch_uses(&mut self, key: &ServiceKey, next: Option<&Live>) {
-        if let Some(next) = next {
-            self.backends.start_using(next.uses());
-        }
-        if let Some(live) = self.frontends.get(key) {
-            self.backends.stop_using(live.uses());
-        }
+    /// Each slot of a table, with where its backend listens.
+    fn targets<'a>(&'a self, live: &'a Live) -> impl Iterator<Item = (usize, Target)> + 'a {
+        let slots = live.slots.iter().enumerate();
+        slots.filter_map(|(slot, id)| Some((slot, self.backends.target(*id)?)))
     }
 }
 
@@ -393,7 +394,7 @@ fn entry(
     let local = count(backends, |b| b.class == Class::Local);
     let zone = count(backends, |b| b.class == Class::Zone);
     let terminating = count(backends, |b| b.class == Class::Terminating);
-    let ready = count(backends, |_| true) - terminating;
+    let ready = count(backends, |b| b.class < Class::Terminating);
     ServiceEntry {
         service_id,
         generation,

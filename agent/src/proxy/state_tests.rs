@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use agent_ebpf::abi::{ServiceKey, SlotKey};
 
+use super::super::policy::desired;
 use super::super::testing::*;
 use super::*;
 use crate::cluster::{Endpoint, Protocol, Service, ServicePort, SlicePort, View};
@@ -17,7 +18,7 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
         let mut endpoint = endpoint(last, ["a", "b", "c"][node], ["z1", "z2"][zone]);
         match state {
             0 => endpoint = terminating(endpoint),
-            1 => (endpoint.ready, endpoint.serving) = (false, false),
+            1 => endpoint = not_ready(endpoint),
             _ => {}
         }
         endpoint
@@ -104,7 +105,8 @@ fn check(maps: &Maps, read: &[BTreeMap<ServiceKey, ServiceEntry>], allowed: &All
     );
 }
 
-/// What the maps should be once everything has settled: what `view` wants, and not a row more.
+/// What the maps should be once everything has settled: what `view` wants, and not a row more, but for backends that
+/// are draining.
 fn check_settled(maps: &Maps, view: &View) {
     let allowed = allowed(view);
     assert_eq!(
@@ -112,12 +114,25 @@ fn check_settled(maps: &Maps, view: &View) {
         allowed.keys().collect::<Vec<_>>()
     );
     check(maps, std::slice::from_ref(&maps.services), &allowed);
-    let rows: u32 = maps
-        .services
-        .values()
-        .map(|entry| entry.ready + entry.terminating)
-        .sum();
-    assert_eq!(maps.slots.len(), rows as usize, "slots left behind");
+    let draining: BTreeSet<Target> = services_of(&[view])
+        .iter()
+        .flat_map(|key| desired(view, NODE, key).0)
+        .flat_map(|frontend| frontend.backends)
+        .filter(|backend| backend.class == Class::Draining)
+        .map(|backend| backend.target)
+        .collect();
+    for (key, id) in &maps.slots {
+        let entry = maps
+            .services
+            .values()
+            .find(|entry| entry.service_id == key.service_id)
+            .expect("slots without a service");
+        assert_eq!(entry.generation, key.generation, "slots left behind");
+        assert!(
+            key.slot < entry.ready + entry.terminating || draining.contains(&maps.target(*id)),
+            "a slot too many"
+        );
+    }
     let named: BTreeSet<_> = maps.slots.values().copied().collect();
     assert_eq!(
         maps.backends.keys().copied().collect::<BTreeSet<_>>(),
@@ -173,6 +188,28 @@ proptest! {
             }
             check_settled(&maps, new);
             old = new.clone();
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_there_keeps_its_row_for_the_connections_that_it_has(
+        (before, after) in (views(), views()),
+    ) {
+        let (mut state, mut maps) = (synced(), Maps::default());
+        let services = services_of(&[&before, &after]);
+        pass(&mut state, &before, &services, |op| { maps.apply(op); true });
+        let had = maps.clone();
+        pass(&mut state, &after, &services, |op| { maps.apply(op); true });
+        collect_all(&mut state, |op| { maps.apply(op); true });
+        for (key, live) in state.frontends() {
+            let owner = live.owner.as_ref().unwrap();
+            let named = desired(&after, NODE, owner).0.into_iter().find(|frontend| frontend.key == *key).unwrap();
+            for Backend { class, target } in named.backends {
+                let closes = class == Class::Draining && target.protocol == UDP;
+                let offered = had.outcomes(key).contains(&Outcome::Sent(target));
+                let id = |maps: &Maps| maps.backends.keys().copied().find(|id| maps.target(*id) == target);
+                prop_assert!(!offered || closes || id(&maps) == id(&had), "{:?} lost its row", target);
+            }
         }
     }
 
@@ -423,6 +460,34 @@ fn an_address_is_handed_over_without_a_gap() {
 }
 
 #[test]
+fn sockets_are_closed_when_their_backend_goes_and_kept_when_only_its_service_does() {
+    let web = |endpoints| view(vec![("web", service("10.96.0.1"), endpoints)]);
+    let both = web(vec![endpoint(1, "a", "z1"), endpoint(2, "b", "z1")]);
+    let one = web(vec![endpoint(1, "a", "z1")]);
+    let mut moved = one.clone();
+    let mut other_port = slice("web", vec![endpoint(1, "a", "z1")]);
+    other_port.ports[0].port = 9090;
+    moved.set_slice(ObjectKey::new("ns", "web-1"), Some(other_port));
+    let none = view(vec![]);
+
+    let mut state = synced();
+    let services = services_of(&[&both]);
+    let mut gone = |view: &View| {
+        pass(&mut state, view, &services, |_| true);
+        let ops = [state.collect(), state.collect()].concat();
+        let sockets = ops.into_iter().filter_map(|op| match op {
+            MapOp::DeleteBackend(_, sockets) => Some(sockets),
+            _ => None,
+        });
+        sockets.collect::<Vec<_>>()
+    };
+    assert_eq!(gone(&both), []);
+    assert_eq!(gone(&one), [Sockets::Close], "the endpoint is gone");
+    assert_eq!(gone(&moved), [], "the pod listens at another port, too");
+    assert_eq!(gone(&none), [Sockets::Keep, Sockets::Keep]);
+}
+
+#[test]
 fn shares_are_what_the_kernel_draws() {
     let backends = vec![
         endpoint(1, "a", "z1"),
@@ -430,6 +495,7 @@ fn shares_are_what_the_kernel_draws() {
         endpoint(3, "b", "z1"),
         endpoint(4, "c", "z2"),
         terminating(endpoint(5, "a", "z1")),
+        not_ready(endpoint(6, "a", "z1")),
     ];
     let even = Service {
         locality: Some("cluster".into()),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use agent_ebpf::abi::{FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, SlotKey};
+use agent_ebpf::abi::{BackendId, FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, SlotKey};
 
 use super::policy::{Class, Target, desired};
 use super::state::LbState;
@@ -50,6 +50,14 @@ pub(super) fn terminating(endpoint: Endpoint) -> Endpoint {
     Endpoint {
         ready: false,
         terminating: true,
+        ..endpoint
+    }
+}
+
+pub(super) fn not_ready(endpoint: Endpoint) -> Endpoint {
+    Endpoint {
+        ready: false,
+        serving: false,
         ..endpoint
     }
 }
@@ -116,6 +124,16 @@ impl Maps {
         self.0.state.clone()
     }
 
+    /// Where a backend listens.
+    pub(super) fn target(&self, id: BackendId) -> Target {
+        let row = self.backends[&id];
+        Target {
+            address: row.address,
+            port: row.port,
+            protocol: row.protocol,
+        }
+    }
+
     /// Every outcome that a draw could have which read `entry` and now reads the rows.
     pub(super) fn outcomes_of(&self, entry: Option<&ServiceEntry>) -> BTreeSet<Outcome> {
         let Some(entry) = entry else {
@@ -141,12 +159,8 @@ impl Maps {
                 generation: entry.generation,
                 slot,
             };
-            let row = self.backends.get(self.slots.get(&key)?)?;
-            Some(Target {
-                address: row.address,
-                port: row.port,
-                protocol: row.protocol,
-            })
+            let id = self.slots.get(&key)?;
+            self.backends.get(id).map(|_| self.target(*id))
         };
         slots
             .map(|slot| row(slot).map_or(Outcome::Hole, Outcome::Sent))
@@ -167,11 +181,10 @@ pub(super) fn allowed(view: &View) -> BTreeMap<ServiceKey, BTreeSet<Outcome>> {
             let any_ready = frontend
                 .backends
                 .iter()
-                .any(|backend| backend.class != Class::Terminating);
-            let used = frontend
-                .backends
-                .iter()
-                .filter(|b| !any_ready || b.class != Class::Terminating);
+                .any(|backend| backend.class < Class::Terminating);
+            let used = frontend.backends.iter().filter(|b| {
+                b.class < Class::Terminating || !any_ready && b.class == Class::Terminating
+            });
             let mut outcomes: BTreeSet<_> =
                 used.map(|backend| Outcome::Sent(backend.target)).collect();
             if outcomes.is_empty() {

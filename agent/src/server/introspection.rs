@@ -218,7 +218,7 @@ impl Api for Introspection {
             {
                 return Err(Status::not_found(format!("there is no service {key}")));
             }
-            present::service_details(&view, &inner, &totals, &key)
+            present::service_details(&view, &self.node, &inner, &totals, &key)
         };
         for (detail, key) in reply.ports.iter_mut().zip(&keys) {
             let rows = self
@@ -235,7 +235,12 @@ impl Api for Introspection {
         _: Request<api::ListBackendsRequest>,
     ) -> Result<Response<api::ListBackendsReply>, Status> {
         let totals = self.maps.totals().map_err(|error| map_status(&error))?;
-        let backends = present::backends(&self.cluster.view(), &self.proxy.read().state, &totals);
+        let backends = present::backends(
+            &self.cluster.view(),
+            &self.node,
+            &self.proxy.read().state,
+            &totals,
+        );
         Ok(Response::new(api::ListBackendsReply { backends }))
     }
 

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use agent_ebpf::abi::{self, BACKEND_LOCAL, BACKEND_TERMINATING, BackendId, SHARE_ONE, ServiceKey};
+use agent_ebpf::abi::{self, BackendId, SHARE_ONE, ServiceKey};
 
 use super::introspection::Health;
 use crate::cluster::{Cluster, Endpoint, Name, ObjectKey, View};
 use crate::dataplane::{MapRow, MapSummary, Totals};
 use crate::introspection as api;
 use crate::pod::PodSummary;
-use crate::proxy::{self, Inner, LbState, Live, Preference, Target};
+use crate::proxy::{self, Class, Inner, LbState, Live, Preference, Target};
 
 pub(super) fn api_health(cluster: &Cluster) -> Health {
     let view = cluster.view();
@@ -109,19 +109,23 @@ fn service(key: &ServiceKey, live: &Live, totals: &Totals) -> api::Service {
 /// One service's addresses, each with its backends, and the keys to look up the rows behind them, in the same order.
 pub(super) fn service_details(
     view: &View,
+    node: &str,
     inner: &Inner,
     totals: &Totals,
     key: &ObjectKey,
 ) -> (api::ShowServiceReply, Vec<ServiceKey>) {
-    let known = endpoints(view, std::iter::once(key));
+    let known = Known {
+        node,
+        endpoints: endpoints(view, std::iter::once(key)),
+        totals,
+    };
     let (mut ports, mut keys) = (Vec::new(), Vec::new());
     for (address, live) in inner.state.frontends_of(key) {
         let backends = live.slots.iter().enumerate().filter_map(|(slot, id)| {
-            let (target, flags) = inner.state.backend(*id)?;
-            let share = live.share(slot);
+            let target = inner.state.backend(*id)?;
             Some(api::Backend {
-                share,
-                ..backend(*id, target, flags, &known, totals, BTreeSet::new())
+                share: live.share(slot),
+                ..known.backend(*id, target, Some(live.class(slot)))
             })
         });
         ports.push(api::ServiceDetail {
@@ -189,27 +193,35 @@ fn notes(view: &View, inner: &Inner, key: &ObjectKey) -> Vec<String> {
 }
 
 /// Every backend, by address.
-pub(super) fn backends(view: &View, state: &LbState, totals: &Totals) -> Vec<api::Backend> {
-    let known = endpoints(view, view.slices_of.keys());
-    let mut users: HashMap<BackendId, BTreeSet<String>> = HashMap::new();
+pub(super) fn backends(
+    view: &View,
+    node: &str,
+    state: &LbState,
+    totals: &Totals,
+) -> Vec<api::Backend> {
+    let known = Known {
+        node,
+        endpoints: endpoints(view, view.slices_of.keys()),
+        totals,
+    };
+    let mut users: HashMap<BackendId, (Class, BTreeSet<String>)> = HashMap::new();
     for (_, live) in state.frontends() {
-        let Some(owner) = &live.owner else { continue };
-        for id in &live.slots {
-            users.entry(*id).or_default().insert(owner.to_string());
+        for (slot, id) in live.slots.iter().enumerate() {
+            let class = live.class(slot);
+            let (best, owners) = users.entry(*id).or_insert((class, BTreeSet::new()));
+            *best = (*best).min(class);
+            owners.extend(live.owner.iter().map(ToString::to_string));
         }
     }
     let mut all: Vec<_> = state.backends().collect();
-    all.sort_by_key(|(_, target, _)| *target);
+    all.sort_by_key(|(_, target)| *target);
     all.into_iter()
-        .map(|(id, target, flags)| {
-            backend(
-                id,
-                target,
-                flags,
-                &known,
-                totals,
-                users.remove(&id).unwrap_or_default(),
-            )
+        .map(|(id, target)| {
+            let (class, owners) = users.remove(&id).unzip();
+            api::Backend {
+                services: owners.into_iter().flatten().collect(),
+                ..known.backend(id, target, class)
+            }
         })
         .collect()
 }
@@ -229,39 +241,45 @@ fn endpoints<'a>(view: &'a View, services: impl Iterator<Item = &'a ObjectKey>) 
     known.into_iter().collect()
 }
 
-fn backend(
-    id: BackendId,
-    target: Target,
-    flags: u8,
-    known: &Endpoints<'_>,
-    totals: &Totals,
-    services: BTreeSet<String>,
-) -> api::Backend {
-    let stats = totals.backends.get(&id).copied().unwrap_or_default();
-    let endpoint = known.get(&Ipv4Addr::from(target.address));
-    let name = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
-    api::Backend {
-        id: id.0,
-        address: address(target.address, target.port),
-        protocol: protocol(target.protocol),
-        node: name(endpoint.and_then(|(_, endpoint)| endpoint.node.as_ref())),
-        zone: name(endpoint.and_then(|(_, endpoint)| endpoint.zone.as_ref())),
-        pod: endpoint
-            .and_then(|(namespace, endpoint)| {
-                Some(format!("{namespace}/{}", endpoint.pod.as_ref()?))
-            })
-            .unwrap_or_default(),
-        local: flags & BACKEND_LOCAL != 0,
-        state: if flags & BACKEND_TERMINATING != 0 {
-            "terminating"
-        } else {
-            "ready"
+/// What is known of backends, from one node's point of view.
+struct Known<'a> {
+    node: &'a str,
+    endpoints: Endpoints<'a>,
+    totals: &'a Totals,
+}
+
+impl Known<'_> {
+    /// `class` is `None` for a backend that no service names any more.
+    fn backend(&self, id: BackendId, target: Target, class: Option<Class>) -> api::Backend {
+        let stats = self.totals.backends.get(&id).copied().unwrap_or_default();
+        let found = self.endpoints.get(&Ipv4Addr::from(target.address));
+        let endpoint = found.map(|(_, endpoint)| *endpoint);
+        let name = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
+        let node = endpoint.and_then(|endpoint| endpoint.node.as_ref());
+        let state = match class {
+            Some(Class::Local | Class::Zone | Class::Rest) => "ready",
+            Some(Class::Terminating) => "terminating",
+            Some(Class::Draining) => "draining",
+            None => "unused",
+        };
+        api::Backend {
+            id: id.0,
+            address: address(target.address, target.port),
+            protocol: protocol(target.protocol),
+            node: name(node),
+            zone: name(endpoint.and_then(|endpoint| endpoint.zone.as_ref())),
+            pod: found
+                .and_then(|(namespace, endpoint)| {
+                    Some(format!("{namespace}/{}", endpoint.pod.as_ref()?))
+                })
+                .unwrap_or_default(),
+            local: node.is_some_and(|node| **node == *self.node),
+            state: state.to_owned(),
+            share: 0.0,
+            opens: stats.opens,
+            active: stats.opens.saturating_sub(stats.closes),
+            services: Vec::new(),
         }
-        .to_owned(),
-        share: 0.0,
-        opens: stats.opens,
-        active: stats.opens.saturating_sub(stats.closes),
-        services: services.into_iter().collect(),
     }
 }
 

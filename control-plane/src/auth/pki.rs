@@ -10,6 +10,7 @@
 //!
 //! The key that will sign service-account tokens belongs here too, as `DIR/pki/sa.key`.
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -76,14 +77,24 @@ impl Pki {
     /// Adopts what is in the data directory and makes what is missing, expiring, or for other addresses.
     pub fn open(config: &PkiConfig, now: SystemTime) -> Result<Self, PkiError> {
         let dir = config.data_dir.join("pki");
-        for dir in [&config.data_dir, &dir] {
+        let mut new = vec![&dir, &config.data_dir];
+        new.retain(|dir| !dir.exists());
+        Self::open_in(&dir, config, now).inspect_err(|_| {
+            for dir in new {
+                // A failure to write the first file leaves nothing; what is not empty stays.
+                let _ = fs::remove_dir(dir);
+            }
+        })
+    }
+
+    fn open_in(dir: &Path, config: &PkiConfig, now: SystemTime) -> Result<Self, PkiError> {
+        for dir in [&config.data_dir, dir] {
             files::private_dir(dir).map_err(at(dir))?;
         }
-        let ca = open_ca(&dir, now)?;
-        let serving = open_pair(&ca, &dir, "apiserver", &serving_subject(config), now)?;
+        let ca = open_ca(dir, now)?;
+        let serving = open_pair(&ca, dir, "apiserver", &serving_subject(config), now)?;
         let kubelet_client = client("kube-apiserver-kubelet-client");
-        let kubelet_client =
-            open_pair(&ca, &dir, "apiserver-kubelet-client", &kubelet_client, now)?;
+        let kubelet_client = open_pair(&ca, dir, "apiserver-kubelet-client", &kubelet_client, now)?;
         let admin_kubeconfig = config.data_dir.join("admin.kubeconfig");
         open_kubeconfig(&ca, &admin_kubeconfig, config, now)?;
         Ok(Self {
