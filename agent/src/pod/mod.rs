@@ -16,6 +16,8 @@ mod config;
 mod env;
 mod events;
 mod insecure;
+#[cfg(test)]
+mod lifecycle_tests;
 mod manager;
 pub mod observed;
 mod perform;

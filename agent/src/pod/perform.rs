@@ -16,11 +16,12 @@ use super::config::{self, Parts, Paths, refusals};
 use super::env::{self, Context};
 use super::events::{Events, Kind};
 use super::manager::Settings;
-use super::observed::{Failure, ImageState, Observed, Sandbox};
+use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{StopHow, StopReason};
 use super::sandbox;
 use super::spec::PodView;
 use super::table::PodTable;
+use super::volumes;
 use crate::network::PodNetwork;
 use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError};
 
@@ -70,6 +71,7 @@ impl Pokes {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Sandbox(Sandbox),
+    Volumes(Volumes),
     Image {
         name: String,
         state: ImageState,
@@ -114,28 +116,64 @@ pub(super) async fn prepare_sandbox(
     let settings = &shared.settings;
     let dns = (settings.dns)();
     let prepared = sandbox::prepare(
-        &shared.client,
         shared.network.as_ref(),
         &shared.paths,
         &dns,
-        &settings.node_name,
         &settings.host_addresses,
         pod,
     );
     Outcome::Sandbox(match prepared.await {
         Ok(addresses) => Sandbox::Ready { addresses },
         Err(error) => {
-            let reason = match error {
-                sandbox::SandboxError::Volume(_) => "FailedMount",
-                _ => "FailedCreatePodSandBox",
-            };
             let message = error.to_string();
+            let reason = "FailedCreatePodSandBox";
             shared
                 .events
                 .send(&pod.id, None, Kind::Warning, reason, &message);
-            Sandbox::Failed(failure("ContainerCreating", message, tries))
+            Sandbox::Failed(set_up_failure("ContainerCreating", message, tries))
         }
     })
+}
+
+pub(super) async fn prepare_volumes(
+    shared: &Shared,
+    pod: &PodView,
+    observed: &Observed,
+) -> Outcome {
+    let tries = match &observed.volumes {
+        Volumes::Failed(failure) => failure.tries + 1,
+        _ => 1,
+    };
+    let context = context(shared, pod, observed);
+    let directory = shared.paths.volumes(&pod.id.uid);
+    for volume in pod.spec().volumes.iter().flatten() {
+        let made = volumes::prepare(&shared.client, &context, &directory, volume).await;
+        if let Err(error) = made {
+            let message = error.to_string();
+            shared
+                .events
+                .send(&pod.id, None, Kind::Warning, "FailedMount", &message);
+            let failure = set_up_failure("ContainerCreating", message, tries);
+            return Outcome::Volumes(Volumes::Failed(failure));
+        }
+    }
+    Outcome::Volumes(Volumes::Ready)
+}
+
+/// What fields of the pod and its node stand for.
+fn context<'a>(shared: &'a Shared, pod: &'a PodView, observed: &'a Observed) -> Context<'a> {
+    let settings = &shared.settings;
+    let addresses: &[IpAddr] = match &observed.sandbox {
+        Sandbox::Ready { .. } if pod.host_network() => &settings.host_addresses,
+        Sandbox::Ready { addresses } => addresses,
+        _ => &[],
+    };
+    Context {
+        pod,
+        node_name: &settings.node_name,
+        addresses,
+        host_addresses: &settings.host_addresses,
+    }
 }
 
 /// Finds or pulls the image of a container.
@@ -199,7 +237,7 @@ async fn image_state(
             let message =
                 format!("Container image \"{name}\" is not present with pull policy of Never");
             warn("ErrImageNeverPull", message.clone());
-            return Ok(ImageState::Failed(failure(
+            return Ok(ImageState::Failed(pull_failure(
                 "ErrImageNeverPull",
                 message,
                 tries,
@@ -232,7 +270,7 @@ async fn image_state(
                 ),
             };
             normal("BackOff", format!("Back-off pulling image \"{name}\""));
-            Ok(ImageState::Failed(failure(reason, message, tries)))
+            Ok(ImageState::Failed(pull_failure(reason, message, tries)))
         }
         Err(error) => Err(error),
     }
@@ -285,7 +323,7 @@ pub(super) async fn run_container(
             "Failed",
             format!("Error: {message}"),
         );
-        let mut failure = failure(reason, message, tries);
+        let mut failure = set_up_failure(reason, message, tries);
         if final_ {
             failure.retry_at = None;
         }
@@ -298,17 +336,7 @@ pub(super) async fn run_container(
     if !refused.is_empty() {
         return fail("CreateContainerConfigError", refused.join("; "), true);
     }
-    let addresses: &[IpAddr] = match &observed.sandbox {
-        Sandbox::Ready { .. } if pod.host_network() => &shared.settings.host_addresses,
-        Sandbox::Ready { addresses } => addresses,
-        _ => &[],
-    };
-    let context = Context {
-        pod,
-        node_name: &shared.settings.node_name,
-        addresses,
-        host_addresses: &shared.settings.host_addresses,
-    };
+    let context = context(shared, pod, observed);
     let env = match env::resolve(&shared.client, &context, spec).await {
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
@@ -439,13 +467,27 @@ pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
     }
 }
 
-fn failure(reason: &'static str, message: String, tries: u32) -> Failure {
-    let retry_at = Timestamp::now().checked_add(backoff::delay(tries)).ok();
+/// A failure to get an image.
+fn pull_failure(reason: &'static str, message: String, tries: u32) -> Failure {
+    failure(reason, message, tries, backoff::delay(tries))
+}
+
+/// A failure to make what a container needs, often for want of an object that comes a little later.
+fn set_up_failure(reason: &'static str, message: String, tries: u32) -> Failure {
+    failure(reason, message, tries, backoff::set_up_delay(tries))
+}
+
+fn failure(
+    reason: &'static str,
+    message: String,
+    tries: u32,
+    wait: jiff::SignedDuration,
+) -> Failure {
     Failure {
         reason,
         message,
         tries,
-        retry_at,
+        retry_at: Timestamp::now().checked_add(wait).ok(),
     }
 }
 

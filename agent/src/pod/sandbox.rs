@@ -6,12 +6,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use kube::Client;
-
 use super::config::{Paths, hosts_file, own_namespaces};
-use super::env::Context;
 use super::spec::PodView;
-use super::volumes::{self, VolumeError};
 use crate::dns::resolv_conf::{self, ClusterDns};
 use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
@@ -26,8 +22,6 @@ pub(super) enum SandboxError {
     Namespace(#[from] NamespaceError),
     #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
     #[error("cannot remove cgroup {}: {source}", path.display())]
     Cgroup { path: PathBuf, source: io::Error },
     #[error("the task that did the work was cancelled")]
@@ -36,11 +30,9 @@ pub(super) enum SandboxError {
 
 /// Prepares it; gives the pod's addresses, none for a pod on the node's network.
 pub(super) async fn prepare(
-    client: &Client,
     network: &dyn PodNetwork,
     paths: &Paths,
     dns: &ClusterDns,
-    node_name: &str,
     host_addresses: &[IpAddr],
     pod: &PodView,
 ) -> Result<Vec<IpAddr>, SandboxError> {
@@ -72,15 +64,6 @@ pub(super) async fn prepare(
     for (path, text) in files {
         write_if_changed(&path, text.as_bytes())
             .map_err(|source| SandboxError::File { path, source })?;
-    }
-    let context = Context {
-        pod,
-        node_name,
-        addresses: seen,
-        host_addresses,
-    };
-    for volume in pod.spec().volumes.iter().flatten() {
-        volumes::prepare(client, &context, &paths.volumes(&uid), volume).await?;
     }
     Ok(addresses)
 }

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::observed::{ImageState, Observed, Sandbox};
+use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Course, course, is_initialized, restart};
 use super::probe;
 use super::spec::{PodView, is_sidecar};
@@ -52,8 +52,12 @@ pub fn status(
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
-        _ => match &observed.sandbox {
-            Sandbox::Failed(failure) => (None, Some(failure.message.clone())),
+        // Of a pod that runs, an Event tells.
+        _ if phase == "Running" => (None, None),
+        _ => match (&observed.sandbox, &observed.volumes) {
+            (Sandbox::Failed(failure), _) | (_, Volumes::Failed(failure)) => {
+                (None, Some(failure.message.clone()))
+            }
             _ => (None, None),
         },
     };
@@ -101,9 +105,13 @@ impl View<'_> {
                 self.surroundings.host_addresses.clone()
             }
             Sandbox::Ready { addresses } => addresses.clone(),
-            // A pod that is done is still shown with the address it had, and so is one whose agent has only just begun and
-            // has not looked yet: its address must not come and go with the agent.
-            sandbox if course != Course::Going || *sandbox == Sandbox::Unknown => {
+            // A pod that is done is still shown with the address it had. So is one that runs while its agent has only just
+            // begun, or finds it hard to look: its address must not come and go with the agent.
+            sandbox
+                if course != Course::Going
+                    || *sandbox == Sandbox::Unknown
+                    || self.observed.any_running() =>
+            {
                 let known = self.previous.pod_ips.iter().flatten();
                 known.filter_map(|known| known.ip.parse().ok()).collect()
             }
@@ -336,6 +344,7 @@ impl View<'_> {
         let sandbox = match self.observed.sandbox {
             Sandbox::Ready { .. } => yes(),
             Sandbox::Unknown if previously(previous, "PodReadyToStartContainers") => yes(),
+            Sandbox::Failed(_) if self.observed.any_running() => yes(),
             _ => no_reason(),
         };
         [

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::events::Kind;
-use super::observed::{ImageState, Observed, Sandbox, Stop};
+use super::observed::{ImageState, Observed, Stop};
 use super::perform::{self, Outcome, Shared};
 use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
 use super::probe::{self, ProbeId, Rules, Try};
@@ -229,20 +229,14 @@ impl Worker {
     }
 
     fn keep_probes(&mut self, goal: Goal) {
-        let (Some(pod), Sandbox::Ready { addresses }) =
-            (self.order.pod.as_deref(), &self.observed.sandbox)
-        else {
+        let address = self.status.pod_ip.as_deref().and_then(|ip| ip.parse().ok());
+        let (Some(pod), Some(address)) = (self.order.pod.as_deref(), address) else {
             self.probers.stop();
             return;
         };
-        let addresses = if pod.host_network() {
-            &self.shared.settings.host_addresses
-        } else {
-            addresses
-        };
         self.probers.keep(
             probe::wanted(pod, goal, &self.observed),
-            addresses.first().copied(),
+            address,
             &self.shared.runtime,
         );
     }
@@ -392,6 +386,7 @@ impl Worker {
         let spec = |name: &String| pod?.all_containers().find(|spec| spec.name == *name);
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
+            Action::PrepareVolumes => perform::prepare_volumes(shared, pod?, observed).await,
             Action::Run {
                 container,
                 attempt,
@@ -434,6 +429,7 @@ impl Worker {
     fn apply(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Sandbox(sandbox) => self.observed.sandbox = sandbox,
+            Outcome::Volumes(volumes) => self.observed.volumes = volumes,
             Outcome::Image { name, state } => {
                 self.fetching.retain(|fetching| *fetching != name);
                 self.observed.images.insert(name, state);

@@ -1,0 +1,148 @@
+//! Plans and statuses of pods in particular situations.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+use serde_json::{Value, json};
+
+use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
+use super::plan::{Action, Goal, plan};
+use super::spec::{PodView, container_id, spec_hash};
+use super::status::{Surroundings, status};
+use crate::runtime::{Container, ContainerState, Exit, ExitCause};
+
+const RUNNING: ContainerState = ContainerState::Running { pid: 1 };
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000_000 + seconds).unwrap()
+}
+
+/// A pod of these containers, with a volume from a ConfigMap.
+fn pod(policy: &str, init: Value, containers: Value) -> PodView {
+    let object = json!({
+        "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+        "spec": {
+            "restartPolicy": policy,
+            "volumes": [{"name": "v", "configMap": {"name": "absent"}}],
+            "initContainers": init, "containers": containers,
+        },
+    });
+    PodView::new(serde_json::from_value(object).unwrap()).unwrap()
+}
+
+fn one(policy: &str) -> PodView {
+    pod(policy, json!([]), json!([{"name": "main", "image": "i:1"}]))
+}
+
+fn delete(pod: &mut PodView) {
+    pod.object.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+}
+
+fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
+    let spec = pod.all_containers().find(|spec| spec.name == name).unwrap();
+    Container {
+        id: container_id("u", name, 0),
+        pod: pod.id.clone(),
+        name: name.into(),
+        attempt: 0,
+        streak: 0,
+        spec_hash: spec_hash(spec),
+        image: "i:1".into(),
+        image_id: String::new(),
+        stop_signal: 15,
+        created_at: at(0),
+        state,
+    }
+}
+
+fn exited(code: i32) -> ContainerState {
+    ContainerState::Exited(Exit {
+        code,
+        at: at(5),
+        cause: ExitCause::Process,
+        message: String::new(),
+    })
+}
+
+fn failure(retry_at: Timestamp) -> Failure {
+    Failure {
+        reason: "ContainerCreating",
+        message: "no".into(),
+        tries: 1,
+        retry_at: Some(retry_at),
+    }
+}
+
+fn ready() -> Sandbox {
+    Sandbox::Ready {
+        addresses: vec!["10.244.1.2".parse().unwrap()],
+    }
+}
+
+fn tell(pod: &PodView, observed: &Observed, previous: &PodStatus) -> PodStatus {
+    status(pod, observed, &Surroundings::default(), previous, at(10))
+}
+
+fn first(status: &PodStatus) -> &ContainerStatus {
+    &status.container_statuses.as_ref().unwrap()[0]
+}
+
+fn exit_code(status: &PodStatus) -> Option<i32> {
+    Some(first(status).state.as_ref()?.terminated.as_ref()?.exit_code)
+}
+
+#[test]
+fn a_running_pod_stays_in_service_when_its_sandbox_or_a_volume_fails() {
+    let pod = one("Always");
+    let mut observed = Observed {
+        sandbox: ready(),
+        volumes: Volumes::Ready,
+        containers: vec![container(&pod, "main", RUNNING)],
+        ..Observed::default()
+    };
+    let before = tell(&pod, &observed, &PodStatus::default());
+    assert_eq!(before.pod_ip.as_deref(), Some("10.244.1.2"));
+
+    // Another agent begins, and finds neither in order.
+    observed.sandbox = Sandbox::Failed(failure(at(11)));
+    observed.volumes = Volumes::Failed(failure(at(11)));
+    assert_eq!(tell(&pod, &observed, &before), before);
+    let next = plan(Some(&pod), Goal::Run, &observed, at(10));
+    assert_eq!((next.actions, next.wake), (vec![], Some(at(11))));
+
+    observed.containers.clear();
+    let stopped = tell(&pod, &observed, &before);
+    assert_eq!(stopped.pod_ip, None);
+    assert_eq!(stopped.message.as_deref(), Some("no"));
+}
+
+#[test]
+fn volumes_are_prepared_for_a_container_that_is_to_start_and_only_then() {
+    let pod = one("Always");
+    let mut observed = Observed {
+        sandbox: ready(),
+        containers: vec![container(&pod, "main", RUNNING)],
+        ..Observed::default()
+    };
+    let actions = |observed: &Observed, now| plan(Some(&pod), Goal::Run, observed, now).actions;
+    assert_eq!(actions(&observed, at(10)), []);
+
+    observed.containers = vec![container(&pod, "main", exited(1))];
+    let fetch = Action::FetchImage {
+        container: "main".into(),
+    };
+    assert_eq!(
+        actions(&observed, at(10)),
+        [fetch, Action::PrepareVolumes],
+        "both at once"
+    );
+    observed.images.insert("i:1".into(), ImageState::Present);
+    observed.volumes = Volumes::Failed(failure(at(11)));
+    assert_eq!(actions(&observed, at(10)), []);
+    assert_eq!(actions(&observed, at(11)), [Action::PrepareVolumes]);
+    observed.volumes = Volumes::Ready;
+    assert!(matches!(
+        &actions(&observed, at(11))[..],
+        [Action::Run { attempt: 1, .. }]
+    ));
+}
