@@ -146,3 +146,67 @@ fn volumes_are_prepared_for_a_container_that_is_to_start_and_only_then() {
         [Action::Run { attempt: 1, .. }]
     ));
 }
+
+#[test]
+fn the_last_status_of_a_deleted_pod_tells_how_it_ended() {
+    for (policy, code, phase) in [
+        ("Always", 137, "Failed"),
+        ("Never", 137, "Failed"),
+        ("Always", 0, "Succeeded"),
+    ] {
+        let mut pod = one(policy);
+        delete(&mut pod);
+        let mut observed = Observed {
+            sandbox: ready(),
+            containers: vec![container(&pod, "main", exited(code))],
+            ..Observed::default()
+        };
+        let ended = tell(&pod, &observed, &PodStatus::default());
+        assert_eq!(ended.phase.as_deref(), Some(phase));
+        assert_eq!(exit_code(&ended), Some(code));
+
+        // The records go before the object does.
+        observed.containers.clear();
+        observed.sandbox = Sandbox::Gone;
+        let last = tell(&pod, &observed, &ended);
+        assert_eq!(last.container_statuses, ended.container_statuses);
+        assert_eq!(
+            (last.phase, last.pod_ip),
+            (Some(phase.into()), Some("10.244.1.2".into()))
+        );
+    }
+}
+
+#[test]
+fn a_deleted_pod_has_ended_only_when_nothing_of_it_runs() {
+    let sidecar = json!([{"name": "side", "image": "i:1", "restartPolicy": "Always"}]);
+    let mut pod = pod("Always", sidecar, json!([{"name": "main", "image": "i:1"}]));
+    delete(&mut pod);
+    let observed = Observed {
+        containers: vec![
+            container(&pod, "main", exited(0)),
+            container(&pod, "side", RUNNING),
+        ],
+        ..Observed::default()
+    };
+    let status = tell(&pod, &observed, &PodStatus::default());
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+}
+
+#[test]
+fn an_end_that_no_agent_lived_to_tell_is_told_as_unknown() {
+    let mut pod = one("Never");
+    let mut observed = Observed {
+        containers: vec![container(&pod, "main", RUNNING)],
+        ..Observed::default()
+    };
+    let before = tell(&pod, &observed, &PodStatus::default());
+    delete(&mut pod);
+    observed.containers.clear();
+    let last = tell(&pod, &observed, &before);
+    assert_eq!(last.phase.as_deref(), Some("Failed"));
+    assert_eq!((exit_code(&last), first(&last).ready), (Some(137), false));
+
+    let never_begun = tell(&pod, &observed, &PodStatus::default());
+    assert_eq!(never_begun.phase.as_deref(), Some("Pending"));
+}

@@ -113,6 +113,11 @@ impl PodView {
             })
     }
 
+    /// Whether somebody asked the API to delete the pod.
+    pub fn is_being_deleted(&self) -> bool {
+        self.object.metadata.deletion_timestamp.is_some()
+    }
+
     /// When the pod has to be gone, if it is being deleted.
     pub fn stop_by(&self) -> Option<Timestamp> {
         let meta = &self.object.metadata;
