@@ -24,6 +24,8 @@ mod perform;
 pub mod plan;
 pub mod probe;
 mod prober;
+#[cfg(test)]
+mod recovery_tests;
 mod report;
 mod sandbox;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -23,7 +24,9 @@ use super::spec::PodView;
 use super::table::PodTable;
 use super::volumes;
 use crate::network::PodNetwork;
-use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError};
+use crate::runtime::{
+    Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError, log_pipe,
+};
 
 /// What every worker uses.
 pub(super) struct Shared {
@@ -460,6 +463,32 @@ pub(super) async fn stop_container(
     }
 }
 
+/// Removes an ended container with its log and its last words.
+pub(super) async fn delete_container(
+    shared: &Shared,
+    pod: &PodRef,
+    container: &Container,
+) -> Outcome {
+    let (name, attempt) = (&container.name, container.attempt);
+    let mut files = log_pipe::files(&shared.paths.log(pod, name, attempt));
+    files.push(shared.paths.termination_log(&pod.uid, name, attempt));
+    // The record goes last: it is what says that the rest has to go.
+    for file in files {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Outcome::Trouble(format!("cannot remove {}: {error}", file.display()));
+            }
+            _ => {}
+        }
+    }
+    match shared.runtime.delete(&container.id).await {
+        Ok(()) => Outcome::Deleted {
+            id: container.id.clone(),
+        },
+        Err(error) => error.into(),
+    }
+}
+
 pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
     match sandbox::release(shared.network.as_ref(), &shared.paths, pod).await {
         Ok(()) => Outcome::Sandbox(Sandbox::Gone),
@@ -492,7 +521,7 @@ fn failure(
 }
 
 /// The file that a container leaves its last words in; writable to whoever it runs as.
-fn touch(path: &Path) -> std::io::Result<()> {
+fn touch(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }

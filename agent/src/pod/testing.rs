@@ -94,6 +94,10 @@ impl FakeApi {
             .insert(name.into(), map);
     }
 
+    pub(super) fn remove_config_map(&self, name: &str) {
+        self.state.lock().unwrap().config_maps.remove(name);
+    }
+
     /// Whether every request fails from now on.
     pub(super) fn set_away(&self, away: bool) {
         self.state.lock().unwrap().away = away;

@@ -18,7 +18,7 @@ use crate::runtime::{ContainerState, Runtime};
 
 /// Connects nothing; hands out addresses in order and remembers who has one.
 #[derive(Default)]
-struct FakeNetwork(Mutex<Vec<String>>);
+pub(super) struct FakeNetwork(Mutex<Vec<String>>);
 
 #[async_trait::async_trait]
 impl PodNetwork for FakeNetwork {
@@ -37,14 +37,14 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
-struct Node {
-    daemon: Daemon,
-    api: FakeApi,
-    network: Arc<FakeNetwork>,
+pub(super) struct Node {
+    pub(super) daemon: Daemon,
+    pub(super) api: FakeApi,
+    pub(super) network: Arc<FakeNetwork>,
 }
 
 impl Node {
-    async fn new() -> Option<Node> {
+    pub(super) async fn new() -> Option<Node> {
         let daemon = Daemon::start().await?;
         let images = daemon.path().join("images");
         std::fs::create_dir_all(&images).unwrap();
@@ -58,7 +58,7 @@ impl Node {
     }
 
     /// A new agent, which knows nothing of earlier ones.
-    fn agent(&self) -> Manager {
+    pub(super) fn agent(&self) -> Manager {
         let settings = Settings {
             node_name: "node-1".into(),
             host_addresses: vec!["192.0.2.1".parse().unwrap()],
@@ -125,7 +125,7 @@ impl Node {
     }
 }
 
-fn spec(script: &str, policy: &str) -> Value {
+pub(super) fn spec(script: &str, policy: &str) -> Value {
     json!({
         "restartPolicy": policy,
         "terminationGracePeriodSeconds": 5,
@@ -133,7 +133,7 @@ fn spec(script: &str, policy: &str) -> Value {
     })
 }
 
-fn is_ready(status: &PodStatus) -> bool {
+pub(super) fn is_ready(status: &PodStatus) -> bool {
     let mut conditions = status.conditions.iter().flatten();
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
@@ -143,7 +143,8 @@ fn waiting(status: &PodStatus) -> Option<String> {
     container.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }
 
-const FOREVER: &str = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+pub(super) const FOREVER: &str =
+    "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_survives_its_agent_and_goes_without_a_trace() {
@@ -533,7 +534,7 @@ async fn probes_decide_when_a_pod_is_ready_and_when_a_container_restarts() {
     assert_eq!(node.left_on_disk(), Vec::<String>::new());
 }
 
-async fn told(node: &Node, text: &str) {
+pub(super) async fn told(node: &Node, text: &str) {
     for _ in 0..250 {
         if node
             .api

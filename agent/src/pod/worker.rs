@@ -416,10 +416,9 @@ impl Worker {
             Action::Stop { id, how, why } => {
                 perform::stop_container(shared, &self.id, container(id)?, *how, *why).await
             }
-            Action::Delete { id } => match shared.runtime.delete(id).await {
-                Ok(()) => Outcome::Deleted { id: id.clone() },
-                Err(error) => error.into(),
-            },
+            Action::Delete { id } => {
+                perform::delete_container(shared, &self.id, container(id)?).await
+            }
             Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id).await,
             // Handled apart: the first beside everything else, the second after everything.
             Action::FetchImage { .. } | Action::Finish => return None,

@@ -1,0 +1,107 @@
+//! What a new agent finds, and what goes wrong while one runs, against a real containerd.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::json;
+
+use super::tests::{FOREVER, Node, is_ready, spec, told};
+use crate::runtime::Runtime;
+use crate::runtime::testing::busybox_archive;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    node.api
+        .put_config_map("settings", json!({"file": "content"}));
+    let mut web = spec(FOREVER, "Always");
+    web["volumes"] = json!([{"name": "conf", "configMap": {"name": "settings"}}]);
+    web["containers"][0]["volumeMounts"] = json!([{"name": "conf", "mountPath": "/conf"}]);
+    node.api.create("web", web);
+    node.api.wait("web", "ready", is_ready).await;
+
+    drop(agent);
+    node.api.remove_config_map("settings");
+    let mut changes = node.api.changes();
+    let _agent = node.agent();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    while let Ok(change) = changes.try_recv() {
+        let status = &change["object"]["status"];
+        assert_eq!(status["podIP"], "10.244.1.2", "{status}");
+    }
+
+    // Only a container that starts anew needs it.
+    let client = node.daemon.client();
+    let container = client.list().await.unwrap().remove(0);
+    client.signal(&container.id, libc::SIGKILL).await.unwrap();
+    node.api
+        .wait("web", "unready", |status| !is_ready(status))
+        .await;
+    told(
+        &node,
+        "FailedMount: volume \"conf\": configmap \"settings\" not found",
+    )
+    .await;
+    node.api
+        .put_config_map("settings", json!({"file": "content"}));
+    node.api.wait("web", "ready again", is_ready).await;
+    node.api.delete("web", 0);
+    node.api.wait_gone("web").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_containers_leave_nothing_but_the_last_one_and_the_last_status_tells_the_end() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    node.api.create("web", spec(FOREVER, "Always"));
+    node.api.wait("web", "ready", is_ready).await;
+    let client = node.daemon.client();
+    let container = client.list().await.unwrap().remove(0);
+    client.signal(&container.id, libc::SIGKILL).await.unwrap();
+    let restarts = |count| {
+        move |status: &PodStatus| {
+            let container = status.container_statuses.iter().flatten().next();
+            is_ready(status) && container.is_some_and(|c| c.restart_count == count)
+        }
+    };
+    node.api.wait("web", "restarted", restarts(1)).await;
+    let second = node.daemon.path().join("images/two.tar");
+    let command = json!({"Entrypoint": ["/bin/sh", "-c"]});
+    busybox_archive(&second, "busybox:two", command);
+    node.api.change("web", |pod| {
+        pod["spec"]["containers"][0]["image"] = json!("busybox:two");
+        pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+    });
+    node.api.wait("web", "of the new image", restarts(2)).await;
+    let there = |path: &str| node.daemon.path().join(path).exists();
+    for _ in 0..100 {
+        if !there("logs/default_web_uid-web/main/0.log") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (attempt, kept) in [(0, false), (1, true), (2, true)] {
+        let log = format!("logs/default_web_uid-web/main/{attempt}.log");
+        assert_eq!(there(&log), kept, "{log}");
+        let words = format!("pods/uid-web/termination-log/main-{attempt}");
+        assert_eq!(there(&words), kept, "{words}");
+    }
+
+    let mut changes = node.api.changes();
+    node.api.delete("web", 5);
+    node.api.wait_gone("web").await;
+    let mut last = json!({});
+    while let Ok(change) = changes.try_recv() {
+        last = change["object"]["status"].clone();
+    }
+    assert_eq!(last["phase"], "Succeeded", "{last}");
+    let container = &last["containerStatuses"][0];
+    assert_eq!(container["state"]["terminated"]["exitCode"], 0, "{last}");
+    assert_eq!(container["restartCount"], 2);
+    assert_eq!(last["podIP"], "10.244.1.2");
+}
