@@ -423,7 +423,7 @@ fn remove(pod: Option<&PodView>, observed: &Observed, by: Timestamp, now: Timest
     plan
 }
 
-/// Stops everything that runs; sidecars only after the containers that they serve.
+/// Stops everything that runs; sidecars only after the containers that they serve, the last that was started first.
 fn stop_all(
     pod: Option<&PodView>,
     observed: &Observed,
@@ -432,24 +432,21 @@ fn stop_all(
     now: Timestamp,
 ) -> Plan {
     let mut plan = Plan::default();
+    // Which turn a container has: none for the main ones, which come first.
+    let turn = |container: &Container| {
+        let mut init = pod.into_iter().flat_map(PodView::init_containers);
+        init.position(|spec| spec.name == container.name && is_sidecar(spec))
+    };
     let running = || {
-        observed
-            .containers
-            .iter()
-            .filter(|container| matches!(container.state, ContainerState::Running { .. }))
+        let all = observed.containers.iter();
+        all.filter(|container| matches!(container.state, ContainerState::Running { .. }))
     };
-    let sidecar = |container: &&Container| {
-        pod.is_some_and(|pod| {
-            pod.init_containers()
-                .iter()
-                .any(|spec| spec.name == container.name && is_sidecar(spec))
-        })
+    let turns: BTreeSet<Option<usize>> = running().map(turn).collect();
+    let first = match turns.first() {
+        Some(None) => None,
+        _ => turns.last().copied().flatten(),
     };
-    let mut first: Vec<&Container> = running().filter(|container| !sidecar(container)).collect();
-    if first.is_empty() {
-        first = running().collect();
-    }
-    for container in first {
+    for container in running().filter(|container| turn(container) == first) {
         stop(&mut plan, container, observed, by, why, now);
     }
     plan
