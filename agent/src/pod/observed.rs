@@ -60,6 +60,9 @@ pub enum ImageState {
     Failed(Failure),
 }
 
+/// The reason of a container that the runtime did not make.
+pub const CREATE_ERROR: &str = "CreateContainerError";
+
 /// A step that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -97,6 +100,15 @@ impl Observed {
             .iter()
             .filter(|container| container.name == name && container.attempt < latest.attempt)
             .max_by_key(|container| container.attempt)
+    }
+
+    /// Notes why a container could not be made.
+    pub fn fail(&mut self, container: String, failure: Failure) {
+        if failure.reason == CREATE_ERROR {
+            // An image may have been removed since it was looked at.
+            self.images.retain(|_, state| *state != ImageState::Present);
+        }
+        self.failures.insert(container, failure);
     }
 
     /// Whether a process of the pod runs.

@@ -17,7 +17,7 @@ use super::config::{self, Parts, Paths, refusals};
 use super::env::{self, Context};
 use super::events::{Events, Kind};
 use super::manager::Settings;
-use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
+use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{StopHow, StopReason};
 use super::sandbox;
 use super::spec::PodView;
@@ -373,7 +373,7 @@ pub(super) async fn run_container(
         Err(RuntimeError::Config(reason)) => {
             return fail("CreateContainerConfigError", reason, false);
         }
-        Err(error) => return fail("CreateContainerError", error.to_string(), false),
+        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
     };
     shared.events.send(
         &pod.id,

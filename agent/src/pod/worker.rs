@@ -445,7 +445,7 @@ impl Worker {
                 self.after_an_end();
             }
             Outcome::Failed { container, failure } => {
-                self.observed.failures.insert(container, failure);
+                self.observed.fail(container, failure);
             }
             Outcome::Deleted { id } => {
                 self.observed.remove(&id);
