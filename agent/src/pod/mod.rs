@@ -13,6 +13,7 @@
 mod archives;
 mod backoff;
 mod config;
+mod deletion;
 mod env;
 mod events;
 mod insecure;

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use super::deletion::Deletion;
 use super::events::Kind;
 use super::observed::{ImageState, Observed, Stop};
 use super::perform::{self, Outcome, Shared};
@@ -40,16 +41,6 @@ pub(super) struct Order {
     pub(super) vanished_by: Option<Timestamp>,
     /// Rises when images were imported: what failed for want of one is tried again.
     pub(super) imports: u64,
-}
-
-impl Order {
-    fn goal(&self) -> Goal {
-        let by = self.pod.as_ref().and_then(|pod| pod.stop_by());
-        match self.vanished_by.or(by) {
-            Some(by) => Goal::Gone { by },
-            None => Goal::Run,
-        }
-    }
 }
 
 /// Runs a pod until nothing of it is left.
@@ -90,6 +81,7 @@ pub(super) async fn run(
         shared,
         id,
         order,
+        deletion: None,
         orders,
         poke,
         status: known,
@@ -125,6 +117,7 @@ struct Worker {
     observed: Observed,
     surroundings: Surroundings,
     order: Order,
+    deletion: Option<Deletion>,
     orders: watch::Receiver<Order>,
     poke: Arc<Notify>,
     /// The newest status that was computed.
@@ -145,7 +138,7 @@ impl Worker {
     async fn work(&mut self) {
         loop {
             self.take_order();
-            let goal = self.order.goal();
+            let goal = self.goal();
             if goal != Goal::Run {
                 self.fetches.abort_all();
                 self.fetches = JoinSet::new();
@@ -175,6 +168,14 @@ impl Worker {
         }
     }
 
+    fn goal(&self) -> Goal {
+        let by = self.deletion.map(|deletion| deletion.by);
+        match self.order.vanished_by.or(by) {
+            Some(by) => Goal::Gone { by },
+            None => Goal::Run,
+        }
+    }
+
     fn take_order(&mut self) {
         let order = self.orders.borrow_and_update().clone();
         if order.imports != self.order.imports {
@@ -197,6 +198,9 @@ impl Worker {
         if changed {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
+        }
+        if let Some(pod) = &order.pod {
+            self.deletion = Deletion::seen(self.deletion, pod, Timestamp::now());
         }
         self.order = order;
     }
@@ -471,7 +475,7 @@ impl Worker {
             .order
             .pod
             .as_deref()
-            .filter(|_| self.order.goal() == Goal::Run)
+            .filter(|_| self.goal() == Goal::Run)
         else {
             return;
         };
