@@ -111,6 +111,13 @@ impl Observed {
         self.failures.insert(container, failure);
     }
 
+    /// How many times in a row making a container failed, by its name in the spec.
+    pub fn tries(&self, container: &str) -> u32 {
+        self.failures
+            .get(container)
+            .map_or(0, |failure| failure.tries)
+    }
+
     /// Whether a process of the pod runs.
     pub fn any_running(&self) -> bool {
         let mut states = self.containers.iter().map(|container| &container.state);

@@ -313,11 +313,7 @@ pub(super) async fn run_container(
     attempt: u32,
     streak: u32,
 ) -> Outcome {
-    let tries = observed
-        .failures
-        .get(&spec.name)
-        .map_or(0, |failure| failure.tries)
-        + 1;
+    let tries = observed.tries(&spec.name) + 1;
     let fail = |reason, message: String, final_: bool| {
         shared.events.send(
             &pod.id,
@@ -385,10 +381,7 @@ pub(super) async fn run_container(
     match start_container(shared, &pod.id, &made).await {
         Ok(state) => Outcome::Container(Container { state, ..made }),
         // It is made; starting it is the next plan's first thing.
-        Err(error) => {
-            tracing::warn!(container = spec.name, %error, "a container was made and not started");
-            Outcome::Container(made)
-        }
+        Err(_) => Outcome::Container(made),
     }
 }
 
@@ -420,7 +413,47 @@ pub(super) async fn start_container(
             };
             shared.runtime.record_failure(&container.id, &exit).await
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            if !error.is_unreachable() {
+                let text = format!("Error: {error}");
+                shared
+                    .events
+                    .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Starts a container that was made earlier. One that the runtime does not start for reasons of its own is removed, to
+/// be made anew: nothing of it ever ran.
+pub(super) async fn start_made(
+    shared: &Shared,
+    pod: &PodRef,
+    container: &Container,
+    observed: &Observed,
+) -> Outcome {
+    let error = match start_container(shared, pod, container).await {
+        Ok(state) => {
+            return Outcome::State {
+                id: container.id.clone(),
+                state,
+            };
+        }
+        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) => error,
+    };
+    // Refused if it runs after all, which is seen at the next look.
+    if let Err(error) = shared.runtime.delete(&container.id).await {
+        return error.into();
+    }
+    Outcome::Failed {
+        container: container.name.clone(),
+        failure: set_up_failure(
+            "RunContainerError",
+            error.to_string(),
+            observed.tries(&container.name) + 1,
+        ),
     }
 }
 

@@ -402,13 +402,7 @@ impl Worker {
                     .await
             }
             Action::Start { id } => {
-                match perform::start_container(shared, &self.id, container(id)?).await {
-                    Ok(state) => Outcome::State {
-                        id: id.clone(),
-                        state,
-                    },
-                    Err(error) => error.into(),
-                }
+                perform::start_made(shared, &self.id, container(id)?, observed).await
             }
             Action::Reap { id } => match shared.runtime.reap(id).await {
                 Ok(state) => Outcome::State {
@@ -438,7 +432,9 @@ impl Worker {
                 self.observed.images.insert(name, state);
             }
             Outcome::Container(container) => {
-                self.observed.failures.remove(&container.name);
+                if container.state != ContainerState::Created {
+                    self.observed.failures.remove(&container.name);
+                }
                 // Whether the image is there is asked again before the next attempt.
                 self.observed.images.remove(&container.image);
                 self.observed.put(container);
