@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn the_time_begins_when_this_node_sees_the_deletion() {
-        let at = |seconds| Timestamp::from_second(1_000_000_000 + seconds).unwrap();
+        let at = |seconds: i64| Timestamp::from_second(1_000_000_000 + seconds).unwrap();
         let first = Deletion::seen(None, &deleted(30), at(0));
         assert_eq!(first.unwrap().by, at(30), "whatever the API server's clock");
         let again = Deletion::seen(first, &deleted(30), at(10));

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 use serde_json::{Value, json};
 
-use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
+use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Action, Goal, plan};
 use super::spec::{PodView, container_id, spec_hash};
 use super::status::{Surroundings, status};
@@ -51,6 +51,7 @@ fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
         image_id: String::new(),
         stop_signal: 15,
         created_at: at(0),
+        earlier_boot: false,
         state,
     }
 }
@@ -209,4 +210,95 @@ fn an_end_that_no_agent_lived_to_tell_is_told_as_unknown() {
 
     let never_begun = tell(&pod, &observed, &PodStatus::default());
     assert_eq!(never_begun.phase.as_deref(), Some("Pending"));
+}
+
+#[test]
+fn init_containers_run_again_after_the_machine_restarted() {
+    let pod = pod(
+        "Always",
+        json!([{"name": "init", "image": "i:1"}]),
+        json!([{"name": "main", "image": "i:1"}]),
+    );
+    let mut observed = Observed {
+        sandbox: ready(),
+        volumes: Volumes::Ready,
+        containers: vec![
+            container(&pod, "init", exited(0)),
+            container(&pod, "main", exited(137)),
+        ],
+        ..Observed::default()
+    };
+    let next = |observed: &Observed| {
+        let mut observed = observed.clone();
+        observed.images.insert("i:1".into(), ImageState::Present);
+        plan(Some(&pod), Goal::Run, &observed, at(10)).actions
+    };
+    let run = |name: &str, attempt, streak| Action::Run {
+        container: name.into(),
+        attempt,
+        streak,
+    };
+    assert_eq!(next(&observed), [run("main", 1, 1)]);
+
+    for container in &mut observed.containers {
+        container.earlier_boot = true;
+    }
+    assert_eq!(next(&observed), [run("init", 1, 0)]);
+    let mut init = container(&pod, "init", RUNNING);
+    (init.id, init.attempt) = ("second".into(), 1);
+    observed.containers.push(init);
+    assert_eq!(next(&observed), []);
+    observed.containers[2].state = exited(0);
+    assert_eq!(next(&observed), [run("main", 1, 1)]);
+}
+
+#[test]
+fn sidecars_stop_after_the_main_containers_and_one_after_the_other() {
+    let sidecar = |name: &str| json!({"name": name, "image": "i:1", "restartPolicy": "Always"});
+    let pod = pod(
+        "Always",
+        json!([sidecar("first"), sidecar("second")]),
+        json!([{"name": "main", "image": "i:1"}, {"name": "other", "image": "i:1"}]),
+    );
+    let names = ["first", "second", "main", "other"];
+    let mut observed = Observed {
+        containers: names.map(|name| container(&pod, name, RUNNING)).into(),
+        ..Observed::default()
+    };
+    for turn in [vec!["main", "other"], vec!["second"], vec!["first"]] {
+        let goal = Goal::Gone { by: at(60) };
+        let actions = plan(Some(&pod), goal, &observed, at(10)).actions;
+        let stopped: Vec<String> = actions
+            .into_iter()
+            .map(|action| match action {
+                Action::Stop { id, .. } => id,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let wanted: Vec<String> = turn.iter().map(|name| container_id("u", name, 0)).collect();
+        assert_eq!(stopped, wanted);
+        for id in stopped {
+            observed.set_state(&id, exited(0));
+        }
+    }
+}
+
+#[test]
+fn an_image_is_looked_for_again_when_its_container_could_not_be_made() {
+    let pod = one("Always");
+    let mut observed = Observed {
+        sandbox: ready(),
+        volumes: Volumes::Ready,
+        ..Observed::default()
+    };
+    observed.images.insert("i:1".into(), ImageState::Present);
+    let mut failure = failure(at(11));
+    failure.reason = CREATE_ERROR;
+    observed.fail("main".into(), failure);
+    let actions = |now| plan(Some(&pod), Goal::Run, &observed, now).actions;
+    assert_eq!(actions(at(10)), []);
+    let fetch = Action::FetchImage {
+        container: "main".into(),
+    };
+    assert_eq!(actions(at(11)), [fetch]);
 }

@@ -169,9 +169,13 @@ pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
     }
 }
 
-/// Whether the init containers have done their work. Once a main container was made they have.
+/// Whether the init containers have done their work since the machine started, which emptied what they prepare. Once a
+/// main container was made they have.
 pub fn is_initialized(pod: &PodView, observed: &Observed) -> bool {
-    let begun = |spec: &ContainerSpec| observed.latest(&spec.name).is_some();
+    let begun = |spec: &ContainerSpec| {
+        let latest = observed.latest(&spec.name);
+        latest.is_some_and(|container| !container.earlier_boot)
+    };
     pod.containers().iter().any(begun)
         || pod
             .init_containers()
@@ -187,7 +191,9 @@ fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
         ContainerState::Running { .. } => {
             is_sidecar(spec) && probe::is_started(spec, container, observed)
         }
-        ContainerState::Exited(exit) => !is_sidecar(spec) && exit.code == 0,
+        ContainerState::Exited(exit) => {
+            !is_sidecar(spec) && exit.code == 0 && !container.earlier_boot
+        }
         ContainerState::Created | ContainerState::Stopped => false,
     }
 }
@@ -305,6 +311,8 @@ fn advance(
                 return true;
             }
             ContainerState::Exited(exit) => match restart(pod, spec, container, exit) {
+                // The work of an init container is to be done again.
+                None if container.earlier_boot && is_init(pod, spec) => (container.attempt + 1, 0),
                 None => return false,
                 Some(restart) if restart.at > now && !changed(container) => {
                     plan.wake_at(restart.at);
@@ -353,6 +361,11 @@ fn is_early(plan: &mut Plan, failure: &Failure, now: Timestamp) -> bool {
     }
 }
 
+fn is_init(pod: &PodView, spec: &ContainerSpec) -> bool {
+    let mut names = pod.init_containers().iter().map(|init| &init.name);
+    names.any(|name| *name == spec.name)
+}
+
 /// When a container that ended runs again, and the how manyth restart in a row that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restart {
@@ -367,13 +380,9 @@ pub fn restart(
     container: &Container,
     exit: &Exit,
 ) -> Option<Restart> {
-    let init = pod
-        .init_containers()
-        .iter()
-        .any(|init| init.name == spec.name);
     let again = if is_sidecar(spec) {
         true
-    } else if init {
+    } else if is_init(pod, spec) {
         // An init container runs until it succeeds, whatever restarts the others.
         exit.code != 0 && pod.restart_policy().restarts(exit.code)
     } else {

@@ -272,6 +272,7 @@ impl World {
             image_id: String::new(),
             stop_signal: 15,
             created_at: self.now,
+            earlier_boot: false,
             state: ContainerState::Running { pid: 1 },
         };
         self.containers.insert(id.clone(), container);

@@ -255,6 +255,7 @@ impl Containerd {
             image_id: image.id(),
             stop_signal,
             created_at: Timestamp::now(),
+            earlier_boot: false,
             state: ContainerState::Created,
         })
     }
@@ -676,6 +677,10 @@ fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) ->
         (Some(_), Some(_)) => ContainerState::Stopped,
         (None, Some(task)) => match task.status() {
             TaskStatus::Stopped => ContainerState::Stopped,
+            // Its shim does not answer at present; whether it died shows soon.
+            TaskStatus::Unknown if labels::is_started(&stored.labels) => {
+                ContainerState::Running { pid: task.pid }
+            }
             TaskStatus::Created | TaskStatus::Unknown => ContainerState::Created,
             TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
                 ContainerState::Running { pid: task.pid }
@@ -698,6 +703,7 @@ fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) ->
         image_id: identity.image_id,
         stop_signal: identity.stop_signal,
         created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
+        earlier_boot: identity.boot_id != boot_id,
         state,
     })
 }
