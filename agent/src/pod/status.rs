@@ -452,6 +452,11 @@ impl View<'_> {
     }
 }
 
+/// Whether a status says that the pod can take traffic.
+pub fn is_ready(status: &PodStatus) -> bool {
+    previously(status, "Ready")
+}
+
 /// Whether a condition was true in the last status.
 fn previously(previous: &PodStatus, kind: &str) -> bool {
     let mut conditions = previous.conditions.iter().flatten();

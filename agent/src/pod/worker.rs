@@ -22,7 +22,7 @@ use super::prober::{Answer, Probers};
 use super::report::{self, Report};
 use super::sandbox;
 use super::spec::{PodView, container_id};
-use super::status::{Surroundings, status};
+use super::status::{Surroundings, is_ready, status};
 use super::table::{ContainerSummary, PodSummary};
 use crate::runtime::{Container, ContainerState, PodRef, log_pipe};
 
@@ -61,8 +61,8 @@ pub(super) async fn run(
     let reporter = tokio::spawn(report::run(
         shared.client.clone(),
         id.clone(),
-        known.clone(),
         receiver,
+        orders.clone(),
     ));
     let mut worker = Worker {
         observed: Observed {
@@ -86,7 +86,6 @@ pub(super) async fn run(
         poke,
         status: known,
         reports,
-        repeat: 0,
         fetches: JoinSet::new(),
         fetching: Vec::new(),
         probers: Probers::new(),
@@ -123,8 +122,6 @@ struct Worker {
     /// The newest status that was computed.
     status: PodStatus,
     reports: watch::Sender<Report>,
-    /// How many times somebody else wrote over the reported status.
-    repeat: u64,
     /// Images may take long to fetch, so that goes on beside everything else.
     fetches: JoinSet<Outcome>,
     /// Names of the images being fetched.
@@ -187,14 +184,6 @@ impl Worker {
             (Some(new), Some(old)) => new.object.spec != old.object.spec,
             _ => false,
         };
-        let ready = |pod: &Option<Arc<PodView>>| {
-            let status = pod.as_ref().and_then(|pod| pod.object.status.as_ref());
-            status.is_some_and(is_ready)
-        };
-        // When a node is silent for long, the control plane declares its pods unready. Whoever is back says otherwise.
-        if ready(&self.order.pod) && !ready(&order.pod) && is_ready(&self.status) {
-            self.repeat += 1;
-        }
         if changed {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
@@ -554,19 +543,13 @@ impl Worker {
             &self.status,
             Timestamp::now(),
         );
-        let said = match &*self.reports.borrow() {
-            Report::Status { repeat, .. } => *repeat == self.repeat,
-            Report::Nothing | Report::Gone(_) => false,
-        };
+        let said = matches!(*self.reports.borrow(), Report::Status(_));
         if status != self.status || !said {
             self.shared.table.put(summary(&self.id, &status));
             self.status = status;
             // A pod that vanished from the API has nobody to report to.
             if self.order.vanished_by.is_none() {
-                let report = Report::Status {
-                    status: Box::new(self.status.clone()),
-                    repeat: self.repeat,
-                };
+                let report = Report::Status(Box::new(self.status.clone()));
                 self.reports.send_replace(report);
             }
         }
@@ -604,11 +587,6 @@ fn tail(path: &std::path::Path) -> String {
         Ok(count) => String::from_utf8_lossy(&bytes[..count]).into_owned(),
         Err(_) => String::new(),
     }
-}
-
-fn is_ready(status: &PodStatus) -> bool {
-    let mut conditions = status.conditions.iter().flatten();
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {
