@@ -1,5 +1,6 @@
 //! What a new agent finds, and what goes wrong while one runs, against a real containerd.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PodStatus;
@@ -104,4 +105,41 @@ async fn dead_containers_leave_nothing_but_the_last_one_and_the_last_status_tell
     assert_eq!(container["state"]["terminated"]["exitCode"], 0, "{last}");
     assert_eq!(container["restartCount"], 2);
     assert_eq!(last["podIP"], "10.244.1.2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_worker_died_gets_another() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    node.network.1.store(true, SeqCst);
+    node.api.create("web", spec(FOREVER, "Always"));
+    node.api.wait("web", "ready", is_ready).await;
+    assert!(!node.network.1.load(SeqCst), "the first one did panic");
+    node.api.delete("web", 5);
+    node.api.wait_gone("web").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_name_another_one_has_by_now_goes_quietly() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    node.api.create("web", spec(FOREVER, "Always"));
+    node.api.wait("web", "ready", is_ready).await;
+    node.api.delete("web", 5);
+    node.api.change("web", |pod| {
+        pod["metadata"]["uid"] = json!("uid-other");
+    });
+    let old = || agent.table().list().iter().any(|pod| pod.uid == "uid-web");
+    for _ in 0..500 {
+        if !old() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!old(), "nobody asks for its status any more");
+    node.api.wait_gone("web").await;
 }

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PodStatus;
@@ -16,13 +18,14 @@ use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::testing::{Daemon, busybox_archive};
 use crate::runtime::{ContainerState, Runtime};
 
-/// Connects nothing; hands out addresses in order and remembers who has one.
+/// Connects nothing; hands out addresses in order and remembers who has one. Panics once if the flag is set.
 #[derive(Default)]
-pub(super) struct FakeNetwork(Mutex<Vec<String>>);
+pub(super) struct FakeNetwork(Mutex<Vec<String>>, pub(super) AtomicBool);
 
 #[async_trait::async_trait]
 impl PodNetwork for FakeNetwork {
     async fn attach(&self, pod_uid: &str, _netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+        assert!(!self.1.swap(false, SeqCst), "a panic that a test asked for");
         let mut attached = self.0.lock().unwrap();
         if !attached.iter().any(|uid| uid == pod_uid) {
             attached.push(pod_uid.to_owned());
