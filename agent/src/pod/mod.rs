@@ -13,6 +13,7 @@
 mod archives;
 mod backoff;
 mod config;
+mod correlate;
 mod deletion;
 mod env;
 mod events;
