@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    Container, Pod, PodSecurityContext, ResourceRequirements, SecurityContext,
+};
 
 use super::env::expand;
 use super::spec::{PodView, QosClass, container_id, limit, request, spec_hash};
@@ -54,6 +56,16 @@ impl Paths {
         logs(&self.root_dir, pod)
     }
 
+    /// The directories of logs that there are, and whose each is.
+    pub(super) fn all_logs(&self) -> Vec<(PathBuf, PodRef)> {
+        let entries = std::fs::read_dir(self.root_dir.join("logs"));
+        let found = entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let pod = pod_of_logs(&entry.file_name().to_string_lossy())?;
+            Some((entry.path(), pod))
+        });
+        found.collect()
+    }
+
     pub(super) fn log(&self, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {
         log_path(&self.root_dir, pod, container, attempt)
     }
@@ -81,6 +93,17 @@ fn logs(root_dir: &Path, pod: &PodRef) -> PathBuf {
     root_dir
         .join("logs")
         .join(format!("{namespace}_{name}_{uid}"))
+}
+
+/// The pod of a directory that [`logs`] names. None of the three parts may hold an underscore.
+fn pod_of_logs(directory: &str) -> Option<PodRef> {
+    let mut parts = directory.splitn(3, '_').map(str::to_owned);
+    let pod = PodRef {
+        namespace: parts.next()?,
+        name: parts.next()?,
+        uid: parts.next()?,
+    };
+    is_plain_name(&pod.uid).then_some(pod)
 }
 
 /// Where the log of a container is.
@@ -146,8 +169,12 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         .as_ref()
         .or(of_pod.app_armor_profile.as_ref());
     refuse(
-        armor.is_some_and(|profile| profile.type_ == "Localhost"),
-        "a Localhost appArmorProfile",
+        armor.is_some_and(|profile| profile.type_ != "Unconfined"),
+        "an appArmorProfile other than Unconfined",
+    );
+    refuse(
+        spec.resources.as_ref().is_some_and(names_amounts),
+        "a limit or request of the pod as a whole",
     );
     refuse(container.tty == Some(true), "tty");
     refuse(container.stdin == Some(true), "stdin");
@@ -199,6 +226,14 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         "a hugepages limit",
     );
     found
+}
+
+/// Whether a pod names amounts for all its containers together.
+fn names_amounts(resources: &ResourceRequirements) -> bool {
+    [&resources.requests, &resources.limits]
+        .into_iter()
+        .flatten()
+        .any(|amounts| !amounts.is_empty())
 }
 
 /// What a container is made from, besides the pod.

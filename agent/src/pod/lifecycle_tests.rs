@@ -1,9 +1,11 @@
 //! Plans and statuses of pods in particular situations.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec, PodStatus};
 use serde_json::{Value, json};
 
+use super::config::refusals;
+use super::ephemeral;
 use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Action, Goal, plan};
 use super::spec::{PodView, container_id, spec_hash};
@@ -301,4 +303,39 @@ fn an_image_is_looked_for_again_when_its_container_could_not_be_made() {
         container: "main".into(),
     };
     assert_eq!(actions(at(11)), [fetch]);
+}
+
+#[test]
+fn what_a_pod_asks_for_in_vain_is_told() {
+    let mut pod = one("Always");
+    assert_eq!(refusals(&pod, &pod.containers()[0]), [""; 0]);
+    if let Some(spec) = &mut pod.object.spec {
+        let asked = json!({
+            "resources": {"requests": {"cpu": "1"}},
+            "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}},
+            "ephemeralContainers": [{"name": "debug", "image": "i:1"}],
+            "containers": [],
+        });
+        let asked: PodSpec = serde_json::from_value(asked).unwrap();
+        spec.resources = asked.resources;
+        spec.security_context = asked.security_context;
+        spec.ephemeral_containers = asked.ephemeral_containers;
+    }
+    assert_eq!(
+        refusals(&pod, &pod.containers()[0]),
+        [
+            "an appArmorProfile other than Unconfined is not supported on this node",
+            "a limit or request of the pod as a whole is not supported on this node",
+        ]
+    );
+
+    // They come to a pod that runs, and are no reason not to go on.
+    let before = PodStatus::default();
+    let untold: Vec<&str> = ephemeral::untold(&pod, &before).collect();
+    assert_eq!(untold, ["debug"]);
+    let status = tell(&pod, &Observed::default(), &before);
+    assert_eq!(ephemeral::untold(&pod, &status).count(), 0);
+    let told = &status.ephemeral_container_statuses.as_ref().unwrap()[0];
+    let waiting = told.state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.message.as_deref(), Some(ephemeral::REFUSAL));
 }

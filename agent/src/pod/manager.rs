@@ -323,16 +323,19 @@ impl Pods {
         }
     }
 
-    /// Pods without a worker of which containers, pins or directories are left.
+    /// Pods without a worker of which containers, pins, logs or directories are left.
     fn orphans(&self) -> Vec<PodRef> {
         let of_containers = self
             .adopted
             .values()
             .flatten()
             .map(|container| container.pod.clone());
-        let mut found: BTreeMap<String, PodRef> =
-            of_containers.map(|pod| (pod.uid.clone(), pod)).collect();
         let paths = &self.shared.paths;
+        let of_logs = paths.all_logs().into_iter().map(|(_, pod)| pod);
+        let mut found: BTreeMap<String, PodRef> = of_logs
+            .chain(of_containers)
+            .map(|pod| (pod.uid.clone(), pod))
+            .collect();
         let pins = [Namespace::Net, Namespace::Ipc, Namespace::Uts]
             .map(|namespace| paths.run_dir.join(namespace.pin_directory()));
         for directory in pins.into_iter().chain([paths.pods()]) {

@@ -16,6 +16,7 @@ mod config;
 mod correlate;
 mod deletion;
 mod env;
+mod ephemeral;
 mod events;
 mod insecure;
 #[cfg(test)]

@@ -143,3 +143,30 @@ async fn a_pod_whose_name_another_one_has_by_now_goes_quietly() {
     assert!(!old(), "nobody asks for its status any more");
     node.api.wait_gone("web").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_pods_that_are_gone_are_removed_whatever_else_is_left_of_them() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let make = |path: &str| std::fs::create_dir_all(node.daemon.path().join(path)).unwrap();
+    for path in [
+        "logs/default_both_uid-both/main",
+        "pods/uid-both/volumes",
+        "logs/default_logs_uid-logs/main",
+        "pods/uid-files/volumes",
+    ] {
+        make(path);
+    }
+    // Nobody's: what it belongs to cannot be told.
+    make("logs/a_b_");
+    let _agent = node.agent();
+    let others = node.daemon.path().join("logs/a_b_").display().to_string();
+    for _ in 0..500 {
+        if node.left_on_disk() == [others.clone()] {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{:?}", node.left_on_disk());
+}

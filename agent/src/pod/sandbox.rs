@@ -141,7 +141,10 @@ pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxErro
             cgroup::remove(&hierarchies, &path)
                 .map_err(|source| SandboxError::Cgroup { path, source })?;
         }
-        for path in [paths.pod(&pod.uid), paths.logs(&pod)] {
+        // Of a pod that only its files tell of, the name is not known.
+        let logs = paths.all_logs().into_iter();
+        let own_logs = logs.filter(|(_, found)| found.uid == pod.uid);
+        for path in own_logs.map(|(path, _)| path).chain([paths.pod(&pod.uid)]) {
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(SandboxError::File {

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::ephemeral;
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Course, course, is_initialized, restart};
 use super::probe;
@@ -70,6 +71,7 @@ pub fn status(
         conditions: Some(conditions),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
+        ephemeral_container_statuses: ephemeral::statuses(pod),
         host_ip: hosts.first().map(ToString::to_string),
         host_ips: (!hosts.is_empty()).then(|| {
             hosts

@@ -96,7 +96,7 @@ impl Node {
             .collect()
     }
 
-    fn left_on_disk(&self) -> Vec<String> {
+    pub(super) fn left_on_disk(&self) -> Vec<String> {
         ["run/netns", "run/ipc", "run/uts", "pods", "logs"]
             .iter()
             .flat_map(|dir| {

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::deletion::Deletion;
+use super::ephemeral;
 use super::events::Kind;
 use super::observed::{ImageState, Observed, Stop};
 use super::perform::{self, Outcome, Shared};
@@ -189,6 +190,16 @@ impl Worker {
             self.observed.failures.clear();
         }
         if let Some(pod) = &order.pod {
+            for name in ephemeral::untold(pod, &self.status) {
+                let events = &self.shared.events;
+                events.send(
+                    &self.id,
+                    Some(name),
+                    Kind::Warning,
+                    "Failed",
+                    ephemeral::REFUSAL,
+                );
+            }
             self.deletion = Deletion::seen(self.deletion, pod, Timestamp::now());
         }
         self.order = order;
