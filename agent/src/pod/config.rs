@@ -1,17 +1,19 @@
 //! A container's runtime config from its pod's spec. Pure, but for the paths it names.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     Container, Pod, PodSecurityContext, ResourceRequirements, SecurityContext,
 };
 
 use super::env::expand;
-use super::spec::{PodView, QosClass, container_id, limit, request, spec_hash};
+use super::resources;
+use super::spec::{PodView, QosClass, container_id, request, spec_hash};
 use super::volumes;
 use crate::network::namespaces::Namespace;
-use crate::runtime::oci::CPU_PERIOD_US;
-use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, PodRef, Resources, Security};
+use crate::runtime::cgroup::Hierarchy;
+use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, PodRef, Security};
 
 /// Where everything of a pod is on the node.
 #[derive(Clone, Debug)]
@@ -19,6 +21,7 @@ pub(super) struct Paths {
     pub(super) root_dir: PathBuf,
     pub(super) run_dir: PathBuf,
     pub(super) cgroup_parent: PathBuf,
+    pub(super) hierarchies: Arc<[Hierarchy]>,
 }
 
 impl Paths {
@@ -76,11 +79,17 @@ impl Paths {
 
     /// The cgroup of a pod, below every hierarchy's root.
     pub(super) fn cgroup(&self, uid: &str, qos: QosClass) -> PathBuf {
-        let class = qos.name().to_lowercase();
-        self.cgroup_parent
-            .join("kubepods")
-            .join(class)
-            .join(format!("pod{uid}"))
+        self.class_cgroup(qos).join(format!("pod{uid}"))
+    }
+
+    /// The cgroup that holds the pods of a class. The guaranteed ones have none of their own, as upstream.
+    pub(super) fn class_cgroup(&self, qos: QosClass) -> PathBuf {
+        let all = self.cgroup_parent.join("kubepods");
+        match qos {
+            QosClass::Guaranteed => all,
+            QosClass::Burstable => all.join("burstable"),
+            QosClass::BestEffort => all.join("besteffort"),
+        }
     }
 }
 
@@ -288,7 +297,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         cgroup: paths
             .cgroup(uid, pod.qos())
             .join(container_id(uid, &container.name, attempt)),
-        resources: resources(container),
+        resources: resources::of_container(container),
         oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
         security: security(&pod.object, container),
         env: with_hostname(env, pod),
@@ -365,23 +374,6 @@ fn mounts(
         }
     }
     Ok(list)
-}
-
-fn resources(container: &Container) -> Resources {
-    let shares = match request(container, "cpu") {
-        // The kernel's smallest weight; also what a container without a request gets.
-        None => 2,
-        Some(cores) => ((cores * 1024.0) as u64).clamp(2, 262_144),
-    };
-    Resources {
-        cpu_shares: shares,
-        cpu_quota_us: limit(container, "cpu")
-            .filter(|cores| *cores > 0.0)
-            .map(|cores| ((cores * CPU_PERIOD_US as f64) as i64).max(1000)),
-        memory_limit: limit(container, "memory")
-            .filter(|bytes| *bytes > 0.0)
-            .map(|bytes| bytes as i64),
-    }
 }
 
 /// How readily the kernel kills a container when memory runs out: the less of the node it asked for, the sooner.

@@ -25,7 +25,7 @@ use super::worker::{self, Order};
 use crate::dns::resolv_conf::ClusterDns;
 use crate::network::PodNetwork;
 use crate::network::namespaces::Namespace;
-use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
+use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent, cgroup};
 
 /// How long to wait for a runtime that is away.
 const RETRY: Duration = Duration::from_secs(1);
@@ -133,6 +133,7 @@ async fn run(
                 root_dir: settings.root_dir.clone(),
                 run_dir: settings.run_dir.clone(),
                 cgroup_parent: settings.cgroup_parent.clone(),
+                hierarchies: cgroup::mounted().into(),
             },
             node_memory: node_memory(),
             client: client.clone(),

@@ -30,6 +30,7 @@ mod prober;
 #[cfg(test)]
 mod recovery_tests;
 mod report;
+mod resources;
 mod sandbox;
 #[cfg(test)]
 mod simulation;

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
 use super::tests::{FOREVER, Node, is_ready, spec, told};
-use crate::runtime::Runtime;
 use crate::runtime::testing::busybox_archive;
+use crate::runtime::{Runtime, cgroup};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
@@ -169,4 +169,63 @@ async fn files_of_pods_that_are_gone_are_removed_whatever_else_is_left_of_them()
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("{:?}", node.left_on_disk());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    let create = |name: &str, resources: serde_json::Value| {
+        let mut asking = spec(FOREVER, "Always");
+        asking["containers"][0]["resources"] = resources;
+        node.api.create(name, asking);
+    };
+    create("one", json!({"requests": {"cpu": "500m"}}));
+    let limits = json!({"cpu": "250m", "memory": "64Mi"});
+    create(
+        "two",
+        json!({"requests": {"cpu": "250m", "memory": "32Mi"}, "limits": limits}),
+    );
+    create("three", json!({"limits": limits}));
+    create("none", json!({}));
+    for name in ["one", "two", "three", "none"] {
+        node.api.wait(name, "ready", is_ready).await;
+    }
+    let read = |path: &str| {
+        let cgroup = node.daemon.cgroup();
+        let cgroup = cgroup.strip_prefix("/").unwrap();
+        let found = cgroup::mounted().into_iter().find_map(|hierarchy| {
+            let file = hierarchy.mount.join(cgroup).join("kubepods").join(path);
+            std::fs::read_to_string(file).ok()
+        });
+        found.map(|text| text.trim().to_owned())
+    };
+    // A machine has the one or the other.
+    let either = |directory: &str, files: [&str; 2]| {
+        let [first, second] = files.map(|file| read(&format!("{directory}/{file}")));
+        first.or(second).unwrap_or_default()
+    };
+    let weight = |directory: &str| either(directory, ["cpu.shares", "cpu.weight"]);
+    assert!(["512", "20"].contains(&&*weight("burstable/poduid-one")));
+    assert!(["768", "30"].contains(&&*weight("burstable")));
+    assert!(["256", "10"].contains(&&*weight("poduid-three")));
+    assert!(["2", "1"].contains(&&*weight("besteffort")));
+    assert!(["2", "1"].contains(&&*weight("besteffort/poduid-none")));
+    let quota = either("burstable/poduid-two", ["cpu.cfs_quota_us", "cpu.max"]);
+    assert!(["25000", "25000 100000"].contains(&&*quota), "{quota}");
+    let bytes = either(
+        "burstable/poduid-two",
+        ["memory.limit_in_bytes", "memory.max"],
+    );
+    assert_eq!(bytes, (64 << 20).to_string());
+
+    node.api.delete("one", 5);
+    node.api.wait_gone("one").await;
+    assert!(["256", "10"].contains(&&*weight("burstable")));
+    for name in ["two", "three", "none"] {
+        node.api.delete(name, 5);
+        node.api.wait_gone(name).await;
+    }
 }

@@ -7,11 +7,19 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::config::{Paths, hosts_file, own_namespaces};
-use super::spec::PodView;
+use super::resources;
+use super::spec::{PodView, QosClass};
 use crate::dns::resolv_conf::{self, ClusterDns};
 use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
-use crate::runtime::{PodRef, cgroup};
+use crate::runtime::{PodRef, Resources, cgroup};
+
+/// What pods that ask for nothing may use beside others that do.
+const LEAST: Resources = Resources {
+    cpu_shares: 2,
+    cpu_quota_us: None,
+    memory_limit: None,
+};
 
 /// Why a sandbox could not be prepared or removed. Trying again is safe.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +30,7 @@ pub(super) enum SandboxError {
     Namespace(#[from] NamespaceError),
     #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("cannot remove cgroup {}: {source}", path.display())]
+    #[error("cannot set up or remove cgroup {}: {source}", path.display())]
     Cgroup { path: PathBuf, source: io::Error },
     #[error("the task that did the work was cancelled")]
     Cancelled,
@@ -37,17 +45,20 @@ pub(super) async fn prepare(
     pod: &PodView,
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let uid = pod.id.uid.clone();
-    {
+    let limited = {
         let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || pin(&pod, &paths)).await?;
-    }
-    let addresses = if pod.host_network() {
-        Vec::new()
-    } else {
-        network
-            .attach(&uid, &paths.pin(Namespace::Net, &uid))
-            .await?
+        blocking(move || limit(&pod, &paths))
     };
+    let connected = async {
+        let (pinned, its_paths) = (pod.clone(), paths.clone());
+        blocking(move || pin(&pinned, &its_paths)).await?;
+        if pod.host_network() {
+            return Ok(Vec::new());
+        }
+        let pin = paths.pin(Namespace::Net, &uid);
+        Ok(network.attach(&uid, &pin).await?)
+    };
+    let ((), addresses) = tokio::try_join!(limited, connected)?;
     let seen = if pod.host_network() {
         host_addresses
     } else {
@@ -66,6 +77,27 @@ pub(super) async fn prepare(
             .map_err(|source| SandboxError::File { path, source })?;
     }
     Ok(addresses)
+}
+
+/// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
+fn limit(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
+    let qos = pod.qos();
+    let path = paths.cgroup(&pod.id.uid, qos);
+    cgroup::create(&paths.hierarchies, &path, &resources::of_pod(pod))
+        .and_then(|()| weigh(paths, qos))
+        .map_err(|source| SandboxError::Cgroup { path, source })
+}
+
+/// Gives a class of pods the weight that it should have beside the others.
+fn weigh(paths: &Paths, qos: QosClass) -> io::Result<()> {
+    let class = paths.class_cgroup(qos);
+    match qos {
+        // Each stands for itself.
+        QosClass::Guaranteed => Ok(()),
+        QosClass::Burstable => cgroup::weigh_by_children(&paths.hierarchies, &class),
+        // They get what the others leave.
+        QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &LEAST),
+    }
 }
 
 /// Running containers see these files: one that says the same is never empty in between.
@@ -130,15 +162,14 @@ pub(super) async fn release(
 pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxError> {
     let (pod, paths) = (pod.clone(), paths.clone());
     blocking(move || {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let hierarchies = cgroup::hierarchies(&mounts);
-        for class in [
-            super::spec::QosClass::Guaranteed,
-            super::spec::QosClass::Burstable,
-            super::spec::QosClass::BestEffort,
+        for qos in [
+            QosClass::Guaranteed,
+            QosClass::Burstable,
+            QosClass::BestEffort,
         ] {
-            let path = paths.cgroup(&pod.uid, class);
-            cgroup::remove(&hierarchies, &path)
+            let path = paths.cgroup(&pod.uid, qos);
+            cgroup::remove(&paths.hierarchies, &path)
+                .and_then(|()| weigh(&paths, qos))
                 .map_err(|source| SandboxError::Cgroup { path, source })?;
         }
         // Of a pod that only its files tell of, the name is not known.
