@@ -151,11 +151,17 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let cluster = Cluster::start(client.clone());
+    let cluster = Cluster::default();
     let (health, health_seen) = watch::channel(Health::default());
     let pods = PodTable::default();
     let mut parts = Parts::new();
 
+    for watch in cluster.watches(&client) {
+        parts.spawn(async move {
+            watch.await;
+            Ok(())
+        });
+    }
     parts.spawn({
         let (cluster, node, proxy) = (cluster.clone(), node.clone(), proxy.clone());
         let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
@@ -254,7 +260,11 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         let facts = Facts::read(&config.root_dir)?;
         let gateway = network.gateway();
         let settings = settings(&config, cluster.clone(), &node, address, gateway, &facts);
-        let _manager = Manager::start(client, settings, runtime, network, pods);
+        let manager = Manager::start(client, settings, runtime, network, pods);
+        parts.spawn(async move {
+            manager.ended().await;
+            Ok(())
+        });
         outcome(parts.join_next().await)
     };
     tokio::select! {

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::facts::{Facts, FactsError, Resources};
@@ -52,7 +53,8 @@ impl Upkeep {
     pub async fn run(mut self) -> Result<(), FactsError> {
         let facts = Facts::read(&self.root_dir)?;
         self.register(&facts).await?;
-        tokio::spawn(lease::keep(self.client.clone(), self.identity.name.clone()));
+        let lease = lease::keep(self.client.clone(), self.identity.name.clone());
+        let mut lease = AbortOnDropHandle::new(tokio::spawn(lease));
         let mut failing = false;
         loop {
             let pass = tokio::time::timeout(PATIENCE, self.pass(&facts)).await;
@@ -78,6 +80,10 @@ impl Upkeep {
             // Either arm may be dropped: the next pass reads everything.
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                // It ends by a panic only, which is not to go unnoticed.
+                ended = &mut lease => if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+                    std::panic::resume_unwind(panic);
+                },
                 changed = self.health.changed() => {
                     if changed.is_err() {
                         // Nobody will say more: only time causes further passes.

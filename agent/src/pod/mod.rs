@@ -13,11 +13,16 @@
 mod archives;
 mod backoff;
 mod config;
+mod correlate;
+mod deletion;
 mod env;
+mod ephemeral;
 mod events;
 mod host_path;
 mod hosts;
 mod insecure;
+#[cfg(test)]
+mod lifecycle_tests;
 mod manager;
 mod mounts;
 pub mod observed;
@@ -25,8 +30,11 @@ mod perform;
 pub mod plan;
 pub mod probe;
 mod prober;
+#[cfg(test)]
+mod recovery_tests;
 mod report;
 mod resource_field;
+mod resources;
 mod sandbox;
 mod service_env;
 #[cfg(test)]

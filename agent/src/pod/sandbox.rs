@@ -6,19 +6,23 @@ use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use kube::Client;
 use rustix::mount::MountFlags;
 
 use super::config::{Paths, own_namespaces};
-use super::env::Context;
 use super::manager::Settings;
-use super::spec::PodView;
-use super::volumes::{self, VolumeError};
-use super::{hosts, mounts};
+use super::spec::{PodView, QosClass};
+use super::{hosts, mounts, resources};
 use crate::dns::resolv_conf::{self, ClusterDns};
 use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
-use crate::runtime::{PodRef, cgroup};
+use crate::runtime::{PodRef, Resources, cgroup};
+
+/// What pods that ask for nothing may use beside others that do.
+const LEAST: Resources = Resources {
+    cpu_shares: 2,
+    cpu_quota_us: None,
+    memory_limit: None,
+};
 
 /// The node's own hosts file.
 const NODE_HOSTS: &str = "/etc/hosts";
@@ -34,9 +38,7 @@ pub(super) enum SandboxError {
     Namespace(#[from] NamespaceError),
     #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    #[error("cannot remove cgroup {}: {source}", path.display())]
+    #[error("cannot set up or remove cgroup {}: {source}", path.display())]
     Cgroup { path: PathBuf, source: io::Error },
     #[error("the task that did the work was cancelled")]
     Cancelled,
@@ -44,7 +46,6 @@ pub(super) enum SandboxError {
 
 /// Prepares it; gives the pod's addresses, none for a pod on the node's network.
 pub(super) async fn prepare(
-    client: &Client,
     network: &dyn PodNetwork,
     paths: &Paths,
     dns: &ClusterDns,
@@ -52,17 +53,20 @@ pub(super) async fn prepare(
     pod: &PodView,
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let uid = pod.id.uid.clone();
-    {
+    let limited = {
         let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || pin(&pod, &paths)).await?;
-    }
-    let addresses = if pod.host_network() {
-        Vec::new()
-    } else {
-        network
-            .attach(&uid, &paths.pin(Namespace::Net, &uid))
-            .await?
+        blocking(move || limit(&pod, &paths))
     };
+    let connected = async {
+        let (pinned, its_paths) = (pod.clone(), paths.clone());
+        blocking(move || pin(&pinned, &its_paths)).await?;
+        if pod.host_network() {
+            return Ok(Vec::new());
+        }
+        let pin = paths.pin(Namespace::Net, &uid);
+        Ok(network.attach(&uid, &pin).await?)
+    };
+    let ((), addresses) = tokio::try_join!(limited, connected)?;
     let seen = if pod.host_network() {
         &settings.host_addresses
     } else {
@@ -87,17 +91,28 @@ pub(super) async fn prepare(
         write_if_changed(&path, text.as_bytes())
             .map_err(|source| SandboxError::File { path, source })?;
     }
-    let context = Context {
-        pod,
-        node_name: &settings.node_name,
-        addresses: seen,
-        host_addresses: &settings.host_addresses,
-        allocatable: &settings.allocatable,
-    };
-    for volume in pod.spec().volumes.iter().flatten() {
-        volumes::prepare(client, &context, paths, volume).await?;
-    }
     Ok(addresses)
+}
+
+/// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
+fn limit(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
+    let qos = pod.qos();
+    let path = paths.cgroup(&pod.id.uid, qos);
+    cgroup::create(&paths.hierarchies, &path, &resources::of_pod(pod))
+        .and_then(|()| weigh(paths, qos))
+        .map_err(|source| SandboxError::Cgroup { path, source })
+}
+
+/// Gives a class of pods the weight that it should have beside the others.
+fn weigh(paths: &Paths, qos: QosClass) -> io::Result<()> {
+    let class = paths.class_cgroup(qos);
+    match qos {
+        // Each stands for itself.
+        QosClass::Guaranteed => Ok(()),
+        QosClass::Burstable => cgroup::weigh_by_children(&paths.hierarchies, &class),
+        // They get what the others leave.
+        QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &LEAST),
+    }
 }
 
 /// Running containers see these files: one that says the same is never empty in between.
@@ -174,18 +189,20 @@ pub(super) async fn release(
 pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxError> {
     let (pod, paths) = (pod.clone(), paths.clone());
     blocking(move || {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let hierarchies = cgroup::hierarchies(&mounts);
-        for class in [
-            super::spec::QosClass::Guaranteed,
-            super::spec::QosClass::Burstable,
-            super::spec::QosClass::BestEffort,
+        for qos in [
+            QosClass::Guaranteed,
+            QosClass::Burstable,
+            QosClass::BestEffort,
         ] {
-            let path = paths.cgroup(&pod.uid, class);
-            cgroup::remove(&hierarchies, &path)
+            let path = paths.cgroup(&pod.uid, qos);
+            cgroup::remove(&paths.hierarchies, &path)
+                .and_then(|()| weigh(&paths, qos))
                 .map_err(|source| SandboxError::Cgroup { path, source })?;
         }
-        for path in [paths.pod(&pod.uid), paths.logs(&pod)] {
+        // Of a pod that only its files tell of, the name is not known.
+        let logs = paths.all_logs().into_iter();
+        let own_logs = logs.filter(|(_, found)| found.uid == pod.uid);
+        for path in own_logs.map(|(path, _)| path).chain([paths.pod(&pod.uid)]) {
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(SandboxError::File {

@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::observed::{ImageState, Observed, Sandbox};
+use super::ephemeral;
+use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Course, course, is_initialized, restart};
 use super::probe;
 use super::spec::{PodView, is_sidecar};
@@ -34,26 +35,31 @@ pub fn status(
     previous: &PodStatus,
     now: Timestamp,
 ) -> PodStatus {
-    let view = View {
+    let mut view = View {
         pod,
         observed,
         surroundings,
         previous,
+        course: course(pod, observed, now),
         now,
     };
-    let course = course(pod, observed, now);
     let init = view.statuses(pod.init_containers());
     let main = view.statuses(pod.containers());
-    let addresses = view.addresses(course);
-    let phase = view.phase(course, &main);
-    let conditions = view.conditions(course, &init, &main, previous);
-    let (reason, message) = match course {
+    view.course = view.last_course(&main);
+    let addresses = view.addresses();
+    let phase = view.phase(&main);
+    let conditions = view.conditions(&init, &main);
+    let (reason, message) = match view.course {
         Course::DeadlineExceeded => (
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
-        _ => match &observed.sandbox {
-            Sandbox::Failed(failure) => (None, Some(failure.message.clone())),
+        // Of a pod that runs, an Event tells.
+        _ if phase == "Running" => (None, None),
+        _ => match (&observed.sandbox, &observed.volumes) {
+            (Sandbox::Failed(failure), _) | (_, Volumes::Failed(failure)) => {
+                (None, Some(failure.message.clone()))
+            }
             _ => (None, None),
         },
     };
@@ -65,6 +71,7 @@ pub fn status(
         conditions: Some(conditions),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
+        ephemeral_container_statuses: ephemeral::statuses(pod),
         host_ip: hosts.first().map(ToString::to_string),
         host_ips: (!hosts.is_empty()).then(|| {
             hosts
@@ -91,19 +98,49 @@ struct View<'a> {
     observed: &'a Observed,
     surroundings: &'a Surroundings,
     previous: &'a PodStatus,
+    course: Course,
     now: Timestamp,
 }
 
 impl View<'_> {
-    fn addresses(&self, course: Course) -> Vec<IpAddr> {
+    /// Whether nothing of the pod will be started any more.
+    fn is_done(&self) -> bool {
+        self.course != Course::Going || self.pod.is_being_deleted()
+    }
+
+    /// A pod that is being deleted restarts nothing: it is done when its containers are, whatever its restart policy.
+    fn last_course(&self, main: &[ContainerStatus]) -> Course {
+        if self.course != Course::Going || !self.is_done() || self.observed.any_running() {
+            return self.course;
+        }
+        let code =
+            |status: &ContainerStatus| Some(status.state.as_ref()?.terminated.as_ref()?.exit_code);
+        match main.iter().map(code).collect::<Option<Vec<i32>>>() {
+            None => Course::Going,
+            Some(codes) if codes.iter().all(|code| *code == 0) => Course::Succeeded,
+            Some(_) => Course::Failed,
+        }
+    }
+
+    fn is_initialized(&self) -> bool {
+        is_initialized(self.pod, self.observed)
+            // The records that say so may be gone by now.
+            || self.is_done() && previously(self.previous, "Initialized")
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
         match &self.observed.sandbox {
             Sandbox::Ready { .. } if self.pod.host_network() => {
                 self.surroundings.host_addresses.clone()
             }
             Sandbox::Ready { addresses } => addresses.clone(),
-            // A pod that is done is still shown with the address it had, and so is one whose agent has only just begun and
-            // has not looked yet: its address must not come and go with the agent.
-            sandbox if course != Course::Going || *sandbox == Sandbox::Unknown => {
+            // A pod that is done is still shown with the address it had. So is one that runs while its agent has only just
+            // begun, or finds it hard to look: its address must not come and go with the agent.
+            sandbox
+                if self.course != Course::Going
+                    || *sandbox == Sandbox::Unknown
+                    || self.observed.any_running() =>
+            {
                 let known = self.previous.pod_ips.iter().flatten();
                 known.filter_map(|known| known.ip.parse().ok()).collect()
             }
@@ -117,6 +154,12 @@ impl View<'_> {
 
     fn container(&self, spec: &ContainerSpec) -> ContainerStatus {
         let latest = self.observed.latest(&spec.name);
+        if latest.is_none()
+            && self.is_done()
+            && let Some(told) = self.told(&spec.name)
+        {
+            return told;
+        }
         let previous = self.observed.previous(&spec.name);
         let state = self.state(spec, latest);
         // The end of the newest one is its last state while another is waited for.
@@ -159,6 +202,31 @@ impl View<'_> {
         }
     }
 
+    /// What was told of a container whose record is gone since. It has ended, even if nobody saw how.
+    fn told(&self, name: &str) -> Option<ContainerStatus> {
+        let init = self.previous.init_container_statuses.iter().flatten();
+        let mut all = init.chain(self.previous.container_statuses.iter().flatten());
+        let mut status = all.find(|status| status.name == name)?.clone();
+        let container_id = Some(status.container_id.clone()?);
+        let state = status.state.get_or_insert_default();
+        if let Some(running) = state.running.take() {
+            state.terminated = Some(ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".into()),
+                message: Some(
+                    "The container could not be located when the pod was terminated".into(),
+                ),
+                started_at: running.started_at,
+                finished_at: Some(Time(seconds(self.now))),
+                container_id,
+                ..ContainerStateTerminated::default()
+            });
+            status.ready = false;
+            status.started = Some(false);
+        }
+        Some(status)
+    }
+
     fn state(&self, spec: &ContainerSpec, latest: Option<&Container>) -> ApiState {
         let waiting = |reason: &str, message: Option<String>| ApiState {
             waiting: Some(ContainerStateWaiting {
@@ -178,9 +246,7 @@ impl View<'_> {
         let Some(container) = latest else {
             return match failure() {
                 Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
-                None if is_initialized(self.pod, self.observed)
-                    || self.pod.init_containers().is_empty() =>
-                {
+                None if self.is_initialized() || self.pod.init_containers().is_empty() => {
                     waiting("ContainerCreating", None)
                 }
                 None => waiting("PodInitializing", None),
@@ -199,9 +265,7 @@ impl View<'_> {
                 ..ApiState::default()
             },
             ContainerState::Exited(exit) => {
-                let going = course(self.pod, self.observed, self.now) == Course::Going
-                    && self.pod.stop_by().is_none();
-                let restart = restart(self.pod, spec, container, exit).filter(|_| going);
+                let restart = restart(self.pod, spec, container, exit).filter(|_| !self.is_done());
                 match (restart, failure()) {
                     (Some(_), Some(failure)) => {
                         waiting(failure.reason, Some(failure.message.clone()))
@@ -246,8 +310,8 @@ impl View<'_> {
         })
     }
 
-    fn phase(&self, course: Course, main: &[ContainerStatus]) -> &'static str {
-        match course {
+    fn phase(&self, main: &[ContainerStatus]) -> &'static str {
+        match self.course {
             Course::Succeeded => return "Succeeded",
             Course::Failed | Course::DeadlineExceeded => return "Failed",
             Course::Going => {}
@@ -264,20 +328,15 @@ impl View<'_> {
                 .is_some_and(|state| state.terminated.is_some());
             !waiting || ran
         };
-        if is_initialized(self.pod, self.observed) && main.iter().all(begun) {
+        if self.is_initialized() && main.iter().all(begun) {
             "Running"
         } else {
             "Pending"
         }
     }
 
-    fn conditions(
-        &self,
-        course: Course,
-        init: &[ContainerStatus],
-        main: &[ContainerStatus],
-        previous: &PodStatus,
-    ) -> Vec<PodCondition> {
+    fn conditions(&self, init: &[ContainerStatus], main: &[ContainerStatus]) -> Vec<PodCondition> {
+        let (course, previous) = (self.course, self.previous);
         let done = course != Course::Going;
         let sidecars = init
             .iter()
@@ -294,7 +353,7 @@ impl View<'_> {
             .filter(|status| !status.ready)
             .map(|status| status.name.as_str())
             .collect();
-        let initialized = is_initialized(self.pod, self.observed);
+        let initialized = self.is_initialized();
         let containers_ready = if course == Course::Succeeded {
             no("PodCompleted", None)
         } else if done {
@@ -336,6 +395,7 @@ impl View<'_> {
         let sandbox = match self.observed.sandbox {
             Sandbox::Ready { .. } => yes(),
             Sandbox::Unknown if previously(previous, "PodReadyToStartContainers") => yes(),
+            Sandbox::Failed(_) if self.observed.any_running() => yes(),
             _ => no_reason(),
         };
         [
@@ -392,6 +452,11 @@ impl View<'_> {
             ..PodCondition::default()
         }
     }
+}
+
+/// Whether a status says that the pod can take traffic.
+pub fn is_ready(status: &PodStatus) -> bool {
+    previously(status, "Ready")
 }
 
 /// Whether a condition was true in the last status.

@@ -94,6 +94,10 @@ impl FakeApi {
             .insert(name.into(), map);
     }
 
+    pub(super) fn remove_config_map(&self, name: &str) {
+        self.state.lock().unwrap().config_maps.remove(name);
+    }
+
     /// Whether every request fails from now on.
     pub(super) fn set_away(&self, away: bool) {
         self.state.lock().unwrap().away = away;
@@ -194,12 +198,15 @@ impl FakeApi {
                     return error(404, "pod not found");
                 };
                 if known["metadata"]["uid"] != body["metadata"]["uid"] {
-                    return error(409, "uid does not match");
+                    return error(
+                        409,
+                        "Precondition failed: UID in precondition: a, UID in object meta: b",
+                    );
                 }
                 let mut pod = known;
                 merge(&mut pod["status"], &body["status"]);
-                self.put("MODIFIED", name, pod.clone());
-                ok(pod)
+                self.put("MODIFIED", name, pod);
+                ok(self.state.lock().unwrap().pods[*name].clone())
             }
             (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => match self.pod(name)
             {

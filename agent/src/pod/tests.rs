@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PodStatus;
@@ -18,13 +20,14 @@ use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::testing::{Daemon, busybox_archive};
 use crate::runtime::{ContainerState, Runtime};
 
-/// Connects nothing; hands out addresses in order and remembers who has one.
+/// Connects nothing; hands out addresses in order and remembers who has one. Panics once if the flag is set.
 #[derive(Default)]
-struct FakeNetwork(Mutex<Vec<String>>);
+pub(super) struct FakeNetwork(Mutex<Vec<String>>, pub(super) AtomicBool);
 
 #[async_trait::async_trait]
 impl PodNetwork for FakeNetwork {
     async fn attach(&self, pod_uid: &str, _netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+        assert!(!self.1.swap(false, SeqCst), "a panic that a test asked for");
         let mut attached = self.0.lock().unwrap();
         if !attached.iter().any(|uid| uid == pod_uid) {
             attached.push(pod_uid.to_owned());
@@ -39,14 +42,14 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
-struct Node {
-    daemon: Daemon,
-    api: FakeApi,
-    network: Arc<FakeNetwork>,
+pub(super) struct Node {
+    pub(super) daemon: Daemon,
+    pub(super) api: FakeApi,
+    pub(super) network: Arc<FakeNetwork>,
 }
 
 impl Node {
-    async fn new() -> Option<Node> {
+    pub(super) async fn new() -> Option<Node> {
         let daemon = Daemon::start().await?;
         let images = daemon.path().join("images");
         std::fs::create_dir_all(&images).unwrap();
@@ -60,7 +63,7 @@ impl Node {
     }
 
     /// A new agent, which knows nothing of earlier ones.
-    fn agent(&self) -> Manager {
+    pub(super) fn agent(&self) -> Manager {
         let cluster = Cluster::default();
         cluster.update(|view| {
             let service = Service {
@@ -113,7 +116,7 @@ impl Node {
             .collect()
     }
 
-    fn left_on_disk(&self) -> Vec<String> {
+    pub(super) fn left_on_disk(&self) -> Vec<String> {
         [
             "run/netns",
             "run/ipc",
@@ -152,7 +155,7 @@ impl Node {
     }
 }
 
-fn spec(script: &str, policy: &str) -> Value {
+pub(super) fn spec(script: &str, policy: &str) -> Value {
     json!({
         "restartPolicy": policy,
         "terminationGracePeriodSeconds": 5,
@@ -160,7 +163,7 @@ fn spec(script: &str, policy: &str) -> Value {
     })
 }
 
-fn is_ready(status: &PodStatus) -> bool {
+pub(super) fn is_ready(status: &PodStatus) -> bool {
     let mut conditions = status.conditions.iter().flatten();
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
@@ -170,7 +173,8 @@ fn waiting(status: &PodStatus) -> Option<String> {
     container.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }
 
-const FOREVER: &str = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+pub(super) const FOREVER: &str =
+    "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_survives_its_agent_and_goes_without_a_trace() {
@@ -570,7 +574,7 @@ async fn probes_decide_when_a_pod_is_ready_and_when_a_container_restarts() {
     assert_eq!(node.left_on_disk(), Vec::<String>::new());
 }
 
-async fn told(node: &Node, text: &str) {
+pub(super) async fn told(node: &Node, text: &str) {
     for _ in 0..250 {
         if node
             .api

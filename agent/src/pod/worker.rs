@@ -12,8 +12,10 @@ use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use super::deletion::Deletion;
+use super::ephemeral;
 use super::events::Kind;
-use super::observed::{ImageState, Observed, Sandbox, Stop};
+use super::observed::{ImageState, Observed, Stop};
 use super::perform::{self, Outcome, Shared};
 use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
 use super::probe::{self, ProbeId, Rules, Try};
@@ -21,7 +23,7 @@ use super::prober::{Answer, Probers};
 use super::report::{self, Report};
 use super::sandbox;
 use super::spec::{PodView, container_id};
-use super::status::{Surroundings, status};
+use super::status::{Surroundings, is_ready, status};
 use super::table::{ContainerSummary, PodSummary};
 use crate::runtime::{Container, ContainerState, PodRef, log_pipe};
 
@@ -42,16 +44,6 @@ pub(super) struct Order {
     pub(super) imports: u64,
 }
 
-impl Order {
-    fn goal(&self) -> Goal {
-        let by = self.pod.as_ref().and_then(|pod| pod.stop_by());
-        match self.vanished_by.or(by) {
-            Some(by) => Goal::Gone { by },
-            None => Goal::Run,
-        }
-    }
-}
-
 /// Runs a pod until nothing of it is left.
 pub(super) async fn run(
     shared: Arc<Shared>,
@@ -70,8 +62,8 @@ pub(super) async fn run(
     let reporter = tokio::spawn(report::run(
         shared.client.clone(),
         id.clone(),
-        known.clone(),
         receiver,
+        orders.clone(),
     ));
     let mut worker = Worker {
         observed: Observed {
@@ -90,11 +82,11 @@ pub(super) async fn run(
         shared,
         id,
         order,
+        deletion: None,
         orders,
         poke,
         status: known,
         reports,
-        repeat: 0,
         fetches: JoinSet::new(),
         fetching: Vec::new(),
         probers: Probers::new(),
@@ -125,13 +117,12 @@ struct Worker {
     observed: Observed,
     surroundings: Surroundings,
     order: Order,
+    deletion: Option<Deletion>,
     orders: watch::Receiver<Order>,
     poke: Arc<Notify>,
     /// The newest status that was computed.
     status: PodStatus,
     reports: watch::Sender<Report>,
-    /// How many times somebody else wrote over the reported status.
-    repeat: u64,
     /// Images may take long to fetch, so that goes on beside everything else.
     fetches: JoinSet<Outcome>,
     /// Names of the images being fetched.
@@ -145,7 +136,7 @@ impl Worker {
     async fn work(&mut self) {
         loop {
             self.take_order();
-            let goal = self.order.goal();
+            let goal = self.goal();
             if goal != Goal::Run {
                 self.fetches.abort_all();
                 self.fetches = JoinSet::new();
@@ -175,6 +166,14 @@ impl Worker {
         }
     }
 
+    fn goal(&self) -> Goal {
+        let by = self.deletion.map(|deletion| deletion.by);
+        match self.order.vanished_by.or(by) {
+            Some(by) => Goal::Gone { by },
+            None => Goal::Run,
+        }
+    }
+
     fn take_order(&mut self) {
         let order = self.orders.borrow_and_update().clone();
         if order.imports != self.order.imports {
@@ -186,17 +185,22 @@ impl Worker {
             (Some(new), Some(old)) => new.object.spec != old.object.spec,
             _ => false,
         };
-        let ready = |pod: &Option<Arc<PodView>>| {
-            let status = pod.as_ref().and_then(|pod| pod.object.status.as_ref());
-            status.is_some_and(is_ready)
-        };
-        // When a node is silent for long, the control plane declares its pods unready. Whoever is back says otherwise.
-        if ready(&self.order.pod) && !ready(&order.pod) && is_ready(&self.status) {
-            self.repeat += 1;
-        }
         if changed {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
+        }
+        if let Some(pod) = &order.pod {
+            for name in ephemeral::untold(pod, &self.status) {
+                let events = &self.shared.events;
+                events.send(
+                    &self.id,
+                    Some(name),
+                    Kind::Warning,
+                    "Failed",
+                    ephemeral::REFUSAL,
+                );
+            }
+            self.deletion = Deletion::seen(self.deletion, pod, Timestamp::now());
         }
         self.order = order;
     }
@@ -229,20 +233,14 @@ impl Worker {
     }
 
     fn keep_probes(&mut self, goal: Goal) {
-        let (Some(pod), Sandbox::Ready { addresses }) =
-            (self.order.pod.as_deref(), &self.observed.sandbox)
-        else {
+        let address = self.status.pod_ip.as_deref().and_then(|ip| ip.parse().ok());
+        let (Some(pod), Some(address)) = (self.order.pod.as_deref(), address) else {
             self.probers.stop();
             return;
         };
-        let addresses = if pod.host_network() {
-            &self.shared.settings.host_addresses
-        } else {
-            addresses
-        };
         self.probers.keep(
             probe::wanted(pod, goal, &self.observed),
-            addresses.first().copied(),
+            address,
             &self.shared.runtime,
         );
     }
@@ -392,6 +390,7 @@ impl Worker {
         let spec = |name: &String| pod?.all_containers().find(|spec| spec.name == *name);
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
+            Action::PrepareVolumes => perform::prepare_volumes(shared, pod?, observed).await,
             Action::Run {
                 container,
                 attempt,
@@ -403,13 +402,7 @@ impl Worker {
                     .await
             }
             Action::Start { id } => {
-                match perform::start_container(shared, &self.id, container(id)?).await {
-                    Ok(state) => Outcome::State {
-                        id: id.clone(),
-                        state,
-                    },
-                    Err(error) => error.into(),
-                }
+                perform::start_made(shared, &self.id, container(id)?, observed).await
             }
             Action::Reap { id } => match shared.runtime.reap(id).await {
                 Ok(state) => Outcome::State {
@@ -421,10 +414,9 @@ impl Worker {
             Action::Stop { id, how, why } => {
                 perform::stop_container(shared, &self.id, container(id)?, *how, *why).await
             }
-            Action::Delete { id } => match shared.runtime.delete(id).await {
-                Ok(()) => Outcome::Deleted { id: id.clone() },
-                Err(error) => error.into(),
-            },
+            Action::Delete { id } => {
+                perform::delete_container(shared, &self.id, container(id)?).await
+            }
             Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id).await,
             // Handled apart: the first beside everything else, the second after everything.
             Action::FetchImage { .. } | Action::Finish => return None,
@@ -434,12 +426,15 @@ impl Worker {
     fn apply(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Sandbox(sandbox) => self.observed.sandbox = sandbox,
+            Outcome::Volumes(volumes) => self.observed.volumes = volumes,
             Outcome::Image { name, state } => {
                 self.fetching.retain(|fetching| *fetching != name);
                 self.observed.images.insert(name, state);
             }
             Outcome::Container(container) => {
-                self.observed.failures.remove(&container.name);
+                if container.state != ContainerState::Created {
+                    self.observed.failures.remove(&container.name);
+                }
                 // Whether the image is there is asked again before the next attempt.
                 self.observed.images.remove(&container.image);
                 self.observed.put(container);
@@ -450,7 +445,7 @@ impl Worker {
                 self.after_an_end();
             }
             Outcome::Failed { container, failure } => {
-                self.observed.failures.insert(container, failure);
+                self.observed.fail(container, failure);
             }
             Outcome::Deleted { id } => {
                 self.observed.remove(&id);
@@ -476,7 +471,7 @@ impl Worker {
             .order
             .pod
             .as_deref()
-            .filter(|_| self.order.goal() == Goal::Run)
+            .filter(|_| self.goal() == Goal::Run)
         else {
             return;
         };
@@ -559,19 +554,13 @@ impl Worker {
             &self.status,
             Timestamp::now(),
         );
-        let said = match &*self.reports.borrow() {
-            Report::Status { repeat, .. } => *repeat == self.repeat,
-            Report::Nothing | Report::Gone(_) => false,
-        };
+        let said = matches!(*self.reports.borrow(), Report::Status(_));
         if status != self.status || !said {
             self.shared.table.put(summary(&self.id, &status));
             self.status = status;
             // A pod that vanished from the API has nobody to report to.
             if self.order.vanished_by.is_none() {
-                let report = Report::Status {
-                    status: Box::new(self.status.clone()),
-                    repeat: self.repeat,
-                };
+                let report = Report::Status(Box::new(self.status.clone()));
                 self.reports.send_replace(report);
             }
         }
@@ -609,11 +598,6 @@ fn tail(path: &std::path::Path) -> String {
         Ok(count) => String::from_utf8_lossy(&bytes[..count]).into_owned(),
         Err(_) => String::new(),
     }
-}
-
-fn is_ready(status: &PodStatus) -> bool {
-    let mut conditions = status.conditions.iter().flatten();
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {

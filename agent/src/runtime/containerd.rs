@@ -261,6 +261,7 @@ impl Containerd {
             image_id: image.id(),
             stop_signal,
             created_at: Timestamp::now(),
+            earlier_boot: false,
             state: ContainerState::Created,
         })
     }
@@ -282,6 +283,28 @@ impl Containerd {
                     .map_err(|status| fail(&status))
             }
             Err(status) => Err(fail(&status)),
+        }
+    }
+
+    /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran.
+    async fn note_start(&self, id: &str) {
+        let (key, value) = labels::STARTED;
+        let message = UpdateContainerRequest {
+            container: Some(StoredContainer {
+                id: id.to_owned(),
+                labels: [(key.to_owned(), value.to_owned())].into(),
+                ..StoredContainer::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: vec![format!("labels.{key}")],
+            }),
+        };
+        if let Err(status) = self.containers().update(request(message, None)).await {
+            let error = failed(
+                format!("write down that container {id} was started"),
+                &status,
+            );
+            tracing::warn!(%error, "should its shim die, it will be started again");
         }
     }
 
@@ -307,7 +330,10 @@ impl Containerd {
             container_id: id.to_owned(),
             exec_id: String::new(),
         };
-        match self.tasks().start(request(message, None)).await {
+        let mut tasks = self.tasks();
+        // Beside the start, so that nobody waits for it. An agent that is killed in between leaves that to the next one.
+        let (started, ()) = tokio::join!(tasks.start(request(message, None)), self.note_start(id));
+        match started {
             Ok(reply) => Ok(ContainerState::Running {
                 pid: reply.into_inner().pid,
             }),
@@ -372,15 +398,20 @@ impl Containerd {
             .map_err(|status| failed("list tasks", &status))?
             .into_inner()
             .tasks;
-        let found = stored
-            .into_inner()
-            .containers
-            .into_iter()
-            .filter_map(|stored| {
-                let task = tasks.iter().find(|task| task.id == stored.id);
-                container(&stored, task, &self.host.boot_id)
-            });
-        Ok(found.collect())
+        let mut found = Vec::new();
+        for stored in stored.into_inner().containers {
+            let task = tasks.iter().find(|task| task.id == stored.id);
+            let Some(container) = container(&stored, task, &self.host.boot_id) else {
+                continue;
+            };
+            let runs = matches!(container.state, ContainerState::Running { .. });
+            if runs && !labels::is_started(&stored.labels) {
+                // An earlier agent was killed in the middle of the start.
+                self.note_start(&container.id).await;
+            }
+            found.push(container);
+        }
+        Ok(found)
     }
 
     async fn delete_container(&self, id: &str) -> Result<(), RuntimeError> {
@@ -663,11 +694,17 @@ fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) ->
         (Some(_), Some(_)) => ContainerState::Stopped,
         (None, Some(task)) => match task.status() {
             TaskStatus::Stopped => ContainerState::Stopped,
+            // Its shim does not answer at present; whether it died shows soon.
+            TaskStatus::Unknown if labels::is_started(&stored.labels) => {
+                ContainerState::Running { pid: task.pid }
+            }
             TaskStatus::Created | TaskStatus::Unknown => ContainerState::Created,
             TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
                 ContainerState::Running { pid: task.pid }
             }
         },
+        // Its shim died, and its process with it.
+        (None, None) if labels::is_started(&stored.labels) => ContainerState::Stopped,
         // Made in an earlier boot: it may have run, and runs no more.
         (None, None) if identity.boot_id != boot_id => ContainerState::Stopped,
         (None, None) => ContainerState::Created,
@@ -683,6 +720,7 @@ fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) ->
         image_id: identity.image_id,
         stop_signal: identity.stop_signal,
         created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
+        earlier_boot: identity.boot_id != boot_id,
         state,
     })
 }
@@ -736,13 +774,14 @@ pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError
 
 /// The error of a container that could not be started, apart from the runtime's own troubles.
 fn start_failure(id: &str, status: &Status) -> RuntimeError {
-    match failed(format!("start container {id}"), status) {
-        RuntimeError::Failed { reason, .. }
-            if matches!(status.code(), Code::Unknown | Code::InvalidArgument) =>
-        {
-            RuntimeError::Start(reason)
-        }
-        error => error,
+    match (
+        status.code(),
+        failed(format!("start container {id}"), status),
+    ) {
+        // The runtime was too slow or was interrupted: it may yet be started.
+        (Code::DeadlineExceeded | Code::Cancelled | Code::Aborted, error) => error,
+        (_, RuntimeError::Failed { reason, .. }) => RuntimeError::Start(reason),
+        (_, error) => error,
     }
 }
 

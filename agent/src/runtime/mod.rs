@@ -117,6 +117,8 @@ pub struct Container {
     /// The signal that asks it to stop.
     pub stop_signal: i32,
     pub created_at: Timestamp,
+    /// It was made before the machine was last started.
+    pub earlier_boot: bool,
     pub state: ContainerState,
 }
 

@@ -82,6 +82,19 @@ impl Daemon {
         self.wait_until_it_answers().await;
     }
 
+    /// Kills the shim of a container, and the container with it, as when the machine runs short of memory.
+    pub(crate) fn kill_shim(&self, id: &str, pid: u32) {
+        end_processes(|line| {
+            line.contains(&*self.path().to_string_lossy()) && line.contains(&format!("-id {id}"))
+        });
+        if let Some(pid) = i32::try_from(pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
     async fn wait_until_it_answers(&self) {
         let client = self.client();
         for _ in 0..200 {
@@ -187,13 +200,17 @@ fn end_processes_in(cgroup: &Path) {
 
 /// Ends the shims whose command line names `dir`.
 fn end_processes_of(dir: &Path) {
-    let needle = dir.to_string_lossy().into_owned();
+    end_processes(|line| line.contains(&*dir.to_string_lossy()));
+}
+
+/// Ends the processes whose command line, with blanks between the arguments, is as asked.
+fn end_processes(is_one: impl Fn(&str) -> bool) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
             continue;
         };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(&needle)
+        if is_one(&String::from_utf8_lossy(&line).replace('\0', " "))
             && let Some(pid) = rustix::process::Pid::from_raw(pid)
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -195,6 +195,41 @@ async fn a_container_and_its_log_outlive_containerd_and_the_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_shim_died_has_run() {
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    let config = config(&daemon, "shim", "sleep 1000");
+    let ContainerState::Running { pid } = run(&daemon, &client, &config).await else {
+        panic!()
+    };
+    daemon.kill_shim(&config.id, pid);
+    let mut state = None;
+    for _ in 0..200 {
+        state = client.state(&config.id).await.unwrap();
+        if state != Some(ContainerState::Running { pid }) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(state, Some(ContainerState::Stopped));
+    // containerd needs a moment to let go of the shim.
+    let mut reaped = client.reap(&config.id).await;
+    for _ in 0..200 {
+        if reaped.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        reaped = client.reap(&config.id).await;
+    }
+    let ContainerState::Exited(exit) = reaped.unwrap() else {
+        panic!()
+    };
+    assert_eq!(exit.code, 137);
+    daemon.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_is_not_there_is_a_failed_start_that_is_remembered() {
     let Some((daemon, client)) = with_image().await else {
         return;
