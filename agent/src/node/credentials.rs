@@ -239,9 +239,10 @@ async fn answer(
     let endless = query.split('&').any(|pair| pair == "watch=true");
     let answer = async {
         let (head, body) = client.send(request).await?.into_parts();
-        let body = match endless {
-            true => body,
-            false => body.collect_bytes().await?.into(),
+        let body = if endless {
+            body
+        } else {
+            body.collect_bytes().await?.into()
         };
         Ok(Response::from_parts(head, body))
     };

@@ -72,9 +72,10 @@ pub(super) async fn prepare(
     } else {
         &addresses
     };
-    let of_node = match pod.host_network() {
-        true => fs::read_to_string(NODE_HOSTS).unwrap_or_default(),
-        false => String::new(),
+    let of_node = if pod.host_network() {
+        fs::read_to_string(NODE_HOSTS).unwrap_or_default()
+    } else {
+        String::new()
     };
     let files = [
         (

@@ -554,13 +554,7 @@ impl Containerd {
         ImageServiceClient::new(self.channel.clone())
             .pull_image(message)
             .await
-            .map_err(|status| match failed("pull", &status) {
-                error @ RuntimeError::Unreachable { .. } => error,
-                _ => RuntimeError::Pull {
-                    image: reference.to_owned(),
-                    reason: status.message().to_owned(),
-                },
-            })?;
+            .map_err(|status| pull_failure(reference, &status))?;
         self.image(&name).await?.ok_or_else(|| RuntimeError::Pull {
             image: reference.to_owned(),
             reason: "it was pulled, and is not there".into(),
@@ -749,25 +743,40 @@ fn timestamp(time: prost_types::Timestamp) -> Timestamp {
 
 /// The error of a request that containerd did not fulfil.
 pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError {
-    // A status that never came from containerd has the transport's error as its source.
-    let local = std::error::Error::source(status).is_some();
     // The connection's own word that the time is up, or containerd's, whose code for it is not always the right one.
     let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
         || status.message().contains("context deadline exceeded");
-    if late {
-        return RuntimeError::Unreachable {
-            socket: PathBuf::new(),
-            reason: "it did not answer in time".to_owned(),
+    if late || is_transport(status) {
+        let reason = if late {
+            "no answer in time"
+        } else {
+            status.message()
         };
-    }
-    if status.code() == Code::Unavailable || (local && status.code() == Code::Unknown) {
         return RuntimeError::Unreachable {
             socket: PathBuf::new(),
-            reason: status.message().to_owned(),
+            reason: reason.to_owned(),
         };
     }
     RuntimeError::Failed {
         action: action.into(),
+        reason: status.message().to_owned(),
+    }
+}
+
+/// Whether containerd itself was away.
+fn is_transport(status: &Status) -> bool {
+    // A status that never came from containerd has the transport's error as its source.
+    let local = std::error::Error::source(status).is_some();
+    status.code() == Code::Unavailable || (local && status.code() == Code::Unknown)
+}
+
+/// The error of an image that was not pulled. A pull has no end of its own here: when time was up, it was the registry's.
+pub(super) fn pull_failure(image: &str, status: &Status) -> RuntimeError {
+    if is_transport(status) {
+        return failed("pull", status);
+    }
+    RuntimeError::Pull {
+        image: image.to_owned(),
         reason: status.message().to_owned(),
     }
 }

@@ -344,3 +344,13 @@ async fn a_containerd_that_hangs_is_given_up_and_taken_for_absent() {
         "{status:?}"
     );
 }
+
+#[test]
+fn a_registry_that_hangs_is_no_absent_containerd() {
+    let status = tonic::Status::unknown("failed to do request: context deadline exceeded");
+    let error = containerd::pull_failure("busybox:1", &status);
+    assert!(matches!(error, RuntimeError::Pull { .. }), "{error}");
+    assert!(containerd::failed("look", &status).is_unreachable());
+    let away = tonic::Status::unavailable("connection refused");
+    assert!(containerd::pull_failure("busybox:1", &away).is_unreachable());
+}
