@@ -12,6 +12,7 @@
 
 mod archives;
 mod backoff;
+mod conditions;
 mod config;
 mod correlate;
 mod deletion;
@@ -19,6 +20,7 @@ mod env;
 mod ephemeral;
 mod events;
 mod insecure;
+mod last_words;
 #[cfg(test)]
 mod lifecycle_tests;
 mod manager;
@@ -27,6 +29,7 @@ mod perform;
 pub mod plan;
 pub mod probe;
 mod prober;
+mod pull;
 #[cfg(test)]
 mod recovery_tests;
 mod report;
@@ -36,6 +39,7 @@ mod sandbox;
 mod simulation;
 pub mod spec;
 pub mod status;
+mod stop;
 mod table;
 #[cfg(test)]
 mod testing;
