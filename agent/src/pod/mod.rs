@@ -12,6 +12,7 @@
 
 mod archives;
 mod backoff;
+mod conditions;
 mod config;
 mod correlate;
 mod deletion;
@@ -21,6 +22,7 @@ mod events;
 mod host_path;
 mod hosts;
 mod insecure;
+mod last_words;
 #[cfg(test)]
 mod lifecycle_tests;
 mod manager;
@@ -30,6 +32,7 @@ mod perform;
 pub mod plan;
 pub mod probe;
 mod prober;
+mod pull;
 #[cfg(test)]
 mod recovery_tests;
 mod report;
@@ -41,6 +44,7 @@ mod service_env;
 mod simulation;
 pub mod spec;
 pub mod status;
+mod stop;
 mod table;
 #[cfg(test)]
 mod testing;

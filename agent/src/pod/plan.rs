@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::backoff;
-use super::observed::{Failure, ImageState, Observed, Sandbox, Stop, Volumes};
+use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
 use super::probe::{self, Question};
 use super::spec::{PodView, RestartPolicy, is_sidecar, spec_hash};
+use super::stop::{stop, stop_all};
 use crate::runtime::{Container, ContainerState, Exit};
 
 /// What a pod should come to.
@@ -87,7 +88,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn wake_at(&mut self, at: Timestamp) {
+    pub(super) fn wake_at(&mut self, at: Timestamp) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 }
@@ -432,70 +433,6 @@ fn remove(pod: Option<&PodView>, observed: &Observed, by: Timestamp, now: Timest
     plan
 }
 
-/// Stops everything that runs; sidecars only after the containers that they serve, the last that was started first.
-fn stop_all(
-    pod: Option<&PodView>,
-    observed: &Observed,
-    by: Timestamp,
-    why: StopReason,
-    now: Timestamp,
-) -> Plan {
-    let mut plan = Plan::default();
-    // Which turn a container has: none for the main ones, which come first.
-    let turn = |container: &Container| {
-        let mut init = pod.into_iter().flat_map(PodView::init_containers);
-        init.position(|spec| spec.name == container.name && is_sidecar(spec))
-    };
-    let running = || {
-        let all = observed.containers.iter();
-        all.filter(|container| matches!(container.state, ContainerState::Running { .. }))
-    };
-    let turns: BTreeSet<Option<usize>> = running().map(turn).collect();
-    let first = match turns.first() {
-        Some(None) => None,
-        _ => turns.last().copied().flatten(),
-    };
-    for container in running().filter(|container| turn(container) == first) {
-        stop(&mut plan, container, observed, by, why, now);
-    }
-    plan
-}
-
-fn stop(
-    plan: &mut Plan,
-    container: &Container,
-    observed: &Observed,
-    by: Timestamp,
-    why: StopReason,
-    now: Timestamp,
-) {
-    let id = container.id.clone();
-    match observed.stops.get(&container.id) {
-        // The end of a killed process is heard of; should that be missed, another look finds it.
-        Some(Stop::Killed) => plan.wake_at(add(now, LOOK_AGAIN)),
-        Some(Stop::Asked { kill_at }) if (*kill_at).min(by) > now => {
-            plan.wake_at((*kill_at).min(by));
-        }
-        None if by > now => {
-            plan.actions.push(Action::Stop {
-                id,
-                how: StopHow::Ask { kill_at: by },
-                why,
-            });
-        }
-        Some(Stop::Asked { .. }) | None => {
-            plan.actions.push(Action::Stop {
-                id,
-                how: StopHow::Kill,
-                why,
-            });
-        }
-    }
-}
-
-/// When to look again at a container that should have ended.
-const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
-
-fn add(time: Timestamp, duration: jiff::SignedDuration) -> Timestamp {
+pub(super) fn add(time: Timestamp, duration: jiff::SignedDuration) -> Timestamp {
     time.checked_add(duration).unwrap_or(Timestamp::MAX)
 }

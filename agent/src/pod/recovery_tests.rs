@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
+use super::testing::uid;
 use super::tests::{FOREVER, Node, is_ready, spec, told};
 use crate::runtime::testing::busybox_archive;
 use crate::runtime::{Runtime, cgroup};
@@ -21,8 +22,8 @@ async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
     let mut web = spec(FOREVER, "Always");
     web["volumes"] = json!([{"name": "conf", "configMap": {"name": "settings"}}]);
     web["containers"][0]["volumeMounts"] = json!([{"name": "conf", "mountPath": "/conf"}]);
-    node.api.create("web", web);
-    node.api.wait("web", "ready", is_ready).await;
+    node.api.create("kept", web);
+    node.api.wait("kept", "ready", is_ready).await;
 
     drop(agent);
     node.api.remove_config_map("settings");
@@ -39,7 +40,7 @@ async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
     let container = client.list().await.unwrap().remove(0);
     client.signal(&container.id, libc::SIGKILL).await.unwrap();
     node.api
-        .wait("web", "unready", |status| !is_ready(status))
+        .wait("kept", "unready", |status| !is_ready(status))
         .await;
     told(
         &node,
@@ -48,9 +49,9 @@ async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
     .await;
     node.api
         .put_config_map("settings", json!({"file": "content"}));
-    node.api.wait("web", "ready again", is_ready).await;
-    node.api.delete("web", 0);
-    node.api.wait_gone("web").await;
+    node.api.wait("kept", "ready again", is_ready).await;
+    node.api.delete("kept", 0);
+    node.api.wait_gone("kept").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,8 +60,8 @@ async fn dead_containers_leave_nothing_but_the_last_one_and_the_last_status_tell
         return;
     };
     let _agent = node.agent();
-    node.api.create("web", spec(FOREVER, "Always"));
-    node.api.wait("web", "ready", is_ready).await;
+    node.api.create("worn", spec(FOREVER, "Always"));
+    node.api.wait("worn", "ready", is_ready).await;
     let client = node.daemon.client();
     let container = client.list().await.unwrap().remove(0);
     client.signal(&container.id, libc::SIGKILL).await.unwrap();
@@ -70,32 +71,33 @@ async fn dead_containers_leave_nothing_but_the_last_one_and_the_last_status_tell
             is_ready(status) && container.is_some_and(|c| c.restart_count == count)
         }
     };
-    node.api.wait("web", "restarted", restarts(1)).await;
+    node.api.wait("worn", "restarted", restarts(1)).await;
     let second = node.daemon.path().join("images/two.tar");
     let command = json!({"Entrypoint": ["/bin/sh", "-c"]});
     busybox_archive(&second, "busybox:two", command);
-    node.api.change("web", |pod| {
+    node.api.change("worn", |pod| {
         pod["spec"]["containers"][0]["image"] = json!("busybox:two");
         pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
     });
-    node.api.wait("web", "of the new image", restarts(2)).await;
+    node.api.wait("worn", "of the new image", restarts(2)).await;
+    let uid = uid("worn");
     let there = |path: &str| node.daemon.path().join(path).exists();
     for _ in 0..100 {
-        if !there("logs/default_web_uid-web/main/0.log") {
+        if !there(&format!("logs/default_worn_{uid}/main/0.log")) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for (attempt, kept) in [(0, false), (1, true), (2, true)] {
-        let log = format!("logs/default_web_uid-web/main/{attempt}.log");
+        let log = format!("logs/default_worn_{uid}/main/{attempt}.log");
         assert_eq!(there(&log), kept, "{log}");
-        let words = format!("pods/uid-web/termination-log/main-{attempt}");
+        let words = format!("pods/{uid}/termination-log/main-{attempt}");
         assert_eq!(there(&words), kept, "{words}");
     }
 
     let mut changes = node.api.changes();
-    node.api.delete("web", 5);
-    node.api.wait_gone("web").await;
+    node.api.delete("worn", 5);
+    node.api.wait_gone("worn").await;
     let mut last = json!({});
     while let Ok(change) = changes.try_recv() {
         last = change["object"]["status"].clone();
@@ -114,11 +116,11 @@ async fn a_pod_whose_worker_died_gets_another() {
     };
     let _agent = node.agent();
     node.network.1.store(true, SeqCst);
-    node.api.create("web", spec(FOREVER, "Always"));
-    node.api.wait("web", "ready", is_ready).await;
+    node.api.create("again", spec(FOREVER, "Always"));
+    node.api.wait("again", "ready", is_ready).await;
     assert!(!node.network.1.load(SeqCst), "the first one did panic");
-    node.api.delete("web", 5);
-    node.api.wait_gone("web").await;
+    node.api.delete("again", 5);
+    node.api.wait_gone("again").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,13 +129,19 @@ async fn a_pod_whose_name_another_one_has_by_now_goes_quietly() {
         return;
     };
     let agent = node.agent();
-    node.api.create("web", spec(FOREVER, "Always"));
-    node.api.wait("web", "ready", is_ready).await;
-    node.api.delete("web", 5);
-    node.api.change("web", |pod| {
-        pod["metadata"]["uid"] = json!("uid-other");
+    node.api.create("renamed", spec(FOREVER, "Always"));
+    node.api.wait("renamed", "ready", is_ready).await;
+    node.api.delete("renamed", 5);
+    node.api.change("renamed", |pod| {
+        pod["metadata"]["uid"] = json!(uid("renamed-other"));
     });
-    let old = || agent.table().list().iter().any(|pod| pod.uid == "uid-web");
+    let old = || {
+        agent
+            .table()
+            .list()
+            .iter()
+            .any(|pod| pod.uid == uid("renamed"))
+    };
     for _ in 0..500 {
         if !old() {
             break;
@@ -141,7 +149,7 @@ async fn a_pod_whose_name_another_one_has_by_now_goes_quietly() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!old(), "nobody asks for its status any more");
-    node.api.wait_gone("web").await;
+    node.api.wait_gone("renamed").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,18 +215,17 @@ async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
         let [first, second] = files.map(|file| read(&format!("{directory}/{file}")));
         first.or(second).unwrap_or_default()
     };
+    let of = |name: &str| format!("pod{}", uid(name));
     let weight = |directory: &str| either(directory, ["cpu.shares", "cpu.weight"]);
-    assert!(["512", "20"].contains(&&*weight("burstable/poduid-one")));
+    assert!(["512", "20"].contains(&&*weight(&format!("burstable/{}", of("one")))));
     assert!(["768", "30"].contains(&&*weight("burstable")));
-    assert!(["256", "10"].contains(&&*weight("poduid-three")));
+    assert!(["256", "10"].contains(&&*weight(&of("three"))));
     assert!(["2", "1"].contains(&&*weight("besteffort")));
-    assert!(["2", "1"].contains(&&*weight("besteffort/poduid-none")));
-    let quota = either("burstable/poduid-two", ["cpu.cfs_quota_us", "cpu.max"]);
+    assert!(["2", "1"].contains(&&*weight(&format!("besteffort/{}", of("none")))));
+    let two = format!("burstable/{}", of("two"));
+    let quota = either(&two, ["cpu.cfs_quota_us", "cpu.max"]);
     assert!(["25000", "25000 100000"].contains(&&*quota), "{quota}");
-    let bytes = either(
-        "burstable/poduid-two",
-        ["memory.limit_in_bytes", "memory.max"],
-    );
+    let bytes = either(&two, ["memory.limit_in_bytes", "memory.max"]);
     assert_eq!(bytes, (64 << 20).to_string());
 
     node.api.delete("one", 5);

@@ -57,16 +57,10 @@ pub(super) async fn prepare(
         let (pod, paths) = (pod.clone(), paths.clone());
         blocking(move || limit(&pod, &paths))
     };
-    let connected = async {
-        let (pinned, its_paths) = (pod.clone(), paths.clone());
-        blocking(move || pin(&pinned, &its_paths)).await?;
-        if pod.host_network() {
-            return Ok(Vec::new());
-        }
-        let pin = paths.pin(Namespace::Net, &uid);
-        Ok(network.attach(&uid, &pin).await?)
-    };
-    let ((), addresses) = tokio::try_join!(limited, connected)?;
+    // Both to their end: what goes on behind a failure could meet the next try.
+    let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod));
+    limited?;
+    let addresses = addresses?;
     let seen = if pod.host_network() {
         &settings.host_addresses
     } else {
@@ -93,6 +87,23 @@ pub(super) async fn prepare(
             .map_err(|source| SandboxError::File { path, source })?;
     }
     Ok(addresses)
+}
+
+/// Makes the pod's namespaces and connects it.
+async fn connect(
+    network: &dyn PodNetwork,
+    paths: &Paths,
+    pod: &PodView,
+) -> Result<Vec<IpAddr>, SandboxError> {
+    {
+        let (pod, paths) = (pod.clone(), paths.clone());
+        blocking(move || pin(&pod, &paths)).await?;
+    }
+    if pod.host_network() {
+        return Ok(Vec::new());
+    }
+    let uid = &pod.id.uid;
+    Ok(network.attach(uid, &paths.pin(Namespace::Net, uid)).await?)
 }
 
 /// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
@@ -197,9 +208,11 @@ pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxErro
         ] {
             let path = paths.cgroup(&pod.uid, qos);
             cgroup::remove(&paths.hierarchies, &path)
-                .and_then(|()| weigh(&paths, qos))
                 .map_err(|source| SandboxError::Cgroup { path, source })?;
         }
+        let path = paths.class_cgroup(QosClass::Burstable);
+        cgroup::weigh_by_children(&paths.hierarchies, &path)
+            .map_err(|source| SandboxError::Cgroup { path, source })?;
         // Of a pod that only its files tell of, the name is not known.
         let logs = paths.all_logs().into_iter();
         let own_logs = logs.filter(|(_, found)| found.uid == pod.uid);

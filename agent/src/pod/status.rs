@@ -6,8 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as ContainerSpec, ContainerState as ApiState, ContainerStateRunning,
-    ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, PodCondition, PodIP,
-    PodStatus,
+    ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -93,13 +92,13 @@ pub fn status(
     }
 }
 
-struct View<'a> {
-    pod: &'a PodView,
-    observed: &'a Observed,
+pub(super) struct View<'a> {
+    pub(super) pod: &'a PodView,
+    pub(super) observed: &'a Observed,
     surroundings: &'a Surroundings,
-    previous: &'a PodStatus,
-    course: Course,
-    now: Timestamp,
+    pub(super) previous: &'a PodStatus,
+    pub(super) course: Course,
+    pub(super) now: Timestamp,
 }
 
 impl View<'_> {
@@ -122,7 +121,7 @@ impl View<'_> {
         }
     }
 
-    fn is_initialized(&self) -> bool {
+    pub(super) fn is_initialized(&self) -> bool {
         is_initialized(self.pod, self.observed)
             // The records that say so may be gone by now.
             || self.is_done() && previously(self.previous, "Initialized")
@@ -334,124 +333,6 @@ impl View<'_> {
             "Pending"
         }
     }
-
-    fn conditions(&self, init: &[ContainerStatus], main: &[ContainerStatus]) -> Vec<PodCondition> {
-        let (course, previous) = (self.course, self.previous);
-        let done = course != Course::Going;
-        let sidecars = init
-            .iter()
-            .zip(self.pod.init_containers())
-            .filter(|(_, spec)| is_sidecar(spec))
-            .map(|(status, _)| status);
-        let unready: Vec<&str> = sidecars
-            .chain(main)
-            .filter(|status| !status.ready)
-            .map(|status| status.name.as_str())
-            .collect();
-        let incomplete: Vec<&str> = init
-            .iter()
-            .filter(|status| !status.ready)
-            .map(|status| status.name.as_str())
-            .collect();
-        let initialized = self.is_initialized();
-        let containers_ready = if course == Course::Succeeded {
-            no("PodCompleted", None)
-        } else if done {
-            no("PodFailed", None)
-        } else if unready.is_empty() {
-            yes()
-        } else {
-            no(
-                "ContainersNotReady",
-                Some(format!(
-                    "containers with unready status: [{}]",
-                    unready.join(" ")
-                )),
-            )
-        };
-        let ready = match self.closed_gate() {
-            Some(gate) if containers_ready.status == "True" => no(
-                "ReadinessGatesNotReady",
-                Some(format!(
-                    "corresponding condition of pod readiness gate \"{gate}\" does not exist or is not true."
-                )),
-            ),
-            _ => containers_ready.clone(),
-        };
-        let initialized = match (initialized, course) {
-            (true, Course::Succeeded) => Verdict {
-                reason: Some("PodCompleted"),
-                ..yes()
-            },
-            (true, _) => yes(),
-            (false, _) => no(
-                "ContainersNotInitialized",
-                Some(format!(
-                    "containers with incomplete status: [{}]",
-                    incomplete.join(" ")
-                )),
-            ),
-        };
-        let sandbox = match self.observed.sandbox {
-            Sandbox::Ready { .. } => yes(),
-            Sandbox::Unknown if previously(previous, "PodReadyToStartContainers") => yes(),
-            Sandbox::Failed(_) if self.observed.any_running() => yes(),
-            _ => no_reason(),
-        };
-        [
-            ("PodReadyToStartContainers", sandbox),
-            ("Initialized", initialized),
-            ("Ready", ready),
-            ("ContainersReady", containers_ready),
-            ("PodScheduled", yes()),
-        ]
-        .into_iter()
-        .map(|(kind, verdict)| self.condition(kind, verdict, previous))
-        .collect()
-    }
-
-    /// The first readiness gate whose condition nobody has set.
-    fn closed_gate(&self) -> Option<&str> {
-        let set = |gate: &str| {
-            let conditions = self
-                .pod
-                .object
-                .status
-                .as_ref()
-                .and_then(|status| status.conditions.as_ref());
-            conditions
-                .into_iter()
-                .flatten()
-                .any(|condition| condition.type_ == gate && condition.status == "True")
-        };
-        self.pod
-            .spec()
-            .readiness_gates
-            .iter()
-            .flatten()
-            .map(|gate| gate.condition_type.as_str())
-            .find(|gate| !set(gate))
-    }
-
-    fn condition(&self, kind: &str, verdict: Verdict, previous: &PodStatus) -> PodCondition {
-        let before = previous
-            .conditions
-            .iter()
-            .flatten()
-            .find(|condition| condition.type_ == kind);
-        let since = before
-            .filter(|condition| condition.status == verdict.status)
-            .and_then(|condition| condition.last_transition_time.clone());
-        PodCondition {
-            type_: kind.to_owned(),
-            status: verdict.status.to_owned(),
-            reason: verdict.reason.map(str::to_owned),
-            message: verdict.message,
-            last_transition_time: since.or(Some(Time(seconds(self.now)))),
-            observed_generation: self.pod.object.metadata.generation,
-            ..PodCondition::default()
-        }
-    }
 }
 
 /// Whether a status says that the pod can take traffic.
@@ -460,40 +341,9 @@ pub fn is_ready(status: &PodStatus) -> bool {
 }
 
 /// Whether a condition was true in the last status.
-fn previously(previous: &PodStatus, kind: &str) -> bool {
+pub(super) fn previously(previous: &PodStatus, kind: &str) -> bool {
     let mut conditions = previous.conditions.iter().flatten();
     conditions.any(|condition| condition.type_ == kind && condition.status == "True")
-}
-
-#[derive(Clone)]
-struct Verdict {
-    status: &'static str,
-    reason: Option<&'static str>,
-    message: Option<String>,
-}
-
-fn yes() -> Verdict {
-    Verdict {
-        status: "True",
-        reason: None,
-        message: None,
-    }
-}
-
-fn no_reason() -> Verdict {
-    Verdict {
-        status: "False",
-        reason: None,
-        message: None,
-    }
-}
-
-fn no(reason: &'static str, message: Option<String>) -> Verdict {
-    Verdict {
-        status: "False",
-        reason: Some(reason),
-        message,
-    }
 }
 
 fn reason(exit: &Exit) -> &'static str {
@@ -515,7 +365,7 @@ fn count(attempt: u32) -> i32 {
 }
 
 /// The API keeps whole seconds; a finer time would look like a change each time it comes back.
-fn seconds(time: Timestamp) -> Timestamp {
+pub(super) fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 

@@ -52,11 +52,11 @@ impl FakeApi {
         Client::new(service, "default")
     }
 
-    /// Adds a pod that is bound to the node; its uid is `uid-` and its name.
+    /// Adds a pod that is bound to the node. Its name is to be the only one of all tests; see [`uid`].
     pub(super) fn create(&self, name: &str, spec: Value) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")},
+            "metadata": {"name": name, "namespace": "default", "uid": uid(name)},
             "spec": spec, "status": {"phase": "Pending"},
         });
         self.put("ADDED", name, pod);
@@ -264,6 +264,12 @@ impl FakeApi {
             Box::pin(futures::stream::iter(missed).chain(changes));
         Response::new(BoxBody::new(StreamBody::new(all)))
     }
+}
+
+/// The uid of a pod. Ids of containers follow from it, and every containerd of the machine has its processes in the
+/// same directory of runc's: so it differs from process to process.
+pub(super) fn uid(name: &str) -> String {
+    format!("{}-{name}", std::process::id())
 }
 
 fn ok(value: Value) -> Answer {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::{Value, json};
 
-use super::testing::FakeApi;
+use super::testing::{FakeApi, uid};
 use super::{Manager, PodTable, Settings};
 use crate::cluster::{Cluster, ObjectKey, Protocol, Service, ServicePort};
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf};
@@ -138,7 +138,8 @@ impl Node {
 
     async fn log(&self, pod: &str, container: &str, attempt: u32, wanted: &str) -> String {
         let path = self.daemon.path().join(format!(
-            "logs/default_{pod}_uid-{pod}/{container}/{attempt}.log"
+            "logs/default_{pod}_{}/{container}/{attempt}.log",
+            uid(pod)
         ));
         for _ in 0..250 {
             let text = std::fs::read_to_string(&path).unwrap_or_default();

@@ -3,6 +3,7 @@
 //! It is woken by orders (the pod's object changed), by pokes (something happened in the runtime) and by the time that
 //! the plan names. Whatever wakes it, it reads the world and plans anew; the wake-up itself carries no meaning.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::deletion::Deletion;
 use super::ephemeral;
@@ -21,17 +23,14 @@ use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
 use super::probe::{self, ProbeId, Rules, Try};
 use super::prober::{Answer, Probers};
 use super::report::{self, Report};
-use super::sandbox;
 use super::spec::{PodView, container_id};
-use super::status::{Surroundings, is_ready, status};
-use super::table::{ContainerSummary, PodSummary};
-use crate::runtime::{Container, ContainerState, PodRef, log_pipe};
+use super::status::{Surroundings, status};
+use super::table::PodSummary;
+use super::{last_words, pull, sandbox};
+use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
 const TROUBLE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-
-/// How much of a container's last words is kept, in bytes, as upstream.
-const LAST_WORDS: usize = 4096;
 
 /// What the manager wants of a worker.
 #[derive(Clone, Debug, Default)]
@@ -59,12 +58,8 @@ pub(super) async fn run(
         .and_then(|pod| pod.object.status.clone())
         .unwrap_or_default();
     let (reports, receiver) = watch::channel(Report::Nothing);
-    let reporter = tokio::spawn(report::run(
-        shared.client.clone(),
-        id.clone(),
-        receiver,
-        orders.clone(),
-    ));
+    let reporter = report::run(shared.client.clone(), id.clone(), receiver, orders.clone());
+    let mut reporter = AbortOnDropHandle::new(tokio::spawn(reporter));
     let mut worker = Worker {
         observed: Observed {
             probes: order
@@ -98,16 +93,24 @@ pub(super) async fn run(
     worker.remember_last_words();
     // What was listed at the start may have changed by now.
     worker.look().await;
-    worker.work().await;
+    tokio::select! {
+        () = worker.work() => {}
+        // As if the worker itself had: another one begins with both.
+        panic = panic_of(&mut reporter) => std::panic::resume_unwind(panic),
+    }
     worker.shared.table.remove(&worker.id.uid);
     // The object goes only when the API has heard of it; the sender has to live until then.
-    if let Err(error) = reporter.await
-        && error.is_panic()
-    {
-        tracing::error!(
-            pod = worker.id.name,
-            "the task that reports the pod's status died"
-        );
+    if !reporter.is_finished() {
+        // Should it panic now, the object stays, and with the next change of it a worker comes back.
+        let _ = reporter.await;
+    }
+}
+
+/// Waits for a task to panic, for ever if it ends otherwise.
+async fn panic_of(task: &mut AbortOnDropHandle<()>) -> Box<dyn Any + Send> {
+    match task.await.map_err(JoinError::try_into_panic) {
+        Err(Ok(panic)) => panic,
+        _ => std::future::pending().await,
     }
 }
 
@@ -168,7 +171,7 @@ impl Worker {
 
     fn goal(&self) -> Goal {
         let by = self.deletion.map(|deletion| deletion.by);
-        match self.order.vanished_by.or(by) {
+        match self.order.vanished_by.into_iter().chain(by).min() {
             Some(by) => Goal::Gone { by },
             None => Goal::Run,
         }
@@ -365,7 +368,7 @@ impl Worker {
         self.fetching.push(image);
         let shared = self.shared.clone();
         self.fetches
-            .spawn(async move { perform::fetch_image(&shared, &pod, &spec, tries).await });
+            .spawn(async move { pull::fetch_image(&shared, &pod, &spec, tries).await });
     }
 
     async fn fetched(&mut self, outcome: Outcome) {
@@ -517,25 +520,10 @@ impl Worker {
             if self.surroundings.last_words.contains_key(&container.id) {
                 continue;
             }
-            let (name, attempt) = (&container.name, container.attempt);
-            let file = self
-                .shared
-                .paths
-                .termination_log(&self.id.uid, name, attempt);
-            let mut words = tail(&file);
-            let falls_back = pod
+            let spec = pod
                 .all_containers()
-                .find(|spec| spec.name == *name)
-                .is_some_and(|spec| {
-                    spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
-                });
-            if words.is_empty() && falls_back && exit.code != 0 {
-                let log = self.shared.paths.log(&self.id, name, attempt);
-                words = log_pipe::files(&log)
-                    .last()
-                    .map(|file| tail(file))
-                    .unwrap_or_default();
-            }
+                .find(|spec| spec.name == container.name);
+            let words = last_words::read(&self.shared.paths, spec, container, exit);
             self.surroundings
                 .last_words
                 .insert(container.id.clone(), words);
@@ -556,7 +544,7 @@ impl Worker {
         );
         let said = matches!(*self.reports.borrow(), Report::Status(_));
         if status != self.status || !said {
-            self.shared.table.put(summary(&self.id, &status));
+            self.shared.table.put(PodSummary::of(&self.id, &status));
             self.status = status;
             // A pod that vanished from the API has nobody to report to.
             if self.order.vanished_by.is_none() {
@@ -585,57 +573,4 @@ enum Progress {
     None,
     Some,
     Trouble(String),
-}
-
-fn tail(path: &std::path::Path) -> String {
-    use std::os::unix::fs::FileExt;
-    let Ok(file) = std::fs::File::open(path) else {
-        return String::new();
-    };
-    let size = file.metadata().map_or(0, |meta| meta.len());
-    let mut bytes = vec![0; LAST_WORDS.min(usize::try_from(size).unwrap_or(LAST_WORDS))];
-    match file.read_at(&mut bytes, size.saturating_sub(LAST_WORDS as u64)) {
-        Ok(count) => String::from_utf8_lossy(&bytes[..count]).into_owned(),
-        Err(_) => String::new(),
-    }
-}
-
-fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {
-    let containers = status
-        .init_container_statuses
-        .iter()
-        .chain(&status.container_statuses)
-        .flatten();
-    PodSummary {
-        uid: id.uid.clone(),
-        namespace: id.namespace.clone(),
-        name: id.name.clone(),
-        phase: status.phase.clone().unwrap_or_default(),
-        ready: is_ready(status),
-        addresses: status
-            .pod_ips
-            .iter()
-            .flatten()
-            .filter_map(|ip| ip.ip.parse().ok())
-            .collect(),
-        containers: containers
-            .map(|container| {
-                let state = container.state.clone().unwrap_or_default();
-                let word = match (state.running, state.waiting, state.terminated) {
-                    (Some(_), _, _) => Some("running".to_owned()),
-                    (_, Some(waiting), _) => waiting.reason,
-                    (_, _, Some(terminated)) => terminated.reason,
-                    _ => None,
-                };
-                let id = container.container_id.as_deref().unwrap_or_default();
-                ContainerSummary {
-                    name: container.name.clone(),
-                    id: id.trim_start_matches("containerd://").to_owned(),
-                    state: word.unwrap_or_default(),
-                    restarts: u32::try_from(container.restart_count).unwrap_or(0),
-                    image: container.image.clone(),
-                }
-            })
-            .collect(),
-    }
 }
