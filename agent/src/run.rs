@@ -31,15 +31,15 @@ use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::{DnsError, DnsServer};
 use crate::network::addresses::gateway;
 use crate::network::netlink::NetlinkError;
-use crate::network::pods::{VethNetwork, adopted_range};
+use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
 use crate::network::{NetworkError, routing};
 use crate::node::credentials::{CredentialsError, NodeClient};
-use crate::node::facts::FactsError;
+use crate::node::facts::{Facts, FactsError};
 use crate::node::registration::pod_range;
 use crate::node::rotation::{
     ServingCertificate, keep_client_certificate, keep_serving_certificate,
 };
-use crate::node::status::{Health, Identity, Part};
+use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
 use crate::pod::{Manager, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
@@ -151,11 +151,17 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let cluster = Cluster::start(client.clone());
+    let cluster = Cluster::default();
     let (health, health_seen) = watch::channel(Health::default());
     let pods = PodTable::default();
     let mut parts = Parts::new();
 
+    for watch in cluster.watches(&client) {
+        parts.spawn(async move {
+            watch.await;
+            Ok(())
+        });
+    }
     parts.spawn({
         let (cluster, node, proxy) = (cluster.clone(), node.clone(), proxy.clone());
         let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
@@ -246,8 +252,19 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         let Some(network) = connected? else {
             return Ok(());
         };
-        let settings = settings(&config, cluster.clone(), &node, address, network.gateway());
-        let _manager = Manager::start(client, settings, runtime, Arc::new(network), pods);
+        let network = Arc::new(network);
+        parts.spawn({
+            let network = network.clone();
+            async move { Ok(pod_network::keep(network).await?) }
+        });
+        let facts = Facts::read(&config.root_dir)?;
+        let gateway = network.gateway();
+        let settings = settings(&config, cluster.clone(), &node, address, gateway, &facts);
+        let manager = Manager::start(client, settings, runtime, network, pods);
+        parts.spawn(async move {
+            manager.ended().await;
+            Ok(())
+        });
         outcome(parts.join_next().await)
     };
     tokio::select! {
@@ -308,6 +325,7 @@ fn settings(
     node: &str,
     address: Ipv4Addr,
     gateway: Ipv4Addr,
+    facts: &Facts,
 ) -> Settings {
     let domain = config.cluster_domain.trim_matches('.').to_owned();
     let own = node.to_owned();
@@ -317,10 +335,12 @@ fn settings(
         root_dir: config.root_dir.clone(),
         run_dir: config.run_dir.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
+        allocatable: allocatable(facts),
+        cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
             addresses: servers(&cluster.view(), &own, gateway),
             domain: domain.clone(),
-            node: ResolvConf::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()),
+            node: ResolvConf::of_node(RESOLV_CONF.as_ref()),
         }),
     }
 }

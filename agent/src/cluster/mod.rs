@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 pub use changes::{Changes, Pending};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 pub use types::{
     Endpoint, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
 };
@@ -35,16 +37,14 @@ struct Shared {
 }
 
 impl Cluster {
-    /// Starts the watches, which run until the process ends.
-    pub fn start(client: kube::Client) -> Self {
-        let cluster = Self::default();
-        tokio::spawn(watch::run::<watch::Services>(
-            cluster.clone(),
-            client.clone(),
-        ));
-        tokio::spawn(watch::run::<watch::Slices>(cluster.clone(), client.clone()));
-        tokio::spawn(watch::run::<watch::Nodes>(cluster.clone(), client));
-        cluster
+    /// The watches that feed it, each to be run as a task. None ever ends.
+    pub fn watches(&self, client: &kube::Client) -> [BoxFuture<'static, ()>; 3] {
+        let (cluster, client) = (|| self.clone(), || client.clone());
+        [
+            watch::run::<watch::Services>(cluster(), client()).boxed(),
+            watch::run::<watch::Slices>(cluster(), client()).boxed(),
+            watch::run::<watch::Nodes>(cluster(), client()).boxed(),
+        ]
     }
 
     /// What is known now. Hold it briefly and never across an await: the watches wait for it.

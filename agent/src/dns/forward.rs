@@ -1,8 +1,10 @@
 //! Asks the node's own resolvers about names outside the cluster.
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, Query};
@@ -38,6 +40,8 @@ pub struct Forwarder {
     port: u16,
     /// Ourselves, whom asking would go round in circles.
     own: IpAddr,
+    /// Who answered last. One that is dead then costs the first question its patience, and not every one.
+    last: Arc<Mutex<Option<IpAddr>>>,
 }
 
 impl Forwarder {
@@ -47,6 +51,7 @@ impl Forwarder {
             resolv_conf,
             port: 53,
             own,
+            last: Arc::default(),
         }
     }
 
@@ -61,23 +66,39 @@ impl Forwarder {
         question: &Message,
         transport: Transport,
     ) -> Result<Vec<u8>, ForwardError> {
-        let text = tokio::fs::read_to_string(&self.resolv_conf)
-            .await
-            .unwrap_or_default();
-        let mut resolvers = ResolvConf::parse(&text).nameservers;
-        resolvers.retain(|address| *address != self.own);
+        let resolvers = self.resolvers();
         if resolvers.is_empty() {
             return Err(ForwardError::NoResolver(self.resolv_conf.clone()));
         }
-        for resolver in resolvers.iter().cycle().take(resolvers.len() * ROUNDS) {
-            let resolver = SocketAddr::new(*resolver, self.port);
+        for address in resolvers.iter().cycle().take(resolvers.len() * ROUNDS) {
+            let resolver = SocketAddr::new(*address, self.port);
             match timeout(PATIENCE, exchange(resolver, question, transport)).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    *self.last() = Some(*address);
+                    return Ok(answer);
+                }
                 Ok(Err(error)) => debug!(%resolver, %error, "resolver did not answer"),
                 Err(_) => debug!(%resolver, "resolver did not answer in time"),
             }
         }
         Err(ForwardError::NoAnswer)
+    }
+
+    /// Whom to ask, in that order.
+    fn resolvers(&self) -> Vec<IpAddr> {
+        // A small file of the node's: reading it where we are is cheaper than handing it to another thread.
+        let text = fs::read_to_string(&self.resolv_conf).unwrap_or_default();
+        let mut resolvers = ResolvConf::parse(&text).nameservers;
+        resolvers.retain(|address| *address != self.own);
+        let last = *self.last();
+        if let Some(at) = resolvers.iter().position(|address| Some(*address) == last) {
+            resolvers[..=at].rotate_right(1);
+        }
+        resolvers
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<IpAddr>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,4 +189,30 @@ pub async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<
     stream
         .write_all(&[&length.to_be_bytes()[..], message].concat())
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answered_last_is_asked_first() {
+        let conf = tempfile::NamedTempFile::new().unwrap();
+        fs::write(
+            conf.path(),
+            "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n",
+        )
+        .unwrap();
+        let own = IpAddr::from([10, 244, 0, 1]);
+        let forwarder = Forwarder::new(conf.path().to_owned(), own);
+        let order = || {
+            let all = forwarder.resolvers();
+            all.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(order(), ["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+        *forwarder.last() = Some(IpAddr::from([192, 0, 2, 3]));
+        assert_eq!(order(), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
+        *forwarder.last() = Some(IpAddr::from([198, 51, 100, 1]));
+        assert_eq!(order(), ["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    }
 }

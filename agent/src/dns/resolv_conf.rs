@@ -1,8 +1,10 @@
 //! resolv.conf: reading the node's, and composing a pod's from its `dnsPolicy` and `dnsConfig`.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
+use std::path::Path;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec};
@@ -16,6 +18,9 @@ const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
 /// The same for the length of the search list, separating spaces included, in characters.
 const MAX_SEARCH_CHARS: usize = 2048;
+
+/// The name servers that systemd-resolved asks, where it runs.
+const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// What a resolv.conf says. Name servers with an interface scope (`fe80::1%eth0`) are not kept: the interface means
 /// nothing in another network namespace.
@@ -45,6 +50,23 @@ impl ResolvConf {
             }
         }
         conf
+    }
+
+    /// What the node's file says, for pods. Where that only leads to systemd-resolved on the node's loopback, which pods
+    /// cannot reach, what it asks itself. A file that cannot be read says nothing.
+    pub fn of_node(path: &Path) -> Self {
+        Self::of_files(path, Path::new(BEHIND_RESOLVED))
+    }
+
+    fn of_files(path: &Path, behind: &Path) -> Self {
+        let read = |path| ResolvConf::parse(&fs::read_to_string(path).unwrap_or_default());
+        let conf = read(path);
+        if conf.nameservers.is_empty() || !conf.nameservers.iter().all(IpAddr::is_loopback) {
+            return conf;
+        }
+        Some(read(behind))
+            .filter(|behind| !behind.nameservers.is_empty())
+            .unwrap_or(conf)
     }
 
     fn render(&self) -> String {
@@ -292,6 +314,22 @@ mod tests {
         );
         assert_eq!(conf.searches, ["c"]);
         assert_eq!(conf.nameservers, ["::1".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn behind_a_resolver_on_loopback_are_those_that_it_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, behind) = (dir.path().join("own"), dir.path().join("behind"));
+        let servers = || ResolvConf::of_files(&path, &behind).nameservers;
+        let write = |path: &Path, text: &str| fs::write(path, text).unwrap();
+        let is = |expected: &str| assert_eq!(servers(), [expected.parse::<IpAddr>().unwrap()]);
+        assert!(servers().is_empty());
+        write(&path, "nameserver 127.0.0.53\n");
+        is("127.0.0.53");
+        write(&behind, "nameserver 192.0.2.1\n");
+        is("192.0.2.1");
+        write(&path, "nameserver 198.51.100.1\n");
+        is("198.51.100.1");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The pod network: addresses, veth pairs, routes between nodes.
 //!
 //! What to do is decided by [`addresses`] and [`routes`], which are pure; [`netlink`] does it. [`pods`] connects pods and
-//! [`routing`] keeps the routes to other nodes.
+//! keeps them connected, [`routing`] keeps the routes to other nodes; [`monitor`] wakes both when somebody changes the network.
 
 pub mod addresses;
+mod messages;
+pub mod monitor;
 pub mod namespaces;
 pub mod netlink;
 pub mod pods;

@@ -8,14 +8,14 @@ use std::path::Path;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::io::Errno;
 
 use super::addresses::Mac;
+use super::messages;
+pub use super::messages::Link;
 use super::namespaces::{Namespace, NamespaceError, within};
 use super::routes::Routes;
 
@@ -31,6 +31,13 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
+    pub(super) fn new(what: impl Into<String>, source: io::Error) -> Self {
+        NetlinkError {
+            what: what.into(),
+            source,
+        }
+    }
+
     /// The kernel's error number, if it gave one.
     pub fn errno(&self) -> Option<Errno> {
         Errno::from_io_error(&self.source)
@@ -46,38 +53,6 @@ fn doing(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkErr
             other => io::Error::other(other),
         };
         NetlinkError { what, source }
-    }
-}
-
-/// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// Grows with each link made in the namespace.
-    pub index: u32,
-    pub name: String,
-    /// Empty for links without hardware addresses.
-    pub mac: Vec<u8>,
-    /// In bytes.
-    pub mtu: u32,
-}
-
-impl Link {
-    fn read(message: LinkMessage) -> Self {
-        let mut link = Link {
-            index: message.header.index,
-            name: String::new(),
-            mac: Vec::new(),
-            mtu: 0,
-        };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Address(mac) => link.mac = mac,
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                _ => {}
-            }
-        }
-        link
     }
 }
 
@@ -103,11 +78,8 @@ pub struct Netlink {
 impl Netlink {
     /// Connects to the calling thread's namespace. Needs a tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|source| NetlinkError {
-                what: "open a netlink socket".into(),
-                source,
-            })?;
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|source| NetlinkError::new("open a netlink socket", source))?;
         tokio::spawn(connection);
         Ok(Netlink { handle })
     }
@@ -325,7 +297,7 @@ impl Netlink {
             .own_routes()
             .await?
             .iter()
-            .filter_map(node_route)
+            .filter_map(messages::node_route)
             .collect())
     }
 
@@ -335,7 +307,13 @@ impl Netlink {
         let unreachable = routes
             .iter()
             .filter(|route| route.header.kind == RouteType::Unreachable);
-        Ok(unreachable.filter_map(destination).collect())
+        Ok(unreachable.filter_map(messages::destination).collect())
+    }
+
+    /// Our routes to single addresses, with the links that they lead out of.
+    pub async fn host_routes(&self) -> Result<Vec<(Ipv4Addr, u32)>, NetlinkError> {
+        let routes = self.own_routes().await?;
+        Ok(routes.iter().filter_map(messages::host_route).collect())
     }
 
     async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
@@ -367,29 +345,6 @@ fn route_to(range: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
     RouteMessageBuilder::<Ipv4Addr>::new()
         .protocol(ROUTE_PROTOCOL)
         .destination_prefix(range.network(), range.prefix_len())
-}
-
-/// Reads a route to another node: one that has a next hop. Routes to own pods have none.
-fn node_route(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
-    let next_hop = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
-        })?;
-    Some((destination(route)?, next_hop))
-}
-
-fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
-    let address = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
-        })?;
-    Ipv4Net::new(address, route.header.destination_prefix_length).ok()
 }
 
 fn absent_is_fine(result: Result<(), NetlinkError>, absent: Errno) -> Result<(), NetlinkError> {

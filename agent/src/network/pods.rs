@@ -14,16 +14,23 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use tracing::{info, warn};
 
 use super::addresses::{AddressPool, gateway, host_mac, pod_mac, recorded_address, veth_name};
-use super::netlink::{Link, Netlink, VethPair};
+use super::monitor::Monitor;
+use super::netlink::{Link, Netlink, NetlinkError, VethPair};
 use super::{NetworkError, PodNetwork};
 
 /// Name of the pod's end.
 const POD_LINK: &str = "eth0";
+/// A pass without a change, should one have gone unheard.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Until the next pass after one that failed.
+const RETRY: Duration = Duration::from_secs(2);
 /// The largest MTU of `lo`: what an uplink that is `lo` itself would pass on is cut to this.
 const LARGEST_MTU: u32 = 65_535;
 
@@ -67,6 +74,42 @@ impl VethNetwork {
     /// The address that pods reach their node at; cluster DNS answers there.
     pub fn gateway(&self) -> Ipv4Addr {
         gateway(self.pool().range())
+    }
+
+    /// Puts back what is missing on the node: the gateway's address, the refusal of addresses without a pod, and the route to
+    /// each pod whose link is up. Who changes the node's addresses or flushes its routes takes these along.
+    pub async fn restore(&self) -> Result<(), NetworkError> {
+        let range = self.pool().range();
+        let gateway = self.gateway();
+        let loopback = existing(&self.netlink, "lo").await?;
+        let addresses = self.netlink.addresses().await?;
+        // Putting what is there already would be a change, and wake whoever waits for one.
+        if !addresses.contains(&(loopback.index, gateway.into())) {
+            info!(%gateway, "putting the pods' gateway back");
+            let address = Ipv4Net::from(gateway);
+            self.netlink.put_address(loopback.index, address).await?;
+        }
+        if !self.netlink.unreachable_ranges().await?.contains(&range) {
+            info!(%range, "making the range without pods unreachable again");
+            self.netlink.put_unreachable(range).await?;
+        }
+        let routes = self.netlink.host_routes().await?;
+        for link in self.netlink.links().await? {
+            let Some(address) = recorded_address(&link.name, &link.mac) else {
+                continue;
+            };
+            if !link.up || routes.contains(&(address, link.index)) {
+                continue;
+            }
+            info!(%address, "putting the route to a pod back");
+            if let Err(error) = self.configure_host(&link, address).await
+                // Its pod went meanwhile.
+                && self.netlink.link(&link.name).await?.is_some()
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn pool(&self) -> MutexGuard<'_, AddressPool> {
@@ -160,6 +203,25 @@ impl PodNetwork for VethNetwork {
         self.netlink.delete_link(&name).await?;
         self.pool().release(&name);
         Ok(())
+    }
+}
+
+/// Keeps what the pods need on the node until the process ends. Level-triggered: each pass reads the kernel's tables.
+pub async fn keep(network: Arc<VethNetwork>) -> Result<(), NetlinkError> {
+    let mut monitor = Monitor::open()?;
+    loop {
+        let pause = match network.restore().await {
+            Ok(()) => RESYNC,
+            Err(error) => {
+                warn!(%error, "the pods' network is not as it should be; trying again");
+                RETRY
+            }
+        };
+        // Either arm may be dropped: the next pass reads everything.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = monitor.changed() => {}
+        }
     }
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
+use super::monitor::Monitor;
 use super::netlink::{Netlink, NetlinkError};
 use super::routes::{Refusal, RouteOp, diff, wanted};
 use crate::cluster::{Change, Changes, Cluster, Name};
 
-/// A pass without a change, in case something else altered the routing table.
+/// A pass without a change, should one have gone unheard.
 const RESYNC: Duration = Duration::from_secs(60);
 /// Until the next pass after one that failed.
 const RETRY: Duration = Duration::from_secs(2);
@@ -19,6 +20,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Keeps the routes until the process ends. The routes stay then: the kernel goes on serving without the agent.
 pub async fn run(cluster: Cluster, own: String, node_ip: Ipv4Addr) -> Result<(), NetlinkError> {
     let netlink = Netlink::open()?;
+    let mut monitor = Monitor::open()?;
     let mut changes = cluster.subscribe();
     let mut warned = BTreeMap::new();
     loop {
@@ -38,10 +40,12 @@ pub async fn run(cluster: Cluster, own: String, node_ip: Ipv4Addr) -> Result<(),
                 RETRY
             }
         };
-        // Either arm may be dropped: a change stays pending until it is taken, and the next pass reads everything.
+        // Each arm may be dropped: a change stays pending until it is taken, and the next pass reads everything.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = node_change(&mut changes) => {}
+            // The kernel drops routes with the address or the link that they need.
+            () = monitor.changed() => {}
         }
     }
 }

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use super::addresses::{gateway, host_mac, pod_mac, veth_name};
 use super::namespaces::{Namespace, create_pinned, remove_pinned, within};
 use super::netlink::{Netlink, VethPair};
-use super::pods::{VethNetwork, adopted_range};
+use super::pods::{self, VethNetwork, adopted_range};
 use super::{NetworkError, PodNetwork, routing};
 use crate::cluster::{Cluster, Node};
 use crate::testing::root_or_skip;
@@ -419,4 +419,73 @@ fn a_node_address_that_no_link_has_is_named() {
         matches!(error, NetworkError::NoUplink(address) if address == node_ip(9)),
         "{error}"
     );
+}
+
+/// Waits for something that another task brings about.
+async fn until<F: Future<Output = bool>>(what: &str, mut met: impl FnMut() -> F) {
+    for _ in 0..200 {
+        if met().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("{what}: not within five seconds");
+}
+
+#[test]
+fn what_somebody_flushes_is_put_back() {
+    if !root_or_skip("network namespaces need root") {
+        return;
+    }
+    let mut lab = Lab::new();
+    let [one, _two] = two_nodes(&mut lab);
+    let pod = lab.netns("pod");
+    let (node, netns) = (one.clone(), pod.clone());
+    let address = on_node(&one, move || async move {
+        let network = Arc::new(VethNetwork::set_up(range(1), node_ip(1)).await.unwrap());
+        let address = network.attach("uid", &netns).await.unwrap()[0];
+        let keeper = tokio::spawn(pods::keep(network.clone()));
+        let cluster = Cluster::default();
+        cluster.update(|view| {
+            let peer = Node {
+                pod_cidrs: vec![range(2).into()],
+                internal_ips: vec![node_ip(2).into()],
+                zone: None,
+            };
+            view.set_node("node-2".into(), Some(peer))
+                .into_iter()
+                .collect()
+        });
+        let router = tokio::spawn(routing::run(cluster, "node-1".into(), node_ip(1)));
+        let netlink = Netlink::open().unwrap();
+        let whole = || async {
+            let routes = netlink.host_routes().await.unwrap();
+            let peers = netlink.node_routes().await.unwrap();
+            let unreachable = netlink.unreachable_ranges().await.unwrap();
+            (routes.len(), peers.len(), unreachable.len()) == (1, 1, 1)
+        };
+        until("the network is set up", whole).await;
+
+        // As an operator might; the uplink's address comes back, and with it only the kernel's own routes.
+        for command in [
+            "ip route flush proto 75",
+            "ip address flush dev lo",
+            "ip address flush dev up0",
+            "ip address add 192.0.2.1/24 dev up0",
+        ] {
+            let command = command.split(' ').collect::<Vec<_>>();
+            let status = std::process::Command::new(command[0])
+                .args(&command[1..])
+                .status();
+            assert!(status.unwrap().success(), "{command:?}");
+        }
+        until("the network is whole again", whole).await;
+        let lo = netlink.link("lo").await.unwrap().unwrap();
+        let addresses = netlink.addresses().await.unwrap();
+        assert!(addresses.contains(&(lo.index, gateway(range(1)).into())));
+        keeper.abort();
+        router.abort();
+        address
+    });
+    assert_eq!(reach(&node, &pod, address).unwrap(), gateway(range(1)));
 }

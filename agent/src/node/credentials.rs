@@ -7,19 +7,46 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{Request, Response};
-use kube::client::Body;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
+use tower::retry::RetryLayer;
+use tower::util::option_layer;
+use tower::{BoxError, ServiceExt as _};
+
+/// How long a connection to the API server may take to stand.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the API server may take for an answer, or for the beginning of one to a watch.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// A connection that is silent for so long is probed, as often as [`PROBES`] says before it counts as dead. Without that
+/// a host that vanished is noticed after a quarter of an hour.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+/// Between two probes.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
+/// What was sent and is not acknowledged for so long ends the connection.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+
+/// The API server took a request and was silent.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server did not answer within {} s", .0.as_secs())]
+struct NoAnswer(Duration);
 
 /// A kubeconfig or a key file that could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
     #[error("cannot write {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot use the kubeconfig {}: {reason}", path.display())]
@@ -146,7 +173,7 @@ impl NodeClient {
         let current = self.current.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let client = kube::Client::clone(&current.load());
-            async move { client.send(request).await as Result<Response<Body>, kube::Error> }
+            async move { answer(&client, request, ANSWER_PATIENCE).await }
         });
         kube::Client::new(service, "default")
     }
@@ -168,7 +195,113 @@ async fn client_of(path: &Path) -> Result<(kube::Config, kube::Client), Credenti
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|error| failed(error.to_string()))?;
-    let client =
-        kube::Client::try_from(config.clone()).map_err(|error| failed(error.to_string()))?;
+    if config.proxy_url.is_some() {
+        return Err(failed("proxy-url is not supported".into()));
+    }
+    let client = connected_by(&config).map_err(|error| failed(error.to_string()))?;
     Ok((config, client))
+}
+
+/// The client that kube makes by default, over connections that notice when the API server's host is gone.
+fn connected_by(config: &kube::Config) -> kube::Result<kube::Client> {
+    let https = config.rustls_https_connector_with_connector(connector())?;
+    let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https);
+    let transport = transport.map_err(BoxError::from);
+    Ok(
+        ClientBuilder::new(transport, config.default_namespace.clone())
+            .with_layer(&config.extra_headers_layer()?)
+            .with_layer(&option_layer(config.auth_layer()?))
+            .with_layer(&RetryLayer::new(RetryPolicy::server_retry()))
+            .with_layer(&config.base_uri_layer())
+            .build(),
+    )
+}
+
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT_PATIENCE));
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(PROBE_AFTER));
+    connector.set_keepalive_interval(Some(PROBE_EVERY));
+    connector.set_keepalive_retries(Some(PROBES));
+    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    connector
+}
+
+/// Sends a request and waits for the whole answer, or for the head of one that goes on for as long as it is watched.
+async fn answer(
+    client: &kube::Client,
+    request: Request<Body>,
+    patience: Duration,
+) -> kube::Result<Response<Body>> {
+    let query = request.uri().query().unwrap_or_default();
+    let endless = query.split('&').any(|pair| pair == "watch=true");
+    let answer = async {
+        let (head, body) = client.send(request).await?.into_parts();
+        let body = if endless {
+            body
+        } else {
+            body.collect_bytes().await?.into()
+        };
+        Ok(Response::from_parts(head, body))
+    };
+    match tokio::time::timeout(patience, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(kube::Error::Service(NoAnswer(patience).into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tower::Service;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_notice_a_host_that_is_gone() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", server.local_addr().unwrap());
+        let stream = connector().call(url.parse().unwrap()).await.unwrap();
+        let socket = socket2::SockRef::from(stream.inner());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), PROBE_AFTER);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+    }
+
+    /// A client of an API server that says `text` to whoever asks, and nothing more.
+    async fn says(text: &'static str) -> kube::Client {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", server.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = server.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                stream.write_all(text.as_bytes()).await.unwrap();
+                held.push(stream);
+            }
+        });
+        connected_by(&kube::Config::new(url.parse().unwrap())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_stops_talking_is_an_error_in_the_end() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        let ask = async |text, path: &str| {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let client = says(text).await;
+            let patience = Duration::from_millis(200);
+            answer(&client, request, patience)
+                .await
+                .map_err(|error| error.to_string())
+        };
+        for text in ["", head] {
+            let error = ask(text, "/api/v1/nodes").await.unwrap_err();
+            assert!(error.contains("did not answer within"), "{error}");
+        }
+        // What a watch tells comes when it comes.
+        assert!(ask(head, "/api/v1/nodes?watch=true").await.is_ok());
+        assert!(ask("", "/api/v1/nodes?watch=true").await.is_err());
+    }
 }

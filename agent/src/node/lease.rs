@@ -7,6 +7,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 const NAMESPACE: &str = "kube-node-lease";
@@ -16,6 +17,17 @@ const DURATION_SECONDS: i32 = 40;
 const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 /// After a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a renewal may take: less than the interval of the next, and several fit into the lease's duration.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A renewal that failed.
+#[derive(Debug, thiserror::Error)]
+enum LeaseError {
+    #[error("the API server did not answer within {} s", PATIENCE.as_secs())]
+    NoAnswer(#[from] tokio::time::error::Elapsed),
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
 
 /// Renews the Lease until the process ends.
 pub(super) async fn keep(client: kube::Client, name: String) {
@@ -25,7 +37,10 @@ pub(super) async fn keep(client: kube::Client, name: String) {
     let mut held: Option<Lease> = None;
     let mut failing = false;
     loop {
-        let pause = match renew(&leases, &nodes, &name, held.take()).await {
+        // Dropping a request that hangs gives up its connection: the next one is made on another.
+        let renewal = timeout(PATIENCE, renew(&leases, &nodes, &name, held.take())).await;
+        let renewal = renewal.map_err(LeaseError::from);
+        let pause = match renewal.and_then(|answer| Ok(answer?)) {
             Ok(lease) => {
                 if std::mem::take(&mut failing) {
                     info!("the node's lease is renewed again");

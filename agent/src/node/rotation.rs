@@ -45,16 +45,18 @@ pub async fn keep_client_certificate(node_client: NodeClient, node: String) {
     let draw = rand::random();
     let mut retry = RETRY.0;
     loop {
-        let text = fs::read_to_string(node_client.kubeconfig()).unwrap_or_default();
-        let Some(config) = NodeKubeconfig::parse(&text) else {
-            debug!("the kubeconfig holds no certificate of its own; whoever made it renews it");
-            return;
-        };
-        let pause = match summarize(&config.certificate_pem) {
-            Ok(summary) => summary.renew_in(Timestamp::now(), draw),
-            Err(error) => {
-                warn!(%error, "cannot read the certificate in the kubeconfig");
+        let (config, pause) = match due(node_client.kubeconfig(), draw) {
+            Ok(Some(due)) => due,
+            Ok(None) => {
+                debug!("the kubeconfig holds no certificate of its own; whoever made it renews it");
                 return;
+            }
+            // It may be mended or come back: the certificate in use is good for a while yet.
+            Err(error) => {
+                warn!(%error, "cannot tell when the node's client certificate ends; looking again");
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(RETRY.1);
+                continue;
             }
         };
         if !pause.is_zero() {
@@ -73,6 +75,19 @@ pub async fn keep_client_certificate(node_client: NodeClient, node: String) {
             }
         }
     }
+}
+
+/// What the kubeconfig holds and how long its certificate needs no renewal; `None` for a file of another make.
+fn due(path: &Path, draw: f64) -> Result<Option<(NodeKubeconfig, Duration)>, RotationError> {
+    let text = fs::read_to_string(path).map_err(|source| CredentialsError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let Some(config) = NodeKubeconfig::parse(&text) else {
+        return Ok(None);
+    };
+    let pause = summarize(&config.certificate_pem)?.renew_in(Timestamp::now(), draw);
+    Ok(Some((config, pause)))
 }
 
 async fn renew_client(
@@ -186,4 +201,37 @@ fn certified_key(pem: &str) -> Result<Arc<CertifiedKey>, String> {
     let provider: &CryptoProvider = CryptoProvider::get_default().map_or(&ring, |default| default);
     let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| text(&error))?;
     Ok(Arc::new(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kubeconfig_of_another_make_ends_the_renewal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        let read = due(&path, 0.5);
+        assert!(
+            matches!(
+                read,
+                Err(RotationError::Credentials(CredentialsError::Read { .. }))
+            ),
+            "{read:?}"
+        );
+        fs::write(&path, "apiVersion: v1\nkind: Config\n").unwrap();
+        assert!(due(&path, 0.5).unwrap().is_none());
+        let config = NodeKubeconfig {
+            server: "https://192.0.2.1:6443".into(),
+            ca_pem: String::new(),
+            certificate_pem: "nothing".into(),
+            key_pem: String::new(),
+        };
+        config.write(&path).unwrap();
+        let read = due(&path, 0.5);
+        assert!(
+            matches!(read, Err(RotationError::Certificate(_))),
+            "{read:?}"
+        );
+    }
 }

@@ -276,7 +276,8 @@ fn capacity(facts: &Facts) -> BTreeMap<String, Quantity> {
     resources(facts.cpus, facts.memory_bytes, binary(facts.storage_bytes))
 }
 
-fn allocatable(facts: &Facts) -> BTreeMap<String, Quantity> {
+/// What the node gives its pods, by resource.
+pub fn allocatable(facts: &Facts) -> BTreeMap<String, Quantity> {
     let storage = facts.storage_bytes / 100 * (100 - STORAGE_RESERVE_PERCENT);
     resources(
         facts.cpus,

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::facts::{Facts, FactsError, Resources};
@@ -19,6 +20,9 @@ use super::status::{Health, Identity, desired, needs_write};
 const PASS_INTERVAL: Duration = Duration::from_secs(10);
 /// Until the next pass after one that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a pass may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is needed to keep the Node object.
 #[derive(Clone)]
@@ -38,6 +42,8 @@ enum PassError {
     Facts(#[from] FactsError),
     #[error("the API server did not take the node's status: {0}")]
     Api(#[from] kube::Error),
+    #[error("the API server did not answer within {} s", PATIENCE.as_secs())]
+    NoAnswer(#[from] tokio::time::error::Elapsed),
     #[error("the Node object is gone")]
     Gone,
 }
@@ -47,10 +53,12 @@ impl Upkeep {
     pub async fn run(mut self) -> Result<(), FactsError> {
         let facts = Facts::read(&self.root_dir)?;
         self.register(&facts).await?;
-        tokio::spawn(lease::keep(self.client.clone(), self.identity.name.clone()));
+        let lease = lease::keep(self.client.clone(), self.identity.name.clone());
+        let mut lease = AbortOnDropHandle::new(tokio::spawn(lease));
         let mut failing = false;
         loop {
-            let pause = match self.pass(&facts).await {
+            let pass = tokio::time::timeout(PATIENCE, self.pass(&facts)).await;
+            let pause = match pass.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
                         info!("the node's status is reported again");
@@ -72,6 +80,10 @@ impl Upkeep {
             // Either arm may be dropped: the next pass reads everything.
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                // It ends by a panic only, which is not to go unnoticed.
+                ended = &mut lease => if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+                    std::panic::resume_unwind(panic);
+                },
                 changed = self.health.changed() => {
                     if changed.is_err() {
                         // Nobody will say more: only time causes further passes.

@@ -1,15 +1,19 @@
 //! A container's runtime config from its pod's spec. Pure, but for the paths it names.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    Container, Pod, PodSecurityContext, ResourceRequirements, SecurityContext,
+};
 
 use super::env::expand;
-use super::spec::{PodView, QosClass, container_id, limit, request, spec_hash};
+use super::resources;
+use super::spec::{PodView, QosClass, container_id, request, spec_hash};
 use super::volumes;
 use crate::network::namespaces::Namespace;
-use crate::runtime::oci::CPU_PERIOD_US;
-use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, PodRef, Resources, Security};
+use crate::runtime::cgroup::Hierarchy;
+use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, PodRef, Security};
 
 /// Where everything of a pod is on the node.
 #[derive(Clone, Debug)]
@@ -17,6 +21,7 @@ pub(super) struct Paths {
     pub(super) root_dir: PathBuf,
     pub(super) run_dir: PathBuf,
     pub(super) cgroup_parent: PathBuf,
+    pub(super) hierarchies: Arc<[Hierarchy]>,
 }
 
 impl Paths {
@@ -54,6 +59,16 @@ impl Paths {
         logs(&self.root_dir, pod)
     }
 
+    /// The directories of logs that there are, and whose each is.
+    pub(super) fn all_logs(&self) -> Vec<(PathBuf, PodRef)> {
+        let entries = std::fs::read_dir(self.root_dir.join("logs"));
+        let found = entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let pod = pod_of_logs(&entry.file_name().to_string_lossy())?;
+            Some((entry.path(), pod))
+        });
+        found.collect()
+    }
+
     pub(super) fn log(&self, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {
         log_path(&self.root_dir, pod, container, attempt)
     }
@@ -62,13 +77,29 @@ impl Paths {
         self.run_dir.join(namespace.pin_directory()).join(uid)
     }
 
+    /// The mounts that the agent makes for a pod, each directly below.
+    pub(super) fn mounts(&self, uid: &str) -> PathBuf {
+        self.run_dir.join("mounts").join(uid)
+    }
+
+    /// The memory that the pod's containers share.
+    pub(super) fn shm(&self, uid: &str) -> PathBuf {
+        self.mounts(uid).join("shm")
+    }
+
     /// The cgroup of a pod, below every hierarchy's root.
     pub(super) fn cgroup(&self, uid: &str, qos: QosClass) -> PathBuf {
-        let class = qos.name().to_lowercase();
-        self.cgroup_parent
-            .join("kubepods")
-            .join(class)
-            .join(format!("pod{uid}"))
+        self.class_cgroup(qos).join(format!("pod{uid}"))
+    }
+
+    /// The cgroup that holds the pods of a class. The guaranteed ones have none of their own, as upstream.
+    pub(super) fn class_cgroup(&self, qos: QosClass) -> PathBuf {
+        let all = self.cgroup_parent.join("kubepods");
+        match qos {
+            QosClass::Guaranteed => all,
+            QosClass::Burstable => all.join("burstable"),
+            QosClass::BestEffort => all.join("besteffort"),
+        }
     }
 }
 
@@ -81,6 +112,17 @@ fn logs(root_dir: &Path, pod: &PodRef) -> PathBuf {
     root_dir
         .join("logs")
         .join(format!("{namespace}_{name}_{uid}"))
+}
+
+/// The pod of a directory that [`logs`] names. None of the three parts may hold an underscore.
+fn pod_of_logs(directory: &str) -> Option<PodRef> {
+    let mut parts = directory.splitn(3, '_').map(str::to_owned);
+    let pod = PodRef {
+        namespace: parts.next()?,
+        name: parts.next()?,
+        uid: parts.next()?,
+    };
+    is_plain_name(&pod.uid).then_some(pod)
 }
 
 /// Where the log of a container is.
@@ -146,8 +188,12 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         .as_ref()
         .or(of_pod.app_armor_profile.as_ref());
     refuse(
-        armor.is_some_and(|profile| profile.type_ == "Localhost"),
-        "a Localhost appArmorProfile",
+        armor.is_some_and(|profile| profile.type_ != "Unconfined"),
+        "an appArmorProfile other than Unconfined",
+    );
+    refuse(
+        spec.resources.as_ref().is_some_and(names_amounts),
+        "a limit or request of the pod as a whole",
     );
     refuse(container.tty == Some(true), "tty");
     refuse(container.stdin == Some(true), "stdin");
@@ -199,6 +245,14 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         "a hugepages limit",
     );
     found
+}
+
+/// Whether a pod names amounts for all its containers together.
+fn names_amounts(resources: &ResourceRequirements) -> bool {
+    [&resources.requests, &resources.limits]
+        .into_iter()
+        .flatten()
+        .any(|amounts| !amounts.is_empty())
 }
 
 /// What a container is made from, besides the pod.
@@ -253,7 +307,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         cgroup: paths
             .cgroup(uid, pod.qos())
             .join(container_id(uid, &container.name, attempt)),
-        resources: resources(container),
+        resources: resources::of_container(container),
         oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
         security: security(&pod.object, container),
         env: with_hostname(env, pod),
@@ -275,7 +329,7 @@ fn mounts(
 ) -> Result<Vec<BindMount>, volumes::VolumeError> {
     let uid = &pod.id.uid;
     let mut list = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = pod
             .spec()
             .volumes
@@ -286,19 +340,18 @@ fn mounts(
             volume: mount.name.clone(),
             reason: "the pod has no such volume".into(),
         })?;
-        let (root, writable) = match &volume.host_path {
-            Some(host) => (PathBuf::from(&host.path), true),
-            None => (
-                paths.volumes(uid).join(&volume.name),
-                volume.empty_dir.is_some(),
-            ),
-        };
+        let root = volumes::path(paths, uid, volume);
+        let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
+        let pin = paths
+            .mounts(uid)
+            .join(format!("subpath-{}-{at}", container.name));
         let read_only = mount.read_only == Some(true) || !writable;
         list.push(volumes::bind(
             &volume.name,
             &root,
             &mount.mount_path,
             mount.sub_path.as_deref(),
+            pin,
             read_only,
         )?);
     }
@@ -311,7 +364,13 @@ fn mounts(
         .termination_message_path
         .as_deref()
         .unwrap_or("/dev/termination-log");
+    let shm = if own_namespaces(pod).contains(&Namespace::Ipc) {
+        paths.shm(uid)
+    } else {
+        "/dev/shm".into()
+    };
     let files = [
+        bind(shm, "/dev/shm"),
         bind(paths.hosts(uid), "/etc/hosts"),
         bind(paths.hostname(uid), "/etc/hostname"),
         bind(paths.resolv_conf(uid), "/etc/resolv.conf"),
@@ -330,23 +389,6 @@ fn mounts(
         }
     }
     Ok(list)
-}
-
-fn resources(container: &Container) -> Resources {
-    let shares = match request(container, "cpu") {
-        // The kernel's smallest weight; also what a container without a request gets.
-        None => 2,
-        Some(cores) => ((cores * 1024.0) as u64).clamp(2, 262_144),
-    };
-    Resources {
-        cpu_shares: shares,
-        cpu_quota_us: limit(container, "cpu")
-            .filter(|cores| *cores > 0.0)
-            .map(|cores| ((cores * CPU_PERIOD_US as f64) as i64).max(1000)),
-        memory_limit: limit(container, "memory")
-            .filter(|bytes| *bytes > 0.0)
-            .map(|bytes| bytes as i64),
-    }
 }
 
 /// How readily the kernel kills a container when memory runs out: the less of the node it asked for, the sooner.
@@ -393,31 +435,6 @@ fn security(pod: &Pod, container: &Container) -> Security {
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         default_seccomp: profile.is_some_and(|profile| profile.type_ == "RuntimeDefault"),
     }
-}
-
-/// Text of the pod's hosts file.
-pub(super) fn hosts_file(pod: &PodView, addresses: &[std::net::IpAddr]) -> String {
-    use std::fmt::Write;
-    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    let hostname = pod.hostname();
-    let names = match &pod.spec().subdomain {
-        // The full name is that of the headless service which governs the pod.
-        Some(subdomain) => format!("{hostname}.{subdomain}.{} {hostname}", pod.id.namespace),
-        None => hostname,
-    };
-    // Writing to a String cannot fail.
-    for address in addresses {
-        let _ = writeln!(text, "{address}\t{names}");
-    }
-    for alias in pod.spec().host_aliases.iter().flatten() {
-        let _ = writeln!(
-            text,
-            "{}\t{}",
-            alias.ip,
-            alias.hostnames.clone().unwrap_or_default().join(" ")
-        );
-    }
-    text
 }
 
 /// The name under which a pod's directory may be removed: only a plain file name is ever joined to a path.

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Secret};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{Api, Client};
 
-use super::spec::{PodView, limit, request};
+use super::resource_field;
+use super::spec::PodView;
 
 /// Why an environment cannot be made. The text goes into the container's status.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,8 @@ pub(super) struct Context<'a> {
     pub(super) node_name: &'a str,
     pub(super) addresses: &'a [IpAddr],
     pub(super) host_addresses: &'a [IpAddr],
+    /// What the node gives its pods, by resource.
+    pub(super) allocatable: &'a BTreeMap<String, Quantity>,
 }
 
 /// The values of the ConfigMaps and Secrets that one container uses, each read once.
@@ -121,10 +125,11 @@ async fn read(
     }))
 }
 
-/// The environment of a container, in the order of its spec; a later name hides an earlier one.
+/// The environment of a container: `services`, then what its spec names, in that order. A later name hides an earlier one.
 pub(super) async fn resolve(
     client: &Client,
     context: &Context<'_>,
+    services: Vec<(String, String)>,
     container: &Container,
 ) -> Result<Vec<(String, String)>, EnvError> {
     let mut sources = Sources {
@@ -132,7 +137,7 @@ pub(super) async fn resolve(
         namespace: &context.pod.id.namespace,
         read: BTreeMap::new(),
     };
-    let mut env: Vec<(String, String)> = Vec::new();
+    let mut env = services;
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         let wanted = [
@@ -193,26 +198,10 @@ async fn from_source(
             .ok_or_else(|| unsupported(format!("field {:?} is not known", field.field_path)));
     }
     if let Some(field) = &source.resource_field_ref {
-        let of = field.container_name.as_deref().unwrap_or(&container.name);
-        let of = context
-            .pod
-            .all_containers()
-            .find(|container| container.name == of)
-            .unwrap_or(container);
-        let divisor = field
-            .divisor
-            .as_ref()
-            .and_then(super::spec::amount)
-            .filter(|d| *d > 0.0)
-            .unwrap_or(1.0);
-        return resource(of, &field.resource)
-            .map(|amount| Some(format!("{}", (amount / divisor).ceil())))
-            .ok_or_else(|| {
-                unsupported(format!(
-                    "resource {:?} is neither set nor known",
-                    field.resource
-                ))
-            });
+        let (pod, node) = (context.pod, context.allocatable);
+        return resource_field::value(pod, Some(container), node, field)
+            .map(Some)
+            .ok_or_else(|| unsupported(format!("resource {:?} is not known", field.resource)));
     }
     if let Some(key) = &source.config_map_key_ref {
         return sources
@@ -278,15 +267,6 @@ pub(super) fn field(context: &Context<'_>, path: &str) -> Option<String> {
                 .unwrap_or_default()
         }
     })
-}
-
-fn resource(container: &Container, name: &str) -> Option<f64> {
-    let (side, resource) = name.split_once('.')?;
-    match side {
-        "limits" => limit(container, resource),
-        "requests" => request(container, resource),
-        _ => None,
-    }
 }
 
 /// Replaces `$(NAME)` by the value of a variable defined so far. `$$` stands for one `$`; an unknown name stays as it is.

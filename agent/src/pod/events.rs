@@ -1,6 +1,6 @@
 //! Events about pods, as `kubectl describe` shows them.
 
-use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -10,28 +10,30 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use super::correlate::{Correlator, Told};
 use crate::runtime::PodRef;
 
 /// Events that wait to be sent. More than this are dropped: they explain, nothing depends on them.
 const QUEUE: usize = 512;
 
-/// Events whose count is remembered.
-const REMEMBERED: usize = 256;
+/// How long the API server may take over one. Those behind it wait.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether something is as it should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Normal,
     Warning,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Entry {
-    pod: PodRef,
-    container: Option<String>,
-    kind: Kind,
-    reason: &'static str,
-    message: String,
+/// Something that happened to a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) pod: PodRef,
+    pub(super) container: Option<String>,
+    pub(super) kind: Kind,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
 }
 
 /// Sends events, without making anyone wait.
@@ -86,33 +88,45 @@ impl Events {
 }
 
 async fn send_all(client: Client, node_name: String, mut receiver: mpsc::Receiver<Entry>) {
-    // Name and count of what was sent before: a repetition raises the count instead of adding an object.
-    let mut sent: HashMap<Entry, (String, i32)> = HashMap::new();
+    let mut correlator = Correlator::default();
     while let Some(entry) = receiver.recv().await {
-        let api = Api::<Event>::namespaced(client.clone(), &entry.pod.namespace);
-        if let Some((name, count)) = sent.get_mut(&entry) {
-            *count += 1;
-            let patch = json!({"count": *count, "lastTimestamp": Time(Timestamp::now())});
-            if api
-                .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-                .await
-                .is_ok()
-            {
-                continue;
-            }
-        }
-        let event = event(&entry, &node_name);
-        let name = event.metadata.name.clone().unwrap_or_default();
-        match api.create(&PostParams::default(), &event).await {
-            Ok(_) => {
-                if sent.len() == REMEMBERED {
-                    sent.clear();
-                }
-                sent.insert(entry, (name, 1));
-            }
-            Err(error) => tracing::debug!(%error, reason = entry.reason, "an event was not taken"),
+        let reason = entry.reason;
+        let told = correlator.tell(entry, Timestamp::now());
+        let sent = tokio::time::timeout(PATIENCE, send(&client, &node_name, &told)).await;
+        match sent {
+            Ok(Ok(Some(name))) => correlator.sent(told, name),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, reason, "an event was not taken"),
+            Err(_) => tracing::debug!(reason, "an event was not answered"),
         }
     }
+}
+
+/// Gives the name of the event, if it is a new one.
+async fn send(
+    client: &Client,
+    node_name: &str,
+    told: &Told,
+) -> Result<Option<String>, kube::Error> {
+    let api = Api::<Event>::namespaced(client.clone(), &told.entry.pod.namespace);
+    if let Some((name, count)) = &told.again {
+        let patch = json!({
+            "count": count,
+            "lastTimestamp": Time(Timestamp::now()),
+            "message": told.entry.message,
+        });
+        match api
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
+            // Events do not live for ever: it has to be told anew.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            result => return result.map(|_| None),
+        }
+    }
+    let event = event(&told.entry, node_name);
+    api.create(&PostParams::default(), &event).await?;
+    Ok(event.metadata.name)
 }
 
 fn event(entry: &Entry, node_name: &str) -> Event {

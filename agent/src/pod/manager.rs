@@ -1,6 +1,6 @@
 //! Which pods this node has: one worker for each, and an end for those that the API does not know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,11 +9,12 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
 use super::config::{Paths, is_plain_name};
@@ -22,10 +23,11 @@ use super::perform::{Pokes, Shared};
 use super::spec::{DEFAULT_GRACE, PodView};
 use super::table::PodTable;
 use super::worker::{self, Order};
+use crate::cluster::Cluster;
 use crate::dns::resolv_conf::ClusterDns;
 use crate::network::PodNetwork;
 use crate::network::namespaces::Namespace;
-use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
+use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent, cgroup};
 
 /// How long to wait for a runtime that is away.
 const RETRY: Duration = Duration::from_secs(1);
@@ -42,6 +44,10 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// Below every cgroup hierarchy's root; pods' cgroups go into `kubepods` under it.
     pub cgroup_parent: PathBuf,
+    /// What the node gives its pods, by resource.
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// Tells which services there are.
+    pub cluster: Cluster,
     /// What the node offers its pods, as of the call.
     pub dns: Arc<dyn Fn() -> ClusterDns + Send + Sync>,
 }
@@ -69,6 +75,15 @@ impl Manager {
     pub fn table(&self) -> &PodTable {
         &self.table
     }
+
+    /// Runs until the manager ends, which it does by a panic only; that is passed on.
+    pub async fn ended(mut self) {
+        if let Err(error) = (&mut self.task).await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
 }
 
 impl Drop for Manager {
@@ -78,6 +93,7 @@ impl Drop for Manager {
 }
 
 struct Handle {
+    id: PodRef,
     orders: watch::Sender<Order>,
     poke: Arc<Notify>,
 }
@@ -85,7 +101,9 @@ struct Handle {
 struct Pods {
     shared: Arc<Shared>,
     workers: BTreeMap<String, Handle>,
-    tasks: JoinSet<String>,
+    tasks: JoinSet<()>,
+    /// Whose worker a task is, by uid.
+    uids: HashMap<task::Id, String>,
     /// Containers found at start whose pod has no worker yet.
     adopted: BTreeMap<String, Vec<Container>>,
     /// How many times archives were imported since the start.
@@ -121,6 +139,7 @@ async fn run(
                 root_dir: settings.root_dir.clone(),
                 run_dir: settings.run_dir.clone(),
                 cgroup_parent: settings.cgroup_parent.clone(),
+                hierarchies: cgroup::mounted().into(),
             },
             node_memory: node_memory(),
             client: client.clone(),
@@ -133,6 +152,7 @@ async fn run(
         }),
         workers: BTreeMap::new(),
         tasks: JoinSet::new(),
+        uids: HashMap::new(),
         adopted,
         imports: 0,
     };
@@ -148,10 +168,7 @@ async fn run(
             Some(change) = changes.next() => if let Ok(change) = change { pods.change(change, &mut listed) },
             Some(event) = events.recv() => pods.runtime_event(&event),
             Some(()) = imports.recv() => pods.images_imported(),
-            Some(ended) = pods.tasks.join_next() => match ended {
-                Ok(uid) => { pods.workers.remove(&uid); }
-                Err(error) => tracing::error!(%error, "a pod's worker died"),
-            },
+            Some(ended) = pods.tasks.join_next_with_id() => pods.ended(ended),
         }
     }
 }
@@ -218,23 +235,56 @@ impl Pods {
         }
     }
 
-    fn spawn(&mut self, id: PodRef, mut order: Order) {
+    fn spawn(&mut self, id: PodRef, order: Order) {
+        let containers = self.adopted.remove(&id.uid).unwrap_or_default();
+        self.spawn_with(id, order, std::future::ready(containers));
+    }
+
+    fn spawn_with(
+        &mut self,
+        id: PodRef,
+        mut order: Order,
+        containers: impl Future<Output = Vec<Container>> + Send + 'static,
+    ) {
         order.imports = self.imports;
         let uid = id.uid.clone();
-        let containers = self.adopted.remove(&uid).unwrap_or_default();
         let (orders, receiver) = watch::channel(order);
         let poke = Arc::new(Notify::new());
         self.workers.insert(
             uid.clone(),
             Handle {
+                id: id.clone(),
                 orders,
                 poke: poke.clone(),
             },
         );
         let shared = self.shared.clone();
-        self.tasks.spawn(async move {
-            worker::run(shared, id, containers, receiver, poke).await;
-            uid
+        let task = self.tasks.spawn(async move {
+            worker::run(shared, id, containers.await, receiver, poke).await;
+        });
+        self.uids.insert(task.id(), uid);
+    }
+
+    /// A worker has done its work, or died: then another one takes the pod over as a new agent would.
+    fn ended(&mut self, ended: Result<(task::Id, ()), JoinError>) {
+        let task = match &ended {
+            Ok((task, ())) => *task,
+            Err(error) => error.id(),
+        };
+        let uid = self.uids.remove(&task).unwrap_or_default();
+        let (Some(handle), Err(error)) = (self.workers.remove(&uid), ended) else {
+            return;
+        };
+        let id = handle.id;
+        tracing::error!(%error, pod = id.name, namespace = id.namespace, "a pod's worker died; another takes over");
+        let order = handle.orders.borrow().clone();
+        let runtime = self.shared.runtime.clone();
+        self.spawn_with(id, order, async move {
+            tokio::time::sleep(RETRY).await;
+            adopt(runtime.as_ref())
+                .await
+                .remove(&uid)
+                .unwrap_or_default()
         });
     }
 
@@ -280,16 +330,19 @@ impl Pods {
         }
     }
 
-    /// Pods without a worker of which containers, pins or directories are left.
+    /// Pods without a worker of which containers, pins, logs or directories are left.
     fn orphans(&self) -> Vec<PodRef> {
         let of_containers = self
             .adopted
             .values()
             .flatten()
             .map(|container| container.pod.clone());
-        let mut found: BTreeMap<String, PodRef> =
-            of_containers.map(|pod| (pod.uid.clone(), pod)).collect();
         let paths = &self.shared.paths;
+        let of_logs = paths.all_logs().into_iter().map(|(_, pod)| pod);
+        let mut found: BTreeMap<String, PodRef> = of_logs
+            .chain(of_containers)
+            .map(|pod| (pod.uid.clone(), pod))
+            .collect();
         let pins = [Namespace::Net, Namespace::Ipc, Namespace::Uts]
             .map(|namespace| paths.run_dir.join(namespace.pin_directory()));
         for directory in pins.into_iter().chain([paths.pods()]) {

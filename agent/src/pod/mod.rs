@@ -12,22 +12,39 @@
 
 mod archives;
 mod backoff;
+mod conditions;
 mod config;
+mod correlate;
+mod deletion;
 mod env;
+mod ephemeral;
 mod events;
+mod host_path;
+mod hosts;
 mod insecure;
+mod last_words;
+#[cfg(test)]
+mod lifecycle_tests;
 mod manager;
+mod mounts;
 pub mod observed;
 mod perform;
 pub mod plan;
 pub mod probe;
 mod prober;
+mod pull;
+#[cfg(test)]
+mod recovery_tests;
 mod report;
+mod resource_field;
+mod resources;
 mod sandbox;
+mod service_env;
 #[cfg(test)]
 mod simulation;
 pub mod spec;
 pub mod status;
+mod stop;
 mod table;
 #[cfg(test)]
 mod testing;

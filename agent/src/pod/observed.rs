@@ -15,6 +15,7 @@ use crate::runtime::{Container, ContainerState};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     pub sandbox: Sandbox,
+    pub volumes: Volumes,
     /// Every container the pod has or had, in no particular order.
     pub containers: Vec<Container>,
     /// By the name that the spec uses.
@@ -27,7 +28,7 @@ pub struct Observed {
     pub probes: BTreeMap<ProbeId, ProbeState>,
 }
 
-/// The namespaces, network and files that the pod's containers share.
+/// The namespaces, network and cgroup that the pod's containers share, and the files that the agent gives each pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Sandbox {
     /// Not looked at since the worker began. Preparing it is right whether or not it is there.
@@ -42,12 +43,25 @@ pub enum Sandbox {
     Gone,
 }
 
+/// The pod's volumes. Only a container that is yet to be started needs them: those that run have theirs mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Volumes {
+    /// Not looked at since the worker began.
+    #[default]
+    Unknown,
+    Ready,
+    Failed(Failure),
+}
+
 /// Whether an image can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageState {
     Present,
     Failed(Failure),
 }
+
+/// The reason of a container that the runtime did not make.
+pub const CREATE_ERROR: &str = "CreateContainerError";
 
 /// A step that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +100,28 @@ impl Observed {
             .iter()
             .filter(|container| container.name == name && container.attempt < latest.attempt)
             .max_by_key(|container| container.attempt)
+    }
+
+    /// Notes why a container could not be made.
+    pub fn fail(&mut self, container: String, failure: Failure) {
+        if failure.reason == CREATE_ERROR {
+            // An image may have been removed since it was looked at.
+            self.images.retain(|_, state| *state != ImageState::Present);
+        }
+        self.failures.insert(container, failure);
+    }
+
+    /// How many times in a row making a container failed, by its name in the spec.
+    pub fn tries(&self, container: &str) -> u32 {
+        self.failures
+            .get(container)
+            .map_or(0, |failure| failure.tries)
+    }
+
+    /// Whether a process of the pod runs.
+    pub fn any_running(&self) -> bool {
+        let mut states = self.containers.iter().map(|container| &container.state);
+        states.any(|state| matches!(state, ContainerState::Running { .. }))
     }
 
     /// How far a probe of a container is.

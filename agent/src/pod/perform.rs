@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -16,13 +17,17 @@ use super::config::{self, Parts, Paths, refusals};
 use super::env::{self, Context};
 use super::events::{Events, Kind};
 use super::manager::Settings;
-use super::observed::{Failure, ImageState, Observed, Sandbox};
+use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{StopHow, StopReason};
 use super::sandbox;
+use super::service_env;
 use super::spec::PodView;
 use super::table::PodTable;
+use super::volumes;
 use crate::network::PodNetwork;
-use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError};
+use crate::runtime::{
+    Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError, log_pipe,
+};
 
 /// What every worker uses.
 pub(super) struct Shared {
@@ -70,6 +75,7 @@ impl Pokes {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Sandbox(Sandbox),
+    Volumes(Volumes),
     Image {
         name: String,
         state: ImageState,
@@ -113,153 +119,58 @@ pub(super) async fn prepare_sandbox(
     };
     let settings = &shared.settings;
     let dns = (settings.dns)();
-    let prepared = sandbox::prepare(
-        &shared.client,
-        shared.network.as_ref(),
-        &shared.paths,
-        &dns,
-        &settings.node_name,
-        &settings.host_addresses,
-        pod,
-    );
+    let prepared = sandbox::prepare(shared.network.as_ref(), &shared.paths, &dns, settings, pod);
     Outcome::Sandbox(match prepared.await {
         Ok(addresses) => Sandbox::Ready { addresses },
         Err(error) => {
-            let reason = match error {
-                sandbox::SandboxError::Volume(_) => "FailedMount",
-                _ => "FailedCreatePodSandBox",
-            };
             let message = error.to_string();
+            let reason = "FailedCreatePodSandBox";
             shared
                 .events
                 .send(&pod.id, None, Kind::Warning, reason, &message);
-            Sandbox::Failed(failure("ContainerCreating", message, tries))
+            Sandbox::Failed(set_up_failure("ContainerCreating", message, tries))
         }
     })
 }
 
-/// Finds or pulls the image of a container.
-pub(super) async fn fetch_image(
+pub(super) async fn prepare_volumes(
     shared: &Shared,
     pod: &PodView,
-    spec: &ContainerSpec,
-    tries: u32,
+    observed: &Observed,
 ) -> Outcome {
-    let name = spec.image.clone().unwrap_or_default();
-    let state = match image_state(shared, pod, spec, &name, tries).await {
-        Ok(state) => state,
-        Err(error) => return error.into(),
+    let tries = match &observed.volumes {
+        Volumes::Failed(failure) => failure.tries + 1,
+        _ => 1,
     };
-    Outcome::Image { name, state }
-}
-
-async fn image_state(
-    shared: &Shared,
-    pod: &PodView,
-    spec: &ContainerSpec,
-    name: &str,
-    tries: u32,
-) -> Result<ImageState, RuntimeError> {
-    let warn = |reason, message: String| {
-        shared
-            .events
-            .send(&pod.id, Some(&spec.name), Kind::Warning, reason, message);
-    };
-    let mut imported = shared.archives_imported.clone();
-    // The image may be in an archive that is being read. An error means that nobody imports any more.
-    let _ = imported.wait_for(|done| *done).await;
-    let present = match shared.runtime.image(name).await {
-        Err(error @ RuntimeError::ImageName { .. }) => {
-            let message = format!("Failed to apply default image tag \"{name}\": {error}");
-            warn("InspectFailed", message.clone());
-            let failure = Failure {
-                reason: "InvalidImageName",
-                message,
-                tries,
-                retry_at: None,
-            };
-            return Ok(ImageState::Failed(failure));
+    let context = context(shared, pod, observed);
+    for volume in pod.spec().volumes.iter().flatten() {
+        let made = volumes::prepare(&shared.client, &context, &shared.paths, volume).await;
+        if let Err(error) = made {
+            let message = error.to_string();
+            shared
+                .events
+                .send(&pod.id, None, Kind::Warning, "FailedMount", &message);
+            let failure = set_up_failure("ContainerCreating", message, tries);
+            return Outcome::Volumes(Volumes::Failed(failure));
         }
-        result => result?.is_some(),
-    };
-    let normal = |reason, message: String| {
-        shared
-            .events
-            .send(&pod.id, Some(&spec.name), Kind::Normal, reason, message);
-    };
-    match (pull_policy(spec), present) {
-        (PullPolicy::IfNotPresent | PullPolicy::Never, true) => {
-            normal(
-                "Pulled",
-                format!("Container image \"{name}\" already present on machine"),
-            );
-            return Ok(ImageState::Present);
-        }
-        (PullPolicy::Never, false) => {
-            let message =
-                format!("Container image \"{name}\" is not present with pull policy of Never");
-            warn("ErrImageNeverPull", message.clone());
-            return Ok(ImageState::Failed(failure(
-                "ErrImageNeverPull",
-                message,
-                tries,
-            )));
-        }
-        (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, false) => {}
     }
-    normal("Pulling", format!("Pulling image \"{name}\""));
-    let begun = std::time::Instant::now();
-    match shared.runtime.pull(name, None).await {
-        Ok(_) => {
-            let took = begun.elapsed().as_millis();
-            normal(
-                "Pulled",
-                format!("Successfully pulled image \"{name}\" in {took}ms"),
-            );
-            Ok(ImageState::Present)
-        }
-        Err(RuntimeError::Pull { reason, .. }) => {
-            warn(
-                "Failed",
-                format!("Failed to pull image \"{name}\": {reason}"),
-            );
-            warn("Failed", "Error: ErrImagePull".into());
-            let (reason, message) = match tries {
-                1 => ("ErrImagePull", reason),
-                _ => (
-                    "ImagePullBackOff",
-                    format!("Back-off pulling image \"{name}\": ErrImagePull: {reason}"),
-                ),
-            };
-            normal("BackOff", format!("Back-off pulling image \"{name}\""));
-            Ok(ImageState::Failed(failure(reason, message, tries)))
-        }
-        Err(error) => Err(error),
-    }
+    Outcome::Volumes(Volumes::Ready)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PullPolicy {
-    Always,
-    IfNotPresent,
-    Never,
-}
-
-fn pull_policy(spec: &ContainerSpec) -> PullPolicy {
-    match spec.image_pull_policy.as_deref() {
-        Some("Always") => PullPolicy::Always,
-        Some("Never") => PullPolicy::Never,
-        Some(_) => PullPolicy::IfNotPresent,
-        None => {
-            let image = spec.image.as_deref().unwrap_or_default();
-            let last = image.rsplit('/').next().unwrap_or(image);
-            let floating = last.ends_with(":latest") || !last.contains([':', '@']);
-            if floating {
-                PullPolicy::Always
-            } else {
-                PullPolicy::IfNotPresent
-            }
-        }
+/// What fields of the pod and its node stand for.
+fn context<'a>(shared: &'a Shared, pod: &'a PodView, observed: &'a Observed) -> Context<'a> {
+    let settings = &shared.settings;
+    let addresses: &[IpAddr] = match &observed.sandbox {
+        Sandbox::Ready { .. } if pod.host_network() => &settings.host_addresses,
+        Sandbox::Ready { addresses } => addresses,
+        _ => &[],
+    };
+    Context {
+        pod,
+        node_name: &settings.node_name,
+        addresses,
+        host_addresses: &settings.host_addresses,
+        allocatable: &settings.allocatable,
     }
 }
 
@@ -272,11 +183,7 @@ pub(super) async fn run_container(
     attempt: u32,
     streak: u32,
 ) -> Outcome {
-    let tries = observed
-        .failures
-        .get(&spec.name)
-        .map_or(0, |failure| failure.tries)
-        + 1;
+    let tries = observed.tries(&spec.name) + 1;
     let fail = |reason, message: String, final_: bool| {
         shared.events.send(
             &pod.id,
@@ -285,7 +192,7 @@ pub(super) async fn run_container(
             "Failed",
             format!("Error: {message}"),
         );
-        let mut failure = failure(reason, message, tries);
+        let mut failure = set_up_failure(reason, message, tries);
         if final_ {
             failure.retry_at = None;
         }
@@ -298,18 +205,9 @@ pub(super) async fn run_container(
     if !refused.is_empty() {
         return fail("CreateContainerConfigError", refused.join("; "), true);
     }
-    let addresses: &[IpAddr] = match &observed.sandbox {
-        Sandbox::Ready { .. } if pod.host_network() => &shared.settings.host_addresses,
-        Sandbox::Ready { addresses } => addresses,
-        _ => &[],
-    };
-    let context = Context {
-        pod,
-        node_name: &shared.settings.node_name,
-        addresses,
-        host_addresses: &shared.settings.host_addresses,
-    };
-    let env = match env::resolve(&shared.client, &context, spec).await {
+    let context = context(shared, pod, observed);
+    let services = service_env::of(&shared.settings.cluster, pod).await;
+    let env = match env::resolve(&shared.client, &context, services, spec).await {
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
@@ -342,7 +240,7 @@ pub(super) async fn run_container(
         Err(RuntimeError::Config(reason)) => {
             return fail("CreateContainerConfigError", reason, false);
         }
-        Err(error) => return fail("CreateContainerError", error.to_string(), false),
+        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
     };
     shared.events.send(
         &pod.id,
@@ -354,10 +252,7 @@ pub(super) async fn run_container(
     match start_container(shared, &pod.id, &made).await {
         Ok(state) => Outcome::Container(Container { state, ..made }),
         // It is made; starting it is the next plan's first thing.
-        Err(error) => {
-            tracing::warn!(container = spec.name, %error, "a container was made and not started");
-            Outcome::Container(made)
-        }
+        Err(_) => Outcome::Container(made),
     }
 }
 
@@ -389,7 +284,47 @@ pub(super) async fn start_container(
             };
             shared.runtime.record_failure(&container.id, &exit).await
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            if !error.is_unreachable() {
+                let text = format!("Error: {error}");
+                shared
+                    .events
+                    .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Starts a container that was made earlier. One that the runtime does not start for reasons of its own is removed, to
+/// be made anew: nothing of it ever ran.
+pub(super) async fn start_made(
+    shared: &Shared,
+    pod: &PodRef,
+    container: &Container,
+    observed: &Observed,
+) -> Outcome {
+    let error = match start_container(shared, pod, container).await {
+        Ok(state) => {
+            return Outcome::State {
+                id: container.id.clone(),
+                state,
+            };
+        }
+        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) => error,
+    };
+    // Refused if it runs after all, which is seen at the next look.
+    if let Err(error) = shared.runtime.delete(&container.id).await {
+        return error.into();
+    }
+    Outcome::Failed {
+        container: container.name.clone(),
+        failure: set_up_failure(
+            "RunContainerError",
+            error.to_string(),
+            observed.tries(&container.name) + 1,
+        ),
     }
 }
 
@@ -432,6 +367,32 @@ pub(super) async fn stop_container(
     }
 }
 
+/// Removes an ended container with its log and its last words.
+pub(super) async fn delete_container(
+    shared: &Shared,
+    pod: &PodRef,
+    container: &Container,
+) -> Outcome {
+    let (name, attempt) = (&container.name, container.attempt);
+    let mut files = log_pipe::files(&shared.paths.log(pod, name, attempt));
+    files.push(shared.paths.termination_log(&pod.uid, name, attempt));
+    // The record goes last: it is what says that the rest has to go.
+    for file in files {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Outcome::Trouble(format!("cannot remove {}: {error}", file.display()));
+            }
+            _ => {}
+        }
+    }
+    match shared.runtime.delete(&container.id).await {
+        Ok(()) => Outcome::Deleted {
+            id: container.id.clone(),
+        },
+        Err(error) => error.into(),
+    }
+}
+
 pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
     match sandbox::release(shared.network.as_ref(), &shared.paths, pod).await {
         Ok(()) => Outcome::Sandbox(Sandbox::Gone),
@@ -439,18 +400,27 @@ pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
     }
 }
 
-fn failure(reason: &'static str, message: String, tries: u32) -> Failure {
-    let retry_at = Timestamp::now().checked_add(backoff::delay(tries)).ok();
+/// A failure to make what a container needs, often for want of an object that comes a little later.
+fn set_up_failure(reason: &'static str, message: String, tries: u32) -> Failure {
+    failure(reason, message, tries, backoff::set_up_delay(tries))
+}
+
+pub(super) fn failure(
+    reason: &'static str,
+    message: String,
+    tries: u32,
+    wait: jiff::SignedDuration,
+) -> Failure {
     Failure {
         reason,
         message,
         tries,
-        retry_at,
+        retry_at: Timestamp::now().checked_add(wait).ok(),
     }
 }
 
 /// The file that a container leaves its last words in; writable to whoever it runs as.
-fn touch(path: &Path) -> std::io::Result<()> {
+fn touch(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::backoff;
-use super::observed::{ImageState, Observed, Sandbox, Stop};
+use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
 use super::probe::{self, Question};
 use super::spec::{PodView, RestartPolicy, is_sidecar, spec_hash};
+use super::stop::{stop, stop_all};
 use crate::runtime::{Container, ContainerState, Exit};
 
 /// What a pod should come to.
@@ -26,8 +27,10 @@ pub enum Goal {
 /// One thing to do. Each may be repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Namespaces, network, directories and files.
+    /// Namespaces, network, cgroup, directories and files.
     PrepareSandbox,
+    /// Make the volumes, and fill those that have contents.
+    PrepareVolumes,
     /// Make sure the container's image is there.
     FetchImage { container: String },
     /// Make and start the container.
@@ -85,7 +88,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn wake_at(&mut self, at: Timestamp) {
+    pub(super) fn wake_at(&mut self, at: Timestamp) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 }
@@ -167,9 +170,13 @@ pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
     }
 }
 
-/// Whether the init containers have done their work. Once a main container was made they have.
+/// Whether the init containers have done their work since the machine started, which emptied what they prepare. Once a
+/// main container was made they have.
 pub fn is_initialized(pod: &PodView, observed: &Observed) -> bool {
-    let begun = |spec: &ContainerSpec| observed.latest(&spec.name).is_some();
+    let begun = |spec: &ContainerSpec| {
+        let latest = observed.latest(&spec.name);
+        latest.is_some_and(|container| !container.earlier_boot)
+    };
     pod.containers().iter().any(begun)
         || pod
             .init_containers()
@@ -185,7 +192,9 @@ fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
         ContainerState::Running { .. } => {
             is_sidecar(spec) && probe::is_started(spec, container, observed)
         }
-        ContainerState::Exited(exit) => !is_sidecar(spec) && exit.code == 0,
+        ContainerState::Exited(exit) => {
+            !is_sidecar(spec) && exit.code == 0 && !container.earlier_boot
+        }
         ContainerState::Created | ContainerState::Stopped => false,
     }
 }
@@ -209,21 +218,27 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
     if let Some(deadline) = pod.deadline() {
         plan.wake_at(deadline);
     }
-    let ready = match &observed.sandbox {
+    let sandbox_ready = match &observed.sandbox {
         Sandbox::Ready { .. } => true,
-        Sandbox::Failed(failure) if failure.retry_at.is_none_or(|at| at > now) => {
-            if let Some(at) = failure.retry_at {
-                plan.wake_at(at);
-            }
-            return plan;
-        }
+        Sandbox::Failed(failure) if is_early(&mut plan, failure, now) => false,
         Sandbox::Unknown | Sandbox::Failed(_) | Sandbox::Gone => {
             plan.actions.push(Action::PrepareSandbox);
             false
         }
     };
+    let has_volumes = pod.spec().volumes.iter().flatten().next().is_some();
+    let volumes_ready = !has_volumes || observed.volumes == Volumes::Ready;
+    let mut starting = false;
     for spec in wanted(pod, observed) {
-        advance(&mut plan, pod, spec, observed, ready, now);
+        let ready = sandbox_ready && volumes_ready;
+        starting |= advance(&mut plan, pod, spec, observed, ready, now);
+    }
+    // They may name the pod's addresses, so they come after the sandbox.
+    if starting && sandbox_ready && !volumes_ready {
+        match &observed.volumes {
+            Volumes::Failed(failure) if is_early(&mut plan, failure, now) => {}
+            _ => plan.actions.push(Action::PrepareVolumes),
+        }
     }
     discard_old(&mut plan, pod, observed);
     plan
@@ -248,15 +263,15 @@ fn wanted<'a>(pod: &'a PodView, observed: &Observed) -> Vec<&'a ContainerSpec> {
     wanted
 }
 
-/// Adds what brings one container a step forward.
+/// Adds what brings one container a step forward; says whether that leads to a start.
 fn advance(
     plan: &mut Plan,
     pod: &PodView,
     spec: &ContainerSpec,
     observed: &Observed,
-    sandbox_ready: bool,
+    ready: bool,
     now: Timestamp,
-) {
+) -> bool {
     let latest = observed.latest(&spec.name);
     let changed = |container: &Container| container.spec_hash != spec_hash(spec);
     let (attempt, streak) = match latest {
@@ -271,7 +286,7 @@ fn advance(
                     StopReason::Changed,
                     now,
                 );
-                return;
+                return false;
             }
             ContainerState::Running { .. } => {
                 if let Some((question, grace)) = probe::fatal(pod, spec, container, observed) {
@@ -279,69 +294,77 @@ fn advance(
                     let why = StopReason::Unhealthy { question, restarts };
                     stop(plan, container, observed, add(now, grace), why, now);
                 }
-                return;
+                return false;
             }
-            ContainerState::Stopped => return,
+            ContainerState::Stopped => return false,
             ContainerState::Created if changed(container) => {
                 plan.actions.push(Action::Delete {
                     id: container.id.clone(),
                 });
-                return;
+                return false;
             }
             ContainerState::Created => {
-                if waits(plan, observed, &spec.name, now) || !sandbox_ready {
-                    return;
+                if ready && !waits(plan, observed, &spec.name, now) {
+                    plan.actions.push(Action::Start {
+                        id: container.id.clone(),
+                    });
                 }
-                plan.actions.push(Action::Start {
-                    id: container.id.clone(),
-                });
-                return;
+                return true;
             }
             ContainerState::Exited(exit) => match restart(pod, spec, container, exit) {
-                None => return,
+                // The work of an init container is to be done again.
+                None if container.earlier_boot && is_init(pod, spec) => (container.attempt + 1, 0),
+                None => return false,
                 Some(restart) if restart.at > now && !changed(container) => {
                     plan.wake_at(restart.at);
-                    return;
+                    return false;
                 }
                 Some(restart) => (container.attempt + 1, restart.streak),
             },
         },
     };
     if waits(plan, observed, &spec.name, now) {
-        return;
+        return false;
     }
     let image = spec.image.clone().unwrap_or_default();
     match observed.images.get(&image) {
-        Some(ImageState::Present) if sandbox_ready => plan.actions.push(Action::Run {
+        Some(ImageState::Present) if ready => plan.actions.push(Action::Run {
             container: spec.name.clone(),
             attempt,
             streak,
         }),
         Some(ImageState::Present) => {}
-        Some(ImageState::Failed(failure)) if failure.retry_at.is_none_or(|at| at > now) => {
-            if let Some(at) = failure.retry_at {
-                plan.wake_at(at);
-            }
-        }
+        Some(ImageState::Failed(failure)) if is_early(plan, failure, now) => {}
         None | Some(ImageState::Failed(_)) => {
             plan.actions.push(Action::FetchImage {
                 container: spec.name.clone(),
             });
         }
     }
+    true
 }
 
 /// Whether an earlier failure to make the container says to wait.
 fn waits(plan: &mut Plan, observed: &Observed, name: &str, now: Timestamp) -> bool {
-    match observed.failures.get(name) {
-        Some(failure) if failure.retry_at.is_none_or(|at| at > now) => {
-            if let Some(at) = failure.retry_at {
-                plan.wake_at(at);
-            }
+    let failure = observed.failures.get(name);
+    failure.is_some_and(|failure| is_early(plan, failure, now))
+}
+
+/// Whether it is too early to try again what failed; if so, the plan wakes for that.
+fn is_early(plan: &mut Plan, failure: &Failure, now: Timestamp) -> bool {
+    match failure.retry_at {
+        Some(at) if at <= now => false,
+        Some(at) => {
+            plan.wake_at(at);
             true
         }
-        _ => false,
+        None => true,
     }
+}
+
+fn is_init(pod: &PodView, spec: &ContainerSpec) -> bool {
+    let mut names = pod.init_containers().iter().map(|init| &init.name);
+    names.any(|name| *name == spec.name)
 }
 
 /// When a container that ended runs again, and the how manyth restart in a row that is.
@@ -358,13 +381,9 @@ pub fn restart(
     container: &Container,
     exit: &Exit,
 ) -> Option<Restart> {
-    let init = pod
-        .init_containers()
-        .iter()
-        .any(|init| init.name == spec.name);
     let again = if is_sidecar(spec) {
         true
-    } else if init {
+    } else if is_init(pod, spec) {
         // An init container runs until it succeeds, whatever restarts the others.
         exit.code != 0 && pod.restart_policy().restarts(exit.code)
     } else {
@@ -414,73 +433,6 @@ fn remove(pod: Option<&PodView>, observed: &Observed, by: Timestamp, now: Timest
     plan
 }
 
-/// Stops everything that runs; sidecars only after the containers that they serve.
-fn stop_all(
-    pod: Option<&PodView>,
-    observed: &Observed,
-    by: Timestamp,
-    why: StopReason,
-    now: Timestamp,
-) -> Plan {
-    let mut plan = Plan::default();
-    let running = || {
-        observed
-            .containers
-            .iter()
-            .filter(|container| matches!(container.state, ContainerState::Running { .. }))
-    };
-    let sidecar = |container: &&Container| {
-        pod.is_some_and(|pod| {
-            pod.init_containers()
-                .iter()
-                .any(|spec| spec.name == container.name && is_sidecar(spec))
-        })
-    };
-    let mut first: Vec<&Container> = running().filter(|container| !sidecar(container)).collect();
-    if first.is_empty() {
-        first = running().collect();
-    }
-    for container in first {
-        stop(&mut plan, container, observed, by, why, now);
-    }
-    plan
-}
-
-fn stop(
-    plan: &mut Plan,
-    container: &Container,
-    observed: &Observed,
-    by: Timestamp,
-    why: StopReason,
-    now: Timestamp,
-) {
-    let id = container.id.clone();
-    match observed.stops.get(&container.id) {
-        // The end of a killed process is heard of; should that be missed, another look finds it.
-        Some(Stop::Killed) => plan.wake_at(add(now, LOOK_AGAIN)),
-        Some(Stop::Asked { kill_at }) if (*kill_at).min(by) > now => {
-            plan.wake_at((*kill_at).min(by));
-        }
-        None if by > now => {
-            plan.actions.push(Action::Stop {
-                id,
-                how: StopHow::Ask { kill_at: by },
-                why,
-            });
-        }
-        Some(Stop::Asked { .. }) | None => {
-            plan.actions.push(Action::Stop {
-                id,
-                how: StopHow::Kill,
-                why,
-            });
-        }
-    }
-}
-
-/// When to look again at a container that should have ended.
-const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
-
-fn add(time: Timestamp, duration: jiff::SignedDuration) -> Timestamp {
+pub(super) fn add(time: Timestamp, duration: jiff::SignedDuration) -> Timestamp {
     time.checked_add(duration).unwrap_or(Timestamp::MAX)
 }

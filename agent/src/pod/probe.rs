@@ -375,6 +375,7 @@ mod tests {
             image_id: String::new(),
             stop_signal: 15,
             created_at: Timestamp::UNIX_EPOCH,
+            earlier_boot: false,
             state: ContainerState::Running { pid: 1 },
         };
         let mut observed = Observed {

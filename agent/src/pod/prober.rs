@@ -56,7 +56,7 @@ impl Probers {
     pub(super) fn keep<'a>(
         &mut self,
         wanted: impl Iterator<Item = (ProbeId, &'a ContainerSpec, &'a Container)>,
-        address: Option<IpAddr>,
+        address: IpAddr,
         runtime: &Arc<dyn Runtime>,
     ) {
         let mut before = std::mem::take(&mut self.tasks);
@@ -135,25 +135,24 @@ enum Check {
 }
 
 impl Check {
-    fn of(probe: &Probe, spec: &ContainerSpec, address: Option<IpAddr>) -> Result<Check, String> {
-        let host = |named: &Option<String>| match (named, address) {
-            (Some(host), _) if !host.is_empty() => Ok(host.clone()),
-            (_, Some(address)) => Ok(address.to_string()),
-            (_, None) => Err("the pod has no address".to_owned()),
+    fn of(probe: &Probe, spec: &ContainerSpec, address: IpAddr) -> Result<Check, String> {
+        let host = |named: &Option<String>| match named {
+            Some(host) if !host.is_empty() => host.clone(),
+            _ => address.to_string(),
         };
         if let Some(exec) = &probe.exec {
             return Ok(Check::Exec(exec.command.clone().unwrap_or_default()));
         }
         if let Some(tcp) = &probe.tcp_socket {
             return Ok(Check::Tcp {
-                host: host(&tcp.host)?,
+                host: host(&tcp.host),
                 port: port(&tcp.port, spec)?,
             });
         }
         if let Some(get) = &probe.http_get {
             return Ok(Check::Http {
                 tls: get.scheme.as_deref() == Some("HTTPS"),
-                host: host(&get.host)?,
+                host: host(&get.host),
                 port: port(&get.port, spec)?,
                 path: path(get),
                 headers: get

@@ -9,6 +9,8 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::status::is_ready;
+use super::worker::Order;
 use crate::runtime::PodRef;
 
 /// What the API should know. Only the newest counts.
@@ -16,11 +18,7 @@ use crate::runtime::PodRef;
 pub(super) enum Report {
     #[default]
     Nothing,
-    Status {
-        status: Box<PodStatus>,
-        /// Rises when somebody else wrote over what was reported: it has to be said again.
-        repeat: u64,
-    },
+    Status(Box<PodStatus>),
     /// The pod is off the node: its object may go. Before that it gets its last status.
     Gone(Box<PodStatus>),
 }
@@ -28,27 +26,61 @@ pub(super) enum Report {
 /// The shortest and the longest wait before another attempt.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// Keeps the API informed until the pod is gone from it, or the sender is.
+/// The status that the API has, as far as its last answer tells.
+struct Known {
+    status: PodStatus,
+    /// The `resourceVersion` of the object with this status.
+    version: Option<u64>,
+}
+
+impl Known {
+    fn of(pod: Option<&Pod>) -> Known {
+        Known {
+            status: pod.and_then(|pod| pod.status.clone()).unwrap_or_default(),
+            version: pod.and_then(version),
+        }
+    }
+
+    /// When a node is silent for long, the control plane declares its pods unready. Whoever is back says otherwise.
+    fn is_overwritten(&self, seen: &Pod) -> bool {
+        let is_newer = match (version(seen), self.version) {
+            (Some(seen), Some(known)) => seen > known,
+            _ => true,
+        };
+        is_newer && is_ready(&self.status) && !seen.status.as_ref().is_some_and(is_ready)
+    }
+}
+
+fn version(pod: &Pod) -> Option<u64> {
+    pod.metadata.resource_version.as_deref()?.parse().ok()
+}
+
+/// Keeps the API informed until the pod is gone from it, or the sender is. `orders` shows what others made of the status.
 pub(super) async fn run(
     client: Client,
     pod: PodRef,
-    mut known: PodStatus,
     mut reports: watch::Receiver<Report>,
+    mut orders: watch::Receiver<Order>,
 ) {
     let api = Api::<Pod>::namespaced(client, &pod.namespace);
+    let mut known = {
+        let order = orders.borrow_and_update();
+        Known::of(order.pod.as_ref().map(|pod| &pod.object))
+    };
     let mut wait = RETRY.0;
-    let mut repeated = 0;
     loop {
+        let overwritten = {
+            let order = orders.borrow_and_update();
+            let seen = order.pod.as_ref().map(|pod| &pod.object);
+            seen.is_some_and(|seen| known.is_overwritten(seen))
+        };
+        if overwritten {
+            known.status = PodStatus::default();
+        }
         let report = reports.borrow_and_update().clone();
         let done = match &report {
             Report::Nothing => Ok(()),
-            Report::Status { status, repeat } => {
-                if *repeat != repeated {
-                    repeated = *repeat;
-                    known = PodStatus::default();
-                }
-                write(&api, &pod, &mut known, status).await
-            }
+            Report::Status(status) => write(&api, &pod, &mut known, status).await,
             Report::Gone(status) => match write(&api, &pod, &mut known, status).await {
                 Ok(()) => delete(&api, &pod).await,
                 Err(error) => Err(error),
@@ -58,7 +90,12 @@ pub(super) async fn run(
             Ok(()) if matches!(report, Report::Gone(_)) => return,
             Ok(()) => {
                 wait = RETRY.0;
-                if reports.changed().await.is_err() {
+                // Cancel-safe: a change that is not taken here is still unseen the next time.
+                let told = tokio::select! {
+                    told = reports.changed() => told,
+                    told = orders.changed() => told,
+                };
+                if told.is_err() {
                     return;
                 }
             }
@@ -79,16 +116,18 @@ pub(super) async fn run(
 async fn write(
     api: &Api<Pod>,
     pod: &PodRef,
-    known: &mut PodStatus,
+    known: &mut Known,
     status: &PodStatus,
 ) -> Result<(), kube::Error> {
-    if known == status {
+    if known.status == *status {
         return Ok(());
     }
     let patch = patch(pod, status);
-    api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))
+    let written = api
+        .patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))
         .await?;
-    known.clone_from(status);
+    known.status.clone_from(status);
+    known.version = version(&written);
     Ok(())
 }
 
@@ -124,15 +163,20 @@ async fn delete(api: &Api<Pod>, pod: &PodRef) -> Result<(), kube::Error> {
         }),
         ..DeleteParams::default()
     };
-    match api.delete(&pod.name, &params).await {
-        // Another pod has the name by now.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        result => result.map(|_| ()),
-    }
+    api.delete(&pod.name, &params).await.map(drop)
 }
 
+/// Whether the API has the pod no more: none of that name, or another one.
 fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    match status.code {
+        404 => true,
+        // Any other conflict is with somebody who wrote at the same time.
+        409 => status.message.contains("UID"),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +184,40 @@ mod tests {
     use k8s_openapi::api::core::v1::{PodCondition, PodIP};
 
     use super::*;
+
+    fn pod(version: u64, ready: &str) -> Pod {
+        let object = json!({
+            "metadata": {"name": "p", "resourceVersion": version.to_string()},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_readiness_that_somebody_took_back_is_noticed_by_its_version() {
+        let known = Known::of(Some(&pod(10, "True")));
+        assert!(known.is_overwritten(&pod(11, "False")));
+        assert!(
+            !known.is_overwritten(&pod(9, "False")),
+            "from before it was told"
+        );
+        assert!(!known.is_overwritten(&pod(11, "True")));
+        let unready = Known::of(Some(&pod(10, "False")));
+        assert!(!unready.is_overwritten(&pod(11, "False")));
+    }
+
+    #[test]
+    fn another_pod_of_the_name_ends_the_reports_and_a_conflict_does_not() {
+        let error = |code, message: &str| {
+            let status = kube::core::Status::failure(message, "Conflict").with_code(code);
+            is_gone(&kube::Error::Api(Box::new(status)))
+        };
+        let other = "Precondition failed: UID in precondition: a, UID in object meta: b";
+        assert!(error(409, other));
+        assert!(!error(409, "the object has been modified"));
+        assert!(error(404, "not found"));
+        assert!(!error(503, "away"));
+    }
 
     #[test]
     fn what_a_condition_no_longer_says_is_taken_back() {

@@ -6,16 +6,28 @@ use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use kube::Client;
+use rustix::mount::MountFlags;
 
-use super::config::{Paths, hosts_file, own_namespaces};
-use super::env::Context;
-use super::spec::PodView;
-use super::volumes::{self, VolumeError};
+use super::config::{Paths, own_namespaces};
+use super::manager::Settings;
+use super::spec::{PodView, QosClass};
+use super::{hosts, mounts, resources};
 use crate::dns::resolv_conf::{self, ClusterDns};
 use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
-use crate::runtime::{PodRef, cgroup};
+use crate::runtime::{PodRef, Resources, cgroup};
+
+/// What pods that ask for nothing may use beside others that do.
+const LEAST: Resources = Resources {
+    cpu_shares: 2,
+    cpu_quota_us: None,
+    memory_limit: None,
+};
+
+/// The node's own hosts file.
+const NODE_HOSTS: &str = "/etc/hosts";
+/// Size of the memory that a pod's containers share, in bytes: what container runtimes give a pod.
+const SHM_BYTES: u64 = 64 << 20;
 
 /// Why a sandbox could not be prepared or removed. Trying again is safe.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +38,7 @@ pub(super) enum SandboxError {
     Namespace(#[from] NamespaceError),
     #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    #[error("cannot remove cgroup {}: {source}", path.display())]
+    #[error("cannot set up or remove cgroup {}: {source}", path.display())]
     Cgroup { path: PathBuf, source: io::Error },
     #[error("the task that did the work was cancelled")]
     Cancelled,
@@ -36,33 +46,36 @@ pub(super) enum SandboxError {
 
 /// Prepares it; gives the pod's addresses, none for a pod on the node's network.
 pub(super) async fn prepare(
-    client: &Client,
     network: &dyn PodNetwork,
     paths: &Paths,
     dns: &ClusterDns,
-    node_name: &str,
-    host_addresses: &[IpAddr],
+    settings: &Settings,
     pod: &PodView,
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let uid = pod.id.uid.clone();
-    {
+    let limited = {
         let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || pin(&pod, &paths)).await?;
-    }
-    let addresses = if pod.host_network() {
-        Vec::new()
-    } else {
-        network
-            .attach(&uid, &paths.pin(Namespace::Net, &uid))
-            .await?
+        blocking(move || limit(&pod, &paths))
     };
+    // Both to their end: what goes on behind a failure could meet the next try.
+    let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod));
+    limited?;
+    let addresses = addresses?;
     let seen = if pod.host_network() {
-        host_addresses
+        &settings.host_addresses
     } else {
         &addresses
     };
+    let of_node = if pod.host_network() {
+        fs::read_to_string(NODE_HOSTS).unwrap_or_default()
+    } else {
+        String::new()
+    };
     let files = [
-        (paths.hosts(&uid), hosts_file(pod, seen)),
+        (
+            paths.hosts(&uid),
+            hosts::file(pod, &dns.domain, seen, &of_node),
+        ),
         (paths.hostname(&uid), format!("{}\n", pod.hostname())),
         (
             paths.resolv_conf(&uid),
@@ -73,16 +86,45 @@ pub(super) async fn prepare(
         write_if_changed(&path, text.as_bytes())
             .map_err(|source| SandboxError::File { path, source })?;
     }
-    let context = Context {
-        pod,
-        node_name,
-        addresses: seen,
-        host_addresses,
-    };
-    for volume in pod.spec().volumes.iter().flatten() {
-        volumes::prepare(client, &context, &paths.volumes(&uid), volume).await?;
-    }
     Ok(addresses)
+}
+
+/// Makes the pod's namespaces and connects it.
+async fn connect(
+    network: &dyn PodNetwork,
+    paths: &Paths,
+    pod: &PodView,
+) -> Result<Vec<IpAddr>, SandboxError> {
+    {
+        let (pod, paths) = (pod.clone(), paths.clone());
+        blocking(move || pin(&pod, &paths)).await?;
+    }
+    if pod.host_network() {
+        return Ok(Vec::new());
+    }
+    let uid = &pod.id.uid;
+    Ok(network.attach(uid, &paths.pin(Namespace::Net, uid)).await?)
+}
+
+/// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
+fn limit(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
+    let qos = pod.qos();
+    let path = paths.cgroup(&pod.id.uid, qos);
+    cgroup::create(&paths.hierarchies, &path, &resources::of_pod(pod))
+        .and_then(|()| weigh(paths, qos))
+        .map_err(|source| SandboxError::Cgroup { path, source })
+}
+
+/// Gives a class of pods the weight that it should have beside the others.
+fn weigh(paths: &Paths, qos: QosClass) -> io::Result<()> {
+    let class = paths.class_cgroup(qos);
+    match qos {
+        // Each stands for itself.
+        QosClass::Guaranteed => Ok(()),
+        QosClass::Burstable => cgroup::weigh_by_children(&paths.hierarchies, &class),
+        // They get what the others leave.
+        QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &LEAST),
+    }
 }
 
 /// Running containers see these files: one that says the same is never empty in between.
@@ -101,6 +143,9 @@ fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
     for namespace in own_namespaces(pod) {
         let path = paths.pin(namespace, uid);
         namespaces::create_pinned(namespace, &path)?;
+        if namespace == Namespace::Ipc {
+            share_memory(&paths.shm(uid))?;
+        }
         if namespace == Namespace::Uts {
             let hostname = pod.hostname();
             namespaces::within(namespace, &path, move || {
@@ -115,6 +160,14 @@ fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
     Ok(())
 }
 
+fn share_memory(path: &Path) -> Result<(), SandboxError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mounts::memory(path, Some(SHM_BYTES), 0o1777, flags).map_err(|source| SandboxError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 fn private_directory(path: &Path) -> Result<(), SandboxError> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -126,7 +179,7 @@ fn private_directory(path: &Path) -> Result<(), SandboxError> {
         })
 }
 
-/// Takes the network and the namespaces away, and the cgroups that held the containers.
+/// Takes the network, the namespaces and the mounts away.
 pub(super) async fn release(
     network: &dyn PodNetwork,
     paths: &Paths,
@@ -138,7 +191,8 @@ pub(super) async fn release(
         for namespace in [Namespace::Net, Namespace::Ipc, Namespace::Uts] {
             namespaces::remove_pinned(namespace, &paths.pin(namespace, &uid))?;
         }
-        Ok(())
+        let path = paths.mounts(&uid);
+        mounts::remove_all(&path).map_err(|source| SandboxError::File { path, source })
     })
     .await
 }
@@ -147,18 +201,22 @@ pub(super) async fn release(
 pub(super) async fn erase(paths: &Paths, pod: &PodRef) -> Result<(), SandboxError> {
     let (pod, paths) = (pod.clone(), paths.clone());
     blocking(move || {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let hierarchies = cgroup::hierarchies(&mounts);
-        for class in [
-            super::spec::QosClass::Guaranteed,
-            super::spec::QosClass::Burstable,
-            super::spec::QosClass::BestEffort,
+        for qos in [
+            QosClass::Guaranteed,
+            QosClass::Burstable,
+            QosClass::BestEffort,
         ] {
-            let path = paths.cgroup(&pod.uid, class);
-            cgroup::remove(&hierarchies, &path)
+            let path = paths.cgroup(&pod.uid, qos);
+            cgroup::remove(&paths.hierarchies, &path)
                 .map_err(|source| SandboxError::Cgroup { path, source })?;
         }
-        for path in [paths.pod(&pod.uid), paths.logs(&pod)] {
+        let path = paths.class_cgroup(QosClass::Burstable);
+        cgroup::weigh_by_children(&paths.hierarchies, &path)
+            .map_err(|source| SandboxError::Cgroup { path, source })?;
+        // Of a pod that only its files tell of, the name is not known.
+        let logs = paths.all_logs().into_iter();
+        let own_logs = logs.filter(|(_, found)| found.uid == pod.uid);
+        for path in own_logs.map(|(path, _)| path).chain([paths.pod(&pod.uid)]) {
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(SandboxError::File {

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::observed::{Failure, ImageState, Observed, Sandbox, Stop};
+use super::observed::{Failure, ImageState, Observed, Sandbox, Stop, Volumes};
 use super::plan::{Action, Course, Goal, StopHow, StopReason, course, plan};
 use super::probe::{self, ProbeState, Question};
 use super::spec::{PodView, container_id, spec_hash};
@@ -31,6 +31,7 @@ fn pod(policy: &str, init: usize, sidecar: bool, main: usize) -> PodView {
         "metadata": {"name": "p", "namespace": "d", "uid": "u"},
         "spec": {
             "restartPolicy": policy,
+            "volumes": [{"name": "v", "emptyDir": {}}],
             "initContainers": first,
             "containers": (0..main).map(|n| probed(format!("main-{n}"))).collect::<Vec<_>>(),
         },
@@ -180,6 +181,10 @@ impl World {
                     addresses: Vec::new(),
                 };
             }
+            Action::PrepareVolumes => {
+                assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }));
+                self.observed.volumes = Volumes::Ready;
+            }
             Action::FetchImage { .. } => {
                 self.observed
                     .images
@@ -244,6 +249,7 @@ impl World {
 
     fn run(&mut self, name: &str, attempt: u32, streak: u32) {
         assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }));
+        assert_eq!(self.observed.volumes, Volumes::Ready);
         assert_eq!(self.observed.images.get("i:1"), Some(&ImageState::Present));
         let spec = self
             .pod
@@ -266,6 +272,7 @@ impl World {
             image_id: String::new(),
             stop_signal: 15,
             created_at: self.now,
+            earlier_boot: false,
             state: ContainerState::Running { pid: 1 },
         };
         self.containers.insert(id.clone(), container);

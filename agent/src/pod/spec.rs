@@ -113,15 +113,9 @@ impl PodView {
             })
     }
 
-    /// When the pod has to be gone, if it is being deleted.
-    pub fn stop_by(&self) -> Option<Timestamp> {
-        let meta = &self.object.metadata;
-        let by = meta.deletion_timestamp.as_ref()?.0;
-        // A grace of zero means now, whatever the clocks of the two machines say.
-        Some(match meta.deletion_grace_period_seconds {
-            Some(0) => Timestamp::UNIX_EPOCH,
-            _ => by,
-        })
+    /// Whether somebody asked the API to delete the pod.
+    pub fn is_being_deleted(&self) -> bool {
+        self.object.metadata.deletion_timestamp.is_some()
     }
 
     /// When the pod's time is up, by `activeDeadlineSeconds`.

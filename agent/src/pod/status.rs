@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as ContainerSpec, ContainerState as ApiState, ContainerStateRunning,
-    ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, PodCondition, PodIP,
-    PodStatus,
+    ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::observed::{ImageState, Observed, Sandbox};
+use super::ephemeral;
+use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Course, course, is_initialized, restart};
 use super::probe;
 use super::spec::{PodView, is_sidecar};
@@ -34,26 +34,31 @@ pub fn status(
     previous: &PodStatus,
     now: Timestamp,
 ) -> PodStatus {
-    let view = View {
+    let mut view = View {
         pod,
         observed,
         surroundings,
         previous,
+        course: course(pod, observed, now),
         now,
     };
-    let course = course(pod, observed, now);
     let init = view.statuses(pod.init_containers());
     let main = view.statuses(pod.containers());
-    let addresses = view.addresses(course);
-    let phase = view.phase(course, &main);
-    let conditions = view.conditions(course, &init, &main, previous);
-    let (reason, message) = match course {
+    view.course = view.last_course(&main);
+    let addresses = view.addresses();
+    let phase = view.phase(&main);
+    let conditions = view.conditions(&init, &main);
+    let (reason, message) = match view.course {
         Course::DeadlineExceeded => (
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
-        _ => match &observed.sandbox {
-            Sandbox::Failed(failure) => (None, Some(failure.message.clone())),
+        // Of a pod that runs, an Event tells.
+        _ if phase == "Running" => (None, None),
+        _ => match (&observed.sandbox, &observed.volumes) {
+            (Sandbox::Failed(failure), _) | (_, Volumes::Failed(failure)) => {
+                (None, Some(failure.message.clone()))
+            }
             _ => (None, None),
         },
     };
@@ -65,6 +70,7 @@ pub fn status(
         conditions: Some(conditions),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
+        ephemeral_container_statuses: ephemeral::statuses(pod),
         host_ip: hosts.first().map(ToString::to_string),
         host_ips: (!hosts.is_empty()).then(|| {
             hosts
@@ -86,24 +92,54 @@ pub fn status(
     }
 }
 
-struct View<'a> {
-    pod: &'a PodView,
-    observed: &'a Observed,
+pub(super) struct View<'a> {
+    pub(super) pod: &'a PodView,
+    pub(super) observed: &'a Observed,
     surroundings: &'a Surroundings,
-    previous: &'a PodStatus,
-    now: Timestamp,
+    pub(super) previous: &'a PodStatus,
+    pub(super) course: Course,
+    pub(super) now: Timestamp,
 }
 
 impl View<'_> {
-    fn addresses(&self, course: Course) -> Vec<IpAddr> {
+    /// Whether nothing of the pod will be started any more.
+    fn is_done(&self) -> bool {
+        self.course != Course::Going || self.pod.is_being_deleted()
+    }
+
+    /// A pod that is being deleted restarts nothing: it is done when its containers are, whatever its restart policy.
+    fn last_course(&self, main: &[ContainerStatus]) -> Course {
+        if self.course != Course::Going || !self.is_done() || self.observed.any_running() {
+            return self.course;
+        }
+        let code =
+            |status: &ContainerStatus| Some(status.state.as_ref()?.terminated.as_ref()?.exit_code);
+        match main.iter().map(code).collect::<Option<Vec<i32>>>() {
+            None => Course::Going,
+            Some(codes) if codes.iter().all(|code| *code == 0) => Course::Succeeded,
+            Some(_) => Course::Failed,
+        }
+    }
+
+    pub(super) fn is_initialized(&self) -> bool {
+        is_initialized(self.pod, self.observed)
+            // The records that say so may be gone by now.
+            || self.is_done() && previously(self.previous, "Initialized")
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
         match &self.observed.sandbox {
             Sandbox::Ready { .. } if self.pod.host_network() => {
                 self.surroundings.host_addresses.clone()
             }
             Sandbox::Ready { addresses } => addresses.clone(),
-            // A pod that is done is still shown with the address it had, and so is one whose agent has only just begun and
-            // has not looked yet: its address must not come and go with the agent.
-            sandbox if course != Course::Going || *sandbox == Sandbox::Unknown => {
+            // A pod that is done is still shown with the address it had. So is one that runs while its agent has only just
+            // begun, or finds it hard to look: its address must not come and go with the agent.
+            sandbox
+                if self.course != Course::Going
+                    || *sandbox == Sandbox::Unknown
+                    || self.observed.any_running() =>
+            {
                 let known = self.previous.pod_ips.iter().flatten();
                 known.filter_map(|known| known.ip.parse().ok()).collect()
             }
@@ -117,6 +153,12 @@ impl View<'_> {
 
     fn container(&self, spec: &ContainerSpec) -> ContainerStatus {
         let latest = self.observed.latest(&spec.name);
+        if latest.is_none()
+            && self.is_done()
+            && let Some(told) = self.told(&spec.name)
+        {
+            return told;
+        }
         let previous = self.observed.previous(&spec.name);
         let state = self.state(spec, latest);
         // The end of the newest one is its last state while another is waited for.
@@ -159,6 +201,31 @@ impl View<'_> {
         }
     }
 
+    /// What was told of a container whose record is gone since. It has ended, even if nobody saw how.
+    fn told(&self, name: &str) -> Option<ContainerStatus> {
+        let init = self.previous.init_container_statuses.iter().flatten();
+        let mut all = init.chain(self.previous.container_statuses.iter().flatten());
+        let mut status = all.find(|status| status.name == name)?.clone();
+        let container_id = Some(status.container_id.clone()?);
+        let state = status.state.get_or_insert_default();
+        if let Some(running) = state.running.take() {
+            state.terminated = Some(ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".into()),
+                message: Some(
+                    "The container could not be located when the pod was terminated".into(),
+                ),
+                started_at: running.started_at,
+                finished_at: Some(Time(seconds(self.now))),
+                container_id,
+                ..ContainerStateTerminated::default()
+            });
+            status.ready = false;
+            status.started = Some(false);
+        }
+        Some(status)
+    }
+
     fn state(&self, spec: &ContainerSpec, latest: Option<&Container>) -> ApiState {
         let waiting = |reason: &str, message: Option<String>| ApiState {
             waiting: Some(ContainerStateWaiting {
@@ -178,9 +245,7 @@ impl View<'_> {
         let Some(container) = latest else {
             return match failure() {
                 Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
-                None if is_initialized(self.pod, self.observed)
-                    || self.pod.init_containers().is_empty() =>
-                {
+                None if self.is_initialized() || self.pod.init_containers().is_empty() => {
                     waiting("ContainerCreating", None)
                 }
                 None => waiting("PodInitializing", None),
@@ -199,9 +264,7 @@ impl View<'_> {
                 ..ApiState::default()
             },
             ContainerState::Exited(exit) => {
-                let going = course(self.pod, self.observed, self.now) == Course::Going
-                    && self.pod.stop_by().is_none();
-                let restart = restart(self.pod, spec, container, exit).filter(|_| going);
+                let restart = restart(self.pod, spec, container, exit).filter(|_| !self.is_done());
                 match (restart, failure()) {
                     (Some(_), Some(failure)) => {
                         waiting(failure.reason, Some(failure.message.clone()))
@@ -246,8 +309,8 @@ impl View<'_> {
         })
     }
 
-    fn phase(&self, course: Course, main: &[ContainerStatus]) -> &'static str {
-        match course {
+    fn phase(&self, main: &[ContainerStatus]) -> &'static str {
+        match self.course {
             Course::Succeeded => return "Succeeded",
             Course::Failed | Course::DeadlineExceeded => return "Failed",
             Course::Going => {}
@@ -264,171 +327,23 @@ impl View<'_> {
                 .is_some_and(|state| state.terminated.is_some());
             !waiting || ran
         };
-        if is_initialized(self.pod, self.observed) && main.iter().all(begun) {
+        if self.is_initialized() && main.iter().all(begun) {
             "Running"
         } else {
             "Pending"
         }
     }
+}
 
-    fn conditions(
-        &self,
-        course: Course,
-        init: &[ContainerStatus],
-        main: &[ContainerStatus],
-        previous: &PodStatus,
-    ) -> Vec<PodCondition> {
-        let done = course != Course::Going;
-        let sidecars = init
-            .iter()
-            .zip(self.pod.init_containers())
-            .filter(|(_, spec)| is_sidecar(spec))
-            .map(|(status, _)| status);
-        let unready: Vec<&str> = sidecars
-            .chain(main)
-            .filter(|status| !status.ready)
-            .map(|status| status.name.as_str())
-            .collect();
-        let incomplete: Vec<&str> = init
-            .iter()
-            .filter(|status| !status.ready)
-            .map(|status| status.name.as_str())
-            .collect();
-        let initialized = is_initialized(self.pod, self.observed);
-        let containers_ready = if course == Course::Succeeded {
-            no("PodCompleted", None)
-        } else if done {
-            no("PodFailed", None)
-        } else if unready.is_empty() {
-            yes()
-        } else {
-            no(
-                "ContainersNotReady",
-                Some(format!(
-                    "containers with unready status: [{}]",
-                    unready.join(" ")
-                )),
-            )
-        };
-        let ready = match self.closed_gate() {
-            Some(gate) if containers_ready.status == "True" => no(
-                "ReadinessGatesNotReady",
-                Some(format!(
-                    "corresponding condition of pod readiness gate \"{gate}\" does not exist or is not true."
-                )),
-            ),
-            _ => containers_ready.clone(),
-        };
-        let initialized = match (initialized, course) {
-            (true, Course::Succeeded) => Verdict {
-                reason: Some("PodCompleted"),
-                ..yes()
-            },
-            (true, _) => yes(),
-            (false, _) => no(
-                "ContainersNotInitialized",
-                Some(format!(
-                    "containers with incomplete status: [{}]",
-                    incomplete.join(" ")
-                )),
-            ),
-        };
-        let sandbox = match self.observed.sandbox {
-            Sandbox::Ready { .. } => yes(),
-            Sandbox::Unknown if previously(previous, "PodReadyToStartContainers") => yes(),
-            _ => no_reason(),
-        };
-        [
-            ("PodReadyToStartContainers", sandbox),
-            ("Initialized", initialized),
-            ("Ready", ready),
-            ("ContainersReady", containers_ready),
-            ("PodScheduled", yes()),
-        ]
-        .into_iter()
-        .map(|(kind, verdict)| self.condition(kind, verdict, previous))
-        .collect()
-    }
-
-    /// The first readiness gate whose condition nobody has set.
-    fn closed_gate(&self) -> Option<&str> {
-        let set = |gate: &str| {
-            let conditions = self
-                .pod
-                .object
-                .status
-                .as_ref()
-                .and_then(|status| status.conditions.as_ref());
-            conditions
-                .into_iter()
-                .flatten()
-                .any(|condition| condition.type_ == gate && condition.status == "True")
-        };
-        self.pod
-            .spec()
-            .readiness_gates
-            .iter()
-            .flatten()
-            .map(|gate| gate.condition_type.as_str())
-            .find(|gate| !set(gate))
-    }
-
-    fn condition(&self, kind: &str, verdict: Verdict, previous: &PodStatus) -> PodCondition {
-        let before = previous
-            .conditions
-            .iter()
-            .flatten()
-            .find(|condition| condition.type_ == kind);
-        let since = before
-            .filter(|condition| condition.status == verdict.status)
-            .and_then(|condition| condition.last_transition_time.clone());
-        PodCondition {
-            type_: kind.to_owned(),
-            status: verdict.status.to_owned(),
-            reason: verdict.reason.map(str::to_owned),
-            message: verdict.message,
-            last_transition_time: since.or(Some(Time(seconds(self.now)))),
-            observed_generation: self.pod.object.metadata.generation,
-            ..PodCondition::default()
-        }
-    }
+/// Whether a status says that the pod can take traffic.
+pub fn is_ready(status: &PodStatus) -> bool {
+    previously(status, "Ready")
 }
 
 /// Whether a condition was true in the last status.
-fn previously(previous: &PodStatus, kind: &str) -> bool {
+pub(super) fn previously(previous: &PodStatus, kind: &str) -> bool {
     let mut conditions = previous.conditions.iter().flatten();
     conditions.any(|condition| condition.type_ == kind && condition.status == "True")
-}
-
-#[derive(Clone)]
-struct Verdict {
-    status: &'static str,
-    reason: Option<&'static str>,
-    message: Option<String>,
-}
-
-fn yes() -> Verdict {
-    Verdict {
-        status: "True",
-        reason: None,
-        message: None,
-    }
-}
-
-fn no_reason() -> Verdict {
-    Verdict {
-        status: "False",
-        reason: None,
-        message: None,
-    }
-}
-
-fn no(reason: &'static str, message: Option<String>) -> Verdict {
-    Verdict {
-        status: "False",
-        reason: Some(reason),
-        message,
-    }
 }
 
 fn reason(exit: &Exit) -> &'static str {
@@ -450,7 +365,7 @@ fn count(attempt: u32) -> i32 {
 }
 
 /// The API keeps whole seconds; a finer time would look like a change each time it comes back.
-fn seconds(time: Timestamp) -> Timestamp {
+pub(super) fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use k8s_openapi::api::core::v1::PodStatus;
+
+use super::status::is_ready;
+use crate::runtime::PodRef;
+
 /// The pods of this node. Clones share it; the pod workers write it.
 #[derive(Clone, Debug, Default)]
 pub struct PodTable(Arc<RwLock<BTreeMap<String, PodSummary>>>);
@@ -31,6 +36,49 @@ pub struct ContainerSummary {
     pub state: String,
     pub restarts: u32,
     pub image: String,
+}
+
+impl PodSummary {
+    /// What a status says of a pod.
+    pub(super) fn of(id: &PodRef, status: &PodStatus) -> PodSummary {
+        let containers = status
+            .init_container_statuses
+            .iter()
+            .chain(&status.container_statuses)
+            .flatten();
+        PodSummary {
+            uid: id.uid.clone(),
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+            phase: status.phase.clone().unwrap_or_default(),
+            ready: is_ready(status),
+            addresses: status
+                .pod_ips
+                .iter()
+                .flatten()
+                .filter_map(|ip| ip.ip.parse().ok())
+                .collect(),
+            containers: containers
+                .map(|container| {
+                    let state = container.state.clone().unwrap_or_default();
+                    let word = match (state.running, state.waiting, state.terminated) {
+                        (Some(_), _, _) => Some("running".to_owned()),
+                        (_, Some(waiting), _) => waiting.reason,
+                        (_, _, Some(terminated)) => terminated.reason,
+                        _ => None,
+                    };
+                    let id = container.container_id.as_deref().unwrap_or_default();
+                    ContainerSummary {
+                        name: container.name.clone(),
+                        id: id.trim_start_matches("containerd://").to_owned(),
+                        state: word.unwrap_or_default(),
+                        restarts: u32::try_from(container.restart_count).unwrap_or(0),
+                        image: container.image.clone(),
+                    }
+                })
+                .collect(),
+        }
+    }
 }
 
 impl PodTable {

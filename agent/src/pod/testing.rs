@@ -52,11 +52,11 @@ impl FakeApi {
         Client::new(service, "default")
     }
 
-    /// Adds a pod that is bound to the node; its uid is `uid-` and its name.
+    /// Adds a pod that is bound to the node. Its name is to be the only one of all tests; see [`uid`].
     pub(super) fn create(&self, name: &str, spec: Value) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")},
+            "metadata": {"name": name, "namespace": "default", "uid": uid(name)},
             "spec": spec, "status": {"phase": "Pending"},
         });
         self.put("ADDED", name, pod);
@@ -92,6 +92,10 @@ impl FakeApi {
             .unwrap()
             .config_maps
             .insert(name.into(), map);
+    }
+
+    pub(super) fn remove_config_map(&self, name: &str) {
+        self.state.lock().unwrap().config_maps.remove(name);
     }
 
     /// Whether every request fails from now on.
@@ -194,12 +198,15 @@ impl FakeApi {
                     return error(404, "pod not found");
                 };
                 if known["metadata"]["uid"] != body["metadata"]["uid"] {
-                    return error(409, "uid does not match");
+                    return error(
+                        409,
+                        "Precondition failed: UID in precondition: a, UID in object meta: b",
+                    );
                 }
                 let mut pod = known;
                 merge(&mut pod["status"], &body["status"]);
-                self.put("MODIFIED", name, pod.clone());
-                ok(pod)
+                self.put("MODIFIED", name, pod);
+                ok(self.state.lock().unwrap().pods[*name].clone())
             }
             (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => match self.pod(name)
             {
@@ -257,6 +264,12 @@ impl FakeApi {
             Box::pin(futures::stream::iter(missed).chain(changes));
         Response::new(BoxBody::new(StreamBody::new(all)))
     }
+}
+
+/// The uid of a pod. Ids of containers follow from it, and every containerd of the machine has its processes in the
+/// same directory of runc's: so it differs from process to process.
+pub(super) fn uid(name: &str) -> String {
+    format!("{}-{name}", std::process::id())
 }
 
 fn ok(value: Value) -> Answer {

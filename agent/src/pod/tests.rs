@@ -1,28 +1,33 @@
 //! The pod half against a real containerd, with a small API server in the test's process.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::{Value, json};
 
-use super::testing::FakeApi;
+use super::testing::{FakeApi, uid};
 use super::{Manager, PodTable, Settings};
+use crate::cluster::{Cluster, ObjectKey, Protocol, Service, ServicePort};
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf};
 use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::testing::{Daemon, busybox_archive};
 use crate::runtime::{ContainerState, Runtime};
 
-/// Connects nothing; hands out addresses in order and remembers who has one.
+/// Connects nothing; hands out addresses in order and remembers who has one. Panics once if the flag is set.
 #[derive(Default)]
-struct FakeNetwork(Mutex<Vec<String>>);
+pub(super) struct FakeNetwork(Mutex<Vec<String>>, pub(super) AtomicBool);
 
 #[async_trait::async_trait]
 impl PodNetwork for FakeNetwork {
     async fn attach(&self, pod_uid: &str, _netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+        assert!(!self.1.swap(false, SeqCst), "a panic that a test asked for");
         let mut attached = self.0.lock().unwrap();
         if !attached.iter().any(|uid| uid == pod_uid) {
             attached.push(pod_uid.to_owned());
@@ -37,14 +42,14 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
-struct Node {
-    daemon: Daemon,
-    api: FakeApi,
-    network: Arc<FakeNetwork>,
+pub(super) struct Node {
+    pub(super) daemon: Daemon,
+    pub(super) api: FakeApi,
+    pub(super) network: Arc<FakeNetwork>,
 }
 
 impl Node {
-    async fn new() -> Option<Node> {
+    pub(super) async fn new() -> Option<Node> {
         let daemon = Daemon::start().await?;
         let images = daemon.path().join("images");
         std::fs::create_dir_all(&images).unwrap();
@@ -58,13 +63,31 @@ impl Node {
     }
 
     /// A new agent, which knows nothing of earlier ones.
-    fn agent(&self) -> Manager {
+    pub(super) fn agent(&self) -> Manager {
+        let cluster = Cluster::default();
+        cluster.update(|view| {
+            let service = Service {
+                cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+                ports: vec![ServicePort {
+                    name: "https".into(),
+                    protocol: Protocol::Tcp,
+                    port: 443,
+                    node_port: None,
+                }],
+                ..Service::default()
+            };
+            let key = ObjectKey::new("default", "kubernetes");
+            view.set_service(key, Some(service)).into_iter().collect()
+        });
+        cluster.set_synced();
         let settings = Settings {
             node_name: "node-1".into(),
             host_addresses: vec!["192.0.2.1".parse().unwrap()],
             root_dir: self.daemon.path().into(),
             run_dir: self.daemon.path().join("run"),
             cgroup_parent: self.daemon.cgroup(),
+            allocatable: BTreeMap::new(),
+            cluster,
             dns: Arc::new(|| ClusterDns {
                 addresses: vec!["10.244.1.1".parse().unwrap()],
                 domain: "cluster.local".into(),
@@ -93,22 +116,30 @@ impl Node {
             .collect()
     }
 
-    fn left_on_disk(&self) -> Vec<String> {
-        ["run/netns", "run/ipc", "run/uts", "pods", "logs"]
-            .iter()
-            .flat_map(|dir| {
-                std::fs::read_dir(self.daemon.path().join(dir))
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-            })
-            .map(|entry| entry.path().display().to_string())
-            .collect()
+    pub(super) fn left_on_disk(&self) -> Vec<String> {
+        [
+            "run/netns",
+            "run/ipc",
+            "run/uts",
+            "run/mounts",
+            "pods",
+            "logs",
+        ]
+        .iter()
+        .flat_map(|dir| {
+            std::fs::read_dir(self.daemon.path().join(dir))
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
+        .map(|entry| entry.path().display().to_string())
+        .collect()
     }
 
     async fn log(&self, pod: &str, container: &str, attempt: u32, wanted: &str) -> String {
         let path = self.daemon.path().join(format!(
-            "logs/default_{pod}_uid-{pod}/{container}/{attempt}.log"
+            "logs/default_{pod}_{}/{container}/{attempt}.log",
+            uid(pod)
         ));
         for _ in 0..250 {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -125,7 +156,7 @@ impl Node {
     }
 }
 
-fn spec(script: &str, policy: &str) -> Value {
+pub(super) fn spec(script: &str, policy: &str) -> Value {
     json!({
         "restartPolicy": policy,
         "terminationGracePeriodSeconds": 5,
@@ -133,7 +164,7 @@ fn spec(script: &str, policy: &str) -> Value {
     })
 }
 
-fn is_ready(status: &PodStatus) -> bool {
+pub(super) fn is_ready(status: &PodStatus) -> bool {
     let mut conditions = status.conditions.iter().flatten();
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
@@ -143,7 +174,8 @@ fn waiting(status: &PodStatus) -> Option<String> {
     container.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }
 
-const FOREVER: &str = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+pub(super) const FOREVER: &str =
+    "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_survives_its_agent_and_goes_without_a_trace() {
@@ -258,23 +290,29 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
     node.api.create("job", json!({
         "restartPolicy": "Never",
         "nodeName": "node-1",
-        "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "settings"}}],
+        "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "settings"}},
+            {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
         "initContainers": [{
-            "name": "first", "image": "busybox:test", "args": ["echo made > /shared/file"],
+            "name": "first", "image": "busybox:test",
+            "args": ["echo made > /shared/file; echo in-memory > /dev/shm/first"],
             "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
         }],
         "containers": [{
             "name": "main", "image": "busybox:test",
-            "args": ["cat /shared/file /conf/file /etc/hosts; hostname; echo $GREETING $IP $ME; id -u; cat /sys/x"],
+            "args": ["cat /shared/file /conf/file /etc/hosts /dev/shm/first; hostname; echo $GREETING $IP $ME; \
+                echo api $KUBERNETES_SERVICE_HOST $API; \
+                echo sub-path > /sub/file && cat /shared/a/b/file; mount | grep /fast; id -u; cat /sys/x"],
             "env": [
                 {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}},
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                 {"name": "ME", "value": "<$(NAME)>"},
+                {"name": "API", "value": "<$(KUBERNETES_SERVICE_PORT)>"},
             ],
             "securityContext": {"runAsUser": 1001, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
             "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
-            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "conf", "mountPath": "/conf"}],
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "conf", "mountPath": "/conf"},
+                {"name": "shared", "mountPath": "/sub", "subPath": "a/b"}, {"name": "fast", "mountPath": "/fast"}],
         }],
     }));
     let status = node
@@ -290,6 +328,10 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "10.244.1.2\tjob",
         "F job\n",
         "hello 10.244.1.2 <job>",
+        "in-memory",
+        "api 10.96.0.1 <443>",
+        "F sub-path",
+        "size=1024k",
     ] {
         assert!(log.contains(text), "{text}: {log}");
     }
@@ -533,7 +575,7 @@ async fn probes_decide_when_a_pod_is_ready_and_when_a_container_restarts() {
     assert_eq!(node.left_on_disk(), Vec::<String>::new());
 }
 
-async fn told(node: &Node, text: &str) {
+pub(super) async fn told(node: &Node, text: &str) {
     for _ in 0..250 {
         if node
             .api

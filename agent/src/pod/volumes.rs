@@ -1,18 +1,22 @@
-//! Volumes that are plain files and directories of the node: emptyDir, hostPath, ConfigMap, Secret and the downward API.
+//! Volumes that are files and directories of the node: emptyDir, hostPath, ConfigMap, Secret and the downward API.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Secret, Volume,
+    ConfigMap, DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Secret, Volume,
 };
 use kube::{Api, Client};
+use rustix::mount::MountFlags;
 
+use super::config::Paths;
 use super::env::{Context, field};
 use super::sandbox::write_if_changed;
+use super::spec::amount;
+use super::{host_path, mounts, resource_field};
 use crate::runtime::BindMount;
 
 /// Why a volume cannot be made. The text goes into the container's status.
@@ -44,30 +48,52 @@ pub(super) enum VolumeError {
 /// File mode where neither the volume nor the item names one.
 const DEFAULT_MODE: i32 = 0o644;
 
-/// Makes a volume under `directory` and gives the path that containers mount.
+/// Where a volume of the pod `uid` is on the node.
+pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
+    match (&volume.host_path, &volume.empty_dir) {
+        (Some(host), _) => PathBuf::from(&host.path),
+        (_, Some(empty)) if in_memory(empty) => {
+            paths.mounts(uid).join(format!("memory-{}", volume.name))
+        }
+        _ => paths.volumes(uid).join(&volume.name),
+    }
+}
+
+fn in_memory(empty: &EmptyDirVolumeSource) -> bool {
+    empty.medium.as_deref() == Some("Memory")
+}
+
+/// Makes a volume.
 pub(super) async fn prepare(
     client: &Client,
     context: &Context<'_>,
-    directory: &Path,
+    paths: &Paths,
     volume: &Volume,
-) -> Result<PathBuf, VolumeError> {
+) -> Result<(), VolumeError> {
     let name = &volume.name;
-    if let Some(host) = &volume.host_path {
-        return host_path(name, host);
-    }
-    let path = directory.join(name);
+    let path = path(paths, &context.pod.id.uid, volume);
     let write = |source| VolumeError::Write {
         volume: name.clone(),
         path: path.clone(),
         source,
     };
-    if volume.empty_dir.is_some() {
-        if !path.exists() {
-            fs::create_dir_all(&path).map_err(write)?;
-            // Whoever the container runs as may use it.
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).map_err(write)?;
+    let refuse = |reason: String| VolumeError::Refused {
+        volume: name.clone(),
+        reason,
+    };
+    if let Some(host) = &volume.host_path {
+        let kind = host.type_.as_deref().unwrap_or_default();
+        return host_path::check(&path, kind)
+            .map_err(|error| refuse(format!("hostPath {}: {error}", path.display())));
+    }
+    if let Some(empty) = &volume.empty_dir {
+        let medium = empty.medium.as_deref().unwrap_or_default();
+        if !matches!(medium, "" | "Memory") {
+            return Err(refuse(format!(
+                "emptyDir medium {medium:?} is not supported on this node"
+            )));
         }
-        return Ok(path);
+        return empty_dir(&path, empty).map_err(write);
     }
     let namespace = &context.pod.id.namespace;
     let files = if let Some(source) = &volume.config_map {
@@ -87,7 +113,8 @@ pub(super) async fn prepare(
                 .collect()
         });
         let data = required(name, "configmap", &source.name, source.optional, data)?;
-        select(name, data, source.items.as_deref(), source.default_mode)?
+        let items = source.items.as_deref();
+        select(name, data, items, source.optional, source.default_mode)?
     } else if let Some(source) = &volume.secret {
         let secret = source.secret_name.as_deref().unwrap_or_default();
         let api = Api::<Secret>::namespaced(client.clone(), namespace);
@@ -101,7 +128,8 @@ pub(super) async fn prepare(
                 .collect()
         });
         let data = required(name, "secret", secret, source.optional, data)?;
-        select(name, data, source.items.as_deref(), source.default_mode)?
+        let items = source.items.as_deref();
+        select(name, data, items, source.optional, source.default_mode)?
     } else if let Some(source) = &volume.downward_api {
         downward(
             name,
@@ -110,55 +138,47 @@ pub(super) async fn prepare(
             source.default_mode,
         )?
     } else {
-        return Err(VolumeError::Refused {
-            volume: name.clone(),
-            reason: "only emptyDir, hostPath, configMap, secret and downwardAPI volumes are supported on this node".into(),
-        });
+        return Err(refuse(
+            "only emptyDir, hostPath, configMap, secret and downwardAPI volumes are supported on this node".into(),
+        ));
     };
-    write_files(&path, files).map_err(write)?;
-    Ok(path)
+    write_files(&path, files).map_err(write)
 }
 
-/// Where a volume mount's source is, below its volume.
+fn empty_dir(path: &Path, empty: &EmptyDirVolumeSource) -> io::Result<()> {
+    // Whoever the container runs as may use it.
+    const MODE: u32 = 0o777;
+    if in_memory(empty) {
+        let limit = empty.size_limit.as_ref().and_then(amount);
+        let limit = limit.map(|bytes| bytes as u64).filter(|bytes| *bytes > 0);
+        return mounts::memory(path, limit, MODE, MountFlags::NOSUID | MountFlags::NODEV);
+    }
+    if !path.exists() {
+        fs::create_dir_all(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+    }
+    Ok(())
+}
+
+/// What a container mounts of the volume at `root`. A part of it is mounted at `pin` first, which pins it: whatever becomes
+/// of the name in the volume, the container gets this and nothing else.
 pub(super) fn bind(
     volume: &str,
     root: &Path,
     destination: &str,
     sub_path: Option<&str>,
+    pin: PathBuf,
     read_only: bool,
 ) -> Result<BindMount, VolumeError> {
     let source = match sub_path.filter(|path| !path.is_empty()) {
         None => root.to_owned(),
         Some(path) => {
-            let path = Path::new(path);
-            let plain = path
-                .components()
-                .all(|part| matches!(part, std::path::Component::Normal(_)));
-            if !plain {
-                return Err(VolumeError::Refused {
-                    volume: volume.to_owned(),
-                    reason: format!("subPath {} must stay inside the volume", path.display()),
-                });
-            }
-            let source = root.join(path);
-            if !source.exists() {
-                fs::create_dir_all(&source).map_err(|error| VolumeError::Write {
-                    volume: volume.to_owned(),
-                    path: source.clone(),
-                    source: error,
-                })?;
-            }
-            // A container may have put a link there that leads out of the volume.
-            let (real, inside) = (fs::canonicalize(&source), fs::canonicalize(root));
-            match (real, inside) {
-                (Ok(real), Ok(inside)) if real.starts_with(&inside) => real,
-                _ => {
-                    return Err(VolumeError::Refused {
-                        volume: volume.to_owned(),
-                        reason: format!("subPath {} leads out of the volume", path.display()),
-                    });
-                }
-            }
+            let path = inside(volume, path)?;
+            mounts::sub_path(root, &path, &pin).map_err(|error| VolumeError::Refused {
+                volume: volume.to_owned(),
+                reason: format!("subPath {}: {error}", path.display()),
+            })?;
+            pin
         }
     };
     Ok(BindMount {
@@ -166,40 +186,6 @@ pub(super) fn bind(
         destination: destination.into(),
         read_only,
     })
-}
-
-fn host_path(volume: &str, host: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
-    let path = PathBuf::from(&host.path);
-    let fail = |source| VolumeError::Write {
-        volume: volume.to_owned(),
-        path: path.clone(),
-        source,
-    };
-    let refuse = |reason: String| VolumeError::Refused {
-        volume: volume.to_owned(),
-        reason,
-    };
-    let shown = path.display();
-    match host.type_.as_deref().unwrap_or_default() {
-        "DirectoryOrCreate" => fs::create_dir_all(&path).map_err(fail)?,
-        "FileOrCreate" => {
-            fs::File::options()
-                .create(true)
-                .append(true)
-                .open(&path)
-                .map_err(fail)?;
-        }
-        "Directory" if !path.is_dir() => {
-            return Err(refuse(format!("hostPath {shown} is not a directory")));
-        }
-        "File" if !path.is_file() => return Err(refuse(format!("hostPath {shown} is not a file"))),
-        "" | "Directory" | "File" | "Socket" | "CharDevice" | "BlockDevice" if !path.exists() => {
-            return Err(refuse(format!("hostPath {shown} does not exist")));
-        }
-        "" | "Directory" | "File" | "Socket" | "CharDevice" | "BlockDevice" => {}
-        other => return Err(refuse(format!("hostPath type {other:?} is not known"))),
-    }
-    Ok(path)
 }
 
 type Data = BTreeMap<String, Vec<u8>>;
@@ -243,6 +229,7 @@ fn select(
     volume: &str,
     data: Data,
     items: Option<&[KeyToPath]>,
+    optional: Option<bool>,
     default_mode: Option<i32>,
 ) -> Result<Vec<FileToWrite>, VolumeError> {
     let default = default_mode.unwrap_or(DEFAULT_MODE);
@@ -254,6 +241,7 @@ fn select(
     };
     items
         .iter()
+        .filter(|item| optional != Some(true) || data.contains_key(&item.key))
         .map(|item| {
             let value = data.get(&item.key).ok_or_else(|| VolumeError::Refused {
                 volume: volume.to_owned(),
@@ -278,10 +266,13 @@ fn downward(
     items
         .iter()
         .map(|item| {
-            let value = item
-                .field_ref
-                .as_ref()
-                .and_then(|source| field(context, &source.field_path));
+            let value = match (&item.field_ref, &item.resource_field_ref) {
+                (Some(source), _) => field(context, &source.field_path),
+                (None, Some(source)) => {
+                    resource_field::value(context.pod, None, context.allocatable, source)
+                }
+                (None, None) => None,
+            };
             let value = value.ok_or_else(|| VolumeError::Refused {
                 volume: volume.to_owned(),
                 reason: format!("downward API item {:?} names no known field", item.path),
@@ -299,7 +290,7 @@ fn inside(volume: &str, path: &str) -> Result<PathBuf, VolumeError> {
     let path = Path::new(path);
     if path
         .components()
-        .all(|part| matches!(part, std::path::Component::Normal(_)))
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
     {
         return Ok(path.to_owned());
     }
@@ -324,4 +315,25 @@ fn write_files(directory: &Path, files: Vec<FileToWrite>) -> io::Result<()> {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_optional_source_may_lack_what_the_items_name() {
+        let item = |key: &str| KeyToPath {
+            key: key.into(),
+            path: key.into(),
+            mode: None,
+        };
+        let data = || Data::from([("there".to_owned(), b"text".to_vec())]);
+        let items = [item("there"), item("absent")];
+        let select = |optional| select("v", data(), Some(&items), optional, None);
+        let files = select(Some(true)).unwrap();
+        assert_eq!(files, [("there".into(), b"text".to_vec(), 0o644)]);
+        let error = select(None).unwrap_err();
+        assert!(error.to_string().contains("non-existent key: absent"));
+    }
 }

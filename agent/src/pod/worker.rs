@@ -3,6 +3,7 @@
 //! It is woken by orders (the pod's object changed), by pokes (something happened in the runtime) and by the time that
 //! the plan names. Whatever wakes it, it reads the world and plans anew; the wake-up itself carries no meaning.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,26 +11,26 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
+use super::deletion::Deletion;
+use super::ephemeral;
 use super::events::Kind;
-use super::observed::{ImageState, Observed, Sandbox, Stop};
+use super::observed::{ImageState, Observed, Stop};
 use super::perform::{self, Outcome, Shared};
 use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
 use super::probe::{self, ProbeId, Rules, Try};
 use super::prober::{Answer, Probers};
 use super::report::{self, Report};
-use super::sandbox;
 use super::spec::{PodView, container_id};
 use super::status::{Surroundings, status};
-use super::table::{ContainerSummary, PodSummary};
-use crate::runtime::{Container, ContainerState, PodRef, log_pipe};
+use super::table::PodSummary;
+use super::{last_words, pull, sandbox};
+use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
 const TROUBLE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-
-/// How much of a container's last words is kept, in bytes, as upstream.
-const LAST_WORDS: usize = 4096;
 
 /// What the manager wants of a worker.
 #[derive(Clone, Debug, Default)]
@@ -40,16 +41,6 @@ pub(super) struct Order {
     pub(super) vanished_by: Option<Timestamp>,
     /// Rises when images were imported: what failed for want of one is tried again.
     pub(super) imports: u64,
-}
-
-impl Order {
-    fn goal(&self) -> Goal {
-        let by = self.pod.as_ref().and_then(|pod| pod.stop_by());
-        match self.vanished_by.or(by) {
-            Some(by) => Goal::Gone { by },
-            None => Goal::Run,
-        }
-    }
 }
 
 /// Runs a pod until nothing of it is left.
@@ -67,12 +58,8 @@ pub(super) async fn run(
         .and_then(|pod| pod.object.status.clone())
         .unwrap_or_default();
     let (reports, receiver) = watch::channel(Report::Nothing);
-    let reporter = tokio::spawn(report::run(
-        shared.client.clone(),
-        id.clone(),
-        known.clone(),
-        receiver,
-    ));
+    let reporter = report::run(shared.client.clone(), id.clone(), receiver, orders.clone());
+    let mut reporter = AbortOnDropHandle::new(tokio::spawn(reporter));
     let mut worker = Worker {
         observed: Observed {
             probes: order
@@ -90,11 +77,11 @@ pub(super) async fn run(
         shared,
         id,
         order,
+        deletion: None,
         orders,
         poke,
         status: known,
         reports,
-        repeat: 0,
         fetches: JoinSet::new(),
         fetching: Vec::new(),
         probers: Probers::new(),
@@ -106,16 +93,24 @@ pub(super) async fn run(
     worker.remember_last_words();
     // What was listed at the start may have changed by now.
     worker.look().await;
-    worker.work().await;
+    tokio::select! {
+        () = worker.work() => {}
+        // As if the worker itself had: another one begins with both.
+        panic = panic_of(&mut reporter) => std::panic::resume_unwind(panic),
+    }
     worker.shared.table.remove(&worker.id.uid);
     // The object goes only when the API has heard of it; the sender has to live until then.
-    if let Err(error) = reporter.await
-        && error.is_panic()
-    {
-        tracing::error!(
-            pod = worker.id.name,
-            "the task that reports the pod's status died"
-        );
+    if !reporter.is_finished() {
+        // Should it panic now, the object stays, and with the next change of it a worker comes back.
+        let _ = reporter.await;
+    }
+}
+
+/// Waits for a task to panic, for ever if it ends otherwise.
+async fn panic_of(task: &mut AbortOnDropHandle<()>) -> Box<dyn Any + Send> {
+    match task.await.map_err(JoinError::try_into_panic) {
+        Err(Ok(panic)) => panic,
+        _ => std::future::pending().await,
     }
 }
 
@@ -125,13 +120,12 @@ struct Worker {
     observed: Observed,
     surroundings: Surroundings,
     order: Order,
+    deletion: Option<Deletion>,
     orders: watch::Receiver<Order>,
     poke: Arc<Notify>,
     /// The newest status that was computed.
     status: PodStatus,
     reports: watch::Sender<Report>,
-    /// How many times somebody else wrote over the reported status.
-    repeat: u64,
     /// Images may take long to fetch, so that goes on beside everything else.
     fetches: JoinSet<Outcome>,
     /// Names of the images being fetched.
@@ -145,7 +139,7 @@ impl Worker {
     async fn work(&mut self) {
         loop {
             self.take_order();
-            let goal = self.order.goal();
+            let goal = self.goal();
             if goal != Goal::Run {
                 self.fetches.abort_all();
                 self.fetches = JoinSet::new();
@@ -175,6 +169,14 @@ impl Worker {
         }
     }
 
+    fn goal(&self) -> Goal {
+        let by = self.deletion.map(|deletion| deletion.by);
+        match self.order.vanished_by.into_iter().chain(by).min() {
+            Some(by) => Goal::Gone { by },
+            None => Goal::Run,
+        }
+    }
+
     fn take_order(&mut self) {
         let order = self.orders.borrow_and_update().clone();
         if order.imports != self.order.imports {
@@ -186,17 +188,22 @@ impl Worker {
             (Some(new), Some(old)) => new.object.spec != old.object.spec,
             _ => false,
         };
-        let ready = |pod: &Option<Arc<PodView>>| {
-            let status = pod.as_ref().and_then(|pod| pod.object.status.as_ref());
-            status.is_some_and(is_ready)
-        };
-        // When a node is silent for long, the control plane declares its pods unready. Whoever is back says otherwise.
-        if ready(&self.order.pod) && !ready(&order.pod) && is_ready(&self.status) {
-            self.repeat += 1;
-        }
         if changed {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
+        }
+        if let Some(pod) = &order.pod {
+            for name in ephemeral::untold(pod, &self.status) {
+                let events = &self.shared.events;
+                events.send(
+                    &self.id,
+                    Some(name),
+                    Kind::Warning,
+                    "Failed",
+                    ephemeral::REFUSAL,
+                );
+            }
+            self.deletion = Deletion::seen(self.deletion, pod, Timestamp::now());
         }
         self.order = order;
     }
@@ -229,20 +236,14 @@ impl Worker {
     }
 
     fn keep_probes(&mut self, goal: Goal) {
-        let (Some(pod), Sandbox::Ready { addresses }) =
-            (self.order.pod.as_deref(), &self.observed.sandbox)
-        else {
+        let address = self.status.pod_ip.as_deref().and_then(|ip| ip.parse().ok());
+        let (Some(pod), Some(address)) = (self.order.pod.as_deref(), address) else {
             self.probers.stop();
             return;
         };
-        let addresses = if pod.host_network() {
-            &self.shared.settings.host_addresses
-        } else {
-            addresses
-        };
         self.probers.keep(
             probe::wanted(pod, goal, &self.observed),
-            addresses.first().copied(),
+            address,
             &self.shared.runtime,
         );
     }
@@ -367,7 +368,7 @@ impl Worker {
         self.fetching.push(image);
         let shared = self.shared.clone();
         self.fetches
-            .spawn(async move { perform::fetch_image(&shared, &pod, &spec, tries).await });
+            .spawn(async move { pull::fetch_image(&shared, &pod, &spec, tries).await });
     }
 
     async fn fetched(&mut self, outcome: Outcome) {
@@ -392,6 +393,7 @@ impl Worker {
         let spec = |name: &String| pod?.all_containers().find(|spec| spec.name == *name);
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
+            Action::PrepareVolumes => perform::prepare_volumes(shared, pod?, observed).await,
             Action::Run {
                 container,
                 attempt,
@@ -403,13 +405,7 @@ impl Worker {
                     .await
             }
             Action::Start { id } => {
-                match perform::start_container(shared, &self.id, container(id)?).await {
-                    Ok(state) => Outcome::State {
-                        id: id.clone(),
-                        state,
-                    },
-                    Err(error) => error.into(),
-                }
+                perform::start_made(shared, &self.id, container(id)?, observed).await
             }
             Action::Reap { id } => match shared.runtime.reap(id).await {
                 Ok(state) => Outcome::State {
@@ -421,10 +417,9 @@ impl Worker {
             Action::Stop { id, how, why } => {
                 perform::stop_container(shared, &self.id, container(id)?, *how, *why).await
             }
-            Action::Delete { id } => match shared.runtime.delete(id).await {
-                Ok(()) => Outcome::Deleted { id: id.clone() },
-                Err(error) => error.into(),
-            },
+            Action::Delete { id } => {
+                perform::delete_container(shared, &self.id, container(id)?).await
+            }
             Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id).await,
             // Handled apart: the first beside everything else, the second after everything.
             Action::FetchImage { .. } | Action::Finish => return None,
@@ -434,12 +429,15 @@ impl Worker {
     fn apply(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Sandbox(sandbox) => self.observed.sandbox = sandbox,
+            Outcome::Volumes(volumes) => self.observed.volumes = volumes,
             Outcome::Image { name, state } => {
                 self.fetching.retain(|fetching| *fetching != name);
                 self.observed.images.insert(name, state);
             }
             Outcome::Container(container) => {
-                self.observed.failures.remove(&container.name);
+                if container.state != ContainerState::Created {
+                    self.observed.failures.remove(&container.name);
+                }
                 // Whether the image is there is asked again before the next attempt.
                 self.observed.images.remove(&container.image);
                 self.observed.put(container);
@@ -450,7 +448,7 @@ impl Worker {
                 self.after_an_end();
             }
             Outcome::Failed { container, failure } => {
-                self.observed.failures.insert(container, failure);
+                self.observed.fail(container, failure);
             }
             Outcome::Deleted { id } => {
                 self.observed.remove(&id);
@@ -476,7 +474,7 @@ impl Worker {
             .order
             .pod
             .as_deref()
-            .filter(|_| self.order.goal() == Goal::Run)
+            .filter(|_| self.goal() == Goal::Run)
         else {
             return;
         };
@@ -522,25 +520,10 @@ impl Worker {
             if self.surroundings.last_words.contains_key(&container.id) {
                 continue;
             }
-            let (name, attempt) = (&container.name, container.attempt);
-            let file = self
-                .shared
-                .paths
-                .termination_log(&self.id.uid, name, attempt);
-            let mut words = tail(&file);
-            let falls_back = pod
+            let spec = pod
                 .all_containers()
-                .find(|spec| spec.name == *name)
-                .is_some_and(|spec| {
-                    spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
-                });
-            if words.is_empty() && falls_back && exit.code != 0 {
-                let log = self.shared.paths.log(&self.id, name, attempt);
-                words = log_pipe::files(&log)
-                    .last()
-                    .map(|file| tail(file))
-                    .unwrap_or_default();
-            }
+                .find(|spec| spec.name == container.name);
+            let words = last_words::read(&self.shared.paths, spec, container, exit);
             self.surroundings
                 .last_words
                 .insert(container.id.clone(), words);
@@ -559,19 +542,13 @@ impl Worker {
             &self.status,
             Timestamp::now(),
         );
-        let said = match &*self.reports.borrow() {
-            Report::Status { repeat, .. } => *repeat == self.repeat,
-            Report::Nothing | Report::Gone(_) => false,
-        };
+        let said = matches!(*self.reports.borrow(), Report::Status(_));
         if status != self.status || !said {
-            self.shared.table.put(summary(&self.id, &status));
+            self.shared.table.put(PodSummary::of(&self.id, &status));
             self.status = status;
             // A pod that vanished from the API has nobody to report to.
             if self.order.vanished_by.is_none() {
-                let report = Report::Status {
-                    status: Box::new(self.status.clone()),
-                    repeat: self.repeat,
-                };
+                let report = Report::Status(Box::new(self.status.clone()));
                 self.reports.send_replace(report);
             }
         }
@@ -596,62 +573,4 @@ enum Progress {
     None,
     Some,
     Trouble(String),
-}
-
-fn tail(path: &std::path::Path) -> String {
-    use std::os::unix::fs::FileExt;
-    let Ok(file) = std::fs::File::open(path) else {
-        return String::new();
-    };
-    let size = file.metadata().map_or(0, |meta| meta.len());
-    let mut bytes = vec![0; LAST_WORDS.min(usize::try_from(size).unwrap_or(LAST_WORDS))];
-    match file.read_at(&mut bytes, size.saturating_sub(LAST_WORDS as u64)) {
-        Ok(count) => String::from_utf8_lossy(&bytes[..count]).into_owned(),
-        Err(_) => String::new(),
-    }
-}
-
-fn is_ready(status: &PodStatus) -> bool {
-    let mut conditions = status.conditions.iter().flatten();
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-fn summary(id: &PodRef, status: &PodStatus) -> PodSummary {
-    let containers = status
-        .init_container_statuses
-        .iter()
-        .chain(&status.container_statuses)
-        .flatten();
-    PodSummary {
-        uid: id.uid.clone(),
-        namespace: id.namespace.clone(),
-        name: id.name.clone(),
-        phase: status.phase.clone().unwrap_or_default(),
-        ready: is_ready(status),
-        addresses: status
-            .pod_ips
-            .iter()
-            .flatten()
-            .filter_map(|ip| ip.ip.parse().ok())
-            .collect(),
-        containers: containers
-            .map(|container| {
-                let state = container.state.clone().unwrap_or_default();
-                let word = match (state.running, state.waiting, state.terminated) {
-                    (Some(_), _, _) => Some("running".to_owned()),
-                    (_, Some(waiting), _) => waiting.reason,
-                    (_, _, Some(terminated)) => terminated.reason,
-                    _ => None,
-                };
-                let id = container.container_id.as_deref().unwrap_or_default();
-                ContainerSummary {
-                    name: container.name.clone(),
-                    id: id.trim_start_matches("containerd://").to_owned(),
-                    state: word.unwrap_or_default(),
-                    restarts: u32::try_from(container.restart_count).unwrap_or(0),
-                    image: container.image.clone(),
-                }
-            })
-            .collect(),
-    }
 }

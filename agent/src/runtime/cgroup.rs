@@ -1,8 +1,12 @@
 //! The few cgroup files that the agent touches itself; runc does the rest.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::Resources;
+use super::oci::CPU_PERIOD_US;
 
 /// One mounted cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +14,11 @@ pub struct Hierarchy {
     pub mount: PathBuf,
     /// The v1 controllers on it; empty for v2.
     pub controllers: Vec<String>,
+}
+
+/// The hierarchies that are mounted.
+pub fn mounted() -> Vec<Hierarchy> {
+    hierarchies(&fs::read_to_string("/proc/self/mounts").unwrap_or_default())
 }
 
 /// Finds the hierarchies in the text of `/proc/self/mounts`.
@@ -37,13 +46,142 @@ pub fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
         .collect()
 }
 
+impl Hierarchy {
+    fn is_unified(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// The file that holds a cgroup's share of the CPU, if this hierarchy divides it.
+    fn weight(&self) -> Option<(&'static str, Weight)> {
+        match self.is_unified() {
+            true => Some(("cpu.weight", Weight::Unified)),
+            false => self.has("cpu").then_some(("cpu.shares", Weight::Shares)),
+        }
+    }
+}
+
+/// Makes a cgroup where CPU and memory are divided, and sets what its processes may use together. Repeatable.
+pub fn create(hierarchies: &[Hierarchy], cgroup: &Path, resources: &Resources) -> io::Result<()> {
+    for hierarchy in hierarchies {
+        let directory = below(hierarchy, cgroup);
+        let mut settings = Vec::new();
+        if hierarchy.is_unified() {
+            delegate(hierarchy, cgroup)?;
+            settings.push((
+                "cpu.weight",
+                Weight::Unified.of(resources.cpu_shares).to_string(),
+            ));
+            let quota = resources.cpu_quota_us;
+            settings.extend(quota.map(|quota| ("cpu.max", format!("{quota} {CPU_PERIOD_US}"))));
+            let bytes = resources.memory_limit;
+            settings.extend(bytes.map(|bytes| ("memory.max", bytes.to_string())));
+        }
+        if hierarchy.has("cpu") {
+            settings.push(("cpu.shares", resources.cpu_shares.to_string()));
+            if let Some(quota) = resources.cpu_quota_us {
+                settings.push(("cpu.cfs_period_us", CPU_PERIOD_US.to_string()));
+                settings.push(("cpu.cfs_quota_us", quota.to_string()));
+            }
+        }
+        if hierarchy.has("memory") {
+            let bytes = resources.memory_limit;
+            settings.extend(bytes.map(|bytes| ("memory.limit_in_bytes", bytes.to_string())));
+        }
+        if !settings.is_empty() {
+            fs::create_dir_all(&directory)?;
+        }
+        for (file, value) in settings {
+            set(&directory.join(file), &value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a cgroup as much of the CPU as its children ask for together.
+pub fn weigh_by_children(hierarchies: &[Hierarchy], cgroup: &Path) -> io::Result<()> {
+    // Two at once could leave the older sum behind.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for hierarchy in hierarchies {
+        let Some((file, weight)) = hierarchy.weight() else {
+            continue;
+        };
+        let directory = below(hierarchy, cgroup);
+        let mut sum = 0;
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+            sum += text.trim().parse::<u64>().unwrap_or(0);
+        }
+        set(&directory.join(file), &weight.clamp(sum).to_string())?;
+    }
+    Ok(())
+}
+
+/// How a hierarchy counts shares of the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    /// v1: 1024 for a whole CPU.
+    Shares,
+    /// v2: the same range, drawn together.
+    Unified,
+}
+
+impl Weight {
+    fn of(self, shares: u64) -> u64 {
+        match self {
+            Weight::Shares => shares,
+            Weight::Unified => 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142,
+        }
+    }
+
+    fn clamp(self, sum: u64) -> u64 {
+        match self {
+            Weight::Shares => sum.clamp(2, 262_144),
+            Weight::Unified => sum.clamp(1, 10_000),
+        }
+    }
+}
+
+/// Makes the cgroups above one of v2 hand CPU and memory down, as far as they have them.
+fn delegate(hierarchy: &Hierarchy, cgroup: &Path) -> io::Result<()> {
+    let path = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    let mut directory = hierarchy.mount.clone();
+    for part in path.components() {
+        let there = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+        let wanted = there
+            .split_whitespace()
+            .filter(|name| ["cpu", "memory"].contains(name));
+        for controller in wanted {
+            set(
+                &directory.join("cgroup.subtree_control"),
+                &format!("+{controller}"),
+            )?;
+        }
+        directory.push(part);
+        fs::create_dir_all(&directory)?;
+    }
+    Ok(())
+}
+
+/// Writes a setting. Without its file the controller is not here: on a machine with both versions, the other has it.
+fn set(file: &Path, value: &str) -> io::Result<()> {
+    match fs::File::options().write(true).open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => opened?.write_all(value.as_bytes()),
+    }
+}
+
 /// Whether the kernel killed a process of this cgroup for want of memory.
 pub fn out_of_memory(hierarchies: &[Hierarchy], cgroup: &Path) -> bool {
     hierarchies.iter().any(|hierarchy| {
         let directory = below(hierarchy, cgroup);
-        let file = if hierarchy.controllers.is_empty() {
+        let file = if hierarchy.is_unified() {
             directory.join("memory.events")
-        } else if hierarchy.controllers.iter().any(|name| name == "memory") {
+        } else if hierarchy.has("memory") {
             directory.join("memory.oom_control")
         } else {
             return false;
@@ -112,6 +250,14 @@ mod tests {
             2
         );
         assert_eq!(oom_kills("low 0\nhigh 0\nmax 1\noom 1\noom_kill 0\n"), 0);
+    }
+
+    #[test]
+    fn the_weight_of_version_two_spans_the_same_range() {
+        let weights = [2, 102, 1024, 262_144].map(|shares| Weight::Unified.of(shares));
+        assert_eq!(weights, [1, 4, 39, 10_000]);
+        assert_eq!(Weight::Shares.clamp(0), 2);
+        assert_eq!(Weight::Unified.clamp(20_000), 10_000);
     }
 
     #[test]

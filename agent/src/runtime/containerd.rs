@@ -23,14 +23,15 @@ use prost_types::{Any, FieldMask};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use super::host::Host;
 use super::image::normalize;
-use super::store::{self, Manifest, SNAPSHOTTER, request};
+use super::store::{self, Manifest, SNAPSHOTTER, request, within};
 use super::{
     Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause, Image, ImageSummary,
-    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, cgroup, events, import, labels, oci,
+    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, accounts, cgroup, events, import, labels,
+    oci,
 };
 
 /// containerd's namespace for Kubernetes: its CRI ImageService pulls into the same one.
@@ -39,6 +40,12 @@ pub(super) const NAMESPACE: &str = "k8s.io";
 const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// How long containerd may take for what it knows by heart: its version, a record, the state of a task.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a command may take to end after it was killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The most output that is kept of a command run in a container.
 const EXEC_OUTPUT_LIMIT: usize = 10 << 10;
@@ -61,20 +68,12 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Uses the containerd at `socket`. Connects at the first request, and again whenever the connection is lost.
+    /// Uses the containerd at `socket`.
     pub fn new(socket: &Path, host: Host, logger: &Path, scratch: &Path) -> Containerd {
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The address is only there for the form: the connector knows the socket.
-        let channel =
-            Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         Containerd {
             socket: socket.to_owned(),
-            channel,
+            channel: connect(socket),
             host,
             logger: logger.to_owned(),
             scratch: scratch.to_owned(),
@@ -127,7 +126,8 @@ impl Containerd {
 
     async fn stored(&self, id: &str) -> Result<Option<StoredContainer>, RuntimeError> {
         let message = GetContainerRequest { id: id.to_owned() };
-        match self.containers().get(request(message, None)).await {
+        let message = within(LOOK_PATIENCE, request(message, None));
+        match self.containers().get(message).await {
             Ok(reply) => Ok(reply.into_inner().container),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(failed(format!("look up container {id}"), &status)),
@@ -139,7 +139,8 @@ impl Containerd {
             container_id: id.to_owned(),
             exec_id: String::new(),
         };
-        match self.tasks().get(request(message, None)).await {
+        let message = within(LOOK_PATIENCE, request(message, None));
+        match self.tasks().get(message).await {
             Ok(reply) => Ok(reply.into_inner().process),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(failed(
@@ -215,7 +216,12 @@ impl Containerd {
             |accounts: &oci::Accounts| oci::spec(config, &manifest.config, accounts, &self.host);
         let spec = if oci::needs_accounts(&config.security, &manifest.config) {
             let mounts = self.root(&config.id, &parent, &manifest).await?;
-            spec_of(&accounts(&mounts))?
+            let read = tokio::task::spawn_blocking(move || accounts::read(&mounts));
+            let accounts = read.await.map_err(|error| RuntimeError::Failed {
+                action: format!("read the accounts of image {name}"),
+                reason: error.to_string(),
+            })?;
+            spec_of(&accounts?)?
         } else {
             spec_of(&oci::Accounts::default())?
         };
@@ -255,6 +261,7 @@ impl Containerd {
             image_id: image.id(),
             stop_signal,
             created_at: Timestamp::now(),
+            earlier_boot: false,
             state: ContainerState::Created,
         })
     }
@@ -276,6 +283,28 @@ impl Containerd {
                     .map_err(|status| fail(&status))
             }
             Err(status) => Err(fail(&status)),
+        }
+    }
+
+    /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran.
+    async fn note_start(&self, id: &str) {
+        let (key, value) = labels::STARTED;
+        let message = UpdateContainerRequest {
+            container: Some(StoredContainer {
+                id: id.to_owned(),
+                labels: [(key.to_owned(), value.to_owned())].into(),
+                ..StoredContainer::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: vec![format!("labels.{key}")],
+            }),
+        };
+        if let Err(status) = self.containers().update(request(message, None)).await {
+            let error = failed(
+                format!("write down that container {id} was started"),
+                &status,
+            );
+            tracing::warn!(%error, "should its shim die, it will be started again");
         }
     }
 
@@ -301,7 +330,10 @@ impl Containerd {
             container_id: id.to_owned(),
             exec_id: String::new(),
         };
-        match self.tasks().start(request(message, None)).await {
+        let mut tasks = self.tasks();
+        // Beside the start, so that nobody waits for it. An agent that is killed in between leaves that to the next one.
+        let (started, ()) = tokio::join!(tasks.start(request(message, None)), self.note_start(id));
+        match started {
             Ok(reply) => Ok(ContainerState::Running {
                 pid: reply.into_inner().pid,
             }),
@@ -366,15 +398,20 @@ impl Containerd {
             .map_err(|status| failed("list tasks", &status))?
             .into_inner()
             .tasks;
-        let found = stored
-            .into_inner()
-            .containers
-            .into_iter()
-            .filter_map(|stored| {
-                let task = tasks.iter().find(|task| task.id == stored.id);
-                container(&stored, task, &self.host.boot_id)
-            });
-        Ok(found.collect())
+        let mut found = Vec::new();
+        for stored in stored.into_inner().containers {
+            let task = tasks.iter().find(|task| task.id == stored.id);
+            let Some(container) = container(&stored, task, &self.host.boot_id) else {
+                continue;
+            };
+            let runs = matches!(container.state, ContainerState::Running { .. });
+            if runs && !labels::is_started(&stored.labels) {
+                // An earlier agent was killed in the middle of the start.
+                self.note_start(&container.id).await;
+            }
+            found.push(container);
+        }
+        Ok(found)
     }
 
     async fn delete_container(&self, id: &str) -> Result<(), RuntimeError> {
@@ -449,15 +486,13 @@ impl Containerd {
                 ))
                 .await?;
             let (container_id, exec) = named();
-            tasks
-                .wait(request(
-                    WaitRequest {
-                        container_id,
-                        exec_id: exec,
-                    },
-                    None,
-                ))
-                .await
+            let wait = WaitRequest {
+                container_id,
+                exec_id: exec,
+            };
+            // A little longer than the caller waits, who is to be the one that gives up.
+            let patience = timeout + KILL_PATIENCE;
+            tasks.wait(within(patience, request(wait, None))).await
         };
         let ended = tokio::time::timeout(timeout, run).await;
         if ended.is_err() {
@@ -472,7 +507,9 @@ impl Containerd {
                 container_id: id.to_owned(),
                 exec_id: exec_id.clone(),
             };
-            let _ = self.tasks().wait(request(wait, None)).await;
+            // Stuck in the kernel, it may not even die.
+            let wait = within(KILL_PATIENCE, request(wait, None));
+            let _ = self.tasks().wait(wait).await;
         }
         let delete = DeleteProcessRequest {
             container_id: id.to_owned(),
@@ -517,13 +554,7 @@ impl Containerd {
         ImageServiceClient::new(self.channel.clone())
             .pull_image(message)
             .await
-            .map_err(|status| match failed("pull", &status) {
-                error @ RuntimeError::Unreachable { .. } => error,
-                _ => RuntimeError::Pull {
-                    image: reference.to_owned(),
-                    reason: status.message().to_owned(),
-                },
-            })?;
+            .map_err(|status| pull_failure(reference, &status))?;
         self.image(&name).await?.ok_or_else(|| RuntimeError::Pull {
             image: reference.to_owned(),
             reason: "it was pulled, and is not there".into(),
@@ -535,7 +566,7 @@ impl Containerd {
 impl Runtime for Containerd {
     async fn version(&self) -> Result<String, RuntimeError> {
         let reply = VersionClient::new(self.channel.clone())
-            .version(())
+            .version(within(LOOK_PATIENCE, Request::new(())))
             .await
             .map_err(|status| failed("ask for the version", &status));
         let version = self.located(reply)?.into_inner().version;
@@ -637,6 +668,17 @@ impl Runtime for Containerd {
     }
 }
 
+/// Connects at the first request, and again whenever the connection is lost.
+pub(super) fn connect(socket: &Path) -> Channel {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is only there for the form: the connector knows the socket.
+    Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector)
+}
+
 /// A container from containerd's record of it and its task.
 fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) -> Option<Container> {
     let identity = labels::read(&stored.labels)?;
@@ -646,11 +688,17 @@ fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) ->
         (Some(_), Some(_)) => ContainerState::Stopped,
         (None, Some(task)) => match task.status() {
             TaskStatus::Stopped => ContainerState::Stopped,
+            // Its shim does not answer at present; whether it died shows soon.
+            TaskStatus::Unknown if labels::is_started(&stored.labels) => {
+                ContainerState::Running { pid: task.pid }
+            }
             TaskStatus::Created | TaskStatus::Unknown => ContainerState::Created,
             TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
                 ContainerState::Running { pid: task.pid }
             }
         },
+        // Its shim died, and its process with it.
+        (None, None) if labels::is_started(&stored.labels) => ContainerState::Stopped,
         // Made in an earlier boot: it may have run, and runs no more.
         (None, None) if identity.boot_id != boot_id => ContainerState::Stopped,
         (None, None) => ContainerState::Created,
@@ -666,6 +714,7 @@ fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) ->
         image_id: identity.image_id,
         stop_signal: identity.stop_signal,
         created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
+        earlier_boot: identity.boot_id != boot_id,
         state,
     })
 }
@@ -676,34 +725,6 @@ fn unseen() -> Exit {
         at: Timestamp::now(),
         cause: ExitCause::Unknown,
         message: "The container could not be located when the pod was looked at".into(),
-    }
-}
-
-/// The account files of the root file system that `mounts` would make, read from its layers without mounting them.
-fn accounts(mounts: &[containerd_client::types::Mount]) -> oci::Accounts {
-    let layers: Vec<&str> = mounts
-        .iter()
-        .flat_map(|mount| match mount.r#type.as_str() {
-            "overlay" => mount
-                .options
-                .iter()
-                .find_map(|option| option.strip_prefix("lowerdir="))
-                .map(|dirs| dirs.split(':').collect())
-                .unwrap_or_default(),
-            // An image of one layer is a plain bind mount.
-            _ => vec![mount.source.as_str()],
-        })
-        .collect();
-    let text = |file: &str| {
-        // The first layer that has the file is the topmost.
-        layers
-            .iter()
-            .find_map(|layer| std::fs::read_to_string(Path::new(layer).join(file)).ok())
-            .unwrap_or_default()
-    };
-    oci::Accounts {
-        passwd: text("etc/passwd"),
-        group: text("etc/group"),
     }
 }
 
@@ -722,12 +743,18 @@ fn timestamp(time: prost_types::Timestamp) -> Timestamp {
 
 /// The error of a request that containerd did not fulfil.
 pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError {
-    // A status that never came from containerd has the transport's error as its source.
-    let local = std::error::Error::source(status).is_some();
-    if status.code() == Code::Unavailable || (local && status.code() == Code::Unknown) {
+    // The connection's own word that the time is up, or containerd's, whose code for it is not always the right one.
+    let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+        || status.message().contains("context deadline exceeded");
+    if late || is_transport(status) {
+        let reason = if late {
+            "no answer in time"
+        } else {
+            status.message()
+        };
         return RuntimeError::Unreachable {
             socket: PathBuf::new(),
-            reason: status.message().to_owned(),
+            reason: reason.to_owned(),
         };
     }
     RuntimeError::Failed {
@@ -736,15 +763,34 @@ pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError
     }
 }
 
+/// Whether containerd itself was away.
+fn is_transport(status: &Status) -> bool {
+    // A status that never came from containerd has the transport's error as its source.
+    let local = std::error::Error::source(status).is_some();
+    status.code() == Code::Unavailable || (local && status.code() == Code::Unknown)
+}
+
+/// The error of an image that was not pulled. A pull has no end of its own here: when time was up, it was the registry's.
+pub(super) fn pull_failure(image: &str, status: &Status) -> RuntimeError {
+    if is_transport(status) {
+        return failed("pull", status);
+    }
+    RuntimeError::Pull {
+        image: image.to_owned(),
+        reason: status.message().to_owned(),
+    }
+}
+
 /// The error of a container that could not be started, apart from the runtime's own troubles.
 fn start_failure(id: &str, status: &Status) -> RuntimeError {
-    match failed(format!("start container {id}"), status) {
-        RuntimeError::Failed { reason, .. }
-            if matches!(status.code(), Code::Unknown | Code::InvalidArgument) =>
-        {
-            RuntimeError::Start(reason)
-        }
-        error => error,
+    match (
+        status.code(),
+        failed(format!("start container {id}"), status),
+    ) {
+        // The runtime was too slow or was interrupted: it may yet be started.
+        (Code::DeadlineExceeded | Code::Cancelled | Code::Aborted, error) => error,
+        (_, RuntimeError::Failed { reason, .. }) => RuntimeError::Start(reason),
+        (_, error) => error,
     }
 }
 

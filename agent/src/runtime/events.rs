@@ -13,7 +13,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::RuntimeEvent;
-use super::store::request;
+use super::store::{endless, request};
 
 /// The topic of the event that an agent sends itself, to learn that its subscription stands.
 const HELLO: &str = "/kernelet/hello";
@@ -44,7 +44,7 @@ async fn listen(channel: &Channel, sender: &mpsc::Sender<RuntimeEvent>) -> Resul
         format!("topic==\"{HELLO}\""),
     ];
     // containerd answers a subscription with its first event and not before, so the agent makes one.
-    let subscribe = client.subscribe(request(SubscribeRequest { filters }, None));
+    let subscribe = client.subscribe(endless(SubscribeRequest { filters }, None));
     let hello = async {
         loop {
             let event = Any {

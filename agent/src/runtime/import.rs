@@ -22,7 +22,7 @@ use tonic::transport::Channel;
 use super::RuntimeError;
 use super::containerd::failed;
 use super::image::normalize;
-use super::store::{self, descriptor, keep_labels, request};
+use super::store::{self, LAYER_PATIENCE, descriptor, keep_labels, request, within};
 
 /// How much of a blob travels in one message; gRPC's limit is 4 MiB.
 const CHUNK: usize = 1 << 20;
@@ -253,7 +253,7 @@ async fn write_blob(
     let fail = |status: &tonic::Status| failed(format!("write {name} of the archive"), status);
     let written = async {
         let mut replies = ContentClient::new(channel.clone())
-            .write(request(messages, Some(lease)))
+            .write(within(LAYER_PATIENCE, request(messages, Some(lease))))
             .await?
             .into_inner();
         while replies.message().await?.is_some() {}

@@ -19,6 +19,8 @@ const STOP_SIGNAL: &str = "kernelet.io/stop-signal";
 const BOOT_ID: &str = "kernelet.io/boot-id";
 const CGROUP: &str = "kernelet.io/cgroup";
 const OWNER: &str = "kernelet.io/owner";
+/// Says that the container's process was started.
+pub(super) const STARTED: (&str, &str) = ("kernelet.io/started", "true");
 const EXIT_CODE: &str = "kernelet.io/exit-code";
 const EXIT_AT: &str = "kernelet.io/exit-at";
 const EXIT_CAUSE: &str = "kernelet.io/exit-cause";
@@ -124,6 +126,10 @@ pub(super) fn read(labels: &Labels) -> Option<Identity> {
         cgroup: text(CGROUP).unwrap_or_default(),
         exit: read_exit(labels),
     })
+}
+
+pub(super) fn is_started(labels: &Labels) -> bool {
+    labels.contains_key(STARTED.0)
 }
 
 fn read_exit(labels: &Labels) -> Option<Exit> {

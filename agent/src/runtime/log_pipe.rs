@@ -4,6 +4,9 @@
 //! that it closes when it is ready. It is no child of the agent, so logs outlive it. A thread and a fixed buffer for each
 //! output, no more: there is one such process for each container.
 //!
+//! Reading never stops: a container whose output nobody reads dies of SIGPIPE or blocks. What cannot be written, as on a
+//! full disk, is dropped and counted, and the log says so once it can be written again.
+//!
 //! The log has the format of the Container Runtime Interface, `TIME STREAM F|P TEXT`, and is rotated by size: `0.log` is
 //! written, `0.log.1` is the newest of the full ones.
 
@@ -41,7 +44,8 @@ impl Stream {
     }
 }
 
-/// Runs the log writer; `args` are what follows `log-pipe` on the command line.
+/// Runs the log writer; `args` are what follows `log-pipe` on the command line. The end of both outputs ends it, not
+/// SIGTERM: the shim sends that when it removes the task, while the last words are still in the pipes.
 pub fn run(args: &[String]) -> ExitCode {
     let [log] = args else {
         eprintln!(
@@ -49,10 +53,12 @@ pub fn run(args: &[String]) -> ExitCode {
         );
         return ExitCode::from(2);
     };
+    // SAFETY: ignoring a signal installs no handler that could run.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
     match pump(Path::new(log)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("log-pipe: cannot write {log}: {error}");
+            eprintln!("log-pipe: cannot read what to write to {log}: {error}");
             ExitCode::FAILURE
         }
     }
@@ -60,7 +66,7 @@ pub fn run(args: &[String]) -> ExitCode {
 
 fn pump(path: &Path) -> io::Result<()> {
     let [out, err, ready] = inherited()?;
-    let log = Mutex::new(Log::open(path, ROTATE_AT)?);
+    let log = Mutex::new(Log::new(path, ROTATE_AT));
     drop(ready);
     let copy = |fd, stream| {
         let mut input = Input::new(File::from(fd), stream);
@@ -119,10 +125,10 @@ impl Input {
         if count == 0 {
             // What is left of a line without its end is all there will be of it.
             if self.filled > 0 {
-                log.entry(self.stream, &self.buffer[..self.filled], false)?;
+                log.entry(self.stream, &self.buffer[..self.filled], false);
                 self.filled = 0;
             }
-            log.flush()?;
+            log.flush();
             return Ok(false);
         }
         let end = self.filled + count;
@@ -131,16 +137,16 @@ impl Input {
             .iter()
             .position(|byte| *byte == b'\n')
         {
-            log.entry(self.stream, &self.buffer[start..start + length], true)?;
+            log.entry(self.stream, &self.buffer[start..start + length], true);
             start += length + 1;
         }
         self.buffer.copy_within(start..end, 0);
         self.filled = end - start;
         if self.filled == LONGEST {
-            log.entry(self.stream, &self.buffer[..], false)?;
+            log.entry(self.stream, &self.buffer[..], false);
             self.filled = 0;
         }
-        log.flush()?;
+        log.flush();
         Ok(true)
     }
 }
@@ -148,60 +154,128 @@ impl Input {
 /// The log file.
 struct Log {
     path: PathBuf,
-    file: File,
+    /// `None` until it can be opened.
+    file: Option<File>,
     size: u64,
     limit: u64,
     /// Entries that are not written yet, so that one read costs one write.
     pending: Vec<u8>,
+    /// How many entries `pending` holds.
+    entries: u64,
+    /// Entries that could not be written and are not told of yet.
+    dropped: u64,
 }
 
 impl Log {
-    fn open(path: &Path, limit: u64) -> io::Result<Log> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let file = File::options().create(true).append(true).open(path)?;
-        let size = file.metadata()?.len();
-        Ok(Log {
+    /// Opens the log. What fails is tried again with each entry.
+    fn new(path: &Path, limit: u64) -> Log {
+        let mut log = Log {
             path: path.to_owned(),
-            file,
-            size,
+            file: None,
+            size: 0,
             limit,
             pending: Vec::new(),
-        })
+            entries: 0,
+            dropped: 0,
+        };
+        if let Err(error) = log.file() {
+            eprintln!("log-pipe: cannot open {}: {error}", path.display());
+        }
+        log
     }
 
-    fn entry(&mut self, stream: Stream, text: &[u8], whole: bool) -> io::Result<()> {
+    fn entry(&mut self, stream: Stream, text: &[u8], whole: bool) {
+        self.append(stream, text, whole);
+        self.entries += 1;
+        if self.size + self.pending.len() as u64 >= self.limit {
+            self.flush();
+            // A log that cannot be rotated grows on.
+            if self.size >= self.limit
+                && let Err(error) = self.rotate()
+            {
+                eprintln!("log-pipe: cannot rotate {}: {error}", self.path.display());
+            }
+        }
+    }
+
+    fn append(&mut self, stream: Stream, text: &[u8], whole: bool) {
         let (time, name) = (Timestamp::now(), stream.name());
         let tag = if whole { 'F' } else { 'P' };
-        write!(self.pending, "{time:.9} {name} {tag} ")?;
+        // Writing to a Vec cannot fail.
+        let _ = write!(self.pending, "{time:.9} {name} {tag} ");
         self.pending.extend_from_slice(text);
         self.pending.push(b'\n');
-        if self.size + self.pending.len() as u64 >= self.limit {
-            self.flush()?;
-            self.rotate()?;
-        }
-        Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all(&self.pending)?;
-        self.size += self.pending.len() as u64;
+    /// Writes what is pending, or drops and counts it.
+    fn flush(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        if self.dropped > 0 {
+            let note = format!(
+                "kernelet: {} entries of this log could not be written and are lost",
+                self.dropped
+            );
+            let entries = std::mem::take(&mut self.pending);
+            self.append(Stream::Err, note.as_bytes(), true);
+            self.pending.extend(entries);
+        }
+        match self.write() {
+            Ok(()) => {
+                self.size += self.pending.len() as u64;
+                self.dropped = 0;
+            }
+            Err(error) => {
+                if self.dropped == 0 {
+                    eprintln!("log-pipe: cannot write {}: {error}", self.path.display());
+                }
+                self.dropped += self.entries;
+                // An entry may have been written in part. Without the file, or with a broken one, it is opened anew.
+                if let Some(file) = self.file.take() {
+                    let _ = file.set_len(self.size);
+                }
+            }
+        }
         self.pending.clear();
-        Ok(())
+        self.entries = 0;
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let written = self.file().and_then(|file| file.write_all(&pending));
+        self.pending = pending;
+        written
+    }
+
+    fn file(&mut self) -> io::Result<&mut File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                if let Some(parent) = self.path.parent() {
+                    fs::create_dir_all(parent)?;
+                }
+                let file = File::options().create(true).append(true).open(&self.path)?;
+                self.size = file.metadata()?.len();
+                file
+            }
+        };
+        Ok(self.file.insert(file))
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        for number in (1..KEEP).rev() {
-            ignore_missing(fs::rename(
-                rotated(&self.path, number),
-                rotated(&self.path, number + 1),
-            ))?;
+        // It is missing where an earlier try got so far and no further.
+        if self.path.exists() {
+            for number in (1..KEEP).rev() {
+                ignore_missing(fs::rename(
+                    rotated(&self.path, number),
+                    rotated(&self.path, number + 1),
+                ))?;
+            }
+            fs::rename(&self.path, rotated(&self.path, 1))?;
         }
-        ignore_missing(fs::rename(&self.path, rotated(&self.path, 1)))?;
-        self.file = File::options().create(true).append(true).open(&self.path)?;
-        self.size = 0;
-        Ok(())
+        self.file = None;
+        self.file().map(drop)
     }
 }
 
@@ -230,66 +304,4 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn written(chunks: &[&[u8]], limit: u64) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("deep/0.log");
-        let log = Mutex::new(Log::open(&path, limit).unwrap());
-        let (reader, writer) = io::pipe().unwrap();
-        let mut input = Input::new(File::from(OwnedFd::from(reader)), Stream::Out);
-        let mut writer = File::from(OwnedFd::from(writer));
-        for chunk in chunks {
-            writer.write_all(chunk).unwrap();
-            assert!(input.pass_on(&log).unwrap());
-        }
-        drop(writer);
-        assert!(!input.pass_on(&log).unwrap());
-        (dir, path)
-    }
-
-    /// The entries without their times.
-    fn entries(path: &Path) -> Vec<String> {
-        fs::read_to_string(path)
-            .unwrap()
-            .lines()
-            .map(|line| {
-                let (time, rest) = line.split_once(' ').unwrap();
-                assert!(time.parse::<Timestamp>().is_ok(), "{time}");
-                assert_eq!(time.len(), "2026-01-02T03:04:05.123456789Z".len());
-                rest.to_owned()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn lines_are_put_together_from_pieces() {
-        let (_dir, path) = written(&[b"one\ntw", b"o\n", b"three"], ROTATE_AT);
-        assert_eq!(
-            entries(&path),
-            ["stdout F one", "stdout F two", "stdout P three"]
-        );
-    }
-
-    #[test]
-    fn a_long_line_becomes_several_entries() {
-        let long = vec![b'x'; LONGEST];
-        let (_dir, path) = written(&[&long, b"end\n"], ROTATE_AT);
-        let entries = entries(&path);
-        assert_eq!(entries.len(), 2);
-        assert!(entries[0].starts_with("stdout P xxx"));
-        assert_eq!(entries[1], "stdout F end");
-    }
-
-    #[test]
-    fn a_full_log_is_rotated_and_old_ones_go() {
-        let chunks = vec![b"0123456789\n".as_slice(); 40];
-        let (_dir, path) = written(&chunks, 100);
-        assert_eq!(files(&path).len(), KEEP as usize + 1);
-        assert!(!rotated(&path, KEEP + 1).exists());
-        for full in 1..=KEEP {
-            assert!(fs::metadata(rotated(&path, full)).unwrap().len() >= 100);
-        }
-    }
-}
+mod tests;

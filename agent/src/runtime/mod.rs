@@ -6,6 +6,7 @@
 //! Nothing about a container is kept in the agent's memory only: who it belongs to, which attempt it is and how it ended
 //! are labels on containerd's record of it, so [`Runtime::list`] rebuilds everything after a crash.
 
+mod accounts;
 pub mod cgroup;
 pub mod containerd;
 mod events;
@@ -116,6 +117,8 @@ pub struct Container {
     /// The signal that asks it to stop.
     pub stop_signal: i32,
     pub created_at: Timestamp,
+    /// It was made before the machine was last started.
+    pub earlier_boot: bool,
     pub state: ContainerState,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
@@ -33,8 +34,26 @@ const GC_REF: &str = "containerd.io/gc.ref";
 /// The largest manifest or configuration that is read into memory.
 const DOCUMENT_LIMIT: i64 = 8 << 20;
 
-/// A request that carries containerd's namespace, and a lease if there is one.
+/// How long containerd may take for an answer; the kubelet gives it as long. Without an end, a containerd that hangs would
+/// hold the workers of its pods for ever.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A request that is given up after `patience`, here and in containerd.
+pub(super) fn within<T>(patience: Duration, mut request: Request<T>) -> Request<T> {
+    request.set_timeout(patience);
+    request
+}
+
+/// The same for what moves a whole layer.
+pub(super) const LAYER_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// A request that carries containerd's namespace, and a lease if there is one. It is given up after [`PATIENCE`].
 pub(super) fn request<T>(message: T, lease: Option<&str>) -> Request<T> {
+    within(PATIENCE, endless(message, lease))
+}
+
+/// The same for an answer that goes on and on.
+pub(super) fn endless<T>(message: T, lease: Option<&str>) -> Request<T> {
     let mut request = Request::new(message);
     let namespace = tonic::metadata::MetadataValue::from_static(NAMESPACE);
     request
@@ -282,15 +301,13 @@ async fn unpack_layer(
         Err(status) if status.code() == Code::AlreadyExists => return Ok(()),
         Err(status) => return Err(fail("prepare", &status)),
     };
+    let apply = ApplyRequest {
+        diff: Some(layer.clone()),
+        mounts,
+        ..ApplyRequest::default()
+    };
     let applied = DiffClient::new(channel.clone())
-        .apply(request(
-            ApplyRequest {
-                diff: Some(layer.clone()),
-                mounts,
-                ..ApplyRequest::default()
-            },
-            lease,
-        ))
+        .apply(within(LAYER_PATIENCE, request(apply, lease)))
         .await;
     let outcome = match applied {
         Err(status) => Err(fail("unpack", &status)),

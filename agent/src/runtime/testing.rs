@@ -19,7 +19,7 @@ use crate::testing::root_or_skip;
 pub(crate) const PREFIX: &str = "kn-pd";
 
 /// Tells the test program to be a log writer; see [`log_pipe_process`].
-const LOG_PIPE: &str = "KERNELET_TEST_LOG_PIPE";
+pub(crate) const LOG_PIPE: &str = "KERNELET_TEST_LOG_PIPE";
 
 /// A containerd that ends with the test.
 pub(crate) struct Daemon {
@@ -80,6 +80,19 @@ impl Daemon {
         self.child.wait().unwrap();
         self.child = spawn(self.path());
         self.wait_until_it_answers().await;
+    }
+
+    /// Kills the shim of a container, and the container with it, as when the machine runs short of memory.
+    pub(crate) fn kill_shim(&self, id: &str, pid: u32) {
+        end_processes(|line| {
+            line.contains(&*self.path().to_string_lossy()) && line.contains(&format!("-id {id}"))
+        });
+        if let Some(pid) = i32::try_from(pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 
     async fn wait_until_it_answers(&self) {
@@ -187,13 +200,17 @@ fn end_processes_in(cgroup: &Path) {
 
 /// Ends the shims whose command line names `dir`.
 fn end_processes_of(dir: &Path) {
-    let needle = dir.to_string_lossy().into_owned();
+    end_processes(|line| line.contains(&*dir.to_string_lossy()));
+}
+
+/// Ends the processes whose command line, with blanks between the arguments, is as asked.
+fn end_processes(is_one: impl Fn(&str) -> bool) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
             continue;
         };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(&needle)
+        if is_one(&String::from_utf8_lossy(&line).replace('\0', " "))
             && let Some(pid) = rustix::process::Pid::from_raw(pid)
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -208,7 +225,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
     layer.append_file("bin/busybox", &mut program).unwrap();
     for link in [
         "sh", "sleep", "cat", "echo", "true", "false", "id", "hostname", "env", "ls", "httpd",
-        "mount", "dd",
+        "mount", "dd", "grep",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);

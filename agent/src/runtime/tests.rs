@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use containerd_client::services::v1::version_client::VersionClient;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -194,6 +195,41 @@ async fn a_container_and_its_log_outlive_containerd_and_the_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_shim_died_has_run() {
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    let config = config(&daemon, "shim", "sleep 1000");
+    let ContainerState::Running { pid } = run(&daemon, &client, &config).await else {
+        panic!()
+    };
+    daemon.kill_shim(&config.id, pid);
+    let mut state = None;
+    for _ in 0..200 {
+        state = client.state(&config.id).await.unwrap();
+        if state != Some(ContainerState::Running { pid }) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(state, Some(ContainerState::Stopped));
+    // containerd needs a moment to let go of the shim.
+    let mut reaped = client.reap(&config.id).await;
+    for _ in 0..200 {
+        if reaped.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        reaped = client.reap(&config.id).await;
+    }
+    let ContainerState::Exited(exit) = reaped.unwrap() else {
+        panic!()
+    };
+    assert_eq!(exit.code, 137);
+    daemon.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_is_not_there_is_a_failed_start_that_is_remembered() {
     let Some((daemon, client)) = with_image().await else {
         return;
@@ -292,4 +328,29 @@ async fn without_containerd_the_error_names_the_socket() {
     let error = client.version().await.unwrap_err();
     assert!(error.is_unreachable());
     assert!(error.to_string().contains("/nowhere/c.sock"), "{error}");
+}
+
+#[tokio::test]
+async fn a_containerd_that_hangs_is_given_up_and_taken_for_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("containerd.sock");
+    // The kernel takes the connection; nobody ever reads from it.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let request = store::within(Duration::from_millis(100), tonic::Request::new(()));
+    let mut client = VersionClient::new(containerd::connect(&socket));
+    let status = client.version(request).await.unwrap_err();
+    assert!(
+        containerd::failed("ask", &status).is_unreachable(),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn a_registry_that_hangs_is_no_absent_containerd() {
+    let status = tonic::Status::unknown("failed to do request: context deadline exceeded");
+    let error = containerd::pull_failure("busybox:1", &status);
+    assert!(matches!(error, RuntimeError::Pull { .. }), "{error}");
+    assert!(containerd::failed("look", &status).is_unreachable());
+    let away = tonic::Status::unavailable("connection refused");
+    assert!(containerd::pull_failure("busybox:1", &away).is_unreachable());
 }

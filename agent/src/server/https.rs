@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -15,8 +16,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use jiff::{SignedDuration, Timestamp};
 use rustls::RootCertStore;
@@ -24,8 +25,10 @@ use rustls::server::{ResolvesServerCert, VerifierBuilderError, WebPkiClientVerif
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::json;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -35,6 +38,13 @@ use crate::pod::{ContainerSummary, PodSummary, PodTable, log_path};
 /// The group whose members may ask.
 const ADMINISTRATORS: &str = "system:masters";
 
+/// How long a handshake may take, and then each request's head. A connection without a request ends after that too: its
+/// caller may not even have shown who it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A connection on which nothing happens is probed after so long.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+/// Connections at once. More wait in the kernel.
+const MAX_CONNECTIONS: usize = 256;
 /// Pieces of a log that wait for a slow reader.
 const LOG_QUEUE: usize = 16;
 
@@ -79,7 +89,8 @@ pub fn tls_config(
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // One request after the other on a connection: a stream for a log is rare, and what holds a connection is bounded.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 
@@ -87,27 +98,38 @@ pub fn tls_config(
 pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, api: KubeletApi) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let router = router(api);
-    loop {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // It is never closed.
+    while let Ok(permit) = connections.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (acceptor, router) = (acceptor.clone(), router.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = connection(stream, acceptor, router).await {
+                    if let Err(error) = connection(stream, acceptor, router, PATIENCE).await {
                         tracing::debug!(%error, "a connection to the kubelet API ended early");
                     }
+                    drop(permit);
                 });
             }
             Err(error) => {
                 // Most likely too many open files: some have to be closed first.
                 tracing::warn!(%error, "the kubelet API cannot take a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) -> io::Result<()> {
-    let stream = acceptor.accept(stream).await?;
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    patience: Duration,
+) -> io::Result<()> {
+    // A caller that follows a log and vanishes says nothing, and may never be written to.
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER);
+    SockRef::from(&stream).set_tcp_keepalive(&probes.with_interval(PATIENCE))?;
+    let stream = timeout(patience, acceptor.accept(stream)).await??;
     let caller = stream
         .get_ref()
         .1
@@ -115,7 +137,9 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) ->
         .and_then(|chain| chain.first())
         .and_then(caller);
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
-    Builder::new(TokioExecutor::new())
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience)
         .serve_connection(TokioIo::new(stream), service)
         .await
         .map_err(io::Error::other)
@@ -305,86 +329,4 @@ async fn metrics(State(api): State<KubeletApi>) -> Response {
 }
 
 #[cfg(test)]
-mod tests {
-    use tower::ServiceExt;
-
-    use super::*;
-
-    fn api(root: &std::path::Path) -> KubeletApi {
-        let pods = PodTable::default();
-        pods.put(PodSummary {
-            uid: "u".into(),
-            namespace: "default".into(),
-            name: "web".into(),
-            containers: vec![ContainerSummary {
-                name: "main".into(),
-                id: "abc".into(),
-                state: "CrashLoopBackOff".into(),
-                restarts: 1,
-                ..ContainerSummary::default()
-            }],
-            ..PodSummary::default()
-        });
-        KubeletApi {
-            pods,
-            root_dir: root.to_owned(),
-            metrics: Arc::new(|| "# EOF\n".into()),
-        }
-    }
-
-    async fn ask(api: KubeletApi, caller: Option<Caller>, path: &str) -> (StatusCode, String) {
-        let request = axum::http::Request::get(path).body(Body::empty()).unwrap();
-        let router = router(api).layer(Extension(caller));
-        let response = router.oneshot(request).await.unwrap();
-        let status = response.status();
-        let bytes = axum::body::to_bytes(response.into_body(), 1 << 20)
-            .await
-            .unwrap();
-        (status, String::from_utf8(bytes.to_vec()).unwrap())
-    }
-
-    fn member(group: &str) -> Option<Caller> {
-        Some(Caller {
-            name: "someone".into(),
-            groups: vec![group.into()],
-        })
-    }
-
-    #[tokio::test]
-    async fn only_administrators_are_answered() {
-        let dir = tempfile::tempdir().unwrap();
-        let ask = |caller| ask(api(dir.path()), caller, "/pods");
-        assert_eq!(ask(None).await.0, StatusCode::UNAUTHORIZED);
-        assert_eq!(ask(member("system:nodes")).await.0, StatusCode::FORBIDDEN);
-        let (status, body) = ask(member(ADMINISTRATORS)).await;
-        assert_eq!(status, StatusCode::OK);
-        assert!(body.contains("\"web\""), "{body}");
-    }
-
-    #[tokio::test]
-    async fn logs_are_given_of_this_and_of_the_previous_container() {
-        let dir = tempfile::tempdir().unwrap();
-        let logs = dir.path().join("logs/default_web_u/main");
-        std::fs::create_dir_all(&logs).unwrap();
-        for (attempt, text) in [(0, "before"), (1, "now")] {
-            let line = format!("2026-01-01T00:00:01.000000000Z stdout F {text}\n");
-            std::fs::write(logs.join(format!("{attempt}.log")), line).unwrap();
-        }
-        let ask = |path| ask(api(dir.path()), member(ADMINISTRATORS), path);
-        assert_eq!(ask("/containerLogs/default/web/main").await.1, "now\n");
-        assert_eq!(
-            ask("/containerLogs/default/web/main?previous=true").await.1,
-            "before\n"
-        );
-        assert_eq!(
-            ask("/containerLogs/default/web/main?tailLines=0").await.1,
-            ""
-        );
-        assert_eq!(
-            ask("/containerLogs/default/web/other").await.0,
-            StatusCode::NOT_FOUND
-        );
-        let bad = ask("/containerLogs/default/web/main?sinceTime=yesterday").await;
-        assert_eq!(bad.0, StatusCode::BAD_REQUEST);
-    }
-}
+mod tests;

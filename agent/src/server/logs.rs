@@ -1,6 +1,7 @@
 //! Reading containers' logs: which lines are wanted is decided purely, the files are read a piece at a time.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,8 +80,8 @@ pub(super) async fn send(
     let mut budget = options.limit.unwrap_or(usize::MAX);
     let mut held: VecDeque<Vec<u8>> = VecDeque::new();
     let mut reader = None;
-    for file in log_pipe::files(&path) {
-        let mut lines = BufReader::new(File::open(&file).await?);
+    for file in open_all(&path).await? {
+        let mut lines = BufReader::new(file);
         let mut line = Vec::new();
         while next_line(&mut lines, &mut line).await? {
             if let Some(out) = render(&line, &options) {
@@ -122,8 +123,11 @@ pub(super) async fn send(
             line.clear();
         }
         if rotated(&path, &mut lines).await {
-            lines = BufReader::new(File::open(&path).await?);
-            continue;
+            let inode = lines.get_ref().metadata().await?.ino();
+            if let Some(next) = following(&path, inode).await? {
+                lines = BufReader::new(next);
+                continue;
+            }
         }
         if last_round {
             return Ok(());
@@ -163,9 +167,41 @@ async fn wait_for(path: &Path, alive: impl Fn() -> bool) -> std::io::Result<File
     }
 }
 
+/// Opens the files of a log, and gives them the oldest first.
+///
+/// A rotation meanwhile gives each the name of an older one. Opened from the newest on, one may be met again, which is
+/// noticed; the other way round one would be missed.
+async fn open_all(path: &Path) -> std::io::Result<Vec<File>> {
+    let (mut files, mut inodes) = (Vec::new(), Vec::new());
+    for name in log_pipe::files(path).iter().rev() {
+        let file = match File::open(name).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
+        let inode = file.metadata().await?.ino();
+        if !inodes.contains(&inode) {
+            inodes.push(inode);
+            files.push(file);
+        }
+    }
+    files.reverse();
+    Ok(files)
+}
+
+/// The file after the one with this inode; the oldest where that one is gone. `None` where there is no newer one.
+async fn following(path: &Path, inode: u64) -> std::io::Result<Option<File>> {
+    let mut files = open_all(path).await?;
+    let mut at = 0;
+    for (position, file) in files.iter().enumerate() {
+        if file.metadata().await?.ino() == inode {
+            at = position + 1;
+        }
+    }
+    Ok((at < files.len()).then(|| files.swap_remove(at)))
+}
+
 /// Whether another file has taken the place of the one that was read to its end.
 async fn rotated(path: &Path, lines: &mut BufReader<File>) -> bool {
-    use std::os::unix::fs::MetadataExt;
     let (Ok(now), Ok(open)) = (
         tokio::fs::metadata(path).await,
         lines.get_ref().metadata().await,
@@ -270,5 +306,32 @@ mod tests {
         assert_eq!(parse(b"nonsense"), None);
         assert_eq!(parse(b""), None);
         assert!(parse(b"t stdout F ").is_some_and(|entry| entry.text.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_fell_behind_misses_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let line = |text: &str| format!("2026-01-01T00:00:01.000000000Z stdout F {text}\n");
+        std::fs::write(&path, line("a")).unwrap();
+        let (sender, mut receiver) = mpsc::channel(16);
+        let (alive, end) = (std::sync::Arc::new(()), path.clone());
+        let held = alive.clone();
+        let options = Options {
+            follow: true,
+            ..Options::default()
+        };
+        let running = move || std::sync::Arc::strong_count(&held) > 1;
+        let task = tokio::spawn(async move { send(end, options, running, sender).await });
+        assert_eq!(receiver.recv().await.unwrap(), b"a\n");
+        // Two rotations at once, before the follower looks again.
+        std::fs::rename(&path, log_pipe::rotated(&path, 2)).unwrap();
+        std::fs::write(log_pipe::rotated(&path, 1), line("b")).unwrap();
+        std::fs::write(&path, line("c")).unwrap();
+        assert_eq!(receiver.recv().await.unwrap(), b"b\n");
+        assert_eq!(receiver.recv().await.unwrap(), b"c\n");
+        drop(alive);
+        assert!(receiver.recv().await.is_none());
+        task.await.unwrap().unwrap();
     }
 }

@@ -1,0 +1,199 @@
+//! Which events are told as they are, which raise the count of an earlier one, and which are told together, so that a pod
+//! in trouble does not fill the API. Pure. The numbers are those of upstream's clients.
+
+use std::collections::VecDeque;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::events::Entry;
+use crate::runtime::PodRef;
+
+/// So many different messages for the same reason are told together.
+const SIMILAR: usize = 10;
+
+/// Messages further apart than this are not similar any more.
+const WINDOW: SignedDuration = SignedDuration::from_mins(10);
+
+/// What is remembered of either kind; the oldest is forgotten first.
+const REMEMBERED: usize = 1024;
+
+/// What to do about an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    /// What to tell, which may stand for several.
+    pub(super) entry: Entry,
+    /// Name of the event that told it before, and how many times it happened by now.
+    pub(super) again: Option<(String, i32)>,
+    key: Key,
+}
+
+/// What makes two entries one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Key {
+    Same(Entry),
+    Similar(Group),
+}
+
+/// What similar entries have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Group {
+    pod: PodRef,
+    reason: &'static str,
+}
+
+struct Messages {
+    different: Vec<String>,
+    last: Timestamp,
+}
+
+/// Remembers what was told.
+#[derive(Default)]
+pub(super) struct Correlator {
+    sent: Recent<Key, (String, i32)>,
+    similar: Recent<Group, Messages>,
+}
+
+impl Correlator {
+    /// How to tell of an entry.
+    pub(super) fn tell(&mut self, entry: Entry, now: Timestamp) -> Told {
+        let group = Group {
+            pod: entry.pod.clone(),
+            reason: entry.reason,
+        };
+        let (key, entry) = if self.is_one_of_many(&group, &entry.message, now) {
+            let message = format!("(combined from similar events): {}", entry.message);
+            (Key::Similar(group), Entry { message, ..entry })
+        } else {
+            (Key::Same(entry.clone()), entry)
+        };
+        let again = self.sent.used(&key).map(|(name, count)| {
+            *count = count.saturating_add(1);
+            (name.clone(), *count)
+        });
+        Told { entry, again, key }
+    }
+
+    /// Notes that an entry was told by a new event of this name.
+    pub(super) fn sent(&mut self, told: Told, name: String) {
+        self.sent.put(told.key, (name, 1));
+    }
+
+    fn is_one_of_many(&mut self, group: &Group, message: &str, now: Timestamp) -> bool {
+        let Some(messages) = self.similar.used(group) else {
+            let messages = Messages {
+                different: vec![message.to_owned()],
+                last: now,
+            };
+            self.similar.put(group.clone(), messages);
+            return false;
+        };
+        if now.duration_since(messages.last) > WINDOW {
+            messages.different.clear();
+        }
+        messages.last = now;
+        if messages.different.iter().any(|known| known == message) {
+            return false;
+        }
+        if messages.different.len() + 1 >= SIMILAR {
+            return true;
+        }
+        messages.different.push(message.to_owned());
+        false
+    }
+}
+
+/// A small map that forgets what was not used for longest.
+struct Recent<K, V>(VecDeque<(K, V)>);
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Recent(VecDeque::new())
+    }
+}
+
+impl<K: PartialEq, V> Recent<K, V> {
+    fn used(&mut self, key: &K) -> Option<&mut V> {
+        let at = self.0.iter().position(|(known, _)| known == key)?;
+        let entry = self.0.remove(at)?;
+        self.0.push_back(entry);
+        self.0.back_mut().map(|(_, value)| value)
+    }
+
+    fn put(&mut self, key: K, value: V) {
+        self.0.retain(|(known, _)| *known != key);
+        if self.0.len() == REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back((key, value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::events::Kind;
+    use super::*;
+
+    fn entry(pod: &str, message: &str) -> Entry {
+        Entry {
+            pod: PodRef {
+                uid: pod.into(),
+                namespace: "d".into(),
+                name: pod.into(),
+            },
+            container: None,
+            kind: Kind::Warning,
+            reason: "Unhealthy",
+            message: message.into(),
+        }
+    }
+
+    /// Tells it, and has it sent if it is new.
+    fn tell(correlator: &mut Correlator, entry: Entry, second: i64) -> Told {
+        let told = correlator.tell(entry, Timestamp::from_second(second).unwrap());
+        if told.again.is_none() {
+            let name = format!("event-{}", told.entry.message);
+            correlator.sent(told.clone(), name);
+        }
+        told
+    }
+
+    #[test]
+    fn what_happens_again_raises_a_count() {
+        let mut correlator = Correlator::default();
+        assert_eq!(tell(&mut correlator, entry("a", "x"), 0).again, None);
+        let again = tell(&mut correlator, entry("a", "x"), 1).again;
+        assert_eq!(again, Some(("event-x".into(), 2)));
+        assert_eq!(tell(&mut correlator, entry("b", "x"), 1).again, None);
+    }
+
+    #[test]
+    fn the_tenth_different_message_within_ten_minutes_is_told_with_those_that_follow() {
+        let mut correlator = Correlator::default();
+        for n in 1..10 {
+            let told = tell(&mut correlator, entry("a", &n.to_string()), n);
+            assert_eq!(told.entry.message, n.to_string());
+        }
+        let tenth = tell(&mut correlator, entry("a", "10"), 10);
+        assert_eq!(tenth.entry.message, "(combined from similar events): 10");
+        let next = tell(&mut correlator, entry("a", "11"), 11);
+        let name = format!("event-{}", tenth.entry.message);
+        assert_eq!(next.again, Some((name, 2)));
+        let known = tell(&mut correlator, entry("a", "3"), 12);
+        assert_eq!(known.again, Some(("event-3".into(), 2)));
+        let late = tell(&mut correlator, entry("a", "12"), 12 + 601);
+        assert_eq!(late.entry.message, "12");
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_first() {
+        let mut recent = Recent::default();
+        for key in 0..REMEMBERED {
+            recent.put(key, ());
+        }
+        assert!(recent.used(&0).is_some());
+        recent.put(REMEMBERED, ());
+        assert!(recent.used(&0).is_some(), "it was used since");
+        assert!(recent.used(&1).is_none());
+        assert_eq!(recent.0.len(), REMEMBERED);
+    }
+}

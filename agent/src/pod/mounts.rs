@@ -1,0 +1,271 @@
+//! Mounts that the agent makes for a pod: memory-backed directories, and parts of volumes that containers ask for by path.
+//!
+//! They are all below one directory of the pod's, apart from its files: whatever removes the files never meets a mount,
+//! behind which may be the node's own. They outlive the agent, like the pod's namespaces, and every function may be
+//! repeated.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Component, Path};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fchmod, fstat,
+    mkdirat, open, openat, openat2, statx,
+};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+
+/// How often a path is looked up again that changes meanwhile.
+const LOOKUPS: usize = 16;
+
+/// A directory in memory for at most `bytes`, or half of the node's memory without that. `mode` as in `chmod`. Does nothing
+/// where it is mounted already.
+pub(super) fn memory(
+    path: &Path,
+    bytes: Option<u64>,
+    mode: u32,
+    flags: MountFlags,
+) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if is_mounted(path)? {
+        return Ok(());
+    }
+    let size = bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
+    // Without a nul byte, as it is made of numbers.
+    let options = CString::new(format!("mode={mode:o}{size}"))?;
+    Ok(mount(
+        "tmpfs",
+        path,
+        "tmpfs",
+        flags,
+        Some(options.as_c_str()),
+    )?)
+}
+
+/// Mounts what is at `path` below `root` at `target`, whatever was mounted there before. What is missing is made, as
+/// directories with the mode of `root`.
+///
+/// A container that has the volume may change it meanwhile: nothing outside of `root` is made or mounted all the same.
+pub(super) fn sub_path(root: &Path, path: &Path, target: &Path) -> io::Result<()> {
+    let root = open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // From here on it is this file that counts, not its name.
+    let found = find_or_make(&root, path)?;
+    detach(target)?;
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    remove_mount_point(target)?;
+    if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Directory {
+        fs::create_dir(target)?;
+    } else {
+        fs::File::create(target)?;
+    }
+    Ok(mount_bind(
+        format!("/proc/self/fd/{}", found.as_raw_fd()),
+        target,
+    )?)
+}
+
+/// Takes every mount directly below `directory` away, and then the directory.
+pub(super) fn remove_all(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        detach(&path)?;
+        // Never recursively: should something still be mounted there, it is not ours to remove.
+        remove_mount_point(&path)?;
+    }
+    fs::remove_dir(directory)
+}
+
+/// Whether something is mounted at `path`.
+pub(super) fn is_mounted(path: &Path) -> io::Result<bool> {
+    let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Unmounts everything that is stacked at `path`.
+fn detach(path: &Path) -> io::Result<()> {
+    loop {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Removes an empty directory or a file, if there is one.
+fn remove_mount_point(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn find_or_make(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    match beneath(root, path) {
+        Err(Errno::NOENT) => {}
+        found => return Ok(found?),
+    }
+    let mode = Mode::from_raw_mode(fstat(root)?.st_mode);
+    let mut reached = std::path::PathBuf::new();
+    let mut directory = root.try_clone()?;
+    for part in path.components() {
+        let name = match part {
+            Component::Normal(name) => name,
+            Component::CurDir => continue,
+            _ => return Err(Errno::INVAL.into()),
+        };
+        reached.push(name);
+        directory = match beneath(root, &reached) {
+            Err(Errno::NOENT) => make(&directory, Path::new(name), mode)?,
+            found => found?,
+        };
+    }
+    Ok(directory)
+}
+
+/// Opens what is there. Links are followed as long as they stay below `root`.
+fn beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let mut found = Err(Errno::AGAIN);
+    for _ in 0..LOOKUPS {
+        found = openat2(root, path, flags, Mode::empty(), resolve);
+        // The kernel could not tell, because something was renamed meanwhile.
+        if !matches!(found, Err(Errno::AGAIN)) {
+            break;
+        }
+    }
+    found
+}
+
+/// Makes a directory; what was put into its place meanwhile is refused unless it is a directory itself.
+fn make(parent: impl AsFd, name: &Path, mode: Mode) -> io::Result<OwnedFd> {
+    match mkdirat(&parent, name, mode) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let made = openat(
+        &parent,
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // The process's umask does not apply to what a pod's volume looks like.
+    fchmod(&made, mode)?;
+    Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::testing::root_or_skip;
+
+    /// A volume, something outside of it, and where mounts go; they go with it.
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new() -> Option<Place> {
+            if !root_or_skip("mounting needs root") {
+                return None;
+            }
+            let place = Place(tempfile::Builder::new().prefix("kn-pd").tempdir().unwrap());
+            for dir in ["volume", "outside"] {
+                fs::create_dir(place.path(dir)).unwrap();
+            }
+            fs::set_permissions(place.path("volume"), fs::Permissions::from_mode(0o777)).unwrap();
+            Some(place)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn sub_path(&self, path: &str) -> io::Result<()> {
+            let target = self.path("mounts/sub");
+            sub_path(&self.path("volume"), Path::new(path), &target)
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = remove_all(&self.path("mounts"));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_made_with_the_volumes_mode() {
+        let Some(place) = Place::new() else { return };
+        place.sub_path("a/b").unwrap();
+        for made in ["volume/a", "volume/a/b", "mounts/sub"] {
+            let mode = fs::metadata(place.path(made)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o777, "{made}");
+        }
+        fs::write(place.path("mounts/sub/file"), "text").unwrap();
+        assert!(place.path("volume/a/b/file").exists());
+
+        // The same again, and then a file.
+        place.sub_path("a/b").unwrap();
+        place.sub_path("a/b/file").unwrap();
+        let target = place.path("mounts/sub");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "text");
+
+        remove_all(&place.path("mounts")).unwrap();
+        assert!(!target.exists());
+        assert!(place.path("volume/a/b/file").exists());
+    }
+
+    #[test]
+    fn links_inside_are_followed_and_those_that_lead_out_are_not() {
+        let Some(place) = Place::new() else { return };
+        fs::create_dir_all(place.path("volume/real")).unwrap();
+        symlink("real", place.path("volume/inside")).unwrap();
+        symlink("../outside", place.path("volume/out")).unwrap();
+        symlink(place.path("outside"), place.path("volume/absolute")).unwrap();
+        place.sub_path("inside/new").unwrap();
+        assert!(place.path("volume/real/new").is_dir());
+        for path in ["out/new", "absolute/new", "out", "absolute", "../outside"] {
+            assert!(place.sub_path(path).is_err(), "{path}");
+        }
+        let outside = fs::read_dir(place.path("outside")).unwrap();
+        assert_eq!(outside.count(), 0, "nothing was made out there");
+    }
+
+    #[test]
+    fn a_directory_in_memory_has_its_size_and_stays_when_asked_for_again() {
+        let Some(place) = Place::new() else { return };
+        let path = place.path("mounts/memory");
+        let make = || memory(&path, Some(1 << 20), 0o1777, MountFlags::NOSUID).unwrap();
+        make();
+        fs::write(path.join("file"), "text").unwrap();
+        make();
+        assert!(path.join("file").exists());
+        assert!(is_mounted(&path).unwrap());
+        let stat = rustix::fs::statvfs(&path).unwrap();
+        assert_eq!(stat.f_blocks * stat.f_frsize, 1 << 20);
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o1777);
+        remove_all(&place.path("mounts")).unwrap();
+        remove_all(&place.path("mounts")).unwrap();
+        assert!(!path.exists());
+    }
+}

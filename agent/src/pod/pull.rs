@@ -1,0 +1,140 @@
+//! Getting the images of containers.
+
+use k8s_openapi::api::core::v1::Container as ContainerSpec;
+
+use super::backoff;
+use super::events::Kind;
+use super::observed::{Failure, ImageState};
+use super::perform::{Outcome, Shared, failure};
+use super::spec::PodView;
+use crate::runtime::RuntimeError;
+
+/// Finds or pulls the image of a container.
+pub(super) async fn fetch_image(
+    shared: &Shared,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    tries: u32,
+) -> Outcome {
+    let name = spec.image.clone().unwrap_or_default();
+    let state = match image_state(shared, pod, spec, &name, tries).await {
+        Ok(state) => state,
+        Err(error) => return error.into(),
+    };
+    Outcome::Image { name, state }
+}
+
+async fn image_state(
+    shared: &Shared,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    name: &str,
+    tries: u32,
+) -> Result<ImageState, RuntimeError> {
+    let warn = |reason, message: String| {
+        shared
+            .events
+            .send(&pod.id, Some(&spec.name), Kind::Warning, reason, message);
+    };
+    let mut imported = shared.archives_imported.clone();
+    // The image may be in an archive that is being read. An error means that nobody imports any more.
+    let _ = imported.wait_for(|done| *done).await;
+    let present = match shared.runtime.image(name).await {
+        Err(error @ RuntimeError::ImageName { .. }) => {
+            let message = format!("Failed to apply default image tag \"{name}\": {error}");
+            warn("InspectFailed", message.clone());
+            let failure = Failure {
+                reason: "InvalidImageName",
+                message,
+                tries,
+                retry_at: None,
+            };
+            return Ok(ImageState::Failed(failure));
+        }
+        result => result?.is_some(),
+    };
+    let normal = |reason, message: String| {
+        shared
+            .events
+            .send(&pod.id, Some(&spec.name), Kind::Normal, reason, message);
+    };
+    match (pull_policy(spec), present) {
+        (PullPolicy::IfNotPresent | PullPolicy::Never, true) => {
+            normal(
+                "Pulled",
+                format!("Container image \"{name}\" already present on machine"),
+            );
+            return Ok(ImageState::Present);
+        }
+        (PullPolicy::Never, false) => {
+            let message =
+                format!("Container image \"{name}\" is not present with pull policy of Never");
+            warn("ErrImageNeverPull", message.clone());
+            return Ok(ImageState::Failed(pull_failure(
+                "ErrImageNeverPull",
+                message,
+                tries,
+            )));
+        }
+        (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, false) => {}
+    }
+    normal("Pulling", format!("Pulling image \"{name}\""));
+    let begun = std::time::Instant::now();
+    match shared.runtime.pull(name, None).await {
+        Ok(_) => {
+            let took = begun.elapsed().as_millis();
+            normal(
+                "Pulled",
+                format!("Successfully pulled image \"{name}\" in {took}ms"),
+            );
+            Ok(ImageState::Present)
+        }
+        Err(RuntimeError::Pull { reason, .. }) => {
+            warn(
+                "Failed",
+                format!("Failed to pull image \"{name}\": {reason}"),
+            );
+            warn("Failed", "Error: ErrImagePull".into());
+            let (reason, message) = match tries {
+                1 => ("ErrImagePull", reason),
+                _ => (
+                    "ImagePullBackOff",
+                    format!("Back-off pulling image \"{name}\": ErrImagePull: {reason}"),
+                ),
+            };
+            normal("BackOff", format!("Back-off pulling image \"{name}\""));
+            Ok(ImageState::Failed(pull_failure(reason, message, tries)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+fn pull_policy(spec: &ContainerSpec) -> PullPolicy {
+    match spec.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        Some(_) => PullPolicy::IfNotPresent,
+        None => {
+            let image = spec.image.as_deref().unwrap_or_default();
+            let last = image.rsplit('/').next().unwrap_or(image);
+            let floating = last.ends_with(":latest") || !last.contains([':', '@']);
+            if floating {
+                PullPolicy::Always
+            } else {
+                PullPolicy::IfNotPresent
+            }
+        }
+    }
+}
+
+/// A failure to get an image.
+fn pull_failure(reason: &'static str, message: String, tries: u32) -> Failure {
+    failure(reason, message, tries, backoff::delay(tries))
+}

@@ -1,0 +1,238 @@
+//! What a new agent finds, and what goes wrong while one runs, against a real containerd.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::json;
+
+use super::testing::uid;
+use super::tests::{FOREVER, Node, is_ready, spec, told};
+use crate::runtime::testing::busybox_archive;
+use crate::runtime::{Runtime, cgroup};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    node.api
+        .put_config_map("settings", json!({"file": "content"}));
+    let mut web = spec(FOREVER, "Always");
+    web["volumes"] = json!([{"name": "conf", "configMap": {"name": "settings"}}]);
+    web["containers"][0]["volumeMounts"] = json!([{"name": "conf", "mountPath": "/conf"}]);
+    node.api.create("kept", web);
+    node.api.wait("kept", "ready", is_ready).await;
+
+    drop(agent);
+    node.api.remove_config_map("settings");
+    let mut changes = node.api.changes();
+    let _agent = node.agent();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    while let Ok(change) = changes.try_recv() {
+        let status = &change["object"]["status"];
+        assert_eq!(status["podIP"], "10.244.1.2", "{status}");
+    }
+
+    // Only a container that starts anew needs it.
+    let client = node.daemon.client();
+    let container = client.list().await.unwrap().remove(0);
+    client.signal(&container.id, libc::SIGKILL).await.unwrap();
+    node.api
+        .wait("kept", "unready", |status| !is_ready(status))
+        .await;
+    told(
+        &node,
+        "FailedMount: volume \"conf\": configmap \"settings\" not found",
+    )
+    .await;
+    node.api
+        .put_config_map("settings", json!({"file": "content"}));
+    node.api.wait("kept", "ready again", is_ready).await;
+    node.api.delete("kept", 0);
+    node.api.wait_gone("kept").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_containers_leave_nothing_but_the_last_one_and_the_last_status_tells_the_end() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    node.api.create("worn", spec(FOREVER, "Always"));
+    node.api.wait("worn", "ready", is_ready).await;
+    let client = node.daemon.client();
+    let container = client.list().await.unwrap().remove(0);
+    client.signal(&container.id, libc::SIGKILL).await.unwrap();
+    let restarts = |count| {
+        move |status: &PodStatus| {
+            let container = status.container_statuses.iter().flatten().next();
+            is_ready(status) && container.is_some_and(|c| c.restart_count == count)
+        }
+    };
+    node.api.wait("worn", "restarted", restarts(1)).await;
+    let second = node.daemon.path().join("images/two.tar");
+    let command = json!({"Entrypoint": ["/bin/sh", "-c"]});
+    busybox_archive(&second, "busybox:two", command);
+    node.api.change("worn", |pod| {
+        pod["spec"]["containers"][0]["image"] = json!("busybox:two");
+        pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+    });
+    node.api.wait("worn", "of the new image", restarts(2)).await;
+    let uid = uid("worn");
+    let there = |path: &str| node.daemon.path().join(path).exists();
+    for _ in 0..100 {
+        if !there(&format!("logs/default_worn_{uid}/main/0.log")) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (attempt, kept) in [(0, false), (1, true), (2, true)] {
+        let log = format!("logs/default_worn_{uid}/main/{attempt}.log");
+        assert_eq!(there(&log), kept, "{log}");
+        let words = format!("pods/{uid}/termination-log/main-{attempt}");
+        assert_eq!(there(&words), kept, "{words}");
+    }
+
+    let mut changes = node.api.changes();
+    node.api.delete("worn", 5);
+    node.api.wait_gone("worn").await;
+    let mut last = json!({});
+    while let Ok(change) = changes.try_recv() {
+        last = change["object"]["status"].clone();
+    }
+    assert_eq!(last["phase"], "Succeeded", "{last}");
+    let container = &last["containerStatuses"][0];
+    assert_eq!(container["state"]["terminated"]["exitCode"], 0, "{last}");
+    assert_eq!(container["restartCount"], 2);
+    assert_eq!(last["podIP"], "10.244.1.2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_worker_died_gets_another() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    node.network.1.store(true, SeqCst);
+    node.api.create("again", spec(FOREVER, "Always"));
+    node.api.wait("again", "ready", is_ready).await;
+    assert!(!node.network.1.load(SeqCst), "the first one did panic");
+    node.api.delete("again", 5);
+    node.api.wait_gone("again").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_name_another_one_has_by_now_goes_quietly() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    node.api.create("renamed", spec(FOREVER, "Always"));
+    node.api.wait("renamed", "ready", is_ready).await;
+    node.api.delete("renamed", 5);
+    node.api.change("renamed", |pod| {
+        pod["metadata"]["uid"] = json!(uid("renamed-other"));
+    });
+    let old = || {
+        agent
+            .table()
+            .list()
+            .iter()
+            .any(|pod| pod.uid == uid("renamed"))
+    };
+    for _ in 0..500 {
+        if !old() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!old(), "nobody asks for its status any more");
+    node.api.wait_gone("renamed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_pods_that_are_gone_are_removed_whatever_else_is_left_of_them() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let make = |path: &str| std::fs::create_dir_all(node.daemon.path().join(path)).unwrap();
+    for path in [
+        "logs/default_both_uid-both/main",
+        "pods/uid-both/volumes",
+        "logs/default_logs_uid-logs/main",
+        "pods/uid-files/volumes",
+    ] {
+        make(path);
+    }
+    // Nobody's: what it belongs to cannot be told.
+    make("logs/a_b_");
+    let _agent = node.agent();
+    let others = node.daemon.path().join("logs/a_b_").display().to_string();
+    for _ in 0..500 {
+        if node.left_on_disk() == [others.clone()] {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{:?}", node.left_on_disk());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    let create = |name: &str, resources: serde_json::Value| {
+        let mut asking = spec(FOREVER, "Always");
+        asking["containers"][0]["resources"] = resources;
+        node.api.create(name, asking);
+    };
+    create("one", json!({"requests": {"cpu": "500m"}}));
+    let limits = json!({"cpu": "250m", "memory": "64Mi"});
+    create(
+        "two",
+        json!({"requests": {"cpu": "250m", "memory": "32Mi"}, "limits": limits}),
+    );
+    create("three", json!({"limits": limits}));
+    create("none", json!({}));
+    for name in ["one", "two", "three", "none"] {
+        node.api.wait(name, "ready", is_ready).await;
+    }
+    let read = |path: &str| {
+        let cgroup = node.daemon.cgroup();
+        let cgroup = cgroup.strip_prefix("/").unwrap();
+        let found = cgroup::mounted().into_iter().find_map(|hierarchy| {
+            let file = hierarchy.mount.join(cgroup).join("kubepods").join(path);
+            std::fs::read_to_string(file).ok()
+        });
+        found.map(|text| text.trim().to_owned())
+    };
+    // A machine has the one or the other.
+    let either = |directory: &str, files: [&str; 2]| {
+        let [first, second] = files.map(|file| read(&format!("{directory}/{file}")));
+        first.or(second).unwrap_or_default()
+    };
+    let of = |name: &str| format!("pod{}", uid(name));
+    let weight = |directory: &str| either(directory, ["cpu.shares", "cpu.weight"]);
+    assert!(["512", "20"].contains(&&*weight(&format!("burstable/{}", of("one")))));
+    assert!(["768", "30"].contains(&&*weight("burstable")));
+    assert!(["256", "10"].contains(&&*weight(&of("three"))));
+    assert!(["2", "1"].contains(&&*weight("besteffort")));
+    assert!(["2", "1"].contains(&&*weight(&format!("besteffort/{}", of("none")))));
+    let two = format!("burstable/{}", of("two"));
+    let quota = either(&two, ["cpu.cfs_quota_us", "cpu.max"]);
+    assert!(["25000", "25000 100000"].contains(&&*quota), "{quota}");
+    let bytes = either(&two, ["memory.limit_in_bytes", "memory.max"]);
+    assert_eq!(bytes, (64 << 20).to_string());
+
+    node.api.delete("one", 5);
+    node.api.wait_gone("one").await;
+    assert!(["256", "10"].contains(&&*weight("burstable")));
+    for name in ["two", "three", "none"] {
+        node.api.delete(name, 5);
+        node.api.wait_gone(name).await;
+    }
+}

@@ -1,0 +1,75 @@
+//! The steps by which containers are made to stop. Pure.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::observed::{Observed, Stop};
+use super::plan::{Action, Plan, StopHow, StopReason, add};
+use super::spec::{PodView, is_sidecar};
+use crate::runtime::{Container, ContainerState};
+
+/// Stops everything that runs; sidecars only after the containers that they serve, the last that was started first.
+pub(super) fn stop_all(
+    pod: Option<&PodView>,
+    observed: &Observed,
+    by: Timestamp,
+    why: StopReason,
+    now: Timestamp,
+) -> Plan {
+    let mut plan = Plan::default();
+    // Which turn a container has: none for the main ones, which come first.
+    let turn = |container: &Container| {
+        let mut init = pod.into_iter().flat_map(PodView::init_containers);
+        init.position(|spec| spec.name == container.name && is_sidecar(spec))
+    };
+    let running = || {
+        let all = observed.containers.iter();
+        all.filter(|container| matches!(container.state, ContainerState::Running { .. }))
+    };
+    let turns: BTreeSet<Option<usize>> = running().map(turn).collect();
+    let first = match turns.first() {
+        Some(None) => None,
+        _ => turns.last().copied().flatten(),
+    };
+    for container in running().filter(|container| turn(container) == first) {
+        stop(&mut plan, container, observed, by, why, now);
+    }
+    plan
+}
+
+/// Asks a container to stop, or kills it when its time is up.
+pub(super) fn stop(
+    plan: &mut Plan,
+    container: &Container,
+    observed: &Observed,
+    by: Timestamp,
+    why: StopReason,
+    now: Timestamp,
+) {
+    let id = container.id.clone();
+    match observed.stops.get(&container.id) {
+        // The end of a killed process is heard of; should that be missed, another look finds it.
+        Some(Stop::Killed) => plan.wake_at(add(now, LOOK_AGAIN)),
+        Some(Stop::Asked { kill_at }) if (*kill_at).min(by) > now => {
+            plan.wake_at((*kill_at).min(by));
+        }
+        None if by > now => {
+            plan.actions.push(Action::Stop {
+                id,
+                how: StopHow::Ask { kill_at: by },
+                why,
+            });
+        }
+        Some(Stop::Asked { .. }) | None => {
+            plan.actions.push(Action::Stop {
+                id,
+                how: StopHow::Kill,
+                why,
+            });
+        }
+    }
+}
+
+/// When to look again at a container that should have ended.
+const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
