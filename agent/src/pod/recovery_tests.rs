@@ -6,10 +6,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
+use super::spec::{PodView, container_id, spec_hash};
 use super::testing::uid;
 use super::tests::{FOREVER, Node, is_ready, spec, told};
 use crate::runtime::testing::busybox_archive;
-use crate::runtime::{Runtime, cgroup};
+use crate::runtime::{ContainerConfig, NamespacePaths, Resources, Runtime, Security, cgroup};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
@@ -235,4 +236,48 @@ async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
         node.api.delete(name, 5);
         node.api.wait_gone(name).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_was_half_made_is_made_anew() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let torn = spec(FOREVER, "Never");
+    node.api.create("torn", torn);
+    let pod = PodView::new(node.api.pod("torn").unwrap()).unwrap();
+    let id = container_id(&pod.id.uid, "main", 0);
+    let config = ContainerConfig {
+        id: id.clone(),
+        pod: pod.id.clone(),
+        name: "main".into(),
+        attempt: 0,
+        streak: 0,
+        spec_hash: spec_hash(&pod.containers()[0]),
+        image: "busybox:test".into(),
+        command: Vec::new(),
+        args: Vec::new(),
+        env: Vec::new(),
+        working_dir: None,
+        mounts: Vec::new(),
+        namespaces: NamespacePaths::default(),
+        cgroup: node.daemon.cgroup(),
+        resources: Resources::default(),
+        oom_score_adj: 0,
+        security: Security::default(),
+    };
+    let client = node.daemon.client();
+    let images = node.daemon.path().join("images/busybox.tar");
+    client.import(&images).await.unwrap();
+    client.create(&config).await.unwrap();
+    // As if the agent had been killed before it made the root.
+    node.daemon.remove_root(&id);
+
+    let _agent = node.agent();
+    let status = node.api.wait("torn", "ready", is_ready).await;
+    let container = &status.container_statuses.as_ref().unwrap()[0];
+    assert_eq!(container.restart_count, 0, "nothing of it ever ran");
+    told(&node, "Failed: Error: cannot find the root of container").await;
+    node.api.delete("torn", 5);
+    node.api.wait_gone("torn").await;
 }

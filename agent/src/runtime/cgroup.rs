@@ -151,15 +151,14 @@ fn delegate(hierarchy: &Hierarchy, cgroup: &Path) -> io::Result<()> {
     let path = cgroup.strip_prefix("/").unwrap_or(cgroup);
     let mut directory = hierarchy.mount.clone();
     for part in path.components() {
+        let handed_down = directory.join("cgroup.subtree_control");
         let there = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
-        let wanted = there
-            .split_whitespace()
-            .filter(|name| ["cpu", "memory"].contains(name));
-        for controller in wanted {
-            set(
-                &directory.join("cgroup.subtree_control"),
-                &format!("+{controller}"),
-            )?;
+        let before = fs::read_to_string(&handed_down).unwrap_or_default();
+        let has = |text: &str, name| text.split_whitespace().any(|has| has == name);
+        for name in ["cpu", "memory"] {
+            if has(&there, name) && !has(&before, name) {
+                set(&handed_down, &format!("+{name}"))?;
+            }
         }
         directory.push(part);
         fs::create_dir_all(&directory)?;
@@ -258,6 +257,29 @@ mod tests {
         assert_eq!(weights, [1, 4, 39, 10_000]);
         assert_eq!(Weight::Shares.clamp(0), 2);
         assert_eq!(Weight::Unified.clamp(20_000), 10_000);
+    }
+
+    #[test]
+    fn controllers_are_handed_down_where_they_are_not_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy {
+            mount: dir.path().to_owned(),
+            controllers: Vec::new(),
+        };
+        let control = dir.path().join("cgroup.subtree_control");
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io\n").unwrap();
+        for (before, after) in [("", "+cpu"), ("io cpu\n", "io cpu\n")] {
+            fs::write(&control, before).unwrap();
+            let path = Path::new("/a/b");
+            create(
+                std::slice::from_ref(&hierarchy),
+                path,
+                &Resources::default(),
+            )
+            .unwrap();
+            assert_eq!(fs::read_to_string(&control).unwrap(), after);
+            assert!(dir.path().join("a/b").exists());
+        }
     }
 
     #[test]

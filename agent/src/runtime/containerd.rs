@@ -286,8 +286,9 @@ impl Containerd {
         }
     }
 
-    /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran.
-    async fn note_start(&self, id: &str) {
+    /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran. Nobody
+    /// waits for it: an agent that is killed before leaves it to the next one.
+    fn note_start(&self, id: &str) {
         let (key, value) = labels::STARTED;
         let message = UpdateContainerRequest {
             container: Some(StoredContainer {
@@ -299,13 +300,17 @@ impl Containerd {
                 paths: vec![format!("labels.{key}")],
             }),
         };
-        if let Err(status) = self.containers().update(request(message, None)).await {
-            let error = failed(
-                format!("write down that container {id} was started"),
-                &status,
-            );
-            tracing::warn!(%error, "should its shim die, it will be started again");
-        }
+        let (id, mut containers) = (id.to_owned(), self.containers());
+        tokio::spawn(async move {
+            match containers.update(request(message, None)).await {
+                Err(status) if status.code() != Code::NotFound => {
+                    let what = format!("write down that container {id} was started");
+                    let error = failed(what, &status);
+                    tracing::warn!(%error, "should its shim die, it will be started again");
+                }
+                _ => {}
+            }
+        });
     }
 
     async fn start_container(&self, id: &str, log: &Path) -> Result<ContainerState, RuntimeError> {
@@ -330,16 +335,17 @@ impl Containerd {
             container_id: id.to_owned(),
             exec_id: String::new(),
         };
-        let mut tasks = self.tasks();
-        // Beside the start, so that nobody waits for it. An agent that is killed in between leaves that to the next one.
-        let (started, ()) = tokio::join!(tasks.start(request(message, None)), self.note_start(id));
-        match started {
-            Ok(reply) => Ok(ContainerState::Running {
-                pid: reply.into_inner().pid,
-            }),
+        match self.tasks().start(request(message, None)).await {
+            Ok(reply) => {
+                self.note_start(id);
+                Ok(ContainerState::Running {
+                    pid: reply.into_inner().pid,
+                })
+            }
             // It may run already, because an agent before us started it.
             Err(status) => match self.task(id).await? {
                 Some(task) if task.status() == TaskStatus::Running => {
+                    self.note_start(id);
                     Ok(ContainerState::Running { pid: task.pid })
                 }
                 Some(task) if task.status() == TaskStatus::Stopped => Ok(ContainerState::Stopped),
@@ -407,7 +413,7 @@ impl Containerd {
             let runs = matches!(container.state, ContainerState::Running { .. });
             if runs && !labels::is_started(&stored.labels) {
                 // An earlier agent was killed in the middle of the start.
-                self.note_start(&container.id).await;
+                self.note_start(&container.id);
             }
             found.push(container);
         }

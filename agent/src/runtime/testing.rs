@@ -82,6 +82,16 @@ impl Daemon {
         self.wait_until_it_answers().await;
     }
 
+    /// Removes the root file system of a container that does not run.
+    pub(crate) fn remove_root(&self, id: &str) {
+        let removed = Command::new("ctr")
+            .arg("--address")
+            .arg(self.path().join("containerd.sock"))
+            .args(["--namespace", "k8s.io", "snapshots", "rm", id])
+            .status();
+        assert!(removed.unwrap().success());
+    }
+
     /// Kills the shim of a container, and the container with it, as when the machine runs short of memory.
     pub(crate) fn kill_shim(&self, id: &str, pid: u32) {
         end_processes(|line| {

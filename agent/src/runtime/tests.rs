@@ -203,10 +203,13 @@ async fn a_container_whose_shim_died_has_run() {
     let ContainerState::Running { pid } = run(&daemon, &client, &config).await else {
         panic!()
     };
+    // That it was started is written down a moment later.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     daemon.kill_shim(&config.id, pid);
-    let mut state = None;
+    let mut state = Some(ContainerState::Running { pid });
     for _ in 0..200 {
-        state = client.state(&config.id).await.unwrap();
+        // Until containerd has noticed, its answers are errors.
+        state = client.state(&config.id).await.unwrap_or(state);
         if state != Some(ContainerState::Running { pid }) {
             break;
         }
