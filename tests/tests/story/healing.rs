@@ -2,6 +2,7 @@
 
 use kernelet_tests::Program;
 use kernelet_tests::scenario::{Scenario, eventually};
+use serde_json::Value;
 
 use crate::application::{Pod, REPAIR, application, await_answers, await_ready, call, pods};
 
@@ -178,7 +179,10 @@ fn a_silent_nodes_pods_leave_the_service_and_are_replaced() {
             .as_array()
             .cloned()
             .unwrap_or_default();
-        match backends.iter().any(|backend| backend["node"] == "worker-2") {
+        // Draining: no new connection goes there.
+        let offered =
+            |backend: &Value| backend["node"] == "worker-2" && backend["state"] != "draining";
+        match backends.iter().any(offered) {
             false => Ok(()),
             true => Err(shown.to_string()),
         }
