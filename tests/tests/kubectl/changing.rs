@@ -81,11 +81,12 @@ pub fn patch_takes_three_kinds(client: &Client) {
     );
     let labels = &client.get("deployment backend")["metadata"]["labels"];
     assert_eq!(labels, &serde_json::json!({"as": "json"}));
+    // While pods are replaced the status changes between the two objects that kubectl compares.
+    settled(client);
     assert_eq!(
         patch("merge", r#"{"metadata":{"labels":{"as":"json"}}}"#),
         "deployment.apps/backend patched (no change)\n"
     );
-    settled(client);
 }
 
 pub fn labels_and_annotations_come_and_go(client: &Client) {
