@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod debian;
 pub mod host;
 pub mod process;
 pub mod scenario;

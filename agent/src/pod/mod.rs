@@ -33,6 +33,7 @@ pub mod plan;
 pub mod probe;
 mod prober;
 mod pull;
+mod pull_secrets;
 #[cfg(test)]
 mod recovery_tests;
 mod report;

@@ -6,8 +6,9 @@ use super::backoff;
 use super::events::Kind;
 use super::observed::{Failure, ImageState};
 use super::perform::{Outcome, Shared, failure};
+use super::pull_secrets;
 use super::spec::PodView;
-use crate::runtime::RuntimeError;
+use crate::runtime::{RegistryLogin, RuntimeError};
 
 /// Finds or pulls the image of a container.
 pub(super) async fn fetch_image(
@@ -80,8 +81,18 @@ async fn image_state(
     }
     normal("Pulling", format!("Pulling image \"{name}\""));
     let begun = std::time::Instant::now();
-    match shared.runtime.pull(name, None).await {
-        Ok(_) => {
+    let (logins, unread) = pull_secrets::logins(&shared.client, pod, name).await;
+    if !unread.is_empty() {
+        let unread = unread.join(", ");
+        warn(
+            "FailedToRetrieveImagePullSecret",
+            format!(
+                "Unable to retrieve some image pull secrets ({unread}); attempting to pull the image may not succeed."
+            ),
+        );
+    }
+    match pull(shared, name, &logins).await {
+        Ok(()) => {
             let took = begun.elapsed().as_millis();
             normal(
                 "Pulled",
@@ -107,6 +118,21 @@ async fn image_state(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Tries one login after the other; without any the registry is asked without.
+async fn pull(shared: &Shared, name: &str, logins: &[RegistryLogin]) -> Result<(), RuntimeError> {
+    let mut outcome = match logins {
+        [] => shared.runtime.pull(name, None).await,
+        [first, ..] => shared.runtime.pull(name, Some(first)).await,
+    };
+    for login in logins.iter().skip(1) {
+        if !matches!(outcome, Err(RuntimeError::Pull { .. })) {
+            break;
+        }
+        outcome = shared.runtime.pull(name, Some(login)).await;
+    }
+    outcome.map(drop)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

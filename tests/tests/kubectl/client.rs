@@ -1,11 +1,9 @@
 //! A kubectl, and what it may say.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use kernelet_tests::cluster::target;
-use kernelet_tests::command::{command, output};
 use kernelet_tests::scenario::{Scenario, example};
 use serde_json::{Value, json};
 
@@ -140,32 +138,8 @@ fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
-/// Debian's kubectl, 1.20: unpacked below `target`, never installed over another.
+/// Debian's kubectl, 1.20.
 pub fn debian() -> PathBuf {
-    let directory = target().join("kubectl-1.20");
-    let program = directory.join("usr/bin/kubectl");
-    if !program.exists() {
-        fetch(&directory)
-            .unwrap_or_else(|error| panic!("Debian's kubectl could not be fetched: {error}"));
-    }
-    assert!(
-        program.exists(),
-        "{} came without kubectl",
-        directory.display()
-    );
-    program
-}
-
-fn fetch(directory: &Path) -> kernelet_tests::Result<()> {
-    let archive = directory.join("archive");
-    kernelet_tests::host::create_dir(&archive)?;
-    // apt leaves its privileges behind where it can, and then may not write here.
-    output(
-        command("apt-get -q -o APT::Sandbox::User=root download kubernetes-client")
-            .current_dir(&archive),
-    )?;
-    for entry in std::fs::read_dir(&archive).into_iter().flatten().flatten() {
-        output(command("dpkg -x").arg(entry.path()).arg(directory))?;
-    }
-    Ok(())
+    kernelet_tests::debian::program("kubernetes-client", "usr/bin/kubectl")
+        .unwrap_or_else(|error| panic!("Debian's kubectl could not be fetched: {error}"))
 }

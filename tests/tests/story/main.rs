@@ -5,4 +5,5 @@
 
 mod application;
 mod healing;
+mod images;
 mod serving;
