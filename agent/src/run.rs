@@ -41,7 +41,7 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
-use crate::pod::{Manager, PodTable, Settings};
+use crate::pod::{Manager, Paths, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
@@ -154,6 +154,11 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let cluster = Cluster::default();
     let (health, health_seen) = watch::channel(Health::default());
     let pods = PodTable::default();
+    let paths = Paths::new(
+        config.root_dir.clone(),
+        config.run_dir.clone(),
+        config.cgroup_parent.clone(),
+    );
     let mut parts = Parts::new();
 
     for watch in cluster.watches(&client) {
@@ -224,7 +229,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         let tls = https::tls_config(node_client.authorities(), serving)?;
         let api = KubeletApi {
             pods: pods.clone(),
-            root_dir: config.root_dir.clone(),
+            paths: paths.clone(),
             metrics: Arc::new(move || text(&registry)),
         };
         async move {
@@ -259,7 +264,15 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         });
         let facts = Facts::read(&config.root_dir)?;
         let gateway = network.gateway();
-        let settings = settings(&config, cluster.clone(), &node, address, gateway, &facts);
+        let settings = settings(
+            &config,
+            paths,
+            cluster.clone(),
+            &node,
+            address,
+            gateway,
+            &facts,
+        );
         let manager = Manager::start(client, settings, runtime, network, pods);
         parts.spawn(async move {
             manager.ended().await;
@@ -321,6 +334,7 @@ async fn known_range(cluster: &Cluster, node: &str) -> Result<Ipv4Net, RunError>
 
 fn settings(
     config: &AgentConfig,
+    paths: Paths,
     cluster: Cluster,
     node: &str,
     address: Ipv4Addr,
@@ -332,9 +346,7 @@ fn settings(
     Settings {
         node_name: node.to_owned(),
         host_addresses: vec![address.into()],
-        root_dir: config.root_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        cgroup_parent: config.cgroup_parent.clone(),
+        paths,
         allocatable: allocatable(facts),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
-use super::config::Paths;
+use super::paths::Paths;
 use crate::runtime::{Container, Exit, log_pipe};
 
 /// How much of it is kept, in bytes, as upstream.

@@ -19,6 +19,7 @@ mod deletion;
 mod env;
 mod ephemeral;
 mod events;
+mod files;
 mod host_path;
 mod hosts;
 mod insecure;
@@ -28,6 +29,7 @@ mod lifecycle_tests;
 mod manager;
 mod mounts;
 pub mod observed;
+mod paths;
 mod perform;
 pub mod plan;
 pub mod probe;
@@ -35,11 +37,13 @@ mod prober;
 mod pull;
 #[cfg(test)]
 mod recovery_tests;
+mod refusals;
 mod report;
 mod resource_field;
 mod resources;
 mod sandbox;
 mod service_env;
+mod shared;
 #[cfg(test)]
 mod simulation;
 pub mod spec;
@@ -53,17 +57,7 @@ mod tests;
 mod volumes;
 mod worker;
 
-use std::path::{Path, PathBuf};
-
-pub use manager::{Manager, Settings};
+pub use manager::Manager;
+pub use paths::Paths;
+pub use shared::Settings;
 pub use table::{ContainerSummary, PodSummary, PodTable};
-
-/// Where the log of a container is, below the node's root directory.
-pub fn log_path(root_dir: &Path, pod: &PodSummary, container: &str, attempt: u32) -> PathBuf {
-    let pod = crate::runtime::PodRef {
-        uid: pod.uid.clone(),
-        namespace: pod.namespace.clone(),
-        name: pod.name.clone(),
-    };
-    config::log_path(root_dir, &pod, container, attempt)
-}

@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 use super::backoff;
 use super::events::Kind;
 use super::observed::{Failure, ImageState};
-use super::perform::{Outcome, Shared, failure};
+use super::perform::{Outcome, failure};
+use super::shared::Shared;
 use super::spec::PodView;
 use crate::runtime::RuntimeError;
 

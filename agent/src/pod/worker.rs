@@ -18,12 +18,13 @@ use super::deletion::Deletion;
 use super::ephemeral;
 use super::events::Kind;
 use super::observed::{ImageState, Observed, Stop};
-use super::perform::{self, Outcome, Shared};
+use super::perform::{self, Outcome};
 use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
 use super::probe::{self, ProbeId, Rules, Try};
 use super::prober::{Answer, Probers};
 use super::report::{self, Report};
-use super::spec::{PodView, container_id};
+use super::shared::{Order, Shared};
+use super::spec::container_id;
 use super::status::{Surroundings, status};
 use super::table::PodSummary;
 use super::{last_words, pull, sandbox};
@@ -31,17 +32,6 @@ use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
 const TROUBLE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-
-/// What the manager wants of a worker.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Order {
-    /// The newest object; `None` for a pod that only the runtime knows.
-    pub(super) pod: Option<Arc<PodView>>,
-    /// The object is gone from the API, and the pod has to be gone by then.
-    pub(super) vanished_by: Option<Timestamp>,
-    /// Rises when images were imported: what failed for want of one is tried again.
-    pub(super) imports: u64,
-}
 
 /// Runs a pod until nothing of it is left.
 pub(super) async fn run(
@@ -154,7 +144,7 @@ impl Worker {
             self.publish();
             self.keep_probes(goal);
             if plan.actions.contains(&Action::Finish) {
-                match sandbox::erase(&self.shared.paths, &self.id).await {
+                match sandbox::erase(&self.shared.settings.paths, &self.id).await {
                     Ok(()) => return self.finish(),
                     Err(error) => self.endure(&error.to_string()).await,
                 }
@@ -523,7 +513,7 @@ impl Worker {
             let spec = pod
                 .all_containers()
                 .find(|spec| spec.name == container.name);
-            let words = last_words::read(&self.shared.paths, spec, container, exit);
+            let words = last_words::read(&self.shared.settings.paths, spec, container, exit);
             self.surroundings
                 .last_words
                 .insert(container.id.clone(), words);
