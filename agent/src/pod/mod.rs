@@ -10,6 +10,7 @@
 //! it and plans again until nothing is left to do. It may be stopped at any point: everything that it observed can be
 //! observed again from the runtime, and every action may be repeated.
 
+pub mod action;
 mod archives;
 mod backoff;
 mod conditions;

@@ -9,12 +9,12 @@ use std::path::Path;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
+use super::action::{StopHow, StopReason};
 use super::backoff;
 use super::config::{self, Parts};
 use super::env::{self, Context};
 use super::events::Kind;
 use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
-use super::plan::{StopHow, StopReason};
 use super::refusals::refusals;
 use super::sandbox;
 use super::service_env;

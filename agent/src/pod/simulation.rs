@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::PodStatus;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::observed::{Failure, ImageState, Observed, Sandbox, Stop, Volumes};
-use super::plan::{Action, Course, Goal, StopHow, StopReason, course, plan};
-use super::probe::{self, ProbeState, Question};
-use super::spec::{PodView, container_id, spec_hash};
+use super::action::{Action, StopHow, StopReason};
+use super::observed::{Failure, ImageState, Observed, ProbeState, Sandbox, Stop, Volumes};
+use super::plan::{Course, course, plan};
+use super::probe;
+use super::spec::{Goal, PodView, Question, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 
