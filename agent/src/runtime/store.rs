@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
@@ -20,10 +19,10 @@ use containerd_client::types::{Descriptor, Mount};
 use oci_spec::image::{ImageIndex, ImageManifest};
 use prost_types::FieldMask;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
-use super::containerd::{NAMESPACE, failed};
 use super::image::{ImageConfig, chain_ids};
+use super::rpc::{LAYER_PATIENCE, failed, request, within};
 use super::{ImageSummary, RuntimeError};
 
 pub(super) const SNAPSHOTTER: &str = "overlayfs";
@@ -33,37 +32,6 @@ const GC_REF: &str = "containerd.io/gc.ref";
 
 /// The largest manifest or configuration that is read into memory.
 const DOCUMENT_LIMIT: i64 = 8 << 20;
-
-/// How long containerd may take for an answer; the kubelet gives it as long. Without an end, a containerd that hangs would
-/// hold the workers of its pods for ever.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A request that is given up after `patience`, here and in containerd.
-pub(super) fn within<T>(patience: Duration, mut request: Request<T>) -> Request<T> {
-    request.set_timeout(patience);
-    request
-}
-
-/// The same for what moves a whole layer.
-pub(super) const LAYER_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// A request that carries containerd's namespace, and a lease if there is one. It is given up after [`PATIENCE`].
-pub(super) fn request<T>(message: T, lease: Option<&str>) -> Request<T> {
-    within(PATIENCE, endless(message, lease))
-}
-
-/// The same for an answer that goes on and on.
-pub(super) fn endless<T>(message: T, lease: Option<&str>) -> Request<T> {
-    let mut request = Request::new(message);
-    let namespace = tonic::metadata::MetadataValue::from_static(NAMESPACE);
-    request
-        .metadata_mut()
-        .insert("containerd-namespace", namespace);
-    if let Some(lease) = lease.and_then(|lease| lease.parse().ok()) {
-        request.metadata_mut().insert("containerd-lease", lease);
-    }
-    request
-}
 
 /// A manifest and where its parts are.
 #[derive(Clone, Debug)]
