@@ -46,6 +46,7 @@ use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
 use crate::runtime::{Runtime, RuntimeError};
+use crate::server::ComponentHealth;
 use crate::server::https::{self, HttpsError, KubeletApi};
 use crate::server::introspection::{self, Introspection, SocketError};
 
@@ -393,13 +394,13 @@ fn show_health(introspection: &mut Introspection, health: &watch::Receiver<Healt
     introspection.component("network", move || shown(&network.borrow().network));
 }
 
-fn shown(part: &Part) -> introspection::Health {
+fn shown(part: &Part) -> ComponentHealth {
     match part {
-        Part::Up => introspection::Health {
+        Part::Up => ComponentHealth {
             healthy: true,
             detail: String::new(),
         },
-        Part::Down(why) => introspection::Health {
+        Part::Down(why) => ComponentHealth {
             healthy: false,
             detail: why.clone(),
         },
