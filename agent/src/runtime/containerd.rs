@@ -15,24 +15,22 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use jiff::Timestamp;
-use k8s_cri::v1::image_service_client::ImageServiceClient;
-use k8s_cri::v1::{AuthConfig, ImageSpec, PullImageRequest};
 use oci_spec::runtime::Spec;
 use prost_types::{Any, FieldMask};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request};
 
 use super::host::Host;
 use super::image::normalize;
 use super::manifests::Manifests;
 use super::record::{container, timestamp, unseen};
-use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, pull_failure, request, within};
-use super::store::{self, Manifest, SNAPSHOTTER};
+use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_failure, within};
+use super::store::{self, SNAPSHOTTER};
 use super::{
     Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause, Image, ImageSummary,
     RegistryLogin, Runtime, RuntimeError, RuntimeEvent, accounts, cgroup, events, exec, import,
-    labels, oci,
+    labels, oci, pull,
 };
 
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -176,7 +174,7 @@ impl Containerd {
         let spec_of =
             |accounts: &oci::Accounts| oci::spec(config, &manifest.config, accounts, &self.host);
         let spec = if oci::needs_accounts(&config.security, &manifest.config) {
-            let mounts = self.root(&config.id, &parent, &manifest).await?;
+            let mounts = store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
             let read = tokio::task::spawn_blocking(move || accounts::read(&mounts));
             let accounts = read.await.map_err(|error| RuntimeError::Failed {
                 action: format!("read the accounts of image {name}"),
@@ -210,7 +208,7 @@ impl Containerd {
             }
             _ => {}
         }
-        self.root(&config.id, &parent, &manifest).await?;
+        store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
         Ok(Container {
             id: config.id.clone(),
             pod: config.pod.clone(),
@@ -225,26 +223,6 @@ impl Containerd {
             earlier_boot: false,
             state: ContainerState::Created,
         })
-    }
-
-    /// The container's root file system; unpacks the image first where nobody did.
-    async fn root(
-        &self,
-        id: &str,
-        parent: &str,
-        manifest: &Manifest,
-    ) -> Result<Vec<containerd_client::types::Mount>, RuntimeError> {
-        let fail = |status: &Status| failed(format!("prepare the root of container {id}"), status);
-        match store::prepare_root(&self.channel, id, parent).await {
-            Ok(mounts) => Ok(mounts),
-            Err(status) if status.code() == Code::NotFound => {
-                store::unpack(&self.channel, manifest, None).await?;
-                store::prepare_root(&self.channel, id, parent)
-                    .await
-                    .map_err(|status| fail(&status))
-            }
-            Err(status) => Err(fail(&status)),
-        }
     }
 
     /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran. Nobody
@@ -395,34 +373,6 @@ impl Containerd {
             _ => Ok(()),
         }
     }
-
-    async fn pull_image(
-        &self,
-        reference: &str,
-        login: Option<&RegistryLogin>,
-    ) -> Result<Image, RuntimeError> {
-        let name = normalize(reference)?;
-        let message = PullImageRequest {
-            image: Some(ImageSpec {
-                image: name.clone(),
-                ..ImageSpec::default()
-            }),
-            auth: login.map(|login| AuthConfig {
-                username: login.username.clone(),
-                password: login.password.clone(),
-                ..AuthConfig::default()
-            }),
-            sandbox_config: None,
-        };
-        ImageServiceClient::new(self.channel.clone())
-            .pull_image(message)
-            .await
-            .map_err(|status| pull_failure(reference, &status))?;
-        self.image(&name).await?.ok_or_else(|| RuntimeError::Pull {
-            image: reference.to_owned(),
-            reason: "it was pulled, and is not there".into(),
-        })
-    }
 }
 
 #[async_trait]
@@ -453,7 +403,12 @@ impl Runtime for Containerd {
         reference: &str,
         login: Option<&RegistryLogin>,
     ) -> Result<Image, RuntimeError> {
-        self.located(self.pull_image(reference, login).await)
+        let name = normalize(reference)?;
+        self.located(pull::pull(&self.channel, &name, reference, login).await)?;
+        self.image(&name).await?.ok_or_else(|| RuntimeError::Pull {
+            image: reference.to_owned(),
+            reason: "it was pulled, and is not there".into(),
+        })
     }
 
     async fn import(&self, archive: &Path) -> Result<Vec<String>, RuntimeError> {
@@ -548,17 +503,4 @@ fn any_spec(spec: &Spec) -> Result<Any, RuntimeError> {
         type_url: SPEC_TYPE.to_owned(),
         value,
     })
-}
-
-/// The error of a container that could not be started, apart from the runtime's own troubles.
-fn start_failure(id: &str, status: &Status) -> RuntimeError {
-    match (
-        status.code(),
-        failed(format!("start container {id}"), status),
-    ) {
-        // The runtime was too slow or was interrupted: it may yet be started.
-        (Code::DeadlineExceeded | Code::Cancelled | Code::Aborted, error) => error,
-        (_, RuntimeError::Failed { reason, .. }) => RuntimeError::Start(reason),
-        (_, error) => error,
-    }
 }

@@ -18,6 +18,7 @@ mod labels;
 pub mod log_pipe;
 mod manifests;
 pub mod oci;
+mod pull;
 mod record;
 mod rpc;
 mod seccomp;

@@ -81,20 +81,22 @@ pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError
 }
 
 /// Whether containerd itself was away.
-fn is_transport(status: &Status) -> bool {
+pub(super) fn is_transport(status: &Status) -> bool {
     // A status that never came from containerd has the transport's error as its source.
     let local = std::error::Error::source(status).is_some();
     status.code() == Code::Unavailable || (local && status.code() == Code::Unknown)
 }
 
-/// The error of an image that was not pulled. A pull has no end of its own here: when time was up, it was the registry's.
-pub(super) fn pull_failure(image: &str, status: &Status) -> RuntimeError {
-    if is_transport(status) {
-        return failed("pull", status);
-    }
-    RuntimeError::Pull {
-        image: image.to_owned(),
-        reason: status.message().to_owned(),
+/// The error of a container that could not be started, apart from the runtime's own troubles.
+pub(super) fn start_failure(id: &str, status: &Status) -> RuntimeError {
+    match (
+        status.code(),
+        failed(format!("start container {id}"), status),
+    ) {
+        // The runtime was too slow or was interrupted: it may yet be started.
+        (Code::DeadlineExceeded | Code::Cancelled | Code::Aborted, error) => error,
+        (_, RuntimeError::Failed { reason, .. }) => RuntimeError::Start(reason),
+        (_, error) => error,
     }
 }
 

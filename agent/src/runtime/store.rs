@@ -313,11 +313,7 @@ async fn unpack_layer(
 }
 
 /// Makes the writable layer of a container, or finds it.
-pub(super) async fn prepare_root(
-    channel: &Channel,
-    key: &str,
-    parent: &str,
-) -> Result<Vec<Mount>, Status> {
+async fn prepare_root(channel: &Channel, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
     let mut client = SnapshotsClient::new(channel.clone());
     let prepare = PrepareSnapshotRequest {
         snapshotter: SNAPSHOTTER.to_owned(),
@@ -329,6 +325,26 @@ pub(super) async fn prepare_root(
         Ok(reply) => Ok(reply.into_inner().mounts),
         Err(status) if status.code() == Code::AlreadyExists => root_mounts(channel, key).await,
         Err(status) => Err(status),
+    }
+}
+
+/// Makes the root file system of a container, or finds it; unpacks the image first where nobody did.
+pub(super) async fn make_root(
+    channel: &Channel,
+    id: &str,
+    parent: &str,
+    manifest: &Manifest,
+) -> Result<Vec<Mount>, RuntimeError> {
+    let fail = |status: &Status| failed(format!("prepare the root of container {id}"), status);
+    match prepare_root(channel, id, parent).await {
+        Ok(mounts) => Ok(mounts),
+        Err(status) if status.code() == Code::NotFound => {
+            unpack(channel, manifest, None).await?;
+            prepare_root(channel, id, parent)
+                .await
+                .map_err(|status| fail(&status))
+        }
+        Err(status) => Err(fail(&status)),
     }
 }
 

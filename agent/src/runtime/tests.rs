@@ -348,9 +348,9 @@ async fn a_containerd_that_hangs_is_given_up_and_taken_for_absent() {
 #[test]
 fn a_registry_that_hangs_is_no_absent_containerd() {
     let status = tonic::Status::unknown("failed to do request: context deadline exceeded");
-    let error = rpc::pull_failure("busybox:1", &status);
+    let error = pull::pull_failure("busybox:1", &status);
     assert!(matches!(error, RuntimeError::Pull { .. }), "{error}");
     assert!(rpc::failed("look", &status).is_unreachable());
     let away = tonic::Status::unavailable("connection refused");
-    assert!(rpc::pull_failure("busybox:1", &away).is_unreachable());
+    assert!(pull::pull_failure("busybox:1", &away).is_unreachable());
 }
