@@ -24,7 +24,6 @@ mod files;
 mod host_path;
 mod hosts;
 mod insecure;
-mod last_words;
 #[cfg(test)]
 mod lifecycle_tests;
 mod manager;
@@ -51,6 +50,7 @@ pub mod spec;
 pub mod status;
 mod stop;
 mod table;
+mod termination_message;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

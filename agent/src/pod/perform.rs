@@ -329,7 +329,7 @@ pub(super) async fn stop_container(
     }
 }
 
-/// Removes an ended container with its log and its last words.
+/// Removes an ended container with its log and its termination message.
 pub(super) async fn delete_container(
     shared: &Shared,
     pod: &PodRef,
@@ -386,7 +386,7 @@ pub(super) fn failure(
     }
 }
 
-/// The file that a container leaves its last words in; writable to whoever it runs as.
+/// The file for a container's termination message; writable to whoever it runs as.
 fn touch(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;

@@ -41,11 +41,11 @@ pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timesta
     }
 }
 
-/// Where a pod is in its life, as far as its containers decide.
+/// The phase of a pod as far as its containers decide. Whether an active one is `Pending` or `Running`, its status tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Course {
+pub enum Phase {
     /// Something runs or will run.
-    Going,
+    Active,
     /// Every container has ended well, for good.
     Succeeded,
     /// A container has ended badly, for good.
@@ -54,19 +54,19 @@ pub enum Course {
     DeadlineExceeded,
 }
 
-/// Where the pod is in its life.
-pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
+/// The phase that the pod is in.
+pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
     // What the API was told is for good, even if the runtime has forgotten why.
     match pod.phase() {
-        Some("Succeeded") => return Course::Succeeded,
+        Some("Succeeded") => return Phase::Succeeded,
         Some("Failed") if pod.status_reason() == Some("DeadlineExceeded") => {
-            return Course::DeadlineExceeded;
+            return Phase::DeadlineExceeded;
         }
-        Some("Failed") => return Course::Failed,
+        Some("Failed") => return Phase::Failed,
         _ => {}
     }
     if pod.deadline().is_some_and(|deadline| deadline <= now) {
-        return Course::DeadlineExceeded;
+        return Phase::DeadlineExceeded;
     }
     let policy = pod.restart_policy();
     let exit = |spec: &ContainerSpec| match observed.latest(&spec.name).map(|c| &c.state) {
@@ -79,7 +79,7 @@ pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
         .filter(|spec| !is_sidecar(spec))
         .any(|spec| exit(spec).is_some_and(|code| code != 0 && !policy.restarts(code)));
     if failed_init {
-        return Course::Failed;
+        return Phase::Failed;
     }
     let codes: Option<Vec<i32>> = pod
         .containers()
@@ -87,9 +87,9 @@ pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
         .map(|spec| exit(spec).filter(|code| !policy.restarts(*code)))
         .collect();
     match codes {
-        None => Course::Going,
-        Some(codes) if codes.iter().all(|code| *code == 0) => Course::Succeeded,
-        Some(_) => Course::Failed,
+        None => Phase::Active,
+        Some(codes) if codes.iter().all(|code| *code == 0) => Phase::Succeeded,
+        Some(_) => Phase::Failed,
     }
 }
 
@@ -123,10 +123,10 @@ fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
 }
 
 fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
-    let why = match course(pod, observed, now) {
-        Course::Going => None,
-        Course::DeadlineExceeded => Some(StopReason::Deadline),
-        Course::Succeeded | Course::Failed => Some(StopReason::PodEnds),
+    let why = match phase(pod, observed, now) {
+        Phase::Active => None,
+        Phase::DeadlineExceeded => Some(StopReason::Deadline),
+        Phase::Succeeded | Phase::Failed => Some(StopReason::PodEnds),
     };
     if let Some(why) = why {
         // The records of its containers stay, with their logs, until the pod is deleted.

@@ -28,7 +28,7 @@ use super::shared::{Order, Shared};
 use super::spec::{Goal, container_id};
 use super::status::{Surroundings, status};
 use super::table::PodSummary;
-use super::{last_words, pull, sandbox};
+use super::{pull, sandbox, termination_message};
 use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
@@ -81,7 +81,7 @@ pub(super) async fn run(
     for container in &worker.observed.containers {
         worker.shared.pokes.listen(&container.id, &worker.poke);
     }
-    worker.remember_last_words();
+    worker.read_termination_messages();
     // What was listed at the start may have changed by now.
     worker.look().await;
     tokio::select! {
@@ -443,7 +443,7 @@ impl Worker {
             }
             Outcome::Deleted { id } => {
                 self.observed.remove(&id);
-                self.surroundings.last_words.remove(&id);
+                self.surroundings.termination_messages.remove(&id);
                 self.shared.pokes.forget(&id);
             }
             Outcome::Stopping { id, how } => {
@@ -457,10 +457,15 @@ impl Worker {
         }
     }
 
-    /// Collects what ended containers left to say, and tells of those that have to wait for their restart.
+    /// Reads the termination messages of containers that ended, and tells of those that have to wait for their restart.
     fn after_an_end(&mut self) {
-        let before: Vec<String> = self.surroundings.last_words.keys().cloned().collect();
-        self.remember_last_words();
+        let before: Vec<String> = self
+            .surroundings
+            .termination_messages
+            .keys()
+            .cloned()
+            .collect();
+        self.read_termination_messages();
         let Some(pod) = self
             .order
             .pod
@@ -500,7 +505,7 @@ impl Worker {
         }
     }
 
-    fn remember_last_words(&mut self) {
+    fn read_termination_messages(&mut self) {
         let Some(pod) = self.order.pod.as_deref() else {
             return;
         };
@@ -508,16 +513,21 @@ impl Worker {
             let ContainerState::Exited(exit) = &container.state else {
                 continue;
             };
-            if self.surroundings.last_words.contains_key(&container.id) {
+            if self
+                .surroundings
+                .termination_messages
+                .contains_key(&container.id)
+            {
                 continue;
             }
             let spec = pod
                 .all_containers()
                 .find(|spec| spec.name == container.name);
-            let words = last_words::read(&self.shared.settings.paths, spec, container, exit);
+            let message =
+                termination_message::read(&self.shared.settings.paths, spec, container, exit);
             self.surroundings
-                .last_words
-                .insert(container.id.clone(), words);
+                .termination_messages
+                .insert(container.id.clone(), message);
         }
     }
 
