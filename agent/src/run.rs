@@ -41,11 +41,12 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
-use crate::pod::{Manager, PodTable, Settings};
+use crate::pod::{Manager, Paths, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
 use crate::runtime::{Runtime, RuntimeError};
+use crate::server::ComponentHealth;
 use crate::server::https::{self, HttpsError, KubeletApi};
 use crate::server::introspection::{self, Introspection, SocketError};
 
@@ -124,15 +125,34 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     ended
 }
 
+/// What most parts need to know of the node that they serve.
+struct Node {
+    config: AgentConfig,
+    name: Name,
+    address: Ipv4Addr,
+    cluster: Cluster,
+    paths: Paths,
+}
+
 /// Runs the agent that holds the introspection socket: there is no other in this run directory.
 async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunError> {
-    let node: Name = config.node_name().into();
     let probe = dataplane::probe(config.cgroup_root.as_deref())?;
     let node_client = NodeClient::load(&config.kubeconfig()).await?;
-    let address = node_address(&config, &node_client)?;
+    let node = Node {
+        name: config.node_name().into(),
+        address: node_address(&config, &node_client)?,
+        cluster: Cluster::default(),
+        paths: Paths::new(
+            config.root_dir.clone(),
+            config.run_dir.clone(),
+            config.cgroup_parent.clone(),
+        ),
+        config,
+    };
+    let config = &node.config;
     let client = node_client.client();
     // Before anything is put into the kernel: what may fail because of others leaves nothing there.
-    let kubelet = listen(SocketAddr::new(address.into(), KUBELET_PORT)).await?;
+    let kubelet = listen(SocketAddr::new(node.address.into(), KUBELET_PORT)).await?;
     let logger = std::env::current_exe().map_err(RunError::Program)?;
     let scratch = config.run_dir.join("exec");
     let runtime = Containerd::new(&config.containerd, Host::probe(), &logger, &scratch);
@@ -151,100 +171,51 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let cluster = Cluster::default();
     let (health, health_seen) = watch::channel(Health::default());
     let pods = PodTable::default();
     let mut parts = Parts::new();
 
-    for watch in cluster.watches(&client) {
-        parts.spawn(async move {
-            watch.await;
-            Ok(())
-        });
+    for watch in node.cluster.watches(&client) {
+        parts.spawn(unfailing(watch));
     }
-    parts.spawn({
-        let (cluster, node, proxy) = (cluster.clone(), node.clone(), proxy.clone());
-        let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
-        async move {
-            proxy::run(cluster, node, proxy, metrics, maps).await;
-            Ok(())
-        }
-    });
-    parts.spawn({
-        let mut introspection = Introspection::new(
-            node.clone(),
-            cluster.clone(),
-            proxy,
-            Arc::new(Maps::open(&dataplane.dir)?),
-            probe.features,
-            pods.clone(),
-        );
-        show_health(&mut introspection, &health_seen);
-        async move {
-            let served = introspection.serve(socket, std::future::pending()).await;
-            served.map_err(RunError::Introspection)
-        }
-    });
-    parts.spawn({
-        let upkeep = Upkeep {
-            client: client.clone(),
-            identity: Identity {
-                name: node.to_string(),
-                address: address.into(),
-                labels: config.labels(),
-                kubelet_port: KUBELET_PORT,
-            },
-            root_dir: config.root_dir.clone(),
-            health: health_seen,
-        };
-        async move { Ok(upkeep.run().await?) }
-    });
-    parts.spawn({
-        let (node_client, node) = (node_client.clone(), node.to_string());
-        async move {
-            keep_client_certificate(node_client, node).await;
-            std::future::pending().await
-        }
-    });
+    let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
+    let (cluster, name) = (node.cluster.clone(), node.name.clone());
+    parts.spawn(unfailing(proxy::run(
+        cluster,
+        name,
+        proxy.clone(),
+        metrics,
+        maps,
+    )));
+    let mut introspection = Introspection::new(
+        node.name.clone(),
+        node.cluster.clone(),
+        proxy,
+        Arc::new(Maps::open(&dataplane.dir)?),
+        probe.features,
+        pods.clone(),
+    );
+    show_health(&mut introspection, &health_seen);
+    parts.spawn(introspect(introspection, socket));
+    parts.spawn(keep_node(upkeep(&node, client.clone(), health_seen)));
+    parts.spawn(keep_client(&node, node_client.clone()));
     let serving = Arc::new(ServingCertificate::default());
-    parts.spawn({
-        let (client, serving, root_dir) =
-            (client.clone(), serving.clone(), config.root_dir.clone());
-        let node = node.to_string();
-        async move {
-            keep_serving_certificate(client, node, address.into(), &root_dir, serving).await;
-            Ok(())
-        }
-    });
-    parts.spawn({
-        let (cluster, node) = (cluster.clone(), node.to_string());
-        async move { Ok(routing::run(cluster, node, address).await?) }
-    });
-    parts.spawn({
-        let tls = https::tls_config(node_client.authorities(), serving)?;
-        let api = KubeletApi {
-            pods: pods.clone(),
-            root_dir: config.root_dir.clone(),
-            metrics: Arc::new(move || text(&registry)),
-        };
-        async move {
-            https::serve(kubelet, tls, api).await;
-            Ok(())
-        }
-    });
-    info!(%node, %address, adopted = dataplane.adopted, "the agent runs");
+    parts.spawn(keep_serving(&node, client.clone(), serving.clone()));
+    parts.spawn(keep_routes(&node));
+    let tls = https::tls_config(node_client.authorities(), serving)?;
+    let api = KubeletApi {
+        pods: pods.clone(),
+        paths: node.paths.clone(),
+        metrics: Arc::new(move || text(&registry)),
+    };
+    parts.spawn(unfailing(https::serve(kubelet, tls, api)));
+    info!(node = %node.name, address = %node.address, adopted = dataplane.adopted, "the agent runs");
 
-    parts.spawn({
-        let (runtime, health) = (runtime.clone(), health.clone());
-        async move {
-            watch_runtime(runtime, health).await;
-            Ok(())
-        }
-    });
+    parts.spawn(unfailing(watch_runtime(runtime.clone(), health.clone())));
 
     let serve_pods = async {
         // None: a part ended while the node waited for its range.
-        let connected = connect(&config, &cluster, &node, address, &health, &mut parts).await;
+        let connected = connect(&node, &health, &mut parts).await;
         if connected.is_err() && fresh {
             // No pod of this node has come to rely on them.
             dataplane::remove(&config.bpf_dir)?;
@@ -253,24 +224,79 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
             return Ok(());
         };
         let network = Arc::new(network);
-        parts.spawn({
-            let network = network.clone();
-            async move { Ok(pod_network::keep(network).await?) }
-        });
-        let facts = Facts::read(&config.root_dir)?;
-        let gateway = network.gateway();
-        let settings = settings(&config, cluster.clone(), &node, address, gateway, &facts);
+        parts.spawn(keep_network(network.clone()));
+        let settings = settings(&node, network.gateway(), &Facts::read(&config.root_dir)?);
         let manager = Manager::start(client, settings, runtime, network, pods);
-        parts.spawn(async move {
-            manager.ended().await;
-            Ok(())
-        });
+        parts.spawn(unfailing(manager.ended()));
         outcome(parts.join_next().await)
     };
     tokio::select! {
         ended = serve_pods => ended,
         signal = told_to_end() => signal.map_err(RunError::Signal),
     }
+}
+
+/// A part that cannot fail: it ends by a panic, or because it is stopped.
+async fn unfailing(part: impl Future<Output = ()>) -> Result<(), RunError> {
+    part.await;
+    Ok(())
+}
+
+async fn introspect(introspection: Introspection, socket: UnixListener) -> Result<(), RunError> {
+    let served = introspection.serve(socket, std::future::pending()).await;
+    served.map_err(RunError::Introspection)
+}
+
+fn upkeep(node: &Node, client: kube::Client, health: watch::Receiver<Health>) -> Upkeep {
+    Upkeep {
+        client,
+        identity: Identity {
+            name: node.name.to_string(),
+            address: node.address.into(),
+            labels: node.config.labels(),
+            kubelet_port: KUBELET_PORT,
+        },
+        root_dir: node.config.root_dir.clone(),
+        health,
+    }
+}
+
+async fn keep_node(upkeep: Upkeep) -> Result<(), RunError> {
+    Ok(upkeep.run().await?)
+}
+
+/// It may have nothing to do, and ends then; the agent goes on without.
+fn keep_client(
+    node: &Node,
+    client: NodeClient,
+) -> impl Future<Output = Result<(), RunError>> + use<> {
+    let name = node.name.to_string();
+    async move {
+        keep_client_certificate(client, name).await;
+        std::future::pending().await
+    }
+}
+
+fn keep_serving(
+    node: &Node,
+    client: kube::Client,
+    serving: Arc<ServingCertificate>,
+) -> impl Future<Output = Result<(), RunError>> + use<> {
+    let (name, address) = (node.name.to_string(), node.address.into());
+    let root_dir = node.config.root_dir.clone();
+    async move {
+        keep_serving_certificate(client, name, address, &root_dir, serving).await;
+        Ok(())
+    }
+}
+
+fn keep_routes(node: &Node) -> impl Future<Output = Result<(), RunError>> + use<> {
+    let (cluster, name, address) = (node.cluster.clone(), node.name.to_string(), node.address);
+    async move { Ok(routing::run(cluster, name, address).await?) }
+}
+
+async fn keep_network(network: Arc<VethNetwork>) -> Result<(), RunError> {
+    Ok(pod_network::keep(network).await?)
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
@@ -280,29 +306,23 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
 
 /// Waits for the node's pod range, then makes the node its pods' router and name server.
 async fn connect(
-    config: &AgentConfig,
-    cluster: &Cluster,
-    node: &str,
-    address: Ipv4Addr,
+    node: &Node,
     health: &watch::Sender<Health>,
     parts: &mut Parts,
 ) -> Result<Option<VethNetwork>, RunError> {
     let range = tokio::select! {
-        range = known_range(cluster, node) => range?,
+        range = known_range(&node.cluster, &node.name) => range?,
         ended = parts.join_next() => return outcome(ended).map(|()| None),
     };
     let gateway = gateway(range);
     let dns = DnsServer::bind(
         SocketAddr::new(gateway.into(), DNS_PORT),
-        &config.cluster_domain,
-        cluster.clone(),
+        &node.config.cluster_domain,
+        node.cluster.clone(),
         Forwarder::new(RESOLV_CONF.into(), gateway.into()),
     )?;
-    let network = VethNetwork::set_up(range, address).await?;
-    parts.spawn(async move {
-        dns.run().await;
-        Ok(())
-    });
+    let network = VethNetwork::set_up(range, node.address).await?;
+    parts.spawn(unfailing(dns.run()));
     health.send_modify(|health| health.network = Part::Up);
     info!(%range, %gateway, "pods can be connected");
     Ok(Some(network))
@@ -319,22 +339,13 @@ async fn known_range(cluster: &Cluster, node: &str) -> Result<Ipv4Net, RunError>
     }
 }
 
-fn settings(
-    config: &AgentConfig,
-    cluster: Cluster,
-    node: &str,
-    address: Ipv4Addr,
-    gateway: Ipv4Addr,
-    facts: &Facts,
-) -> Settings {
-    let domain = config.cluster_domain.trim_matches('.').to_owned();
-    let own = node.to_owned();
+fn settings(node: &Node, gateway: Ipv4Addr, facts: &Facts) -> Settings {
+    let domain = node.config.cluster_domain.trim_matches('.').to_owned();
+    let (cluster, own) = (node.cluster.clone(), node.name.clone());
     Settings {
-        node_name: node.to_owned(),
-        host_addresses: vec![address.into()],
-        root_dir: config.root_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        cgroup_parent: config.cgroup_parent.clone(),
+        node_name: node.name.to_string(),
+        host_addresses: vec![node.address.into()],
+        paths: node.paths.clone(),
         allocatable: allocatable(facts),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
@@ -381,13 +392,13 @@ fn show_health(introspection: &mut Introspection, health: &watch::Receiver<Healt
     introspection.component("network", move || shown(&network.borrow().network));
 }
 
-fn shown(part: &Part) -> introspection::Health {
+fn shown(part: &Part) -> ComponentHealth {
     match part {
-        Part::Up => introspection::Health {
+        Part::Up => ComponentHealth {
             healthy: true,
             detail: String::new(),
         },
-        Part::Down(why) => introspection::Health {
+        Part::Down(why) => ComponentHealth {
             healthy: false,
             detail: why.clone(),
         },

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::Sandbox;
-use super::plan::Course;
+use super::plan::Phase;
 use super::spec::is_sidecar;
 use super::status::{View, previously, seconds};
 
@@ -14,8 +14,8 @@ impl View<'_> {
         init: &[ContainerStatus],
         main: &[ContainerStatus],
     ) -> Vec<PodCondition> {
-        let (course, previous) = (self.course, self.previous);
-        let done = course != Course::Going;
+        let (phase, previous) = (self.phase, self.previous);
+        let done = phase != Phase::Active;
         let sidecars = init
             .iter()
             .zip(self.pod.init_containers())
@@ -32,7 +32,7 @@ impl View<'_> {
             .map(|status| status.name.as_str())
             .collect();
         let initialized = self.is_initialized();
-        let containers_ready = if course == Course::Succeeded {
+        let containers_ready = if phase == Phase::Succeeded {
             no("PodCompleted", None)
         } else if done {
             no("PodFailed", None)
@@ -56,8 +56,8 @@ impl View<'_> {
             ),
             _ => containers_ready.clone(),
         };
-        let initialized = match (initialized, course) {
-            (true, Course::Succeeded) => Verdict {
+        let initialized = match (initialized, phase) {
+            (true, Phase::Succeeded) => Verdict {
                 reason: Some("PodCompleted"),
                 ..yes()
             },

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::events::Entry;
 use crate::runtime::PodRef;
 
 /// So many different messages for the same reason are told together.
@@ -16,6 +15,23 @@ const WINDOW: SignedDuration = SignedDuration::from_mins(10);
 
 /// What is remembered of either kind; the oldest is forgotten first.
 const REMEMBERED: usize = 1024;
+
+/// Whether something is as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Normal,
+    Warning,
+}
+
+/// Something that happened to a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) pod: PodRef,
+    pub(super) container: Option<String>,
+    pub(super) kind: Kind,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
 
 /// What to do about an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +146,6 @@ impl<K: PartialEq, V> Recent<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::events::Kind;
     use super::*;
 
     fn entry(pod: &str, message: &str) -> Entry {

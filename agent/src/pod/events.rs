@@ -10,7 +10,8 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::correlate::{Correlator, Told};
+pub(super) use super::correlate::Kind;
+use super::correlate::{Correlator, Entry, Told};
 use crate::runtime::PodRef;
 
 /// Events that wait to be sent. More than this are dropped: they explain, nothing depends on them.
@@ -18,23 +19,6 @@ const QUEUE: usize = 512;
 
 /// How long the API server may take over one. Those behind it wait.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Whether something is as it should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Normal,
-    Warning,
-}
-
-/// Something that happened to a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) pod: PodRef,
-    pub(super) container: Option<String>,
-    pub(super) kind: Kind,
-    pub(super) reason: &'static str,
-    pub(super) message: String,
-}
 
 /// Sends events, without making anyone wait.
 #[derive(Clone)]

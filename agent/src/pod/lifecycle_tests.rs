@@ -4,11 +4,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec, PodStatus};
 use serde_json::{Value, json};
 
-use super::config::refusals;
+use super::action::Action;
 use super::ephemeral;
 use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
-use super::plan::{Action, Goal, plan};
-use super::spec::{PodView, container_id, spec_hash};
+use super::plan::plan;
+use super::refusals::refusals;
+use super::spec::{Goal, PodView, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 

@@ -1,15 +1,12 @@
 //! Which pods this node has: one worker for each, and an end for those that the API does not know.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -17,40 +14,18 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
-use super::config::{Paths, is_plain_name};
 use super::events::Events;
-use super::perform::{Pokes, Shared};
+use super::paths::is_plain_name;
+use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{DEFAULT_GRACE, PodView};
 use super::table::PodTable;
-use super::worker::{self, Order};
-use crate::cluster::Cluster;
-use crate::dns::resolv_conf::ClusterDns;
+use super::worker;
 use crate::network::PodNetwork;
 use crate::network::namespaces::Namespace;
-use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent, cgroup};
+use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
 
 /// How long to wait for a runtime that is away.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What the pod half is told about the node.
-#[derive(Clone)]
-pub struct Settings {
-    pub node_name: String,
-    /// The node's addresses, the one that pods show as `hostIP` first.
-    pub host_addresses: Vec<IpAddr>,
-    /// Holds pods' files, logs and archives of images.
-    pub root_dir: PathBuf,
-    /// Holds the pins of pods' namespaces.
-    pub run_dir: PathBuf,
-    /// Below every cgroup hierarchy's root; pods' cgroups go into `kubepods` under it.
-    pub cgroup_parent: PathBuf,
-    /// What the node gives its pods, by resource.
-    pub allocatable: BTreeMap<String, Quantity>,
-    /// Tells which services there are.
-    pub cluster: Cluster,
-    /// What the node offers its pods, as of the call.
-    pub dns: Arc<dyn Fn() -> ClusterDns + Send + Sync>,
-}
 
 /// The running pod half.
 pub struct Manager {
@@ -119,7 +94,7 @@ async fn run(
 ) {
     let (first_done, archives_imported) = watch::channel(false);
     let (imported, mut imports) = mpsc::channel(1);
-    let images = settings.root_dir.join("images");
+    let images = settings.paths.images();
     // Listening begins before the list is made, so no end is missed in between.
     let mut events = runtime.events();
     let adopted = adopt(runtime.as_ref()).await;
@@ -135,12 +110,6 @@ async fn run(
     let mut pods = Pods {
         shared: Arc::new(Shared {
             events: Events::start(client.clone(), node_name.clone()),
-            paths: Paths {
-                root_dir: settings.root_dir.clone(),
-                run_dir: settings.run_dir.clone(),
-                cgroup_parent: settings.cgroup_parent.clone(),
-                hierarchies: cgroup::mounted().into(),
-            },
             node_memory: node_memory(),
             client: client.clone(),
             runtime,
@@ -337,14 +306,14 @@ impl Pods {
             .values()
             .flatten()
             .map(|container| container.pod.clone());
-        let paths = &self.shared.paths;
+        let paths = &self.shared.settings.paths;
         let of_logs = paths.all_logs().into_iter().map(|(_, pod)| pod);
         let mut found: BTreeMap<String, PodRef> = of_logs
             .chain(of_containers)
             .map(|pod| (pod.uid.clone(), pod))
             .collect();
-        let pins = [Namespace::Net, Namespace::Ipc, Namespace::Uts]
-            .map(|namespace| paths.run_dir.join(namespace.pin_directory()));
+        let pins =
+            [Namespace::Net, Namespace::Ipc, Namespace::Uts].map(|namespace| paths.pins(namespace));
         for directory in pins.into_iter().chain([paths.pods()]) {
             for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
                 let uid = entry.file_name().to_string_lossy().into_owned();

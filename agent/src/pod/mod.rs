@@ -10,6 +10,7 @@
 //! it and plans again until nothing is left to do. It may be stopped at any point: everything that it observed can be
 //! observed again from the runtime, and every action may be repeated.
 
+pub mod action;
 mod archives;
 mod backoff;
 mod conditions;
@@ -19,15 +20,16 @@ mod deletion;
 mod env;
 mod ephemeral;
 mod events;
+mod files;
 mod host_path;
 mod hosts;
 mod insecure;
-mod last_words;
 #[cfg(test)]
 mod lifecycle_tests;
 mod manager;
 mod mounts;
 pub mod observed;
+mod paths;
 mod perform;
 pub mod plan;
 pub mod probe;
@@ -36,17 +38,20 @@ mod pull;
 mod pull_secrets;
 #[cfg(test)]
 mod recovery_tests;
+mod refusals;
 mod report;
 mod resource_field;
 mod resources;
 mod sandbox;
 mod service_env;
+mod shared;
 #[cfg(test)]
 mod simulation;
 pub mod spec;
 pub mod status;
 mod stop;
 mod table;
+mod termination_message;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -54,17 +59,7 @@ mod tests;
 mod volumes;
 mod worker;
 
-use std::path::{Path, PathBuf};
-
-pub use manager::{Manager, Settings};
+pub use manager::Manager;
+pub use paths::Paths;
+pub use shared::Settings;
 pub use table::{ContainerSummary, PodSummary, PodTable};
-
-/// Where the log of a container is, below the node's root directory.
-pub fn log_path(root_dir: &Path, pod: &PodSummary, container: &str, attempt: u32) -> PathBuf {
-    let pod = crate::runtime::PodRef {
-        uid: pod.uid.clone(),
-        namespace: pod.namespace.clone(),
-        name: pod.name.clone(),
-    };
-    config::log_path(root_dir, &pod, container, attempt)
-}

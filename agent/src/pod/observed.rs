@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use super::probe::{ProbeId, ProbeState, Question};
+use super::spec::Question;
 use crate::runtime::{Container, ContainerState};
 
 /// What is known of a pod on this node.
@@ -82,6 +82,43 @@ pub enum Stop {
     Asked { kill_at: Timestamp },
     /// It was killed; its end is only a matter of hearing of it.
     Killed,
+}
+
+/// One probe of one container, which is named by its id: its successor is probed anew.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProbeId {
+    pub container: String,
+    pub question: Question,
+}
+
+/// What all tries so far came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeState {
+    /// Neither threshold was reached. One of the numbers, of tries in a row, is zero.
+    Undecided { successes: u32, failures: u32 },
+    /// With so many failures in a row since.
+    Passed { failures: u32 },
+    /// With so many successes in a row since.
+    Failed { successes: u32 },
+}
+
+impl Default for ProbeState {
+    fn default() -> Self {
+        ProbeState::Undecided {
+            successes: 0,
+            failures: 0,
+        }
+    }
+}
+
+impl ProbeState {
+    pub fn passed(self) -> bool {
+        matches!(self, ProbeState::Passed { .. })
+    }
+
+    pub fn failed(self) -> bool {
+        matches!(self, ProbeState::Failed { .. })
+    }
 }
 
 impl Observed {

@@ -1,75 +1,27 @@
-//! Performing actions. Nothing is decided here: an action's outcome is told, and the next plan draws the conclusions.
+//! Performing actions. What an action came to is told; what to do about it, the next plan decides.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
-use tokio::sync::{Notify, watch};
 
+use super::action::{StopHow, StopReason};
 use super::backoff;
-use super::config::{self, Parts, Paths, refusals};
+use super::config::{self, Parts};
 use super::env::{self, Context};
-use super::events::{Events, Kind};
-use super::manager::Settings;
+use super::events::Kind;
 use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
-use super::plan::{StopHow, StopReason};
+use super::refusals::refusals;
 use super::sandbox;
 use super::service_env;
+use super::shared::Shared;
 use super::spec::PodView;
-use super::table::PodTable;
 use super::volumes;
-use crate::network::PodNetwork;
-use crate::runtime::{
-    Container, ContainerState, Exit, ExitCause, PodRef, Runtime, RuntimeError, log_pipe,
-};
-
-/// What every worker uses.
-pub(super) struct Shared {
-    pub(super) client: kube::Client,
-    pub(super) runtime: Arc<dyn Runtime>,
-    pub(super) network: Arc<dyn PodNetwork>,
-    pub(super) settings: Settings,
-    pub(super) paths: Paths,
-    pub(super) events: Events,
-    pub(super) table: PodTable,
-    /// Bytes.
-    pub(super) node_memory: f64,
-    /// True once the archives that were there at start are imported.
-    pub(super) archives_imported: watch::Receiver<bool>,
-    pub(super) pokes: Pokes,
-}
-
-/// Whom to wake when something happens to a container, by its id.
-#[derive(Default)]
-pub(super) struct Pokes(Mutex<HashMap<String, Arc<Notify>>>);
-
-impl Pokes {
-    /// To be called before the container can run, so that not even a sudden end goes unheard.
-    pub(super) fn listen(&self, id: &str, poke: &Arc<Notify>) {
-        self.lock().insert(id.to_owned(), poke.clone());
-    }
-
-    pub(super) fn forget(&self, id: &str) {
-        self.lock().remove(id);
-    }
-
-    pub(super) fn wake(&self, id: &str) {
-        if let Some(poke) = self.lock().get(id) {
-            poke.notify_one();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Notify>>> {
-        // Each change is one call that cannot stop half-way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, RuntimeError, log_pipe};
 
 /// What came of an action.
 #[derive(Debug)]
@@ -119,7 +71,13 @@ pub(super) async fn prepare_sandbox(
     };
     let settings = &shared.settings;
     let dns = (settings.dns)();
-    let prepared = sandbox::prepare(shared.network.as_ref(), &shared.paths, &dns, settings, pod);
+    let prepared = sandbox::prepare(
+        shared.network.as_ref(),
+        &shared.settings.paths,
+        &dns,
+        settings,
+        pod,
+    );
     Outcome::Sandbox(match prepared.await {
         Ok(addresses) => Sandbox::Ready { addresses },
         Err(error) => {
@@ -144,7 +102,7 @@ pub(super) async fn prepare_volumes(
     };
     let context = context(shared, pod, observed);
     for volume in pod.spec().volumes.iter().flatten() {
-        let made = volumes::prepare(&shared.client, &context, &shared.paths, volume).await;
+        let made = volumes::prepare(&shared.client, &context, &shared.settings.paths, volume).await;
         if let Err(error) = made {
             let message = error.to_string();
             shared
@@ -217,7 +175,7 @@ pub(super) async fn run_container(
         attempt,
         streak,
         env,
-        paths: &shared.paths,
+        paths: &shared.settings.paths,
         node_memory: shared.node_memory,
     };
     let config = match config::container(parts) {
@@ -225,6 +183,7 @@ pub(super) async fn run_container(
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
     let message = shared
+        .settings
         .paths
         .termination_log(&pod.id.uid, &spec.name, attempt);
     if let Err(error) = touch(&message) {
@@ -262,7 +221,10 @@ pub(super) async fn start_container(
     pod: &PodRef,
     container: &Container,
 ) -> Result<ContainerState, RuntimeError> {
-    let log = shared.paths.log(pod, &container.name, container.attempt);
+    let log = shared
+        .settings
+        .paths
+        .log(pod, &container.name, container.attempt);
     match shared.runtime.start(&container.id, &log).await {
         Ok(state) => {
             let text = format!("Started container {}", container.name);
@@ -367,15 +329,20 @@ pub(super) async fn stop_container(
     }
 }
 
-/// Removes an ended container with its log and its last words.
+/// Removes an ended container with its log and its termination message.
 pub(super) async fn delete_container(
     shared: &Shared,
     pod: &PodRef,
     container: &Container,
 ) -> Outcome {
     let (name, attempt) = (&container.name, container.attempt);
-    let mut files = log_pipe::files(&shared.paths.log(pod, name, attempt));
-    files.push(shared.paths.termination_log(&pod.uid, name, attempt));
+    let mut files = log_pipe::files(&shared.settings.paths.log(pod, name, attempt));
+    files.push(
+        shared
+            .settings
+            .paths
+            .termination_log(&pod.uid, name, attempt),
+    );
     // The record goes last: it is what says that the rest has to go.
     for file in files {
         match fs::remove_file(&file) {
@@ -394,7 +361,7 @@ pub(super) async fn delete_container(
 }
 
 pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
-    match sandbox::release(shared.network.as_ref(), &shared.paths, pod).await {
+    match sandbox::release(shared.network.as_ref(), &shared.settings.paths, pod).await {
         Ok(()) => Outcome::Sandbox(Sandbox::Gone),
         Err(error) => Outcome::Trouble(error.to_string()),
     }
@@ -419,7 +386,7 @@ pub(super) fn failure(
     }
 }
 
-/// The file that a container leaves its last words in; writable to whoever it runs as.
+/// The file for a container's termination message; writable to whoever it runs as.
 fn touch(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;

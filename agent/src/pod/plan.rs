@@ -8,90 +8,13 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
+use super::action::{Action, Plan, StopReason, add};
 use super::backoff;
 use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
-use super::probe::{self, Question};
-use super::spec::{PodView, RestartPolicy, is_sidecar, spec_hash};
+use super::probe;
+use super::spec::{Goal, PodView, RestartPolicy, is_sidecar, spec_hash};
 use super::stop::{stop, stop_all};
 use crate::runtime::{Container, ContainerState, Exit};
-
-/// What a pod should come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goal {
-    /// Its containers run, as its spec says.
-    Run,
-    /// Nothing of it is left on this node, its processes gone by this time at the latest.
-    Gone { by: Timestamp },
-}
-
-/// One thing to do. Each may be repeated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Namespaces, network, cgroup, directories and files.
-    PrepareSandbox,
-    /// Make the volumes, and fill those that have contents.
-    PrepareVolumes,
-    /// Make sure the container's image is there.
-    FetchImage { container: String },
-    /// Make and start the container.
-    Run {
-        container: String,
-        attempt: u32,
-        streak: u32,
-    },
-    /// Start a container that was made before.
-    Start { id: String },
-    /// Write down how a container ended.
-    Reap { id: String },
-    /// Ask a container to stop, or kill it.
-    Stop {
-        id: String,
-        how: StopHow,
-        why: StopReason,
-    },
-    /// Remove an ended container.
-    Delete { id: String },
-    /// Undo [`Action::PrepareSandbox`].
-    RemoveSandbox,
-    /// Tell the API that the pod is gone from the node.
-    Finish,
-}
-
-/// How a container is made to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopHow {
-    /// By the signal that its image names; [`StopHow::Kill`] follows at this time.
-    Ask {
-        kill_at: Timestamp,
-    },
-    Kill,
-}
-
-/// Why a container is made to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// The pod is being deleted, or its work is done.
-    PodEnds,
-    /// The spec of the container is another now.
-    Changed,
-    /// The pod has run longer than it may.
-    Deadline,
-    /// A probe says that it does not work.
-    Unhealthy { question: Question, restarts: bool },
-}
-
-/// What to do now, and when to look again if nothing happens before.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    pub actions: Vec<Action>,
-    pub wake: Option<Timestamp>,
-}
-
-impl Plan {
-    pub(super) fn wake_at(&mut self, at: Timestamp) {
-        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
-    }
-}
 
 /// The next step of a pod. Without a `pod`, which is then known to the runtime only, it can but be removed.
 pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timestamp) -> Plan {
@@ -118,11 +41,11 @@ pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timesta
     }
 }
 
-/// Where a pod is in its life, as far as its containers decide.
+/// The phase of a pod as far as its containers decide. Whether an active one is `Pending` or `Running`, its status tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Course {
+pub enum Phase {
     /// Something runs or will run.
-    Going,
+    Active,
     /// Every container has ended well, for good.
     Succeeded,
     /// A container has ended badly, for good.
@@ -131,19 +54,19 @@ pub enum Course {
     DeadlineExceeded,
 }
 
-/// Where the pod is in its life.
-pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
+/// The phase that the pod is in.
+pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
     // What the API was told is for good, even if the runtime has forgotten why.
     match pod.phase() {
-        Some("Succeeded") => return Course::Succeeded,
+        Some("Succeeded") => return Phase::Succeeded,
         Some("Failed") if pod.status_reason() == Some("DeadlineExceeded") => {
-            return Course::DeadlineExceeded;
+            return Phase::DeadlineExceeded;
         }
-        Some("Failed") => return Course::Failed,
+        Some("Failed") => return Phase::Failed,
         _ => {}
     }
     if pod.deadline().is_some_and(|deadline| deadline <= now) {
-        return Course::DeadlineExceeded;
+        return Phase::DeadlineExceeded;
     }
     let policy = pod.restart_policy();
     let exit = |spec: &ContainerSpec| match observed.latest(&spec.name).map(|c| &c.state) {
@@ -156,7 +79,7 @@ pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
         .filter(|spec| !is_sidecar(spec))
         .any(|spec| exit(spec).is_some_and(|code| code != 0 && !policy.restarts(code)));
     if failed_init {
-        return Course::Failed;
+        return Phase::Failed;
     }
     let codes: Option<Vec<i32>> = pod
         .containers()
@@ -164,9 +87,9 @@ pub fn course(pod: &PodView, observed: &Observed, now: Timestamp) -> Course {
         .map(|spec| exit(spec).filter(|code| !policy.restarts(*code)))
         .collect();
     match codes {
-        None => Course::Going,
-        Some(codes) if codes.iter().all(|code| *code == 0) => Course::Succeeded,
-        Some(_) => Course::Failed,
+        None => Phase::Active,
+        Some(codes) if codes.iter().all(|code| *code == 0) => Phase::Succeeded,
+        Some(_) => Phase::Failed,
     }
 }
 
@@ -200,10 +123,10 @@ fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
 }
 
 fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
-    let why = match course(pod, observed, now) {
-        Course::Going => None,
-        Course::DeadlineExceeded => Some(StopReason::Deadline),
-        Course::Succeeded | Course::Failed => Some(StopReason::PodEnds),
+    let why = match phase(pod, observed, now) {
+        Phase::Active => None,
+        Phase::DeadlineExceeded => Some(StopReason::Deadline),
+        Phase::Succeeded | Phase::Failed => Some(StopReason::PodEnds),
     };
     if let Some(why) = why {
         // The records of its containers stay, with their logs, until the pod is deleted.
@@ -431,8 +354,4 @@ fn remove(pod: Option<&PodView>, observed: &Observed, by: Timestamp, now: Timest
         plan.actions.push(Action::Finish);
     }
     plan
-}
-
-pub(super) fn add(time: Timestamp, duration: jiff::SignedDuration) -> Timestamp {
-    time.checked_add(duration).unwrap_or(Timestamp::MAX)
 }

@@ -17,73 +17,15 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, ContainerStatus, Probe};
 
-use super::observed::Observed;
-use super::plan::Goal;
-use super::spec::PodView;
+use super::observed::{Observed, ProbeId, ProbeState};
+use super::spec::{Goal, PodView, Question};
 use crate::runtime::{Container, ContainerState};
-
-/// What a probe asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Question {
-    Startup,
-    Liveness,
-    Readiness,
-}
-
-impl Question {
-    const ALL: [Question; 3] = [Question::Startup, Question::Liveness, Question::Readiness];
-
-    /// The probe of a container that asks this.
-    pub fn of(self, spec: &ContainerSpec) -> Option<&Probe> {
-        match self {
-            Question::Startup => spec.startup_probe.as_ref(),
-            Question::Liveness => spec.liveness_probe.as_ref(),
-            Question::Readiness => spec.readiness_probe.as_ref(),
-        }
-    }
-
-    /// The word in events.
-    pub fn name(self) -> &'static str {
-        match self {
-            Question::Startup => "startup",
-            Question::Liveness => "liveness",
-            Question::Readiness => "readiness",
-        }
-    }
-}
-
-/// One probe of one container, which is named by its id: its successor is probed anew.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ProbeId {
-    pub container: String,
-    pub question: Question,
-}
 
 /// What a single try came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Try {
     Success,
     Failure,
-}
-
-/// What all tries so far came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProbeState {
-    /// Neither threshold was reached. One of the numbers, of tries in a row, is zero.
-    Undecided { successes: u32, failures: u32 },
-    /// With so many failures in a row since.
-    Passed { failures: u32 },
-    /// With so many successes in a row since.
-    Failed { successes: u32 },
-}
-
-impl Default for ProbeState {
-    fn default() -> Self {
-        ProbeState::Undecided {
-            successes: 0,
-            failures: 0,
-        }
-    }
 }
 
 impl ProbeState {
@@ -121,14 +63,6 @@ impl ProbeState {
                 failures: failures + 1,
             },
         }
-    }
-
-    pub fn passed(self) -> bool {
-        matches!(self, ProbeState::Passed { .. })
-    }
-
-    pub fn failed(self) -> bool {
-        matches!(self, ProbeState::Failed { .. })
     }
 }
 

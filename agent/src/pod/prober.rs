@@ -19,7 +19,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::insecure;
-use super::probe::{ProbeId, Question, Rules};
+use super::observed::ProbeId;
+use super::probe::Rules;
+use super::spec::Question;
 use crate::chain::chain;
 use crate::runtime::{Container, Runtime, RuntimeError};
 

@@ -5,8 +5,9 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 use super::backoff;
 use super::events::Kind;
 use super::observed::{Failure, ImageState};
-use super::perform::{Outcome, Shared, failure};
+use super::perform::{Outcome, failure};
 use super::pull_secrets;
+use super::shared::Shared;
 use super::spec::PodView;
 use crate::runtime::{RegistryLogin, RuntimeError};
 

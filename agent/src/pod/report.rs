@@ -9,8 +9,8 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::shared::Order;
 use super::status::is_ready;
-use super::worker::Order;
 use crate::runtime::PodRef;
 
 /// What the API should know. Only the newest counts.

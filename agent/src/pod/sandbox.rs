@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
 
-use super::config::{Paths, own_namespaces};
-use super::manager::Settings;
+use super::config::own_namespaces;
+use super::files::write_if_changed;
+use super::paths::Paths;
+use super::shared::Settings;
 use super::spec::{PodView, QosClass};
 use super::{hosts, mounts, resources};
 use crate::dns::resolv_conf::{self, ClusterDns};
@@ -125,14 +127,6 @@ fn weigh(paths: &Paths, qos: QosClass) -> io::Result<()> {
         // They get what the others leave.
         QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &LEAST),
     }
-}
-
-/// Running containers see these files: one that says the same is never empty in between.
-pub(super) fn write_if_changed(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if fs::read(path).is_ok_and(|known| known == bytes) {
-        return Ok(());
-    }
-    fs::write(path, bytes)
 }
 
 fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {

@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::PodStatus;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::observed::{Failure, ImageState, Observed, Sandbox, Stop, Volumes};
-use super::plan::{Action, Course, Goal, StopHow, StopReason, course, plan};
-use super::probe::{self, ProbeState, Question};
-use super::spec::{PodView, container_id, spec_hash};
+use super::action::{Action, StopHow, StopReason};
+use super::observed::{Failure, ImageState, Observed, ProbeState, Sandbox, Stop, Volumes};
+use super::plan::{Phase, phase, plan};
+use super::probe;
+use super::spec::{Goal, PodView, Question, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 
@@ -343,11 +344,11 @@ proptest! {
             }
         }
         world.settle();
-        let course = course(&world.pod, &world.observed, world.now);
+        let phase = phase(&world.pod, &world.observed, world.now);
         let running = world.containers.values()
             .filter(|c| matches!(c.state, ContainerState::Running { .. }))
             .count();
-        if course == Course::Going {
+        if phase == Phase::Active {
             prop_assert!(running > 0, "a pod that goes on has something running");
             if policy == "Always" {
                 prop_assert_eq!(running, main + usize::from(sidecar));

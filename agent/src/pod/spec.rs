@@ -1,7 +1,7 @@
 //! Questions to a pod's spec. Pure.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sha2::{Digest, Sha256};
 
@@ -9,6 +9,15 @@ use crate::runtime::PodRef;
 
 /// The grace period where the spec names none.
 pub const DEFAULT_GRACE: SignedDuration = SignedDuration::from_secs(30);
+
+/// What a pod should come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Its containers run, as its spec says.
+    Run,
+    /// Nothing of it is left on this node, its processes gone by this time at the latest.
+    Gone { by: Timestamp },
+}
 
 /// A pod as a worker keeps it: its object, whose parts that no worker reads are left out.
 #[derive(Clone, Debug, PartialEq)]
@@ -261,6 +270,37 @@ pub fn amount(quantity: &Quantity) -> Option<f64> {
         _ => return None,
     };
     number.parse::<f64>().ok().map(|number| number * factor)
+}
+
+/// What a probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Question {
+    Startup,
+    Liveness,
+    Readiness,
+}
+
+impl Question {
+    pub(super) const ALL: [Question; 3] =
+        [Question::Startup, Question::Liveness, Question::Readiness];
+
+    /// The probe of a container that asks this.
+    pub fn of(self, spec: &Container) -> Option<&Probe> {
+        match self {
+            Question::Startup => spec.startup_probe.as_ref(),
+            Question::Liveness => spec.liveness_probe.as_ref(),
+            Question::Readiness => spec.readiness_probe.as_ref(),
+        }
+    }
+
+    /// The word in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Question::Startup => "startup",
+            Question::Liveness => "liveness",
+            Question::Readiness => "readiness",
+        }
+    }
 }
 
 #[cfg(test)]

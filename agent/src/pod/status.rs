@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::ephemeral;
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
-use super::plan::{Course, course, is_initialized, restart};
+use super::plan::{Phase, is_initialized, phase, restart};
 use super::probe;
 use super::spec::{PodView, is_sidecar};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
@@ -22,8 +22,8 @@ use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 pub struct Surroundings {
     /// The node's own addresses, the first one first.
     pub host_addresses: Vec<IpAddr>,
-    /// What containers wrote before they ended, by id.
-    pub last_words: BTreeMap<String, String>,
+    /// The termination messages of containers that ended, by id.
+    pub termination_messages: BTreeMap<String, String>,
 }
 
 /// The status; `previous` is the last one, whose start and transition times stay where nothing changed.
@@ -39,17 +39,17 @@ pub fn status(
         observed,
         surroundings,
         previous,
-        course: course(pod, observed, now),
+        phase: phase(pod, observed, now),
         now,
     };
     let init = view.statuses(pod.init_containers());
     let main = view.statuses(pod.containers());
-    view.course = view.last_course(&main);
+    view.phase = view.last_phase(&main);
     let addresses = view.addresses();
-    let phase = view.phase(&main);
+    let phase = view.phase_name(&main);
     let conditions = view.conditions(&init, &main);
-    let (reason, message) = match view.course {
-        Course::DeadlineExceeded => (
+    let (reason, message) = match view.phase {
+        Phase::DeadlineExceeded => (
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
@@ -97,27 +97,27 @@ pub(super) struct View<'a> {
     pub(super) observed: &'a Observed,
     surroundings: &'a Surroundings,
     pub(super) previous: &'a PodStatus,
-    pub(super) course: Course,
+    pub(super) phase: Phase,
     pub(super) now: Timestamp,
 }
 
 impl View<'_> {
     /// Whether nothing of the pod will be started any more.
     fn is_done(&self) -> bool {
-        self.course != Course::Going || self.pod.is_being_deleted()
+        self.phase != Phase::Active || self.pod.is_being_deleted()
     }
 
     /// A pod that is being deleted restarts nothing: it is done when its containers are, whatever its restart policy.
-    fn last_course(&self, main: &[ContainerStatus]) -> Course {
-        if self.course != Course::Going || !self.is_done() || self.observed.any_running() {
-            return self.course;
+    fn last_phase(&self, main: &[ContainerStatus]) -> Phase {
+        if self.phase != Phase::Active || !self.is_done() || self.observed.any_running() {
+            return self.phase;
         }
         let code =
             |status: &ContainerStatus| Some(status.state.as_ref()?.terminated.as_ref()?.exit_code);
         match main.iter().map(code).collect::<Option<Vec<i32>>>() {
-            None => Course::Going,
-            Some(codes) if codes.iter().all(|code| *code == 0) => Course::Succeeded,
-            Some(_) => Course::Failed,
+            None => Phase::Active,
+            Some(codes) if codes.iter().all(|code| *code == 0) => Phase::Succeeded,
+            Some(_) => Phase::Failed,
         }
     }
 
@@ -136,7 +136,7 @@ impl View<'_> {
             // A pod that is done is still shown with the address it had. So is one that runs while its agent has only just
             // begun, or finds it hard to look: its address must not come and go with the agent.
             sandbox
-                if self.course != Course::Going
+                if self.phase != Phase::Active
                     || *sandbox == Sandbox::Unknown
                     || self.observed.any_running() =>
             {
@@ -297,7 +297,12 @@ impl View<'_> {
         };
         let message = Some(exit.message.clone())
             .filter(|message| !message.is_empty())
-            .or_else(|| self.surroundings.last_words.get(&container.id).cloned());
+            .or_else(|| {
+                self.surroundings
+                    .termination_messages
+                    .get(&container.id)
+                    .cloned()
+            });
         Some(ContainerStateTerminated {
             exit_code: exit.code,
             signal: None,
@@ -309,11 +314,11 @@ impl View<'_> {
         })
     }
 
-    fn phase(&self, main: &[ContainerStatus]) -> &'static str {
-        match self.course {
-            Course::Succeeded => return "Succeeded",
-            Course::Failed | Course::DeadlineExceeded => return "Failed",
-            Course::Going => {}
+    fn phase_name(&self, main: &[ContainerStatus]) -> &'static str {
+        match self.phase {
+            Phase::Succeeded => return "Succeeded",
+            Phase::Failed | Phase::DeadlineExceeded => return "Failed",
+            Phase::Active => {}
         }
         // A container that ran before is in the middle of its life, even while it waits.
         let begun = |status: &ContainerStatus| {

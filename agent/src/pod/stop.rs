@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
+use super::action::{Action, Plan, StopHow, StopReason, add};
 use super::observed::{Observed, Stop};
-use super::plan::{Action, Plan, StopHow, StopReason, add};
 use super::spec::{PodView, is_sidecar};
 use crate::runtime::{Container, ContainerState};
 

@@ -39,6 +39,15 @@ pub struct ContainerSummary {
 }
 
 impl PodSummary {
+    /// Which pod it is.
+    pub fn id(&self) -> PodRef {
+        PodRef {
+            uid: self.uid.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
+
     /// What a status says of a pod.
     pub(super) fn of(id: &PodRef, status: &PodStatus) -> PodSummary {
         let containers = status

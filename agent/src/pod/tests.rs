@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::{Value, json};
 
 use super::testing::{FakeApi, uid};
-use super::{Manager, PodTable, Settings};
+use super::{Manager, Paths, PodTable, Settings};
 use crate::cluster::{Cluster, ObjectKey, Protocol, Service, ServicePort};
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf};
 use crate::network::{NetworkError, PodNetwork};
@@ -83,9 +83,11 @@ impl Node {
         let settings = Settings {
             node_name: "node-1".into(),
             host_addresses: vec!["192.0.2.1".parse().unwrap()],
-            root_dir: self.daemon.path().into(),
-            run_dir: self.daemon.path().join("run"),
-            cgroup_parent: self.daemon.cgroup(),
+            paths: Paths::new(
+                self.daemon.path().into(),
+                self.daemon.path().join("run"),
+                self.daemon.cgroup(),
+            ),
             allocatable: BTreeMap::new(),
             cluster,
             dns: Arc::new(|| ClusterDns {

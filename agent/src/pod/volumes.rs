@@ -12,9 +12,9 @@ use k8s_openapi::api::core::v1::{
 use kube::{Api, Client};
 use rustix::mount::MountFlags;
 
-use super::config::Paths;
 use super::env::{Context, field};
-use super::sandbox::write_if_changed;
+use super::files::write_if_changed;
+use super::paths::Paths;
 use super::spec::amount;
 use super::{host_path, mounts, resource_field};
 use crate::runtime::BindMount;

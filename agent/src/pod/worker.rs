@@ -14,34 +14,25 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::action::{Action, Plan, StopHow};
 use super::deletion::Deletion;
 use super::ephemeral;
 use super::events::Kind;
-use super::observed::{ImageState, Observed, Stop};
-use super::perform::{self, Outcome, Shared};
-use super::plan::{Action, Goal, Plan, StopHow, plan, restart};
-use super::probe::{self, ProbeId, Rules, Try};
+use super::observed::{ImageState, Observed, ProbeId, Stop};
+use super::perform::{self, Outcome};
+use super::plan::{plan, restart};
+use super::probe::{self, Rules, Try};
 use super::prober::{Answer, Probers};
 use super::report::{self, Report};
-use super::spec::{PodView, container_id};
+use super::shared::{Order, Shared};
+use super::spec::{Goal, container_id};
 use super::status::{Surroundings, status};
 use super::table::PodSummary;
-use super::{last_words, pull, sandbox};
+use super::{pull, sandbox, termination_message};
 use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
 const TROUBLE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-
-/// What the manager wants of a worker.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Order {
-    /// The newest object; `None` for a pod that only the runtime knows.
-    pub(super) pod: Option<Arc<PodView>>,
-    /// The object is gone from the API, and the pod has to be gone by then.
-    pub(super) vanished_by: Option<Timestamp>,
-    /// Rises when images were imported: what failed for want of one is tried again.
-    pub(super) imports: u64,
-}
 
 /// Runs a pod until nothing of it is left.
 pub(super) async fn run(
@@ -90,7 +81,7 @@ pub(super) async fn run(
     for container in &worker.observed.containers {
         worker.shared.pokes.listen(&container.id, &worker.poke);
     }
-    worker.remember_last_words();
+    worker.read_termination_messages();
     // What was listed at the start may have changed by now.
     worker.look().await;
     tokio::select! {
@@ -154,7 +145,7 @@ impl Worker {
             self.publish();
             self.keep_probes(goal);
             if plan.actions.contains(&Action::Finish) {
-                match sandbox::erase(&self.shared.paths, &self.id).await {
+                match sandbox::erase(&self.shared.settings.paths, &self.id).await {
                     Ok(()) => return self.finish(),
                     Err(error) => self.endure(&error.to_string()).await,
                 }
@@ -452,7 +443,7 @@ impl Worker {
             }
             Outcome::Deleted { id } => {
                 self.observed.remove(&id);
-                self.surroundings.last_words.remove(&id);
+                self.surroundings.termination_messages.remove(&id);
                 self.shared.pokes.forget(&id);
             }
             Outcome::Stopping { id, how } => {
@@ -466,10 +457,15 @@ impl Worker {
         }
     }
 
-    /// Collects what ended containers left to say, and tells of those that have to wait for their restart.
+    /// Reads the termination messages of containers that ended, and tells of those that have to wait for their restart.
     fn after_an_end(&mut self) {
-        let before: Vec<String> = self.surroundings.last_words.keys().cloned().collect();
-        self.remember_last_words();
+        let before: Vec<String> = self
+            .surroundings
+            .termination_messages
+            .keys()
+            .cloned()
+            .collect();
+        self.read_termination_messages();
         let Some(pod) = self
             .order
             .pod
@@ -509,7 +505,7 @@ impl Worker {
         }
     }
 
-    fn remember_last_words(&mut self) {
+    fn read_termination_messages(&mut self) {
         let Some(pod) = self.order.pod.as_deref() else {
             return;
         };
@@ -517,16 +513,21 @@ impl Worker {
             let ContainerState::Exited(exit) = &container.state else {
                 continue;
             };
-            if self.surroundings.last_words.contains_key(&container.id) {
+            if self
+                .surroundings
+                .termination_messages
+                .contains_key(&container.id)
+            {
                 continue;
             }
             let spec = pod
                 .all_containers()
                 .find(|spec| spec.name == container.name);
-            let words = last_words::read(&self.shared.paths, spec, container, exit);
+            let message =
+                termination_message::read(&self.shared.settings.paths, spec, container, exit);
             self.surroundings
-                .last_words
-                .insert(container.id.clone(), words);
+                .termination_messages
+                .insert(container.id.clone(), message);
         }
     }
 

@@ -10,11 +10,11 @@
 //! which writes lead there; both are pure. [`run`] performs the writes.
 
 mod adopt;
-mod ask;
 mod backends;
 mod handle;
 mod live;
 mod policy;
+mod queries;
 mod reconcile;
 mod state;
 #[cfg(test)]

@@ -16,6 +16,7 @@ const COMFORTABLE_SHARE: u32 = SHARE_ONE - SHARE_ONE / 100;
 pub struct Target {
     pub address: abi::Ipv4,
     pub port: abi::Port,
+    /// The `IPPROTO` number: 6 for TCP, 17 for UDP.
     pub protocol: u8,
 }
 
@@ -60,6 +61,7 @@ pub struct Frontend {
     pub key: ServiceKey,
     pub port_name: Name,
     pub preference: Preference,
+    /// Seconds for which a client keeps its backend; 0 without session affinity.
     pub affinity_timeout_s: u32,
     /// Sorted, each target once.
     pub backends: Vec<Backend>,

@@ -9,49 +9,32 @@ use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{
     Container as StoredContainer, CreateContainerRequest, CreateTaskRequest,
-    DeleteContainerRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
-    GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, ListTasksRequest,
-    StartRequest, UpdateContainerRequest, WaitRequest, container,
+    DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest,
+    ListContainersRequest, ListTasksRequest, StartRequest, UpdateContainerRequest,
+    container::Runtime as RuntimeOptions,
 };
 use containerd_client::types::v1::{Process, Status as TaskStatus};
-use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use k8s_cri::v1::image_service_client::ImageServiceClient;
-use k8s_cri::v1::{AuthConfig, ImageSpec, PullImageRequest};
 use oci_spec::runtime::Spec;
 use prost_types::{Any, FieldMask};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
+use tonic::transport::Channel;
+use tonic::{Code, Request};
 
 use super::host::Host;
 use super::image::normalize;
-use super::store::{self, Manifest, SNAPSHOTTER, request, within};
+use super::manifests::Manifests;
+use super::record::{container, timestamp, unseen};
+use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_failure, within};
+use super::store::{self, SNAPSHOTTER};
 use super::{
     Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause, Image, ImageSummary,
-    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, accounts, cgroup, events, import, labels,
-    oci,
+    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, accounts, cgroup, events, exec, import,
+    labels, oci, pull,
 };
-
-/// containerd's namespace for Kubernetes: its CRI ImageService pulls into the same one.
-pub(super) const NAMESPACE: &str = "k8s.io";
 
 const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
-const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
-
-/// How long containerd may take for what it knows by heart: its version, a record, the state of a task.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long a command may take to end after it was killed.
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The most output that is kept of a command run in a container.
-const EXEC_OUTPUT_LIMIT: usize = 10 << 10;
-
-/// Configurations of images in use that are kept parsed. Nodes run few different images.
-const CACHED_IMAGES: usize = 64;
 
 /// containerd at a socket.
 pub struct Containerd {
@@ -63,8 +46,7 @@ pub struct Containerd {
     /// Directory for the output of commands run in containers.
     scratch: PathBuf,
     hierarchies: Vec<cgroup::Hierarchy>,
-    /// Manifests by digest; a digest never changes its meaning.
-    manifests: std::sync::Mutex<Vec<(String, Manifest)>>,
+    manifests: Manifests,
 }
 
 impl Containerd {
@@ -74,11 +56,11 @@ impl Containerd {
         Containerd {
             socket: socket.to_owned(),
             channel: connect(socket),
+            manifests: Manifests::new(host.architecture),
             host,
             logger: logger.to_owned(),
             scratch: scratch.to_owned(),
             hierarchies: cgroup::hierarchies(&mounts),
-            manifests: std::sync::Mutex::default(),
         }
     }
 
@@ -99,29 +81,6 @@ impl Containerd {
             },
             other => other,
         })
-    }
-
-    async fn manifest(&self, name: &str) -> Result<Option<(String, Manifest)>, RuntimeError> {
-        let Some(target) = store::find(&self.channel, name)
-            .await?
-            .and_then(|image| image.target)
-        else {
-            return Ok(None);
-        };
-        if let Ok(cache) = self.manifests.lock()
-            && let Some((_, manifest)) = cache.iter().find(|(digest, _)| *digest == target.digest)
-        {
-            return Ok(Some((target.digest, manifest.clone())));
-        }
-        let manifest =
-            store::manifest(&self.channel, name, &target, self.host.architecture).await?;
-        if let Ok(mut cache) = self.manifests.lock() {
-            if cache.len() == CACHED_IMAGES {
-                cache.remove(0);
-            }
-            cache.push((target.digest.clone(), manifest.clone()));
-        }
-        Ok(Some((target.digest, manifest)))
     }
 
     async fn stored(&self, id: &str) -> Result<Option<StoredContainer>, RuntimeError> {
@@ -200,7 +159,7 @@ impl Containerd {
 
     async fn create_container(&self, config: &ContainerConfig) -> Result<Container, RuntimeError> {
         let name = normalize(&config.image)?;
-        let Some((digest, manifest)) = self.manifest(&name).await? else {
+        let Some((digest, manifest)) = self.manifests.of(&self.channel, &name).await? else {
             return Err(RuntimeError::Failed {
                 action: format!("create container {}", config.name),
                 reason: format!("image {name} is not present"),
@@ -215,7 +174,7 @@ impl Containerd {
         let spec_of =
             |accounts: &oci::Accounts| oci::spec(config, &manifest.config, accounts, &self.host);
         let spec = if oci::needs_accounts(&config.security, &manifest.config) {
-            let mounts = self.root(&config.id, &parent, &manifest).await?;
+            let mounts = store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
             let read = tokio::task::spawn_blocking(move || accounts::read(&mounts));
             let accounts = read.await.map_err(|error| RuntimeError::Failed {
                 action: format!("read the accounts of image {name}"),
@@ -230,7 +189,7 @@ impl Containerd {
             id: config.id.clone(),
             labels: labels::write(config, &image.id(), stop_signal, &self.host.boot_id),
             image: name,
-            runtime: Some(container::Runtime {
+            runtime: Some(RuntimeOptions {
                 name: RUNTIME.to_owned(),
                 options: None,
             }),
@@ -249,7 +208,7 @@ impl Containerd {
             }
             _ => {}
         }
-        self.root(&config.id, &parent, &manifest).await?;
+        store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
         Ok(Container {
             id: config.id.clone(),
             pod: config.pod.clone(),
@@ -264,26 +223,6 @@ impl Containerd {
             earlier_boot: false,
             state: ContainerState::Created,
         })
-    }
-
-    /// The container's root file system; unpacks the image first where nobody did.
-    async fn root(
-        &self,
-        id: &str,
-        parent: &str,
-        manifest: &Manifest,
-    ) -> Result<Vec<containerd_client::types::Mount>, RuntimeError> {
-        let fail = |status: &Status| failed(format!("prepare the root of container {id}"), status);
-        match store::prepare_root(&self.channel, id, parent).await {
-            Ok(mounts) => Ok(mounts),
-            Err(status) if status.code() == Code::NotFound => {
-                store::unpack(&self.channel, manifest, None).await?;
-                store::prepare_root(&self.channel, id, parent)
-                    .await
-                    .map_err(|status| fail(&status))
-            }
-            Err(status) => Err(fail(&status)),
-        }
     }
 
     /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran. Nobody
@@ -434,138 +373,6 @@ impl Containerd {
             _ => Ok(()),
         }
     }
-
-    async fn exec_in(
-        &self,
-        id: &str,
-        command: &[String],
-        timeout: Duration,
-    ) -> Result<ExecResult, RuntimeError> {
-        let fail = |status: &Status| failed(format!("run {command:?} in container {id}"), status);
-        let stored = self.stored(id).await?.unwrap_or_default();
-        let bytes = stored.spec.map(|spec| spec.value).unwrap_or_default();
-        let spec: Spec = serde_json::from_slice(&bytes).map_err(|error| {
-            RuntimeError::Config(format!("container {id} has no spec: {error}"))
-        })?;
-        let mut process = spec.process().clone().unwrap_or_default();
-        process.set_args(Some(command.to_vec()));
-        let value = serde_json::to_vec(&process)
-            .map_err(|error| RuntimeError::Config(format!("command {command:?}: {error}")))?;
-
-        tokio::fs::create_dir_all(&self.scratch)
-            .await
-            .map_err(|error| RuntimeError::Failed {
-                action: format!("make the directory {}", self.scratch.display()),
-                reason: error.to_string(),
-            })?;
-        let exec_id = uuid::Uuid::new_v4().simple().to_string();
-        let output = self.scratch.join(&exec_id);
-        let uri = format!("file://{}", percent_encode(&output.to_string_lossy()));
-        let mut tasks = self.tasks();
-        tasks
-            .exec(request(
-                ExecProcessRequest {
-                    container_id: id.to_owned(),
-                    exec_id: exec_id.clone(),
-                    stdout: uri.clone(),
-                    stderr: uri,
-                    spec: Some(Any {
-                        type_url: PROCESS_TYPE.to_owned(),
-                        value,
-                    }),
-                    ..ExecProcessRequest::default()
-                },
-                None,
-            ))
-            .await
-            .map_err(|status| fail(&status))?;
-        let run = async {
-            let named = || (id.to_owned(), exec_id.clone());
-            let (container_id, exec) = named();
-            tasks
-                .start(request(
-                    StartRequest {
-                        container_id,
-                        exec_id: exec,
-                    },
-                    None,
-                ))
-                .await?;
-            let (container_id, exec) = named();
-            let wait = WaitRequest {
-                container_id,
-                exec_id: exec,
-            };
-            // A little longer than the caller waits, who is to be the one that gives up.
-            let patience = timeout + KILL_PATIENCE;
-            tasks.wait(within(patience, request(wait, None))).await
-        };
-        let ended = tokio::time::timeout(timeout, run).await;
-        if ended.is_err() {
-            let kill = KillRequest {
-                container_id: id.to_owned(),
-                exec_id: exec_id.clone(),
-                signal: libc::SIGKILL as u32,
-                all: false,
-            };
-            let _ = self.tasks().kill(request(kill, None)).await;
-            let wait = WaitRequest {
-                container_id: id.to_owned(),
-                exec_id: exec_id.clone(),
-            };
-            // Stuck in the kernel, it may not even die.
-            let wait = within(KILL_PATIENCE, request(wait, None));
-            let _ = self.tasks().wait(wait).await;
-        }
-        let delete = DeleteProcessRequest {
-            container_id: id.to_owned(),
-            exec_id,
-        };
-        // It is gone with its container in any case.
-        let _ = self.tasks().delete_process(request(delete, None)).await;
-        let mut text = tokio::fs::read(&output).await.unwrap_or_default();
-        let _ = tokio::fs::remove_file(&output).await;
-        text.truncate(EXEC_OUTPUT_LIMIT);
-        match ended {
-            Ok(Ok(reply)) => Ok(ExecResult {
-                code: i32::try_from(reply.into_inner().exit_status).unwrap_or(255),
-                output: String::from_utf8_lossy(&text).into_owned(),
-            }),
-            Ok(Err(status)) => Err(fail(&status)),
-            Err(_) => Err(RuntimeError::ExecTimeout {
-                command: command.to_vec(),
-                timeout,
-            }),
-        }
-    }
-
-    async fn pull_image(
-        &self,
-        reference: &str,
-        login: Option<&RegistryLogin>,
-    ) -> Result<Image, RuntimeError> {
-        let name = normalize(reference)?;
-        let message = PullImageRequest {
-            image: Some(ImageSpec {
-                image: name.clone(),
-                ..ImageSpec::default()
-            }),
-            auth: login.map(|login| AuthConfig {
-                username: login.username.clone(),
-                password: login.password.clone(),
-                ..AuthConfig::default()
-            }),
-            sandbox_config: None,
-        };
-        ImageServiceClient::new(self.channel.clone())
-            .pull_image(message)
-            .await
-            .map_err(|status| pull_failure(reference, &status))?;
-        self.image(&name).await?.ok_or_else(|| RuntimeError::Pull {
-            image: reference.to_owned(),
-            reason: "it was pulled, and is not there".into(),
-        })
-    }
 }
 
 #[async_trait]
@@ -583,7 +390,7 @@ impl Runtime for Containerd {
 
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
         let name = normalize(reference)?;
-        let found = self.located(self.manifest(&name).await)?;
+        let found = self.located(self.manifests.of(&self.channel, &name).await)?;
         Ok(found.map(|(digest, manifest)| Image {
             name,
             digest,
@@ -596,7 +403,12 @@ impl Runtime for Containerd {
         reference: &str,
         login: Option<&RegistryLogin>,
     ) -> Result<Image, RuntimeError> {
-        self.located(self.pull_image(reference, login).await)
+        let name = normalize(reference)?;
+        self.located(pull::pull(&self.channel, &name, reference, login).await)?;
+        self.image(&name).await?.ok_or_else(|| RuntimeError::Pull {
+            image: reference.to_owned(),
+            reason: "it was pulled, and is not there".into(),
+        })
     }
 
     async fn import(&self, archive: &Path) -> Result<Vec<String>, RuntimeError> {
@@ -664,73 +476,23 @@ impl Runtime for Containerd {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecResult, RuntimeError> {
-        self.located(self.exec_in(id, command, timeout).await)
+        let stored = self.located(self.stored(id).await)?;
+        let spec = stored.and_then(|stored| stored.spec).unwrap_or_default();
+        let ran = exec::run(
+            &self.channel,
+            &self.scratch,
+            id,
+            &spec.value,
+            command,
+            timeout,
+        );
+        self.located(ran.await)
     }
 
     fn events(&self) -> mpsc::Receiver<RuntimeEvent> {
         let (sender, receiver) = mpsc::channel(256);
         tokio::spawn(events::forward(self.channel.clone(), sender));
         receiver
-    }
-}
-
-/// Connects at the first request, and again whenever the connection is lost.
-pub(super) fn connect(socket: &Path) -> Channel {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // The address is only there for the form: the connector knows the socket.
-    Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector)
-}
-
-/// A container from containerd's record of it and its task.
-fn container(stored: &StoredContainer, task: Option<&Process>, boot_id: &str) -> Option<Container> {
-    let identity = labels::read(&stored.labels)?;
-    let state = match (identity.exit, task) {
-        (Some(exit), None) => ContainerState::Exited(exit),
-        // The end is written down, its task not yet removed.
-        (Some(_), Some(_)) => ContainerState::Stopped,
-        (None, Some(task)) => match task.status() {
-            TaskStatus::Stopped => ContainerState::Stopped,
-            // Its shim does not answer at present; whether it died shows soon.
-            TaskStatus::Unknown if labels::is_started(&stored.labels) => {
-                ContainerState::Running { pid: task.pid }
-            }
-            TaskStatus::Created | TaskStatus::Unknown => ContainerState::Created,
-            TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
-                ContainerState::Running { pid: task.pid }
-            }
-        },
-        // Its shim died, and its process with it.
-        (None, None) if labels::is_started(&stored.labels) => ContainerState::Stopped,
-        // Made in an earlier boot: it may have run, and runs no more.
-        (None, None) if identity.boot_id != boot_id => ContainerState::Stopped,
-        (None, None) => ContainerState::Created,
-    };
-    Some(Container {
-        id: stored.id.clone(),
-        pod: identity.pod,
-        name: identity.name,
-        attempt: identity.attempt,
-        streak: identity.streak,
-        spec_hash: identity.spec_hash,
-        image: identity.image,
-        image_id: identity.image_id,
-        stop_signal: identity.stop_signal,
-        created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
-        earlier_boot: identity.boot_id != boot_id,
-        state,
-    })
-}
-
-fn unseen() -> Exit {
-    Exit {
-        code: 137,
-        at: Timestamp::now(),
-        cause: ExitCause::Unknown,
-        message: "The container could not be located when the pod was looked at".into(),
     }
 }
 
@@ -741,74 +503,4 @@ fn any_spec(spec: &Spec) -> Result<Any, RuntimeError> {
         type_url: SPEC_TYPE.to_owned(),
         value,
     })
-}
-
-fn timestamp(time: prost_types::Timestamp) -> Timestamp {
-    Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-/// The error of a request that containerd did not fulfil.
-pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError {
-    // The connection's own word that the time is up, or containerd's, whose code for it is not always the right one.
-    let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
-        || status.message().contains("context deadline exceeded");
-    if late || is_transport(status) {
-        let reason = if late {
-            "no answer in time"
-        } else {
-            status.message()
-        };
-        return RuntimeError::Unreachable {
-            socket: PathBuf::new(),
-            reason: reason.to_owned(),
-        };
-    }
-    RuntimeError::Failed {
-        action: action.into(),
-        reason: status.message().to_owned(),
-    }
-}
-
-/// Whether containerd itself was away.
-fn is_transport(status: &Status) -> bool {
-    // A status that never came from containerd has the transport's error as its source.
-    let local = std::error::Error::source(status).is_some();
-    status.code() == Code::Unavailable || (local && status.code() == Code::Unknown)
-}
-
-/// The error of an image that was not pulled. A pull has no end of its own here: when time was up, it was the registry's.
-pub(super) fn pull_failure(image: &str, status: &Status) -> RuntimeError {
-    if is_transport(status) {
-        return failed("pull", status);
-    }
-    RuntimeError::Pull {
-        image: image.to_owned(),
-        reason: status.message().to_owned(),
-    }
-}
-
-/// The error of a container that could not be started, apart from the runtime's own troubles.
-fn start_failure(id: &str, status: &Status) -> RuntimeError {
-    match (
-        status.code(),
-        failed(format!("start container {id}"), status),
-    ) {
-        // The runtime was too slow or was interrupted: it may yet be started.
-        (Code::DeadlineExceeded | Code::Cancelled | Code::Aborted, error) => error,
-        (_, RuntimeError::Failed { reason, .. }) => RuntimeError::Start(reason),
-        (_, error) => error,
-    }
-}
-
-/// Escapes a path for a URI's path or query value.
-fn percent_encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }

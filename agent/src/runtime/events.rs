@@ -13,7 +13,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::RuntimeEvent;
-use super::store::{endless, request};
+use super::rpc::{endless, request};
 
 /// The topic of the event that an agent sends itself, to learn that its subscription stands.
 const HELLO: &str = "/kernelet/hello";

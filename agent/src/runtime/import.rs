@@ -20,9 +20,9 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::RuntimeError;
-use super::containerd::failed;
 use super::image::normalize;
-use super::store::{self, LAYER_PATIENCE, descriptor, keep_labels, request, within};
+use super::rpc::{LAYER_PATIENCE, failed, request, within};
+use super::store::{self, descriptor, keep_labels};
 
 /// How much of a blob travels in one message; gRPC's limit is 4 MiB.
 const CHUNK: usize = 1 << 20;

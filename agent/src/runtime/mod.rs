@@ -10,12 +10,17 @@ mod accounts;
 pub mod cgroup;
 pub mod containerd;
 mod events;
+mod exec;
 pub mod host;
 pub mod image;
 mod import;
 mod labels;
 pub mod log_pipe;
+mod manifests;
 pub mod oci;
+mod pull;
+mod record;
+mod rpc;
 mod seccomp;
 mod store;
 #[cfg(test)]

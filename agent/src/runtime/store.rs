@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
@@ -20,10 +19,10 @@ use containerd_client::types::{Descriptor, Mount};
 use oci_spec::image::{ImageIndex, ImageManifest};
 use prost_types::FieldMask;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
-use super::containerd::{NAMESPACE, failed};
 use super::image::{ImageConfig, chain_ids};
+use super::rpc::{LAYER_PATIENCE, failed, request, within};
 use super::{ImageSummary, RuntimeError};
 
 pub(super) const SNAPSHOTTER: &str = "overlayfs";
@@ -33,37 +32,6 @@ const GC_REF: &str = "containerd.io/gc.ref";
 
 /// The largest manifest or configuration that is read into memory.
 const DOCUMENT_LIMIT: i64 = 8 << 20;
-
-/// How long containerd may take for an answer; the kubelet gives it as long. Without an end, a containerd that hangs would
-/// hold the workers of its pods for ever.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A request that is given up after `patience`, here and in containerd.
-pub(super) fn within<T>(patience: Duration, mut request: Request<T>) -> Request<T> {
-    request.set_timeout(patience);
-    request
-}
-
-/// The same for what moves a whole layer.
-pub(super) const LAYER_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// A request that carries containerd's namespace, and a lease if there is one. It is given up after [`PATIENCE`].
-pub(super) fn request<T>(message: T, lease: Option<&str>) -> Request<T> {
-    within(PATIENCE, endless(message, lease))
-}
-
-/// The same for an answer that goes on and on.
-pub(super) fn endless<T>(message: T, lease: Option<&str>) -> Request<T> {
-    let mut request = Request::new(message);
-    let namespace = tonic::metadata::MetadataValue::from_static(NAMESPACE);
-    request
-        .metadata_mut()
-        .insert("containerd-namespace", namespace);
-    if let Some(lease) = lease.and_then(|lease| lease.parse().ok()) {
-        request.metadata_mut().insert("containerd-lease", lease);
-    }
-    request
-}
 
 /// A manifest and where its parts are.
 #[derive(Clone, Debug)]
@@ -345,11 +313,7 @@ async fn unpack_layer(
 }
 
 /// Makes the writable layer of a container, or finds it.
-pub(super) async fn prepare_root(
-    channel: &Channel,
-    key: &str,
-    parent: &str,
-) -> Result<Vec<Mount>, Status> {
+async fn prepare_root(channel: &Channel, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
     let mut client = SnapshotsClient::new(channel.clone());
     let prepare = PrepareSnapshotRequest {
         snapshotter: SNAPSHOTTER.to_owned(),
@@ -361,6 +325,26 @@ pub(super) async fn prepare_root(
         Ok(reply) => Ok(reply.into_inner().mounts),
         Err(status) if status.code() == Code::AlreadyExists => root_mounts(channel, key).await,
         Err(status) => Err(status),
+    }
+}
+
+/// Makes the root file system of a container, or finds it; unpacks the image first where nobody did.
+pub(super) async fn make_root(
+    channel: &Channel,
+    id: &str,
+    parent: &str,
+    manifest: &Manifest,
+) -> Result<Vec<Mount>, RuntimeError> {
+    let fail = |status: &Status| failed(format!("prepare the root of container {id}"), status);
+    match prepare_root(channel, id, parent).await {
+        Ok(mounts) => Ok(mounts),
+        Err(status) if status.code() == Code::NotFound => {
+            unpack(channel, manifest, None).await?;
+            prepare_root(channel, id, parent)
+                .await
+                .map_err(|status| fail(&status))
+        }
+        Err(status) => Err(fail(&status)),
     }
 }
 

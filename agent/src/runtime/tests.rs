@@ -339,21 +339,18 @@ async fn a_containerd_that_hangs_is_given_up_and_taken_for_absent() {
     let socket = dir.path().join("containerd.sock");
     // The kernel takes the connection; nobody ever reads from it.
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let request = store::within(Duration::from_millis(100), tonic::Request::new(()));
-    let mut client = VersionClient::new(containerd::connect(&socket));
+    let request = rpc::within(Duration::from_millis(100), tonic::Request::new(()));
+    let mut client = VersionClient::new(rpc::connect(&socket));
     let status = client.version(request).await.unwrap_err();
-    assert!(
-        containerd::failed("ask", &status).is_unreachable(),
-        "{status:?}"
-    );
+    assert!(rpc::failed("ask", &status).is_unreachable(), "{status:?}");
 }
 
 #[test]
 fn a_registry_that_hangs_is_no_absent_containerd() {
     let status = tonic::Status::unknown("failed to do request: context deadline exceeded");
-    let error = containerd::pull_failure("busybox:1", &status);
+    let error = pull::pull_failure("busybox:1", &status);
     assert!(matches!(error, RuntimeError::Pull { .. }), "{error}");
-    assert!(containerd::failed("look", &status).is_unreachable());
+    assert!(rpc::failed("look", &status).is_unreachable());
     let away = tonic::Status::unavailable("connection refused");
-    assert!(containerd::pull_failure("busybox:1", &away).is_unreachable());
+    assert!(pull::pull_failure("busybox:1", &away).is_unreachable());
 }

@@ -4,7 +4,6 @@
 //! members of `system:masters`.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::logs::{self, Options};
-use crate::pod::{ContainerSummary, PodSummary, PodTable, log_path};
+use crate::pod::{ContainerSummary, Paths, PodSummary, PodTable};
 
 /// The group whose members may ask.
 const ADMINISTRATORS: &str = "system:masters";
@@ -63,8 +62,8 @@ pub enum HttpsError {
 #[derive(Clone)]
 pub struct KubeletApi {
     pub pods: PodTable,
-    /// Holds the pods' logs.
-    pub root_dir: PathBuf,
+    /// Where the pods' logs are.
+    pub paths: Paths,
     /// Text of the metrics, in the format of Prometheus.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -263,7 +262,7 @@ async fn container_logs(
         (_, true, restarts) => restarts - 1,
         (_, false, restarts) => restarts,
     };
-    let path = log_path(&api.root_dir, &pod, &container.name, attempt);
+    let path = api.paths.log(&pod.id(), &container.name, attempt);
     let alive = {
         let (pods, id) = (api.pods.clone(), container.id.clone());
         move || is_running(&pods, &id)

@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
-use super::present;
+use super::{ComponentHealth, present};
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name, ObjectKey};
 use crate::dataplane::{Feature, MapError, MapRow, MapSummary, Maps, Totals};
@@ -47,14 +47,7 @@ impl MapReader for Maps {
     }
 }
 
-/// How one part of the agent is, at the moment it is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    pub healthy: bool,
-    pub detail: String,
-}
-
-type Probe = Box<dyn Fn() -> Health + Send + Sync>;
+type Probe = Box<dyn Fn() -> ComponentHealth + Send + Sync>;
 
 /// Everything that the answers are made of.
 pub struct Introspection {
@@ -98,7 +91,7 @@ impl Introspection {
     pub fn component(
         &mut self,
         name: &'static str,
-        health: impl Fn() -> Health + Send + Sync + 'static,
+        health: impl Fn() -> ComponentHealth + Send + Sync + 'static,
     ) {
         self.components.push((name, Box::new(health)));
     }
@@ -173,7 +166,7 @@ impl Api for Introspection {
         _: Request<api::StatusRequest>,
     ) -> Result<Response<api::StatusReply>, Status> {
         let components = self.components.iter().map(|(name, health)| {
-            let Health { healthy, detail } = health();
+            let ComponentHealth { healthy, detail } = health();
             api::Component {
                 name: (*name).to_owned(),
                 healthy,

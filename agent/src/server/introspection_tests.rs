@@ -206,7 +206,7 @@ async fn what_has_no_address_says_why() {
 #[tokio::test]
 async fn every_list_has_an_answer() {
     let mut agent = agent();
-    agent.component("pods", || Health {
+    agent.component("pods", || ComponentHealth {
         healthy: false,
         detail: "containerd is away".into(),
     });

@@ -4,3 +4,10 @@ pub mod https;
 pub mod introspection;
 mod logs;
 mod present;
+
+/// How one part of the agent is, at the moment it is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentHealth {
+    pub healthy: bool,
+    pub detail: String,
+}

@@ -5,14 +5,14 @@ use std::net::Ipv4Addr;
 
 use agent_ebpf::abi::{self, BackendId, SHARE_ONE, ServiceKey};
 
-use super::introspection::Health;
+use super::ComponentHealth;
 use crate::cluster::{Cluster, Endpoint, Name, ObjectKey, View};
 use crate::dataplane::{MapRow, MapSummary, Totals};
 use crate::introspection as api;
 use crate::pod::PodSummary;
 use crate::proxy::{self, Class, Inner, LbState, Live, Preference, Target};
 
-pub(super) fn api_health(cluster: &Cluster) -> Health {
+pub(super) fn api_health(cluster: &Cluster) -> ComponentHealth {
     let view = cluster.view();
     let known = format!(
         "{} services, {} slices, {} nodes known",
@@ -32,13 +32,13 @@ pub(super) fn api_health(cluster: &Cluster) -> Health {
         (true, false) => format!("waiting for the first full list; {known}"),
         (false, _) => format!("{}; {known}", failing.join("; ")),
     };
-    Health {
+    ComponentHealth {
         healthy: failing.is_empty() && synced,
         detail,
     }
 }
 
-pub(super) fn proxy_health(health: &proxy::Health) -> Health {
+pub(super) fn proxy_health(health: &proxy::Health) -> ComponentHealth {
     let mut detail = format!(
         "{} addresses, {} backends",
         health.addresses, health.backends
@@ -52,7 +52,7 @@ pub(super) fn proxy_health(health: &proxy::Health) -> Health {
     if let Some(error) = &health.first_error {
         detail += &format!("; {} services not up to date: {error}", health.problems);
     }
-    Health {
+    ComponentHealth {
         healthy: health.synced && health.problems == 0,
         detail,
     }

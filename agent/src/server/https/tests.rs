@@ -20,7 +20,7 @@ fn api(root: &std::path::Path) -> KubeletApi {
     });
     KubeletApi {
         pods,
-        root_dir: root.to_owned(),
+        paths: Paths::new(root.to_owned(), root.join("run"), "kernelet-test".into()),
         metrics: Arc::new(|| "# EOF\n".into()),
     }
 }

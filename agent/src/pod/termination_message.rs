@@ -1,16 +1,16 @@
-//! What a container left to say when it ended, for its status.
+//! The termination message of a container that ended, for its status.
 
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
-use super::config::Paths;
+use super::paths::Paths;
 use crate::runtime::{Container, Exit, log_pipe};
 
 /// How much of it is kept, in bytes, as upstream.
 const LIMIT: usize = 4096;
 
-/// Its termination message; without one, where the spec asks for that, the end of its log.
+/// What the container wrote; without that, where the spec asks for that, the end of its log.
 pub(super) fn read(
     paths: &Paths,
     spec: Option<&ContainerSpec>,
@@ -18,12 +18,12 @@ pub(super) fn read(
     exit: &Exit,
 ) -> String {
     let (pod, name, attempt) = (&container.pod, &container.name, container.attempt);
-    let words = tail(&paths.termination_log(&pod.uid, name, attempt));
+    let message = tail(&paths.termination_log(&pod.uid, name, attempt));
     let falls_back = spec.is_some_and(|spec| {
         spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
     });
-    if !words.is_empty() || !falls_back || exit.code == 0 {
-        return words;
+    if !message.is_empty() || !falls_back || exit.code == 0 {
+        return message;
     }
     let logs = log_pipe::files(&paths.log(pod, name, attempt));
     logs.last().map(|file| tail(file)).unwrap_or_default()

@@ -1,0 +1,116 @@
+//! What this node does not support of a pod's spec. Pure.
+
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
+
+use super::spec::PodView;
+
+/// What this node cannot do of what the spec asks; one sentence each. A container that asks for any of it is not made.
+pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
+    let spec = pod.spec();
+    let security = container.security_context.clone().unwrap_or_default();
+    let of_pod = spec.security_context.clone().unwrap_or_default();
+    let mut found = Vec::new();
+    let mut refuse = |asked: bool, what: &str| {
+        if asked {
+            found.push(format!("{what} is not supported on this node"));
+        }
+    };
+    refuse(spec.host_pid == Some(true), "hostPID");
+    refuse(
+        spec.share_process_namespace == Some(true),
+        "shareProcessNamespace",
+    );
+    refuse(spec.host_users == Some(false), "hostUsers: false");
+    refuse(spec.runtime_class_name.is_some(), "runtimeClassName");
+    refuse(spec.set_hostname_as_fqdn == Some(true), "setHostnameAsFQDN");
+    refuse(
+        of_pod.sysctls.as_ref().is_some_and(|list| !list.is_empty()),
+        "securityContext.sysctls",
+    );
+    refuse(
+        of_pod.se_linux_options.is_some() || security.se_linux_options.is_some(),
+        "seLinuxOptions",
+    );
+    refuse(
+        matches!(security.proc_mount.as_deref(), Some(kind) if kind != "Default"),
+        "procMount other than Default",
+    );
+    let profile = security
+        .seccomp_profile
+        .as_ref()
+        .or(of_pod.seccomp_profile.as_ref());
+    refuse(
+        profile.is_some_and(|profile| profile.type_ == "Localhost"),
+        "a Localhost seccompProfile",
+    );
+    let armor = security
+        .app_armor_profile
+        .as_ref()
+        .or(of_pod.app_armor_profile.as_ref());
+    refuse(
+        armor.is_some_and(|profile| profile.type_ != "Unconfined"),
+        "an appArmorProfile other than Unconfined",
+    );
+    refuse(
+        spec.resources.as_ref().is_some_and(names_amounts),
+        "a limit or request of the pod as a whole",
+    );
+    refuse(container.tty == Some(true), "tty");
+    refuse(container.stdin == Some(true), "stdin");
+    refuse(container.lifecycle.is_some(), "lifecycle");
+    let probes = [
+        &container.startup_probe,
+        &container.liveness_probe,
+        &container.readiness_probe,
+    ];
+    refuse(
+        probes
+            .into_iter()
+            .flatten()
+            .any(|probe| probe.grpc.is_some()),
+        "a grpc probe",
+    );
+    refuse(
+        container
+            .volume_devices
+            .as_ref()
+            .is_some_and(|list| !list.is_empty()),
+        "volumeDevices",
+    );
+    let mounts = || container.volume_mounts.iter().flatten();
+    refuse(
+        mounts().any(|mount| mount.sub_path_expr.is_some()),
+        "subPathExpr",
+    );
+    refuse(
+        mounts().any(|mount| {
+            mount
+                .mount_propagation
+                .as_deref()
+                .is_some_and(|kind| kind != "None")
+        }),
+        "mountPropagation",
+    );
+    let ports = || container.ports.iter().flatten();
+    refuse(
+        !pod.host_network() && ports().any(|port| port.host_port.is_some_and(|port| port != 0)),
+        "hostPort",
+    );
+    let limits = container
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.limits.as_ref());
+    refuse(
+        limits.is_some_and(|limits| limits.keys().any(|name| name.starts_with("hugepages-"))),
+        "a hugepages limit",
+    );
+    found
+}
+
+/// Whether a pod names amounts for all its containers together.
+fn names_amounts(resources: &ResourceRequirements) -> bool {
+    [&resources.requests, &resources.limits]
+        .into_iter()
+        .flatten()
+        .any(|amounts| !amounts.is_empty())
+}

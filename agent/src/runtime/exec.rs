@@ -1,0 +1,129 @@
+//! Running a command in a container.
+
+use std::path::Path;
+use std::time::Duration;
+
+use containerd_client::services::v1::tasks_client::TasksClient;
+use containerd_client::services::v1::{
+    DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest, WaitRequest,
+};
+use oci_spec::runtime::Spec;
+use prost_types::Any;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::rpc::{failed, percent_encode, request, within};
+use super::{ExecResult, RuntimeError};
+
+const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// How long a command may take to end after it was killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The most output that is kept of a command run in a container.
+const EXEC_OUTPUT_LIMIT: usize = 10 << 10;
+
+/// Runs a command in a container and waits for its end, at most for `timeout`. `spec` is the container's own;
+/// the output passes through a file in `scratch`.
+pub(super) async fn run(
+    channel: &Channel,
+    scratch: &Path,
+    id: &str,
+    spec: &[u8],
+    command: &[String],
+    timeout: Duration,
+) -> Result<ExecResult, RuntimeError> {
+    let fail = |status: &Status| failed(format!("run {command:?} in container {id}"), status);
+    let spec: Spec = serde_json::from_slice(spec)
+        .map_err(|error| RuntimeError::Config(format!("container {id} has no spec: {error}")))?;
+    let mut process = spec.process().clone().unwrap_or_default();
+    process.set_args(Some(command.to_vec()));
+    let value = serde_json::to_vec(&process)
+        .map_err(|error| RuntimeError::Config(format!("command {command:?}: {error}")))?;
+
+    tokio::fs::create_dir_all(scratch)
+        .await
+        .map_err(|error| RuntimeError::Failed {
+            action: format!("make the directory {}", scratch.display()),
+            reason: error.to_string(),
+        })?;
+    let exec_id = uuid::Uuid::new_v4().simple().to_string();
+    let output = scratch.join(&exec_id);
+    let uri = format!("file://{}", percent_encode(&output.to_string_lossy()));
+    let mut tasks = TasksClient::new(channel.clone());
+    tasks
+        .exec(request(
+            ExecProcessRequest {
+                container_id: id.to_owned(),
+                exec_id: exec_id.clone(),
+                stdout: uri.clone(),
+                stderr: uri,
+                spec: Some(Any {
+                    type_url: PROCESS_TYPE.to_owned(),
+                    value,
+                }),
+                ..ExecProcessRequest::default()
+            },
+            None,
+        ))
+        .await
+        .map_err(|status| fail(&status))?;
+    let run = async {
+        let named = || (id.to_owned(), exec_id.clone());
+        let (container_id, exec) = named();
+        tasks
+            .start(request(
+                StartRequest {
+                    container_id,
+                    exec_id: exec,
+                },
+                None,
+            ))
+            .await?;
+        let (container_id, exec) = named();
+        let wait = WaitRequest {
+            container_id,
+            exec_id: exec,
+        };
+        // A little longer than the caller waits, who is to be the one that gives up.
+        let patience = timeout + KILL_PATIENCE;
+        tasks.wait(within(patience, request(wait, None))).await
+    };
+    let ended = tokio::time::timeout(timeout, run).await;
+    if ended.is_err() {
+        let kill = KillRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.clone(),
+            signal: libc::SIGKILL as u32,
+            all: false,
+        };
+        let _ = tasks.kill(request(kill, None)).await;
+        let wait = WaitRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.clone(),
+        };
+        // Stuck in the kernel, it may not even die.
+        let wait = within(KILL_PATIENCE, request(wait, None));
+        let _ = tasks.wait(wait).await;
+    }
+    let delete = DeleteProcessRequest {
+        container_id: id.to_owned(),
+        exec_id,
+    };
+    // It is gone with its container in any case.
+    let _ = tasks.delete_process(request(delete, None)).await;
+    let mut text = tokio::fs::read(&output).await.unwrap_or_default();
+    let _ = tokio::fs::remove_file(&output).await;
+    text.truncate(EXEC_OUTPUT_LIMIT);
+    match ended {
+        Ok(Ok(reply)) => Ok(ExecResult {
+            code: i32::try_from(reply.into_inner().exit_status).unwrap_or(255),
+            output: String::from_utf8_lossy(&text).into_owned(),
+        }),
+        Ok(Err(status)) => Err(fail(&status)),
+        Err(_) => Err(RuntimeError::ExecTimeout {
+            command: command.to_vec(),
+            timeout,
+        }),
+    }
+}
