@@ -1,5 +1,7 @@
 //! The rules for `metadata` that hold for every kind: what the server sets, what an update carries over.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use jiff::Timestamp;
 use rand::Rng;
 use serde_json::{Map, Value, json};
@@ -46,6 +48,13 @@ pub fn set_finalizers(object: &mut Value, finalizers: &[String]) {
     } else {
         of(object).insert("finalizers".to_owned(), json!(finalizers));
     }
+}
+
+/// Seconds since the Unix epoch.
+pub fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// `2026-01-02T03:04:05Z`, as `metav1.Time` writes it. `seconds` since the Unix epoch; what is before that counts as the

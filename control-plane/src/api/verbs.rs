@@ -191,7 +191,7 @@ pub async fn patch(
 ) -> Result<Response, ApiError> {
     let presenter = input.presenter()?;
     let validation = FieldValidation::parse(input.query.get("fieldValidation"))?;
-    let patch = patching::patch_of(input)?;
+    let patch = patching::patch_of(input.headers, &input.body)?;
     let mut warnings = Vec::new();
     let patched = registry
         .update(&input.call()?, &input.request.name, through, |old| {
