@@ -117,8 +117,8 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
     for field in ["selfLink", "managedFields"] {
         metadata.shift_remove(field);
     }
-    // What a client leaves out means "as it is"; what it sets is compared by `validate_update`.
-    for field in ["uid", "creationTimestamp", "generateName", "namespace"] {
+    // What a client leaves out means "as it is"; what it sets must be the same, which validation checks.
+    for field in ["uid", "namespace"] {
         let missing = metadata.get(field).is_none_or(|v| v.is_null() || v == "");
         if missing && let Some(value) = old["metadata"].get(field) {
             metadata.insert(field.to_owned(), value.clone());
