@@ -1,6 +1,7 @@
 //! The generic registry: create, read, update and delete for every kind, with the rules that hold for all of them.
 //!
-//! A write goes: default, admit, prepare, validate, store. What is particular to a kind is data and pure functions in its
+//! A new object is defaulted, admitted, prepared, validated and stored. A changed one is prepared before it is admitted, so
+//! that admission judges only what would really change. What is particular to a kind is data and pure functions in its
 //! [`Kind`]; nothing here asks which kind it serves.
 
 use std::sync::Arc;
