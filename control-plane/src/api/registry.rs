@@ -226,7 +226,7 @@ impl Registry {
         if new == *old || call.dry_run {
             return Ok(Some(new));
         }
-        let write = if deletion::is_finished(&new) {
+        let write = if deletion::is_finished(kind, &new) {
             Write::Delete(revision)
         } else {
             Write::Put(storable(kind, &new)?, Expect::Modified(revision))
