@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Operation, Review};
 use crate::api::error::ApiError;
-use crate::api::registry;
+use crate::api::stored;
 use crate::resources;
 use crate::store::Store;
 
@@ -34,10 +34,10 @@ pub(super) async fn lifecycle(
     let Some(kind) = resources::find("", "v1", "namespaces") else {
         return Ok(());
     };
-    let key = registry::key(kind, "", review.namespace);
-    let (entry, _) = store.get(&key).await.map_err(registry::store_error)?;
+    let key = stored::key(kind, "", review.namespace);
+    let (entry, _) = store.get(&key).await.map_err(stored::store_error)?;
     let entry = entry.ok_or_else(|| ApiError::not_found(kind, review.namespace))?;
-    let namespace = registry::object_of(kind, &entry)?;
+    let namespace = stored::object_of(kind, &entry)?;
     if namespace["metadata"]["deletionTimestamp"].is_string() {
         let why = format!(
             "unable to create new content in namespace {} because it is being terminated",

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::list;
-use super::registry::{self, Registry};
+use super::registry::Registry;
+use super::stored;
 use crate::auth::{self, Attributes, Decision, Referenced, User};
 use crate::resources;
 use crate::store::cache::Freshness;
@@ -42,9 +42,9 @@ async fn is_referred_to(
     // The node learnt of its pods from this cache, or asks again soon.
     let listing = registry
         .cache
-        .list(&registry::prefix(pods, namespace), Freshness::Any)
+        .list(&stored::prefix(pods, namespace), Freshness::Any)
         .await
-        .map_err(list::read_error)?;
+        .map_err(stored::read_error)?;
     for pod in listing.objects {
         let here = pod
             .fields

@@ -8,8 +8,7 @@
 use serde_json::{Value, json};
 
 use super::meta::{self, FOREGROUND, ORPHAN};
-use crate::resources::Kind;
-use crate::resources::pod::validate::MAX_GRACE;
+use crate::resources::{Kind, Subresource};
 
 /// What becomes of the objects that the deleted one owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +91,11 @@ pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) ->
         .as_i64()
         .unwrap_or(0);
     let (grace, asked_at) = if !meta::is_terminating(object) {
-        if kind.generation_counts(object) {
+        if generation_counts(object) {
             let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
             meta::of(&mut next).insert("generation".to_owned(), json!(generation + 1));
         }
-        (grace_period(kind, object, options.grace), now)
+        ((kind.grace_period)(object, options.grace), now)
     } else if marked_grace > 0 {
         // Who asks again may only hurry, and only by saying so; the time runs since the first one asked.
         match options.grace.map(|grace| if grace < 0 { 1 } else { grace }) {
@@ -108,7 +107,7 @@ pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) ->
     } else {
         (0, now)
     };
-    if grace == 0 && !is_held(&next) {
+    if grace == 0 && !is_held(kind, &next) {
         return Step::Remove;
     }
     if !meta::is_terminating(object) || grace < marked_grace {
@@ -119,7 +118,8 @@ pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) ->
         );
         metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
     }
-    if is_namespace(kind) {
+    // Whoever finalizes it looks for this.
+    if kind.has(Subresource::Finalize) {
         next["status"]["phase"] = json!("Terminating");
     }
     if next == *object {
@@ -130,26 +130,23 @@ pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) ->
 }
 
 /// Whether an update of a marked object was the last thing its removal waited for.
-pub fn is_finished(object: &Value) -> bool {
+pub fn is_finished(kind: &Kind, object: &Value) -> bool {
     meta::is_terminating(object)
         && object["metadata"]["deletionGracePeriodSeconds"]
             .as_i64()
             .unwrap_or(0)
             == 0
-        && !is_held(object)
+        && !is_held(kind, object)
 }
 
-/// Whether somebody must still do something before the object may go. A Namespace has finalizers in its spec too.
-fn is_held(object: &Value) -> bool {
-    let of_namespace = object["kind"] == "Namespace"
+/// Whether somebody must still do something before the object may go. What is finalized through a subresource has
+/// finalizers in its spec too.
+fn is_held(kind: &Kind, object: &Value) -> bool {
+    let in_spec = kind.has(Subresource::Finalize)
         && object["spec"]["finalizers"]
             .as_array()
             .is_some_and(|all| !all.is_empty());
-    of_namespace || !meta::finalizers(object).is_empty()
-}
-
-fn is_namespace(kind: &Kind) -> bool {
-    kind.group.is_empty() && kind.plural == "namespaces"
+    in_spec || !meta::finalizers(object).is_empty()
 }
 
 /// When a marked object's time is over, in seconds since the Unix epoch.
@@ -176,41 +173,18 @@ fn finalizers_after(object: &Value, propagation: Option<Propagation>) -> Vec<Str
     finalizers
 }
 
-/// Only a pod that a node runs needs time to stop.
-fn grace_period(kind: &Kind, object: &Value, asked: Option<i64>) -> i64 {
-    let is_pod = kind.group.is_empty() && kind.plural == "pods";
-    let bound = object["spec"]["nodeName"]
-        .as_str()
-        .is_some_and(|n| !n.is_empty());
-    let over = matches!(
-        object["status"]["phase"].as_str(),
-        Some("Succeeded" | "Failed")
-    );
-    if !is_pod || !bound || over {
-        return 0;
-    }
-    let grace = asked.unwrap_or_else(|| {
-        object["spec"]["terminationGracePeriodSeconds"]
-            .as_i64()
-            .unwrap_or(30)
-    });
-    // More than anybody waits for is as good as the most: the time it ends must be one that can be written.
-    if grace < 0 { 1 } else { grace.min(MAX_GRACE) }
-}
-
-impl Kind {
-    /// Whether a mark for deletion counts as a new generation: where generations are counted at all.
-    fn generation_counts(&self, object: &Value) -> bool {
-        object["metadata"]["generation"]
-            .as_i64()
-            .is_some_and(|g| g > 0)
-    }
+/// Whether a mark for deletion counts as a new generation: where generations are counted at all.
+fn generation_counts(object: &Value) -> bool {
+    object["metadata"]["generation"]
+        .as_i64()
+        .is_some_and(|g| g > 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::resources;
+    use crate::resources::pod::validate::MAX_GRACE;
 
     fn kind(plural: &str) -> &'static Kind {
         resources::find("", "v1", plural).expect("a kind")
@@ -304,14 +278,14 @@ mod tests {
             7,
         ));
         assert_eq!(next["metadata"]["deletionTimestamp"], meta::rfc3339(7));
-        assert!(!is_finished(&next));
+        assert!(!is_finished(kind("configmaps"), &next));
         assert_eq!(
             decide(kind("configmaps"), &next, &DeleteOptions::default(), 8),
             Step::Nothing
         );
         let mut freed = next;
         meta::set_finalizers(&mut freed, &[]);
-        assert!(is_finished(&freed));
+        assert!(is_finished(kind("configmaps"), &freed));
     }
 
     #[test]
@@ -343,6 +317,6 @@ mod tests {
             0,
         ));
         assert_eq!(next["status"]["phase"], "Terminating");
-        assert!(!is_finished(&next));
+        assert!(!is_finished(kind("namespaces"), &next));
     }
 }

@@ -1,14 +1,14 @@
 //! List: one consistent picture, whole or in pages.
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::options::{ListOptions, Match, Page};
-use super::present::ListMeta;
-use super::registry::{self, Registry};
+use super::registry::Registry;
+use super::stored;
 use crate::resources::Kind;
-use crate::store::cache::{Freshness, Object, ReadError};
+use crate::store::cache::{Freshness, Object};
 use crate::store::{Entry, Revision, StoreError};
 
 /// What list and watch select: by kind, place, labels and fields.
@@ -20,6 +20,28 @@ pub struct Selection {
     pub options: ListOptions,
 }
 
+/// What a list says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListMeta {
+    pub resource_version: u64,
+    /// Empty on the last page.
+    pub next: String,
+    pub remaining: Option<u64>,
+}
+
+impl ListMeta {
+    pub fn value(&self) -> Value {
+        let mut value = json!({"resourceVersion": self.resource_version.to_string()});
+        if !self.next.is_empty() {
+            value["continue"] = json!(self.next);
+        }
+        if let Some(remaining) = self.remaining {
+            value["remainingItemCount"] = json!(remaining);
+        }
+        value
+    }
+}
+
 /// The items of a list as stored, and what the list says of itself.
 pub type Listed = (Vec<Bytes>, ListMeta);
 
@@ -28,7 +50,7 @@ impl Selection {
     pub fn check(&self) -> Result<(), ApiError> {
         let mut known = vec!["metadata.name", "metadata.namespace"];
         known.extend(
-            (self.kind.fields)(&serde_json::json!({"metadata": {}}))
+            (self.kind.fields)(&json!({"metadata": {}}))
                 .into_iter()
                 .map(|(path, _)| path),
         );
@@ -39,7 +61,7 @@ impl Selection {
     }
 
     pub fn prefix(&self) -> String {
-        registry::prefix(self.kind, &self.namespace)
+        stored::prefix(self.kind, &self.namespace)
     }
 
     pub fn matches(&self, object: &Object) -> bool {
@@ -56,7 +78,7 @@ impl Selection {
         // Kept under another version, whose fields have other names.
         serde_json::from_slice(&object.json)
             .map_err(ApiError::internal)
-            .and_then(|value| registry::presented(self.kind, value))
+            .and_then(|value| stored::presented(self.kind, value))
             .is_ok_and(|value| self.options.fields.matches(&fields(self.kind, &value)))
     }
 }
@@ -106,7 +128,7 @@ pub async fn list(registry: &Registry, selection: &Selection) -> Result<Listed, 
         .cache
         .list(&selection.prefix(), freshness)
         .await
-        .map_err(read_error)?;
+        .map_err(stored::read_error)?;
     let mut matching = listing
         .objects
         .into_iter()
@@ -193,7 +215,7 @@ async fn stored_page(
 
 fn select(selection: &Selection, entry: Entry) -> Result<Option<Bytes>, ApiError> {
     let mut value: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
-    registry::set_version(&mut value, entry.modified);
+    stored::set_version(&mut value, entry.modified);
     let labels = value["metadata"]["labels"]
         .as_object()
         .map(|all| {
@@ -203,7 +225,7 @@ fn select(selection: &Selection, entry: Entry) -> Result<Option<Bytes>, ApiError
         })
         .unwrap_or_default();
     let object = Object {
-        fields: fields(registry::stored_as(selection.kind), &value),
+        fields: fields(stored::stored_as(selection.kind), &value),
         json: Bytes::from(value.to_string()),
         created: entry.created,
         revision: entry.modified,
@@ -218,14 +240,6 @@ fn page_error(error: StoreError) -> ApiError {
         StoreError::Compacted { .. } => ApiError::expired(
             "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
         ),
-        other => registry::store_error(other),
-    }
-}
-
-/// A refusal of the cache.
-pub fn read_error(error: ReadError) -> ApiError {
-    match error {
-        ReadError::Behind { asked, current } => ApiError::future_version(asked.0, current.0),
-        ReadError::Store(error) => registry::store_error(error),
+        other => stored::store_error(other),
     }
 }

@@ -1,5 +1,7 @@
 //! The rules for `metadata` that hold for every kind: what the server sets, what an update carries over.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use jiff::Timestamp;
 use rand::Rng;
 use serde_json::{Map, Value, json};
@@ -46,6 +48,13 @@ pub fn set_finalizers(object: &mut Value, finalizers: &[String]) {
     } else {
         of(object).insert("finalizers".to_owned(), json!(finalizers));
     }
+}
+
+/// Seconds since the Unix epoch.
+pub fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// `2026-01-02T03:04:05Z`, as `metav1.Time` writes it. `seconds` since the Unix epoch; what is before that counts as the
@@ -108,8 +117,8 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
     for field in ["selfLink", "managedFields"] {
         metadata.shift_remove(field);
     }
-    // What a client leaves out means "as it is"; what it sets is compared by `validate_update`.
-    for field in ["uid", "creationTimestamp", "generateName", "namespace"] {
+    // What a client leaves out means "as it is"; what it sets must be the same, which validation checks.
+    for field in ["uid", "namespace"] {
         let missing = metadata.get(field).is_none_or(|v| v.is_null() || v == "");
         if missing && let Some(value) = old["metadata"].get(field) {
             metadata.insert(field.to_owned(), value.clone());

@@ -32,7 +32,7 @@ pub mod scale;
 pub mod selectors;
 pub mod server;
 mod shares;
-mod stored;
+pub mod stored;
 pub mod subresources;
 pub mod table;
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! PATCH: which kind of patch a body is, and what it makes of an object.
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
 use super::body;
 use super::content::{self, Encoding};
 use super::error::ApiError;
 use super::patch::{self, PatchError, PatchKind, schema};
-use super::verbs::Input;
 use crate::resources::Kind;
 
 /// A patch, parsed.
@@ -18,15 +18,15 @@ pub struct Patch {
 }
 
 /// Reads the body of a PATCH by its content type.
-pub fn patch_of(input: &Input<'_>) -> Result<Patch, ApiError> {
-    let content_type = content::content_type(input.headers);
+pub fn patch_of(headers: &HeaderMap, body: &Bytes) -> Result<Patch, ApiError> {
+    let content_type = content::content_type(headers);
     let kind = PatchKind::of_content_type(&content_type).ok_or_else(|| {
         ApiError::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: {}",
             PatchKind::CONTENT_TYPES.join(", ")
         ))
     })?;
-    let value = body::parse(&input.body, Encoding::Json)?;
+    let value = body::parse(body, Encoding::Json)?;
     Ok(Patch { kind, value })
 }
 

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use super::content::Shape;
 use super::error::ApiError;
-use super::registry;
+use super::list::ListMeta;
+use super::meta;
+use super::stored;
 use super::table::{self, Include};
 use crate::resources::Kind;
 
@@ -20,28 +22,6 @@ pub struct Presenter {
     pub include: Include,
 }
 
-/// What a list says about itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ListMeta {
-    pub resource_version: u64,
-    /// Empty on the last page.
-    pub next: String,
-    pub remaining: Option<u64>,
-}
-
-impl ListMeta {
-    fn value(&self) -> Value {
-        let mut value = json!({"resourceVersion": self.resource_version.to_string()});
-        if !self.next.is_empty() {
-            value["continue"] = json!(self.next);
-        }
-        if let Some(remaining) = self.remaining {
-            value["remainingItemCount"] = json!(remaining);
-        }
-        value
-    }
-}
-
 impl Presenter {
     /// Whether the stored bytes can go out as they are.
     fn is_plain(&self) -> bool {
@@ -49,7 +29,7 @@ impl Presenter {
     }
 
     fn served(&self, stored: &[u8]) -> Result<Value, ApiError> {
-        registry::presented(
+        stored::presented(
             self.kind,
             serde_json::from_slice(stored).map_err(ApiError::internal)?,
         )
@@ -74,7 +54,7 @@ impl Presenter {
             Shape::Metadata(version) => table::partial(object, version),
             Shape::Table(version) => {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let row = table::row(self.kind, object, self.include, version, registry::now());
+                let row = table::row(self.kind, object, self.include, version, meta::now());
                 table::table(
                     metadata,
                     Some(table::columns(self.kind)),
@@ -103,7 +83,7 @@ impl Presenter {
                 to_bytes(&list)
             }
             Shape::Table(version) => {
-                let now = registry::now();
+                let now = meta::now();
                 let rows: Result<Vec<Value>, ApiError> = items
                     .iter()
                     .map(|item| {
@@ -158,7 +138,7 @@ impl Presenter {
         let shaped = match self.shape {
             Shape::Table(version) => {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let row = table::row(self.kind, object, self.include, version, registry::now());
+                let row = table::row(self.kind, object, self.include, version, meta::now());
                 table::table(
                     metadata,
                     first.then(|| table::columns(self.kind)),

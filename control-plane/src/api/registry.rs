@@ -1,20 +1,18 @@
 //! The generic registry: create, read, update and delete for every kind, with the rules that hold for all of them.
 //!
-//! A write goes: default, admit, prepare, validate, store. What is particular to a kind is data and pure functions in its
+//! A new object is defaulted, admitted, prepared, validated and stored. A changed one is prepared before it is admitted, so
+//! that admission judges only what would really change. What is particular to a kind is data and pure functions in its
 //! [`Kind`]; nothing here asks which kind it serves.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::deletion::{self, DeleteOptions, Step};
 use super::error::ApiError;
-use super::list;
 use super::meta;
-use super::stored::{bytes_of, storable};
-pub use super::stored::{key, object_of, prefix, presented, set_version, stored_as};
+use super::stored::{bytes_of, key, object_of, read_error, set_version, storable, store_error};
 use crate::admission::service_ip::Held;
 use crate::admission::{Admission, Operation, Review};
 use crate::auth::User;
@@ -68,31 +66,6 @@ pub enum Deleted {
     Marked(Value),
 }
 
-/// Seconds since the Unix epoch.
-pub fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// A store's refusal that says nothing about the object itself.
-pub fn store_error(error: StoreError) -> ApiError {
-    match error {
-        StoreError::Compacted { asked, oldest } => ApiError::expired(format!(
-            "too old resource version: {} ({})",
-            asked.0, oldest.0
-        )),
-        StoreError::Future { asked, current } => ApiError::future_version(asked.0, current.0),
-        StoreError::Unavailable(why) => {
-            ApiError::unavailable(format!("the store is unavailable: {why}"))
-        }
-        other => {
-            tracing::error!(error = %other, "the store failed");
-            ApiError::internal(other)
-        }
-    }
-}
-
 impl Registry {
     /// The object as the cache holds it.
     pub async fn get(
@@ -106,7 +79,7 @@ impl Registry {
             .cache
             .get(&key(kind, namespace, name), fresh)
             .await
-            .map_err(list::read_error)?;
+            .map_err(read_error)?;
         object.ok_or_else(|| ApiError::not_found(kind, name))
     }
 
@@ -131,7 +104,7 @@ impl Registry {
             &mut object,
             call.namespace,
             uid,
-            now(),
+            meta::now(),
             &meta::random_suffix(),
         );
         (kind.default)(&mut object);
@@ -253,7 +226,7 @@ impl Registry {
         if new == *old || call.dry_run {
             return Ok(Some(new));
         }
-        let write = if deletion::is_finished(&new) {
+        let write = if deletion::is_finished(kind, &new) {
             Write::Delete(revision)
         } else {
             Write::Put(storable(kind, &new)?, Expect::Modified(revision))
@@ -306,7 +279,7 @@ impl Registry {
             let review = self.review(call, Operation::Delete, "");
             self.admission.admit(&review, &mut old, None).await?.keep();
             let key = key(kind, call.namespace, name);
-            let (outcome, next) = match deletion::decide(kind, &old, options, now()) {
+            let (outcome, next) = match deletion::decide(kind, &old, options, meta::now()) {
                 Step::Nothing => return Ok(Deleted::Marked(old)),
                 Step::Remove if call.dry_run => return Ok(Deleted::Gone(old)),
                 // What cannot be read back must not be stored: it would break every list that holds it.

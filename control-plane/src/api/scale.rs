@@ -39,7 +39,7 @@ pub async fn update(registry: &Registry, input: &Input<'_>) -> Result<Response, 
 
 pub async fn patch(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
     content::require_json(input.headers)?;
-    let patch = patching::patch_of(input)?;
+    let patch = patching::patch_of(input.headers, &input.body)?;
     change(registry, input, |scale| {
         patching::apply(&patch, None, scale)
     })

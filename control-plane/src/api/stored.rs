@@ -1,4 +1,5 @@
-//! How an object is stored: under which key, in which version, as which bytes. Pure.
+//! How an object is stored: under which key, in which version, as which bytes; and what a refusal of store or cache says
+//! to a client. No I/O.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -6,7 +7,8 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::meta;
 use crate::resources::{self, DecodeError, Kind};
-use crate::store::{Entry, Revision};
+use crate::store::cache::ReadError;
+use crate::store::{Entry, Revision, StoreError};
 
 /// An object is at most this large, in bytes of JSON: what etcd takes, 1.5 MiB, less what its request holds besides.
 const STORED: usize = 1536 * 1024 - 4096;
@@ -78,4 +80,30 @@ fn unconvertible(error: DecodeError) -> ApiError {
 
 pub fn set_version(object: &mut Value, revision: Revision) {
     meta::of(object).insert("resourceVersion".to_owned(), json!(revision.0.to_string()));
+}
+
+/// A store's refusal that says nothing about the object itself.
+pub fn store_error(error: StoreError) -> ApiError {
+    match error {
+        StoreError::Compacted { asked, oldest } => ApiError::expired(format!(
+            "too old resource version: {} ({})",
+            asked.0, oldest.0
+        )),
+        StoreError::Future { asked, current } => ApiError::future_version(asked.0, current.0),
+        StoreError::Unavailable(why) => {
+            ApiError::unavailable(format!("the store is unavailable: {why}"))
+        }
+        other => {
+            tracing::error!(error = %other, "the store failed");
+            ApiError::internal(other)
+        }
+    }
+}
+
+/// A refusal of the cache.
+pub fn read_error(error: ReadError) -> ApiError {
+    match error {
+        ReadError::Behind { asked, current } => ApiError::future_version(asked.0, current.0),
+        ReadError::Store(error) => store_error(error),
+    }
 }

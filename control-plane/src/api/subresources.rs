@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::meta;
 use super::patching;
 use super::present;
-use super::registry::{self, Registry, Through};
+use super::registry::{Registry, Through};
 use super::verbs::Input;
 use crate::resources::Kind;
 
@@ -30,7 +30,7 @@ pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, Ap
             "the name of the object ({own}) does not match the name on the URL ({name})"
         )));
     }
-    let now = meta::rfc3339(registry::now());
+    let now = meta::rfc3339(meta::now());
     let through = Through::Subresource("binding");
     registry
         .update(&input.call()?, name, through, |pod| {
@@ -138,7 +138,7 @@ async fn change(
 ) -> Result<Response, ApiError> {
     let presenter = input.presenter()?;
     let patch = if input.request.verb == "patch" {
-        Some(patching::patch_of(input)?)
+        Some(patching::patch_of(input.headers, &input.body)?)
     } else {
         None
     };

@@ -124,7 +124,8 @@ pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, Api
             freshness,
         )
         .await?;
-    if auth::node_name(input.user).is_some() || input.user.is_in(auth::BOOTSTRAPPERS) {
+    let is_node = auth::node_name(input.user).is_some() || input.user.is_in(auth::BOOTSTRAPPERS);
+    if input.kind.private_to_node && is_node {
         check_own(input, &object.json)?;
     }
     presenter.stored(&object.json)
@@ -132,9 +133,8 @@ pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, Api
 
 /// Of what is some node's own, a node sees what is its own.
 fn check_own(input: &Input<'_>, json: &[u8]) -> Result<(), ApiError> {
-    let guarded = matches!(input.kind.plural, "pods" | "certificatesigningrequests");
     let object: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
-    if !guarded || auth::node_may_touch(input.user, &object) {
+    if auth::node_may_touch(input.user, &object) {
         return Ok(());
     }
     let why = format!("it does not belong to \"{}\"", input.user.name);
@@ -191,7 +191,7 @@ pub async fn patch(
 ) -> Result<Response, ApiError> {
     let presenter = input.presenter()?;
     let validation = FieldValidation::parse(input.query.get("fieldValidation"))?;
-    let patch = patching::patch_of(input)?;
+    let patch = patching::patch_of(input.headers, &input.body)?;
     let mut warnings = Vec::new();
     let patched = registry
         .update(&input.call()?, &input.request.name, through, |old| {
@@ -215,10 +215,7 @@ pub async fn delete(registry: &Registry, input: &Input<'_>) -> Result<Response, 
     let name = &input.request.name;
     Ok(match registry.delete(&call, name, &options).await? {
         Deleted::Marked(object) => presenter.object(StatusCode::OK, object),
-        // Pods and Services have always come back whole.
-        Deleted::Gone(object)
-            if input.kind.group.is_empty() && matches!(input.kind.plural, "pods" | "services") =>
-        {
+        Deleted::Gone(object) if input.kind.returns_deleted_object => {
             presenter.object(StatusCode::OK, object)
         }
         Deleted::Gone(object) => {

@@ -13,9 +13,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::error::ApiError;
-use super::list::{Selection, read_error};
+use super::list::Selection;
 use super::present::{self, Presenter};
-use super::registry::{self, Registry};
+use super::registry::Registry;
+use super::stored;
 use crate::store::Revision;
 use crate::store::cache::{Change, Freshness, Watch};
 
@@ -118,7 +119,7 @@ async fn present_state(
         .cache
         .list(&selection.prefix(), freshness)
         .await
-        .map_err(read_error)?;
+        .map_err(stored::read_error)?;
     let matching = listing
         .objects
         .iter()
@@ -162,7 +163,7 @@ fn line(selection: &Selection, change: Change) -> Option<Line> {
 fn at_revision(json: &Bytes, revision: Revision) -> Bytes {
     match serde_json::from_slice::<Value>(json) {
         Ok(mut object) => {
-            registry::set_version(&mut object, revision);
+            stored::set_version(&mut object, revision);
             Bytes::from(object.to_string())
         }
         // The cache wrote it, so it is JSON; were it not, the client would see the old revision.

@@ -74,7 +74,7 @@ pub(crate) struct Cache<K> {
 }
 
 /// Longer than a watch ever lags behind a write while the server is well.
-const READ_OWN_WRITE: Duration = Duration::from_secs(1);
+pub(super) const READ_OWN_WRITE: Duration = Duration::from_secs(1);
 
 impl<K> Cache<K>
 where

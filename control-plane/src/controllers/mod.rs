@@ -27,7 +27,9 @@ use ipnet::IpNet;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::cache::Key;
 use self::caches::Caches;
+use self::driver::Wakeups;
 
 pub use self::certificates::Signer;
 use crate::auth::csr::Reserved;
@@ -70,6 +72,27 @@ struct Context {
     caches: Arc<Caches>,
     config: Arc<ControllersConfig>,
     shutdown: CancellationToken,
+}
+
+impl Context {
+    /// Once the caches know everything, calls `reconcile` for the keys that `wakeups` names; see [`driver::drive`].
+    async fn drive<F>(
+        self,
+        controller: &'static str,
+        wakeups: Wakeups<Key>,
+        workers: usize,
+        reconcile: F,
+    ) where
+        F: AsyncFn(&Self, &Key) -> driver::Result<Option<Duration>>,
+    {
+        self.caches.wait_synced().await;
+        let shutdown = self.shutdown.clone();
+        driver::drive(controller, wakeups, workers, shutdown, |key| {
+            let (context, reconcile) = (&self, &reconcile);
+            async move { reconcile(context, &key).await }
+        })
+        .await;
+    }
 }
 
 /// Runs all controllers until `shutdown`. They survive errors of the API server and start from whatever they find.

@@ -15,7 +15,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 
 use super::Context;
 use super::cache::Key;
-use super::driver::{Result, drive, queue};
+use super::driver::{Result, queue};
 use super::kinds::{ServedKind, served};
 
 const WORKERS: usize = 4;
@@ -46,21 +46,9 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
             keys.add(key);
         }
     });
-    let context = context.clone();
-    async move {
-        context.caches.wait_synced().await;
-        drive(
-            "namespaces",
-            wakeups,
-            WORKERS,
-            context.shutdown.clone(),
-            |key| {
-                let context = &context;
-                async move { reconcile(context, &key).await }
-            },
-        )
-        .await;
-    }
+    context
+        .clone()
+        .drive("namespaces", wakeups, WORKERS, reconcile)
 }
 
 fn is_going(namespace: &Namespace) -> bool {

@@ -7,7 +7,7 @@ use kube::api::{Api, PostParams};
 
 use super::Context;
 use super::cache::Key;
-use super::driver::{Result, drive, queue};
+use super::driver::{Result, queue};
 
 const WORKERS: usize = 4;
 const DEFAULT: &str = "default";
@@ -26,21 +26,9 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
             keys.add(Key::new("", Key::of(&**account).namespace));
         }
     });
-    let context = context.clone();
-    async move {
-        context.caches.wait_synced().await;
-        drive(
-            "service-accounts",
-            wakeups,
-            WORKERS,
-            context.shutdown.clone(),
-            |key| {
-                let context = &context;
-                async move { reconcile(context, &key).await }
-            },
-        )
-        .await;
-    }
+    context
+        .clone()
+        .drive("service-accounts", wakeups, WORKERS, reconcile)
 }
 
 async fn reconcile(context: &Context, namespace: &Key) -> Result<Option<Duration>> {

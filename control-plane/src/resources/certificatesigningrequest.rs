@@ -57,6 +57,7 @@ impl Strategy for CertificateSigningRequest {
         ),
         Column::text("Condition", "How far the request has come."),
     ];
+    const PRIVATE_TO_NODE: bool = true;
     const NAME_RULE: NameRule = names::path_segment;
 
     fn row(&self, now: i64) -> Vec<Value> {

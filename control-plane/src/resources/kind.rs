@@ -106,6 +106,10 @@ pub struct Kind {
     pub namespaced: bool,
     pub subresources: &'static [Subresource],
     pub columns: &'static [Column],
+    /// Nodes, and machines that join, may read only those that are their own.
+    pub private_to_node: bool,
+    /// A delete that removes an object answers with it, not with a `Status`.
+    pub returns_deleted_object: bool,
     /// Set when objects are kept as another kind.
     pub conversion: Option<Conversion>,
     /// The cells of a row, in the order of `columns`. `now` is seconds since the Unix epoch.
@@ -120,6 +124,8 @@ pub struct Kind {
     pub prepare_update: fn(new: &mut Value, old: &Value),
     /// The same for an update through `/status`.
     pub prepare_status: fn(new: &mut Value, old: &Value),
+    /// How long an object has to stop after a delete that asks for so much, in seconds.
+    pub grace_period: fn(&Value, asked: Option<i64>) -> i64,
     /// What field selectors can ask, beyond `metadata.name` and `metadata.namespace`.
     pub fields: fn(&Value) -> Vec<(&'static str, String)>,
     /// The name of the OpenAPI definition: `io.k8s.api.core.v1.Pod`.
@@ -142,6 +148,8 @@ impl Kind {
             namespaced: T::NAMESPACED,
             subresources: T::SUBRESOURCES,
             columns: T::COLUMNS,
+            private_to_node: T::PRIVATE_TO_NODE,
+            returns_deleted_object: T::RETURNS_DELETED_OBJECT,
             conversion: T::CONVERSION,
             row: |object, now| match decode::typed::<T>(object) {
                 Ok(object) => object.row(now),
@@ -153,6 +161,9 @@ impl Kind {
             prepare_create: |object| edit::<T>(object, T::prepare_create),
             prepare_update: |new, old| edit_with::<T>(new, old, T::prepare_update),
             prepare_status: |new, old| edit_with::<T>(new, old, T::prepare_status),
+            grace_period: |object, asked| {
+                decode::typed::<T>(object).map_or(0, |object| object.grace_period(asked))
+            },
             fields: |object| {
                 decode::typed::<T>(object)
                     .map(|object| object.fields())
@@ -196,6 +207,8 @@ pub trait Strategy:
     const NAMESPACED: bool = true;
     const SUBRESOURCES: &'static [Subresource] = &[];
     const COLUMNS: &'static [Column];
+    const PRIVATE_TO_NODE: bool = false;
+    const RETURNS_DELETED_OBJECT: bool = false;
     const CONVERSION: Option<Conversion> = None;
     /// What is wrong with a name of this kind, if anything.
     const NAME_RULE: validate::NameRule = validate::names::dns1123_subdomain;
@@ -215,6 +228,11 @@ pub trait Strategy:
     fn prepare_update(&mut self, _old: &Self) {}
 
     fn prepare_status(&mut self, _old: &Self) {}
+
+    /// Most objects are data, which goes at once.
+    fn grace_period(&self, _asked: Option<i64>) -> i64 {
+        0
+    }
 
     fn fields(&self) -> Vec<(&'static str, String)> {
         Vec::new()

@@ -35,6 +35,7 @@ impl Strategy for Service {
         Column::AGE,
         Column::text("Selector", "Which pods serve.").wide(),
     ];
+    const RETURNS_DELETED_OBJECT: bool = true;
     const NAME_RULE: NameRule = names::dns1035_label;
 
     fn row(&self, now: i64) -> Vec<Value> {

@@ -63,7 +63,8 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
     // No pod is placed before all are known: what runs on a node already is not to be counted as free.
     let (mut nodes_listed, mut pods_listed) = (Listing::default(), Listing::default());
     let mut namespaces_listed = Listing::default();
-    let mut early: Vec<PodInfo> = Vec::new();
+    // To be placed as soon as all is known: new pods, and those whose time to be tried again has come.
+    let mut ready: Vec<PodInfo> = Vec::new();
     loop {
         let due = scheduler.queue.next_due();
         let is_synced =
@@ -80,7 +81,7 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
                 Err(error) => report_watch_error("Namespace", &error),
             },
             Some(event) = pods.next() => match event {
-                Ok(event) => early.extend(scheduler.pod_event(event, &mut pods_listed)),
+                Ok(event) => ready.extend(scheduler.pod_event(event, &mut pods_listed)),
                 Err(error) => report_watch_error("Pod", &error),
             },
             Some(bound) = scheduler.binding.join_next() => {
@@ -91,12 +92,12 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
             () = scheduler.teller.written() => {}
             () = sleep_until(due), if is_synced && due.is_some() => {
                 let now = Instant::now();
-                early.extend(scheduler.queue.take_due(now));
+                ready.extend(scheduler.queue.take_due(now));
             }
         }
         if nodes_listed.is_complete && pods_listed.is_complete && namespaces_listed.is_complete {
-            early.sort_by_key(|pod| std::cmp::Reverse(pod.priority));
-            for pod in early.drain(..) {
+            ready.sort_by_key(|pod| std::cmp::Reverse(pod.priority));
+            for pod in ready.drain(..) {
                 scheduler.schedule(pod);
             }
         }

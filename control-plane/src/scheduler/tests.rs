@@ -97,6 +97,15 @@ fn a_pod_without_a_node_is_told_why() {
 }
 
 #[test]
+fn a_pod_that_is_bound_elsewhere_than_assumed_takes_room_where_it_is_bound() {
+    let mut snapshot = cluster([node("a", "1"), node("b", "1")]);
+    let info = PodInfo::of(&asking("p", "1").build());
+    assert!(snapshot.place(info.clone(), "a"));
+    assert!(snapshot.place(info, "b"));
+    assert_eq!(chosen(asking("q", "1"), &snapshot), on("a"));
+}
+
+#[test]
 fn a_toleration_opens_the_tainted_node() {
     let mut tainted = node("t", "8");
     let taint = Taint {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use self::decide::{Step, condition, decide, request_of};
 use super::Context;
 use super::cache::Key;
-use super::driver::{Result, drive, queue};
+use super::driver::{Result, queue};
 use crate::auth::NODE_USER_PREFIX;
 use crate::auth::csr::{Names, Refusal, SigningRequest};
 
@@ -51,21 +51,9 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
             queue.add(Key::of(&*csr));
         }
     });
-    let context = context.clone();
-    async move {
-        context.caches.wait_synced().await;
-        drive(
-            "certificates",
-            wakeups,
-            WORKERS,
-            context.shutdown.clone(),
-            |key| {
-                let context = &context;
-                async move { reconcile(context, &key).await }
-            },
-        )
-        .await;
-    }
+    context
+        .clone()
+        .drive("certificates", wakeups, WORKERS, reconcile)
 }
 
 fn addresses(node: &k8s_openapi::api::core::v1::Node) -> Vec<String> {

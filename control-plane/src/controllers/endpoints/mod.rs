@@ -19,72 +19,65 @@ use kube::api::{Api, DeleteParams, PostParams};
 pub(super) use self::backends::service_index;
 use self::backends::{Backend, Family, backends, families, has_selector, selector_word, selects};
 pub(super) use self::slices::slice_index;
-use super::cache::Key;
-use super::driver::{Queue, Result, drive, queue};
+use super::cache::{Cache, Key};
+use super::driver::{Queue, Result, queue};
 use super::pods::{has_ended, is_ready, node_of, on_node};
 use super::{Caches, Context};
 
 const WORKERS: usize = 32;
 const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// Several, so that the slices never wait for an object that few read.
+#[derive(Clone)]
+struct Queues {
+    slices: Queue<Key>,
+    legacy: Queue<Key>,
+    mirror: Queue<Key>,
+}
+
+impl Queues {
+    /// For a Service whose pods, or what is known of them, changed.
+    fn backends_changed(&self, service: Key) {
+        self.slices.add(service.clone());
+        self.legacy.add(service);
+    }
+}
+
 /// Registers with the caches; the returned future works until shutdown.
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
-    let (slice_keys, slice_wakeups) = queue();
-    let (legacy_keys, legacy_wakeups) = queue();
-    let (mirror_keys, mirror_wakeups) = queue();
-    subscribe(&context.caches, &slice_keys, &legacy_keys);
-    subscribe_mirror(&context.caches, &mirror_keys);
-    let context = context.clone();
+    let (slices, slice_wakeups) = queue();
+    let (legacy, legacy_wakeups) = queue();
+    let (mirror, mirror_wakeups) = queue();
+    let queues = Queues {
+        slices,
+        legacy,
+        mirror,
+    };
+    subscribe(&context.caches, &queues);
+    let (slices, legacy, mirror) = (context.clone(), context.clone(), context.clone());
+    let slices = slices.drive("endpointslice", slice_wakeups, WORKERS, reconcile_slices);
+    let legacy = legacy.drive("endpoints", legacy_wakeups, WORKERS, reconcile_legacy);
+    let mirror = mirror.drive(
+        "endpointslicemirroring",
+        mirror_wakeups,
+        WORKERS,
+        reconcile_mirror,
+    );
     async move {
-        context.caches.wait_synced().await;
-        // Several queues, so that the slices never wait for an object that few read.
-        let slices = drive(
-            "endpointslice",
-            slice_wakeups,
-            WORKERS,
-            context.shutdown.clone(),
-            |key| {
-                let context = &context;
-                async move { reconcile_slices(context, &key).await }
-            },
-        );
-        let legacy = drive(
-            "endpoints",
-            legacy_wakeups,
-            WORKERS,
-            context.shutdown.clone(),
-            |key| {
-                let context = &context;
-                async move { reconcile_legacy(context, &key).await }
-            },
-        );
-        let mirror = drive(
-            "endpointslicemirroring",
-            mirror_wakeups,
-            WORKERS,
-            context.shutdown.clone(),
-            |key| {
-                let context = &context;
-                async move { reconcile_mirror(context, &key).await }
-            },
-        );
         tokio::join!(slices, legacy, mirror);
     }
 }
 
-fn subscribe(caches: &Arc<Caches>, slices: &Queue<Key>, legacy: &Queue<Key>) {
-    let (first, second) = (slices.clone(), legacy.clone());
-    let wake = Arc::new(move |key: Key| {
-        first.add(key.clone());
-        second.add(key);
-    });
-    let waker = wake.clone();
+fn subscribe(caches: &Arc<Caches>, queues: &Queues) {
+    let to = queues.clone();
     caches.services.on_change(move |old, new| {
         if let Some(service) = new.or(old) {
-            waker(Key::of(&**service));
+            let key = Key::of(&**service);
+            to.backends_changed(key.clone());
+            to.mirror.add(key);
         }
     });
-    let (waker, all) = (wake.clone(), caches.clone());
+    let (to, all) = (queues.clone(), caches.clone());
     caches.pods.on_change(move |old, new| {
         if let (Some(old), Some(new)) = (old, new)
             && !matters(old, new)
@@ -92,12 +85,12 @@ fn subscribe(caches: &Arc<Caches>, slices: &Queue<Key>, legacy: &Queue<Key>) {
             return;
         }
         for pod in [old, new].into_iter().flatten() {
-            services_of(&all, pod)
-                .into_iter()
-                .for_each(|key| waker(key));
+            for service in services_of(&all, pod) {
+                to.backends_changed(service);
+            }
         }
     });
-    let (waker, all) = (wake, caches.clone());
+    let (to, all) = (queues.clone(), caches.clone());
     caches.nodes.on_change(move |old, new| {
         if old.and_then(|node| zone(node)) == new.and_then(|node| zone(node)) {
             return;
@@ -107,50 +100,29 @@ fn subscribe(caches: &Arc<Caches>, slices: &Queue<Key>, legacy: &Queue<Key>) {
             .and_then(|node| node.metadata.name.as_deref())
             .unwrap_or_default();
         for pod in all.pods.by_index(&on_node(name)) {
-            services_of(&all, &pod)
-                .into_iter()
-                .for_each(|key| waker(key));
+            for service in services_of(&all, &pod) {
+                to.backends_changed(service);
+            }
         }
     });
-    let queue = slices.clone();
+    let to = queues.clone();
     caches.slices.on_change(move |old, new| {
         // Somebody may have changed what is ours. What was deleted is written again.
-        if let Some(key) = new
-            .or(old)
-            .and_then(|it| slice_service(it, slices::MANAGER))
-        {
-            queue.add(key);
+        let Some(slice) = new.or(old) else { return };
+        for (manager, queue) in [(slices::MANAGER, &to.slices), (mirror::MANAGER, &to.mirror)] {
+            if let Some(service) = slice_service(slice, manager) {
+                queue.add(service);
+            }
         }
     });
-    let queue = legacy.clone();
+    let to = queues.clone();
     caches.endpoints.on_change(move |old, new| {
-        if let (Some(endpoints), None) = (old, new) {
-            queue.add(Key::of(&**endpoints));
+        let Some(endpoints) = new.or(old) else { return };
+        let key = Key::of(&**endpoints);
+        if new.is_none() {
+            to.legacy.add(key.clone());
         }
-    });
-}
-
-fn subscribe_mirror(caches: &Caches, keys: &Queue<Key>) {
-    let queue = keys.clone();
-    caches.endpoints.on_change(move |old, new| {
-        if let Some(endpoints) = new.or(old) {
-            queue.add(Key::of(&**endpoints));
-        }
-    });
-    let queue = keys.clone();
-    caches.services.on_change(move |old, new| {
-        if let Some(service) = new.or(old) {
-            queue.add(Key::of(&**service));
-        }
-    });
-    let queue = keys.clone();
-    caches.slices.on_change(move |old, new| {
-        if let Some(key) = new
-            .or(old)
-            .and_then(|it| slice_service(it, mirror::MANAGER))
-        {
-            queue.add(key);
-        }
+        to.mirror.add(key);
     });
 }
 
@@ -220,7 +192,7 @@ async fn reconcile_slices(context: &Context, key: &Key) -> Result<Option<Duratio
     let zone_of = |name: &str| zone(&*caches.nodes.get(&Key::new("", name))?);
     let existing = caches.slices.by_index(&slices::word(slices::MANAGER, key));
     let plan = slices::plan(&service, &wanted, zone_of, &existing);
-    perform(context, key, plan).await
+    perform(&slices_of(context, key), &caches.slices, &plan).await
 }
 
 async fn reconcile_mirror(context: &Context, key: &Key) -> Result<Option<Duration>> {
@@ -228,13 +200,33 @@ async fn reconcile_mirror(context: &Context, key: &Key) -> Result<Option<Duratio
     let existing = caches.slices.by_index(&slices::word(mirror::MANAGER, key));
     let (service, endpoints) = (caches.services.get(key), caches.endpoints.get(key));
     let plan = mirror::plan(service.as_deref(), endpoints.as_deref(), &existing);
-    perform(context, key, plan).await
+    perform(&slices_of(context, key), &caches.slices, &plan).await
 }
 
-async fn perform(context: &Context, key: &Key, plan: slices::Plan) -> Result<Option<Duration>> {
-    let caches = &context.caches;
-    let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &key.namespace);
+fn slices_of(context: &Context, key: &Key) -> Api<EndpointSlice> {
+    Api::namespaced(context.client.clone(), &key.namespace)
+}
+
+async fn perform(
+    api: &Api<EndpointSlice>,
+    cache: &Cache<EndpointSlice>,
+    plan: &slices::Plan,
+) -> Result<Option<Duration>> {
     let mut written = Vec::new();
+    let outcome = write(api, plan, &mut written).await;
+    // The next pass, which a failure brings at once, must see what this one wrote, or it would create it again.
+    for slice in &written {
+        cache.wait_for(slice).await;
+    }
+    outcome.map(|()| None)
+}
+
+/// Stops at the first failure; what was written until then is in `written`.
+async fn write(
+    api: &Api<EndpointSlice>,
+    plan: &slices::Plan,
+    written: &mut Vec<EndpointSlice>,
+) -> Result<()> {
     // New ones first: an endpoint that moves is never in no slice.
     for slice in &plan.create {
         written.push(api.create(&PostParams::default(), slice).await?);
@@ -249,11 +241,7 @@ async fn perform(context: &Context, key: &Key, plan: slices::Plan) -> Result<Opt
             outcome => drop(outcome?),
         }
     }
-    // The next pass must see what this one wrote, or it would create it again.
-    for slice in &written {
-        caches.slices.wait_for(slice).await;
-    }
-    Ok(None)
+    Ok(())
 }
 
 async fn reconcile_legacy(context: &Context, key: &Key) -> Result<Option<Duration>> {

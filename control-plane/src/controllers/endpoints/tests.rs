@@ -8,11 +8,13 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::Api;
 use proptest::prelude::*;
 
 use super::backends::{Backend, Family, backends, families};
 use super::slices::{Plan, plan};
-use super::{legacy, matters};
+use super::{legacy, matters, perform};
+use crate::controllers::cache::{Cache, READ_OWN_WRITE};
 use crate::controllers::testing::{PodBuilder, pod};
 
 fn service() -> Service {
@@ -270,6 +272,36 @@ fn one_change_in_a_large_service_writes_one_slice() {
         (plan.create.len(), plan.update.len(), plan.delete.len()),
         (0, 1, 0)
     );
+}
+
+#[tokio::test]
+async fn what_was_written_before_a_failure_is_waited_for() {
+    let server = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+        let body = request.into_body().collect_bytes().await?;
+        let slice: EndpointSlice = serde_json::from_slice(&body).unwrap();
+        let code = match slice.metadata.name.as_deref() {
+            Some("written") => 201,
+            _ => 500,
+        };
+        let mut response = http::Response::new(axum::body::Body::from(body));
+        *response.status_mut() = http::StatusCode::from_u16(code).unwrap();
+        Ok::<_, kube::Error>(response)
+    });
+    let api = Api::namespaced(kube::Client::new(server, "default"), "default");
+    let named = |name: &str| {
+        let mut slice = EndpointSlice::default();
+        slice.metadata.name = Some(name.to_owned());
+        slice
+    };
+    let cache = Cache::<EndpointSlice>::new(|_| (), None);
+    let plan = Plan {
+        create: ["written", "refused"].map(named).into(),
+        ..Plan::default()
+    };
+    let start = std::time::Instant::now();
+    assert!(perform(&api, &cache, &plan).await.is_err());
+    // Nobody feeds the cache, so the wait goes on as long as it may.
+    assert!(start.elapsed() >= READ_OWN_WRITE);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use kube::api::{Api, DeleteParams, Preconditions};
 
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
-use crate::controllers::driver::{Result, drive, queue};
+use crate::controllers::driver::{Result, queue};
 use crate::controllers::pods::{has_ended, node_of, on_node};
 
 const WORKERS: usize = 8;
@@ -74,21 +74,9 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
             }
         }
     });
-    let context = context.clone();
-    async move {
-        context.caches.wait_synced().await;
-        drive(
-            "pod-orphans",
-            wakeups,
-            WORKERS,
-            context.shutdown.clone(),
-            |key| {
-                let context = &context;
-                async move { reconcile(context, &key).await }
-            },
-        )
-        .await;
-    }
+    context
+        .clone()
+        .drive("pod-orphans", wakeups, WORKERS, reconcile)
 }
 
 async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {

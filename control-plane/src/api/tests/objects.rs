@@ -1,0 +1,212 @@
+//! Create, update, patch and delete of one object.
+
+use super::*;
+
+#[tokio::test]
+async fn an_object_lives_from_create_to_delete() {
+    let f = Fixture::new().await;
+    let created = f.call("POST", MAPS, map("a")).await;
+    assert_eq!(created.code, 201, "{}", created.body);
+    let uid = created.body["metadata"]["uid"].clone();
+    assert!(uid.is_string());
+    assert_eq!(created.body["metadata"]["namespace"], "default");
+    let got = f.get(&format!("{MAPS}/a")).await;
+    assert_eq!(got.body, created.body);
+
+    let again = f.call("POST", MAPS, map("a")).await;
+    assert_eq!(
+        (again.code, again.message()),
+        (409, "configmaps \"a\" already exists")
+    );
+    assert_eq!(again.body["reason"], "AlreadyExists");
+
+    let mut changed = created.body.clone();
+    changed["data"]["k"] = json!("w");
+    let updated = f.call("PUT", &format!("{MAPS}/a"), changed.clone()).await;
+    assert_eq!(
+        (updated.code, &updated.body["data"]["k"]),
+        (200, &json!("w"))
+    );
+    assert_eq!(updated.body["metadata"]["uid"], uid);
+    // The same again, with the version of before: somebody else was faster.
+    changed["data"]["k"] = json!("x");
+    let stale = f.call("PUT", &format!("{MAPS}/a"), changed).await;
+    assert_eq!(stale.code, 409);
+    assert_eq!(
+        stale.message(),
+        "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest version and try again"
+    );
+
+    let deleted = f.call("DELETE", &format!("{MAPS}/a"), Value::Null).await;
+    assert_eq!(
+        (deleted.code, &deleted.body["status"]),
+        (200, &json!("Success"))
+    );
+    assert_eq!(deleted.body["details"]["uid"], uid);
+    let gone = f.get(&format!("{MAPS}/a")).await;
+    assert_eq!(
+        (gone.code, gone.message()),
+        (404, "configmaps \"a\" not found")
+    );
+}
+
+#[tokio::test]
+async fn an_update_that_changes_nothing_writes_nothing() {
+    let f = Fixture::new().await;
+    let created = f.call("POST", PODS, pod("a")).await.body;
+    let updated = f.call("PUT", &format!("{PODS}/a"), created.clone()).await;
+    assert_eq!(updated.body, created);
+}
+
+#[tokio::test]
+async fn generated_names_and_dry_runs() {
+    let f = Fixture::new().await;
+    let named = f
+        .call("POST", MAPS, json!({"metadata": {"generateName": "x-"}}))
+        .await;
+    let name = named.body["metadata"]["name"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{}", named.body))
+        .to_owned();
+    assert!(name.starts_with("x-") && name.len() == 7, "{name}");
+    assert_eq!(
+        f.call("POST", &format!("{MAPS}?dryRun=All"), map("d"))
+            .await
+            .code,
+        201
+    );
+    assert_eq!(f.get(&format!("{MAPS}/d")).await.code, 404);
+    assert_eq!(
+        f.call("DELETE", &format!("{MAPS}/{name}?dryRun=All"), Value::Null)
+            .await
+            .code,
+        200
+    );
+    assert_eq!(f.get(&format!("{MAPS}/{name}")).await.code, 200);
+    assert_eq!(
+        f.call("POST", &format!("{MAPS}?dryRun=Some"), map("d"))
+            .await
+            .code,
+        400
+    );
+}
+
+#[tokio::test]
+async fn a_bound_pod_stops_with_grace_and_finalizers_are_waited_for() {
+    let f = Fixture::new().await;
+    f.call("POST", PODS, pod("a")).await;
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n1"}});
+    assert_eq!(
+        f.call("POST", &format!("{PODS}/a/binding"), binding.clone())
+            .await
+            .code,
+        201
+    );
+    let twice = f
+        .call("POST", "/api/v1/namespaces/default/bindings", binding)
+        .await;
+    assert_eq!(twice.code, 409);
+    let bound = f
+        .get(&format!("{PODS}?fieldSelector=spec.nodeName%3Dn1"))
+        .await;
+    assert_eq!(bound.body["items"][0]["metadata"]["name"], "a");
+
+    let marked = f.call("DELETE", &format!("{PODS}/a"), Value::Null).await;
+    assert_eq!(marked.body["metadata"]["deletionGracePeriodSeconds"], 30);
+    assert_eq!(f.get(&format!("{PODS}/a")).await.code, 200);
+    let gone = f
+        .call(
+            "DELETE",
+            &format!("{PODS}/a"),
+            json!({"gracePeriodSeconds": 0}),
+        )
+        .await;
+    assert_eq!(gone.code, 200);
+    assert_eq!(f.get(&format!("{PODS}/a")).await.code, 404);
+
+    let mut held = map("held");
+    held["metadata"]["finalizers"] = json!(["example.com/x"]);
+    f.call("POST", MAPS, held).await;
+    let marked = f
+        .call("DELETE", &format!("{MAPS}/held"), Value::Null)
+        .await
+        .body;
+    assert!(marked["metadata"]["deletionTimestamp"].is_string());
+    let mut freed = marked;
+    freed["metadata"]["finalizers"] = json!([]);
+    assert_eq!(
+        f.call("PUT", &format!("{MAPS}/held"), freed).await.code,
+        200
+    );
+    assert_eq!(f.get(&format!("{MAPS}/held")).await.code, 404);
+}
+
+#[tokio::test]
+async fn preconditions_guard_a_delete() {
+    let f = Fixture::new().await;
+    f.call("POST", MAPS, map("a")).await;
+    let other = f
+        .call(
+            "DELETE",
+            &format!("{MAPS}/a"),
+            json!({"preconditions": {"uid": "other"}}),
+        )
+        .await;
+    assert_eq!(other.code, 409);
+    assert!(
+        other
+            .message()
+            .contains("Precondition failed: UID in precondition: other"),
+        "{}",
+        other.message()
+    );
+    f.call("POST", MAPS, map("b")).await;
+    let all = f
+        .call(
+            "DELETE",
+            &format!("{MAPS}?labelSelector=app%3Da"),
+            Value::Null,
+        )
+        .await;
+    assert_eq!(all.body["kind"], "ConfigMapList");
+    assert_eq!(f.get(&format!("{MAPS}/a")).await.code, 404);
+    assert_eq!(f.get(&format!("{MAPS}/b")).await.code, 200);
+}
+
+#[tokio::test]
+async fn json_and_merge_patches_change_an_object() {
+    let f = Fixture::new().await;
+    f.call("POST", MAPS, map("a")).await;
+    let uri = format!("{MAPS}/a");
+    let patch = |content_type: &'static str, body: &'static str| {
+        f.call_as(admin(), "PATCH", &uri, content_type, body)
+    };
+    let merged = patch(
+        "application/merge-patch+json",
+        r#"{"data":{"k":null,"n":"1"}}"#,
+    )
+    .await;
+    assert_eq!(merged.body["data"], json!({"n": "1"}));
+    let patched = patch(
+        "application/json-patch+json",
+        r#"[{"op":"add","path":"/data/m","value":"2"}]"#,
+    )
+    .await;
+    assert_eq!(patched.body["data"], json!({"n": "1", "m": "2"}));
+    let strategic = patch(
+        "application/strategic-merge-patch+json",
+        r#"{"metadata":{"labels":{"l":"1"}}}"#,
+    )
+    .await;
+    assert_eq!(
+        strategic.body["metadata"]["labels"],
+        json!({"app": "a", "l": "1"})
+    );
+    assert_eq!(patch("application/apply-patch+yaml", "{}").await.code, 415);
+    let stale = patch(
+        "application/merge-patch+json",
+        r#"{"metadata":{"resourceVersion":"1"}}"#,
+    )
+    .await;
+    assert_eq!(stale.code, 409);
+}

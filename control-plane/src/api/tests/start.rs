@@ -1,0 +1,105 @@
+//! What a server has when it starts, and says about itself.
+
+use super::*;
+use crate::api::fields;
+use crate::resources;
+
+#[tokio::test]
+async fn health_version_and_discovery_answer() {
+    let f = Fixture::new().await;
+    assert_eq!(f.get("/livez").await.body, "ok");
+    assert_eq!(f.get("/readyz").await.code, 500);
+    assert_eq!(f.get("/version").await.body["minor"], "34");
+    assert_eq!(f.get("/api").await.body["versions"], json!(["v1"]));
+    assert!(
+        f.get("/apis").await.body["groups"]
+            .as_array()
+            .is_some_and(|g| g.len() >= 4)
+    );
+    assert_eq!(
+        f.get("/apis/apps").await.body["preferredVersion"]["groupVersion"],
+        "apps/v1"
+    );
+    for kind in resources::kinds() {
+        let path = if kind.group.is_empty() {
+            "/api/v1".to_owned()
+        } else {
+            format!("/apis/{}/{}", kind.group, kind.version)
+        };
+        let list = f.get(&path).await.body;
+        assert!(
+            list["resources"]
+                .as_array()
+                .expect("resources")
+                .iter()
+                .any(|r| r["name"] == kind.plural),
+            "{path}"
+        );
+    }
+    assert_eq!(
+        fields(
+            resources::find("", "v1", "pods").expect("a kind"),
+            &json!({"metadata": {"name": "x"}})
+        )[0]
+        .1,
+        "x"
+    );
+}
+
+#[tokio::test]
+async fn a_start_after_a_kill_finds_everything_in_its_place() {
+    let first = Fixture::new().await;
+    first.call("POST", MAPS, map("a")).await;
+    let uris = [
+        "/api/v1/namespaces/default/services/kubernetes".to_owned(),
+        format!("{MAPS}/a"),
+    ];
+    // What a process that is killed leaves: the file as it is, not closed.
+    let left = tempfile::tempdir().expect("a directory");
+    std::fs::copy(first.dir.path().join("store"), left.path().join("store")).expect("a copy");
+    let second = Fixture::start(left).await;
+    for uri in &uris {
+        assert_eq!(second.get(uri).await.body, first.get(uri).await.body);
+    }
+    let again = json!({"metadata": {"name": "b"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    let services = "/api/v1/namespaces/default/services";
+    assert_eq!(second.call("POST", services, again).await.code, 422);
+}
+
+#[tokio::test]
+async fn a_second_start_finds_what_the_first_one_made() {
+    let f = Fixture::new().await;
+    let uri = "/api/v1/namespaces/default/services/kubernetes";
+    let before = f.get(uri).await.body;
+    assert_eq!(before["spec"]["clusterIP"], "10.96.0.1");
+    let service_ip = Ipv4Addr::new(10, 96, 0, 1).into();
+    let moved = "127.0.0.2:7443".parse().expect("an address");
+    bootstrap::ensure(&f.api.registry, service_ip, moved)
+        .await
+        .expect("the system's objects");
+    let after = f.get(uri).await.body;
+    assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(after["spec"]["ports"][0]["targetPort"], 7443);
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let slice = f.get(slices).await.body;
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["127.0.0.2"]));
+}
+
+#[tokio::test]
+async fn what_somebody_deletes_of_the_systems_is_made_again_and_the_rest_is_not_written() {
+    let f = Fixture::new().await;
+    let (service_ip, address) = (
+        Ipv4Addr::new(10, 96, 0, 1).into(),
+        "127.0.0.1:6443".parse().expect("an address"),
+    );
+    let namespaces = "/api/v1/namespaces";
+    let service = "/api/v1/namespaces/default/services/kubernetes";
+    let before = f.get(namespaces).await.body;
+    f.call("DELETE", service, Value::Null).await;
+    assert_eq!(f.get(service).await.code, 404);
+    bootstrap::ensure(&f.api.registry, service_ip, address)
+        .await
+        .expect("the system's objects");
+    assert_eq!(f.get(service).await.body["spec"]["clusterIP"], "10.96.0.1");
+    assert_eq!(f.get(namespaces).await.body["items"], before["items"]);
+}
