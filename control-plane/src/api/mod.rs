@@ -36,6 +36,8 @@ pub mod stored;
 pub mod subresources;
 pub mod table;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 pub mod verbs;
 pub mod watch;

@@ -8,9 +8,8 @@ mod lists;
 mod objects;
 mod start;
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -19,15 +18,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::registry::Registry;
-use super::{Api, KubeletClient, bootstrap, router};
-use crate::admission::Admission;
-use crate::admission::service_ip::ServiceAddresses;
-use crate::auth::pki::{Pki, PkiConfig};
-use crate::auth::{Authenticator, MASTERS, NODES, User};
-use crate::store::Store;
-use crate::store::cache::Cache;
-use crate::store::embedded::Embedded;
+use super::{Api, router, testing};
+use crate::auth::{MASTERS, NODES, User};
 
 struct Fixture {
     api: Arc<Api>,
@@ -58,42 +50,7 @@ impl Fixture {
 
     /// A start on what the directory holds.
     async fn start(dir: tempfile::TempDir) -> Self {
-        let config = PkiConfig {
-            data_dir: dir.path().to_owned(),
-            advertise: Ipv4Addr::LOCALHOST.into(),
-            port: 6443,
-            service_ip: Ipv4Addr::new(10, 96, 0, 1).into(),
-            cluster_domain: "cluster.local".into(),
-            hostname: String::new(),
-        };
-        let pki = Pki::open(&config, SystemTime::now()).expect("keys");
-        let store: Arc<dyn Store> =
-            Arc::new(Embedded::open(&dir.path().join("store")).expect("a store"));
-        let cache = Cache::start(store.clone(), super::index)
-            .await
-            .expect("a cache");
-        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
-        addresses.follow(&cache).await.expect("services");
-        let registry = Registry {
-            admission: Admission::new(store.clone(), addresses),
-            store,
-            cache,
-        };
-        let kubelet =
-            KubeletClient::new(&pki.kubelet_client, pki.ca.certificate()).expect("a client");
-        let api = Api::new(
-            registry,
-            Authenticator::new(pki.join_token),
-            kubelet,
-            "127.0.0.1:6443".into(),
-        );
-        bootstrap::ensure(
-            &api.registry,
-            config.service_ip,
-            "127.0.0.1:6443".parse().expect("an address"),
-        )
-        .await
-        .expect("the system's objects");
+        let (api, _) = testing::start(dir.path()).await;
         Fixture {
             router: router(api.clone()),
             api,

@@ -1,7 +1,9 @@
 //! What a server has when it starts, and says about itself.
 
+use std::net::Ipv4Addr;
+
 use super::*;
-use crate::api::fields;
+use crate::api::{bootstrap, fields};
 use crate::resources;
 
 #[tokio::test]

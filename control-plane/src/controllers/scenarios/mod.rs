@@ -6,9 +6,8 @@ mod stories;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -22,17 +21,10 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{ControllersConfig, Signer};
-use crate::admission::Admission;
-use crate::admission::service_ip::ServiceAddresses;
-use crate::api::registry::Registry;
-use crate::api::{Api as ApiServer, KubeletClient, bootstrap, index, local_client, router};
+use crate::api::{local_client, router, testing};
 use crate::auth::csr::sign_csr;
-use crate::auth::pki::{Pki, PkiConfig};
-use crate::auth::{Authenticator, MASTERS, User};
+use crate::auth::{MASTERS, User};
 use crate::scheduler::{self, SchedulerConfig};
-use crate::store::Store;
-use crate::store::cache::Cache;
-use crate::store::embedded::Embedded;
 
 /// Long enough for a busy machine; a story that works waits far less.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,39 +51,7 @@ impl Cluster {
             .with_test_writer()
             .try_init();
         let dir = tempfile::tempdir().unwrap();
-        let pki_config = PkiConfig {
-            data_dir: dir.path().to_owned(),
-            advertise: Ipv4Addr::LOCALHOST.into(),
-            port: 6443,
-            service_ip: Ipv4Addr::new(10, 96, 0, 1).into(),
-            cluster_domain: "cluster.local".into(),
-            hostname: String::new(),
-        };
-        let pki = Pki::open(&pki_config, SystemTime::now()).unwrap();
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.path().join("store")).unwrap());
-        let cache = Cache::start(store.clone(), index).await.unwrap();
-        let addresses = ServiceAddresses::new("10.96.0.0/12".parse().unwrap());
-        addresses.follow(&cache).await.unwrap();
-        let registry = Registry {
-            admission: Admission::new(store.clone(), addresses),
-            store,
-            cache,
-        };
-        let kubelet = KubeletClient::new(&pki.kubelet_client, pki.ca.certificate()).unwrap();
-        let advertised = "127.0.0.1:6443";
-        let api = ApiServer::new(
-            registry,
-            Authenticator::new(pki.join_token.clone()),
-            kubelet,
-            advertised.to_owned(),
-        );
-        bootstrap::ensure(
-            &api.registry,
-            pki_config.service_ip,
-            advertised.parse().unwrap(),
-        )
-        .await
-        .unwrap();
+        let (api, pki) = testing::start(dir.path()).await;
         let router = router(api);
         let admin = User::authenticated("admin", [MASTERS.to_owned()]);
         let cluster = Self {
