@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
@@ -81,6 +81,10 @@ pub(super) async fn prepare(
         volume: name.clone(),
         reason,
     };
+    let security = context.pod.spec().security_context.as_ref();
+    let group = security
+        .and_then(|security| security.fs_group)
+        .and_then(|group| u32::try_from(group).ok());
     if let Some(host) = &volume.host_path {
         let kind = host.type_.as_deref().unwrap_or_default();
         return host_path::check(&path, kind)
@@ -93,7 +97,13 @@ pub(super) async fn prepare(
                 "emptyDir medium {medium:?} is not supported on this node"
             )));
         }
-        return empty_dir(&path, empty).map_err(write);
+        return empty_dir(&path, empty)
+            .and_then(|()| match group {
+                // What is in it is the containers' own, made by the group already.
+                Some(group) => give_to_group(&path, group, 0o660),
+                None => Ok(()),
+            })
+            .map_err(write);
     }
     let namespace = &context.pod.id.namespace;
     let files = if let Some(source) = &volume.config_map {
@@ -142,7 +152,17 @@ pub(super) async fn prepare(
             "only emptyDir, hostPath, configMap, secret and downwardAPI volumes are supported on this node".into(),
         ));
     };
-    write_files(&path, files).map_err(write)
+    write_files(&path, files, group).map_err(write)
+}
+
+/// Gives a directory or file to the pod's `fsGroup`, which gets the rights `mode`, as upstream does. What is made in a
+/// directory will be the group's, too.
+fn give_to_group(path: &Path, group: u32, mode: u32) -> io::Result<()> {
+    chown(path, None, Some(group))?;
+    let metadata = fs::metadata(path)?;
+    let directory = if metadata.is_dir() { 0o2110 } else { 0 };
+    let mode = metadata.permissions().mode() | mode | directory;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 fn empty_dir(path: &Path, empty: &EmptyDirVolumeSource) -> io::Result<()> {
@@ -304,7 +324,9 @@ fn mode(mode: i32) -> u32 {
     mode.unsigned_abs() & 0o7777
 }
 
-fn write_files(directory: &Path, files: Vec<FileToWrite>) -> io::Result<()> {
+fn write_files(directory: &Path, files: Vec<FileToWrite>, group: Option<u32>) -> io::Result<()> {
+    /// Containers mount these volumes read-only.
+    const READ: u32 = 0o440;
     fs::create_dir_all(directory)?;
     for (path, bytes, mode) in files {
         let path = directory.join(path);
@@ -313,13 +335,44 @@ fn write_files(directory: &Path, files: Vec<FileToWrite>) -> io::Result<()> {
         }
         write_if_changed(&path, &bytes)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        if let Some(group) = group {
+            let within = path
+                .ancestors()
+                .take_while(|path| path.starts_with(directory));
+            for path in within {
+                give_to_group(path, group, READ)?;
+            }
+        }
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+
+    #[test]
+    fn the_pods_group_reads_what_only_root_could() {
+        if !crate::testing::root_or_skip("giving files away needs root") {
+            return;
+        }
+        let home = tempfile::tempdir().unwrap();
+        let volume = home.path().join("volume");
+        let files = || vec![("dir/key".into(), b"text".to_vec(), 0o400)];
+        for _ in 0..2 {
+            write_files(&volume, files(), Some(3000)).unwrap();
+            for (path, mode) in [("dir/key", 0o100_440), ("dir", 0o42_755), ("", 0o42_755)] {
+                let metadata = fs::metadata(volume.join(path)).unwrap();
+                assert_eq!((metadata.gid(), metadata.mode()), (3000, mode), "{path}");
+            }
+        }
+        assert_eq!(fs::metadata(home.path()).unwrap().gid(), 0);
+        write_files(&home.path().join("other"), files(), None).unwrap();
+        let alone = fs::metadata(home.path().join("other/dir/key")).unwrap();
+        assert_eq!((alone.gid(), alone.mode()), (0, 0o100_400));
+    }
 
     #[test]
     fn an_optional_source_may_lack_what_the_items_name() {
