@@ -28,10 +28,11 @@ use tower::ServiceExt;
 use super::shares::Shares;
 use activity::{Activity, Answering};
 
-/// How long a client may take for its TLS handshake, until its first request, and for the head of a request.
+/// How long a client may take for its TLS handshake, and until its first request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a connection is kept without a request, as upstream.
-const IDLE: Duration = Duration::from_secs(90);
+/// How long a connection is kept without a request: longer than clients keep theirs, which is 90 seconds in Go and in Rust.
+/// It is for them to close it, who know that no request is on its way.
+const IDLE: Duration = Duration::from_secs(100);
 /// How long running requests get to finish. Watches do not finish by themselves; their clients come back.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How many connections are served at once.
@@ -199,7 +200,8 @@ async fn http<F>(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(first);
+        // It would run between requests, too; what bounds a head that does not end is `Activity`.
+        .header_read_timeout(None);
     builder
         .http2()
         .timer(TokioTimer::new())

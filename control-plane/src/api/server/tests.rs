@@ -1,6 +1,7 @@
 //! Connections whose clients do nothing.
 
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -8,8 +9,8 @@ use hyper::client::conn::http2::{SendRequest, handshake};
 
 use super::*;
 
-const FIRST: Duration = Duration::from_millis(600);
-const REST: Duration = Duration::from_millis(700);
+const FIRST: Duration = Duration::from_millis(300);
+const REST: Duration = Duration::from_millis(1500);
 /// Far longer than both.
 const LONG: Duration = Duration::from_millis(2500);
 /// When a test gives up.
@@ -70,4 +71,20 @@ async fn a_long_request_is_answered_and_then_the_connection_rests_for_a_while() 
     let ended = tokio::time::timeout(ENOUGH, served).await;
     ended.expect("in time").expect("no panic");
     assert!(started.elapsed() >= LONG + REST);
+}
+
+#[tokio::test]
+async fn a_connection_over_http1_rests_between_requests_and_no_head_goes_on_for_ever() {
+    let (mut client, served) = serve_pipe();
+    let mut answer = [0; 1024];
+    for pause in [Duration::ZERO, (FIRST + REST) / 2] {
+        tokio::time::sleep(pause).await;
+        let request = b"GET /short HTTP/1.1\r\nhost: a\r\n\r\n";
+        client.write_all(request).await.expect("it is open");
+        let length = client.read(&mut answer).await.expect("an answer");
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+    }
+    client.write_all(b"GET /sh").await.expect("it is open");
+    let ended = tokio::time::timeout(ENOUGH, served).await;
+    ended.expect("in time").expect("no panic");
 }
