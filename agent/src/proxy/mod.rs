@@ -11,6 +11,7 @@
 
 mod adopt;
 mod backends;
+pub mod feedback;
 mod handle;
 mod live;
 mod policy;
