@@ -41,7 +41,8 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
-use crate::pod::{Manager, Paths, PodTable, Settings};
+use crate::pod::{Loads, Manager, Paths, PodTable, Settings};
+use crate::proxy::feedback::Kernel;
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
@@ -178,6 +179,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     for watch in node.cluster.watches(&client) {
         parts.spawn(unfailing(watch));
     }
+    let counters = Arc::new(Maps::open(&dataplane.dir)?);
     let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
     let (cluster, name) = (node.cluster.clone(), node.name.clone());
     parts.spawn(unfailing(proxy::run(
@@ -186,12 +188,16 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         proxy.clone(),
         metrics,
         maps,
+        Kernel::new(
+            counters.clone(),
+            Loads::new(pods.clone(), node.paths.clone()),
+        ),
     )));
     let mut introspection = Introspection::new(
         node.name.clone(),
         node.cluster.clone(),
         proxy,
-        Arc::new(Maps::open(&dataplane.dir)?),
+        counters,
         probe.features,
         pods.clone(),
     );

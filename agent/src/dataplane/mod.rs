@@ -13,10 +13,12 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 
+mod diag;
 pub mod fake;
 #[cfg(test)]
 mod follow_tests;
 mod inspect;
+mod listeners;
 mod load;
 mod maps;
 mod object;
@@ -29,6 +31,7 @@ mod testing;
 mod tests;
 
 pub use inspect::{MapRow, MapSummary};
+pub use listeners::{Backlog, Listeners};
 pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
 pub use maps::{MapError, Maps, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::feedback::Watch;
 use super::state::LbState;
 use crate::cluster::ObjectKey;
 
@@ -14,6 +15,8 @@ pub struct ProxyHandle(Arc<RwLock<Inner>>);
 #[derive(Debug)]
 pub struct Inner {
     pub state: LbState,
+    /// What is seen of the backends that have traffic.
+    pub watch: Watch,
     /// Services whose last write failed. They are tried again.
     pub problems: BTreeMap<ObjectKey, ServiceProblem>,
 }
@@ -42,8 +45,11 @@ pub struct Health {
 impl ProxyHandle {
     /// A proxy that starts from `state`.
     pub fn new(state: LbState) -> Self {
+        let mut watch = Watch::default();
+        watch.adopt(&state);
         Self(Arc::new(RwLock::new(Inner {
             state,
+            watch,
             problems: BTreeMap::new(),
         })))
     }

@@ -47,11 +47,11 @@ pub fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
 }
 
 impl Hierarchy {
-    fn is_unified(&self) -> bool {
+    pub(super) fn is_unified(&self) -> bool {
         self.controllers.is_empty()
     }
 
-    fn has(&self, controller: &str) -> bool {
+    pub(super) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }
 

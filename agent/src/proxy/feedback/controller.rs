@@ -28,12 +28,6 @@ pub struct Controller {
     share: f64,
 }
 
-impl Default for Controller {
-    fn default() -> Self {
-        Self { share: MOST }
-    }
-}
-
 /// What the share is moved by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Inputs {
@@ -62,6 +56,13 @@ impl Inputs {
 }
 
 impl Controller {
+    /// One whose share is this now.
+    pub fn starting_at(share: f64) -> Self {
+        Self {
+            share: share.clamp(LEAST, MOST),
+        }
+    }
+
     /// The share, `dt` seconds later. A strained backend brings it down to an even spread and no further: elsewhere it may
     /// be no better. Below that only the comparison counts.
     pub fn step(&mut self, inputs: &Inputs, dt: f64) -> f64 {
@@ -132,13 +133,13 @@ mod tests {
 
     #[test]
     fn in_comfort_the_share_stays_at_its_most() {
-        let mut controller = Controller::default();
+        let mut controller = Controller::starting_at(MOST);
         assert_eq!(after(&mut controller, &calm(), 100), MOST);
     }
 
     #[test]
     fn a_slow_backend_loses_its_traffic_and_gets_it_back() {
-        let mut controller = Controller::default();
+        let mut controller = Controller::starting_at(MOST);
         let slow = Inputs {
             slowness: 10.0,
             ..calm()
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn strain_alone_leads_to_an_even_spread_and_no_further() {
-        let mut controller = Controller::default();
+        let mut controller = Controller::starting_at(MOST);
         let strained = Inputs {
             strain: throttled(1.0),
             ..calm()
@@ -198,7 +199,7 @@ mod tests {
             lifetime: 60.0,
             ..calm()
         };
-        let mut controller = Controller::default();
+        let mut controller = Controller::starting_at(MOST);
         assert!(after(&mut controller, &long, 5) > 0.85);
     }
 

@@ -1,4 +1,4 @@
-use agent_ebpf::abi::{ServiceKey, TCP};
+use agent_ebpf::abi::{Address, ServiceKey, TCP};
 use proptest::prelude::*;
 
 use super::super::super::policy::{Backend, Preference};
@@ -8,7 +8,7 @@ const TICK: f64 = 0.1;
 
 fn target(last: u8) -> Target {
     Target {
-        address: [10, 244, 0, last],
+        address: Address::v4([10, 244, 0, last]),
         port: [0, 80],
         protocol: TCP,
     }
@@ -162,7 +162,7 @@ fn frontend(classes: &[Class]) -> Frontend {
     backends.sort_unstable();
     Frontend {
         key: ServiceKey {
-            address: [10, 96, 0, 1],
+            address: Address::v4([10, 96, 0, 1]),
             port: [0, 80],
             protocol: TCP,
             pad: 0,

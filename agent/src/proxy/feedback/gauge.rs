@@ -1,10 +1,16 @@
 //! One backend's counters and load, smoothed. Pure.
 
+use std::time::Duration;
+
 use super::lifetimes::{Lifetimes, Memory};
-use super::signals::{Counters, Cpu, Load, Reading, Signal};
+use super::signals::{Counters, Load, Reading, Signal};
+use crate::runtime::cpu::CpuCounters;
 
 /// Time constant in seconds over which a local backend's load is smoothed.
 const SMOOTHING: f64 = 1.0;
+
+/// Of its limit. More is another container's counter, not this one's.
+const MOST_USED: f64 = 2.0;
 
 /// Local backends have the traffic: they show at once how they are.
 const HERE: Memory = Memory {
@@ -16,37 +22,57 @@ const HERE: Memory = Memory {
 /// What is remembered of one backend from look to look.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gauge {
-    counters: Option<Counters>,
-    /// What the last look added.
-    pub(super) seen: Counters,
-    pub(super) lifetimes: Lifetimes,
-    cpu: Option<Cpu>,
+    last: Option<(Duration, Counters)>,
+    lifetimes: Lifetimes,
+    cpu: Option<CpuCounters>,
     readings: Vec<Reading>,
 }
 
+/// What one look at the counters showed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// What was added since the last look.
+    pub(super) counted: Counters,
+    /// Sockets that are open.
+    pub(super) active: u64,
+    /// How long ago the last look was, in seconds; 0 at the first.
+    pub(super) dt: f64,
+}
+
 impl Gauge {
-    /// A look at the counters, `dt` seconds after the last.
-    pub(super) fn count(&mut self, counters: Counters, dt: f64) {
-        let before = self.counters.replace(counters).unwrap_or(counters);
-        self.seen = counters.since(&before);
-        self.lifetimes
-            .observe(self.seen.closes, counters.active(), dt, &HERE);
+    /// A look at the counters. The first shows nothing but where they stand.
+    pub(super) fn count(&mut self, counters: Counters, now: Duration) -> Seen {
+        let (at, before) = self
+            .last
+            .replace((now, counters))
+            .unwrap_or((now, counters));
+        Seen {
+            counted: counters.since(&before),
+            active: counters.active(),
+            dt: now.saturating_sub(at).as_secs_f64(),
+        }
     }
 
-    /// Sockets that are open.
-    pub(super) fn active(&self) -> u64 {
-        self.counters.map_or(0, |counters| counters.active())
+    /// Lifetimes of the connections, with what was seen of them.
+    pub(super) fn lifetimes(&mut self, seen: &Seen) -> &Lifetimes {
+        let (ended, dt) = (seen.counted.closes, seen.dt);
+        let open = seen.active as f64 * dt;
+        self.lifetimes.observe(ended, open, dt, &HERE);
+        &self.lifetimes
     }
 
     /// A look at the load, `dt` seconds after the last.
     pub(super) fn weigh(&mut self, load: &Load, dt: f64) {
+        if dt <= 0.0 {
+            self.cpu = load.cpu;
+            return;
+        }
         let before = std::mem::replace(&mut self.cpu, load.cpu);
-        let queue = load.accept_queue.filter(|queue| queue.room > 0);
-        let fill = queue.map(|queue| f64::from(queue.waiting) / f64::from(queue.room));
+        let fill = load.accept_queue.map(|queue| queue.fill());
         let cpu = load.cpu.zip(before);
         let used = cpu.and_then(|(now, before)| {
             let used = now.used.saturating_sub(before.used).as_secs_f64();
-            Some(used / dt / now.limit?)
+            Some((used / dt / now.limit?).min(MOST_USED))
         });
         let throttled = cpu.map(|(now, before)| {
             let periods = now.throttled.saturating_sub(before.throttled) as f64;

@@ -27,12 +27,12 @@ pub(super) struct Lifetimes {
 }
 
 impl Lifetimes {
-    /// In the last `dt` seconds so many ended, and so many are open.
-    pub(super) fn observe(&mut self, ended: u64, active: u64, dt: f64, memory: &Memory) {
-        let (ended, active) = (ended as f64, active as f64);
+    /// In the last `dt` seconds so many ended, and all together were open for so many seconds.
+    pub(super) fn observe(&mut self, ended: u64, open: f64, dt: f64, memory: &Memory) {
+        let ended = ended as f64;
         let slowly = (ended / memory.enough).max(dt / memory.longest);
         let keep = (-slowly.min(dt / memory.fades)).exp();
-        self.open = self.open * keep + active * dt;
+        self.open = self.open * keep + open;
         self.ended = self.ended * keep + ended;
     }
 

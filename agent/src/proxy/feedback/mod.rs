@@ -2,7 +2,7 @@
 //! backends are not offered for a while because their connections fail.
 //!
 //! ```text
-//! STATS, accept queues, cgroups ──Look──> Feedback::step ──> shares, ejections ──apply──> Frontend ──> LbState::plan
+//! STATS, accept queues, cgroups ──Look──> Watch::tick ──> shares, ejections ──apply──> Frontend ──> LbState::plan
 //! ```
 //!
 //! All but the effects behind `Look` is pure; `simulation` (a test) runs it against queues. `docs/locality.md` explains
@@ -11,13 +11,17 @@
 mod controller;
 mod ejection;
 mod gauge;
+mod kernel;
 mod lifetimes;
 mod ports;
 mod signals;
 #[cfg(test)]
 mod simulation;
+mod watch;
 
 pub use controller::{Inputs, MOST};
 pub use ejection::{Ejected, Ejection, Reason};
+pub use kernel::Kernel;
 pub use ports::{Changes, Feedback, Look, Member, Shape};
-pub use signals::{AcceptQueue, Counters, Cpu, Load, Reading, Signal};
+pub use signals::{Counters, Load, Reading, Signal};
+pub use watch::Watch;

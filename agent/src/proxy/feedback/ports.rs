@@ -8,9 +8,9 @@ use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceKey, TCP};
 use super::super::policy::{Frontend, Preference, Target};
 use super::controller::{Controller, Inputs, MOST};
 use super::ejection::{self, Ejected, Ejector, Peers};
-use super::gauge::Gauge;
+use super::gauge::{Gauge, Seen};
 use super::lifetimes::{Lifetimes, Memory, slowness};
-use super::signals::{Counters, Load};
+use super::signals::{Counters, Load, Reading};
 
 /// A share is written when it differs by so much from the one in the maps …
 const NOTICEABLE: f64 = 0.02;
@@ -18,13 +18,14 @@ const NOTICEABLE: f64 = 0.02;
 const NOTICEABLE_PART: f64 = 0.1;
 /// A port without a new connection for so long is no longer looked at, once it is as if nothing had been.
 const QUIET: Duration = Duration::from_secs(10);
-
 /// A hundredth of the traffic, or less, has to show how the other backends are.
 const ELSEWHERE: Memory = Memory {
     fades: 2.0,
     enough: 32.0,
     longest: 60.0,
 };
+/// So many of a port's other backends are looked at at once; then it is the next ones' turn.
+const AT_ONCE: usize = 64;
 
 /// One ready backend of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,6 @@ pub struct Member {
 /// The ready backends of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
-    pub key: ServiceKey,
     pub preference: Preference,
     pub local: Vec<Member>,
     pub others: Vec<Member>,
@@ -48,7 +48,7 @@ impl Shape {
     }
 
     /// Whether there is a share to find.
-    pub fn is_steered(&self) -> bool {
+    fn is_steered(&self) -> bool {
         self.preference == Preference::Node && !(self.local.is_empty() || self.others.is_empty())
     }
 }
@@ -56,15 +56,23 @@ impl Shape {
 /// The backends as they are.
 pub trait Look {
     fn counters(&mut self, backend: BackendId) -> Counters;
+
     /// How a backend on this node is.
     fn load(&mut self, target: &Target) -> Load;
+
+    /// All has been looked at for now: what was not asked for will not be asked for soon.
+    fn rest(&mut self) {}
 }
 
 /// What is remembered of one port.
 #[derive(Clone, Debug)]
 struct Port {
-    controller: Controller,
+    shape: Shape,
+    gauges: HashMap<BackendId, Gauge>,
     elsewhere: Lifetimes,
+    /// The first of the other backends that is looked at next.
+    next: usize,
+    controller: Controller,
     /// The share that the maps should hold.
     written: f64,
     inputs: Option<Inputs>,
@@ -75,7 +83,6 @@ struct Port {
 #[derive(Clone, Debug, Default)]
 pub struct Feedback {
     ports: BTreeMap<ServiceKey, Port>,
-    backends: HashMap<BackendId, Gauge>,
     ejector: Ejector,
 }
 
@@ -84,45 +91,72 @@ pub struct Feedback {
 pub struct Changes {
     /// Ports whose share is to be written.
     pub shares: BTreeSet<ServiceKey>,
-    /// Backends that are out from now on, or back.
-    pub ejections: BTreeSet<Target>,
+    /// Backends that are out from now on.
+    pub ejected: BTreeSet<Target>,
+    /// Backends that are back.
+    pub restored: BTreeSet<Target>,
 }
 
 impl Feedback {
-    /// One look at the ports with traffic, `since_last` after the one before.
-    pub fn step(
-        &mut self,
-        shapes: &[Shape],
-        look: &mut impl Look,
-        now: Duration,
-        since_last: Duration,
-    ) -> Changes {
-        let dt = since_last.as_secs_f64().max(0.001);
+    /// Looks at a port from now on; its backends are these. It starts with `share`.
+    pub fn set(&mut self, key: ServiceKey, shape: Shape, share: f64, now: Duration) {
+        let port = self.ports.entry(key).or_insert_with(|| Port {
+            shape: shape.clone(),
+            gauges: HashMap::new(),
+            elsewhere: Lifetimes::default(),
+            next: 0,
+            controller: Controller::starting_at(share),
+            written: share,
+            inputs: None,
+            last_open: now,
+        });
+        let ids: HashSet<BackendId> = shape.members().map(|member| member.id).collect();
+        port.gauges.retain(|id, _| ids.contains(id));
+        port.shape = shape;
+    }
+
+    /// Looks at it no more.
+    pub fn remove(&mut self, key: &ServiceKey) {
+        self.ports.remove(key);
+    }
+
+    /// The ports that are looked at.
+    pub fn ports(&self) -> impl Iterator<Item = (&ServiceKey, &Shape)> {
+        self.ports.iter().map(|(key, port)| (key, &port.shape))
+    }
+
+    /// One look, `since_last` after the one before.
+    pub fn step(&mut self, look: &mut impl Look, now: Duration, since_last: Duration) -> Changes {
         let mut changes = Changes::default();
-        changes.ejections.extend(self.ejector.restore(now));
-        self.forget(shapes, now);
-        self.see(shapes, look, dt);
+        changes.restored.extend(self.ejector.restore(now));
         let mut judged = BTreeSet::new();
-        for shape in shapes {
-            for target in self.judge(shape, &mut judged, now, dt) {
-                changes.ejections.insert(target);
+        for (key, port) in &mut self.ports {
+            let seen = port.see(look, now);
+            for target in judge(&mut self.ejector, &seen, &mut judged, now) {
+                changes.ejected.insert(target);
             }
-            if self.steer(shape, now, dt) {
-                changes.shares.insert(shape.key);
+            if port.steer(&seen, look, since_last.as_secs_f64()) {
+                changes.shares.insert(*key);
             }
         }
+        let members = self.ports.values().flat_map(|port| port.shape.members());
+        let kept: HashSet<Target> = members.map(|member| member.target).collect();
+        self.ejector.forget(now, |target| kept.contains(target));
+        look.rest();
         changes
     }
 
     /// Makes a frontend as it should be: without the backends that are out, with the share that was found.
     pub fn apply(&self, frontend: &mut Frontend) {
         ejection::apply(frontend, self.ejector.out());
-        frontend.node_share = (self.share(&frontend.key) * f64::from(SHARE_ONE)) as u32;
+        if let Some(share) = self.share(&frontend.key).filter(|share| *share < MOST) {
+            frontend.node_share = (share * f64::from(SHARE_ONE)) as u32;
+        }
     }
 
-    /// The share of a port that should be in the maps.
-    pub fn share(&self, key: &ServiceKey) -> f64 {
-        self.ports.get(key).map_or(MOST, |port| port.written)
+    /// The share of a port that should be in the maps, if it is looked at.
+    pub fn share(&self, key: &ServiceKey) -> Option<f64> {
+        Some(self.ports.get(key)?.written)
     }
 
     /// What moved the share of a port at the last look.
@@ -135,130 +169,113 @@ impl Feedback {
         self.ejector.out()
     }
 
-    /// Whether a port needs no look until it has traffic again.
-    pub fn is_quiet(&self, shape: &Shape, now: Duration) -> bool {
-        let port = self.ports.get(&shape.key);
-        port.is_none_or(|port| now >= port.last_open + QUIET && port.written == MOST)
-            && !shape
-                .members()
-                .any(|member| self.ejector.out().contains_key(&member.target))
+    /// Ports that need no look until they have traffic again.
+    pub fn quiet(&self, now: Duration) -> Vec<ServiceKey> {
+        let quiet = |port: &Port| {
+            let still = now >= port.last_open + QUIET;
+            still && (port.written == MOST || !port.shape.is_steered())
+        };
+        let ports = self.ports.iter();
+        ports
+            .filter(|(_, port)| quiet(port))
+            .map(|(key, _)| *key)
+            .collect()
     }
+}
 
-    fn forget(&mut self, shapes: &[Shape], now: Duration) {
-        let keys: HashSet<&ServiceKey> = shapes.iter().map(|shape| &shape.key).collect();
-        self.ports.retain(|key, _| keys.contains(key));
-        let members = || shapes.iter().flat_map(Shape::members);
-        let ids: HashSet<BackendId> = members().map(|member| member.id).collect();
-        self.backends.retain(|id, _| ids.contains(id));
-        let targets: HashSet<Target> = members().map(|member| member.target).collect();
-        self.ejector.forget(now, |target| targets.contains(target));
-    }
-
-    fn see(&mut self, shapes: &[Shape], look: &mut impl Look, dt: f64) {
-        let mut counted = BTreeSet::new();
-        let mut weighed = BTreeSet::new();
-        for shape in shapes {
-            for member in shape.members() {
-                if counted.insert(member.id) {
-                    let gauge = self.backends.entry(member.id).or_default();
-                    gauge.count(look.counters(member.id), dt);
-                }
-            }
-            for member in shape.local.iter().filter(|_| shape.is_steered()) {
-                if weighed.insert(member.id) {
-                    let gauge = self.backends.entry(member.id).or_default();
-                    gauge.weigh(&look.load(&member.target), dt);
-                }
-            }
+impl Port {
+    /// Looks at the counters of the local backends, and of as many others as at once. The local ones come first.
+    fn see(&mut self, look: &mut impl Look, now: Duration) -> Vec<(Member, Seen)> {
+        let Shape { local, others, .. } = &self.shape;
+        let some = others.len().min(AT_ONCE);
+        let turn = others.iter().cycle().skip(self.next).take(some);
+        let mut seen = Vec::with_capacity(local.len() + some);
+        for member in local.iter().chain(turn) {
+            let gauge = self.gauges.entry(member.id).or_default();
+            seen.push((*member, gauge.count(look.counters(member.id), now)));
         }
+        self.next = (self.next + some) % others.len().max(1);
+        if seen.iter().any(|(_, seen)| seen.counted.opens > 0) {
+            self.last_open = now;
+        }
+        seen
     }
 
-    /// Ejects backends of a port; each is judged once a look.
-    fn judge(
-        &mut self,
-        shape: &Shape,
-        judged: &mut BTreeSet<Target>,
-        now: Duration,
-        dt: f64,
-    ) -> Vec<Target> {
-        let tcp = shape
-            .members()
-            .filter(|member| member.target.protocol == TCP);
-        let members: Vec<(Target, Counters)> = tcp
-            .map(|member| (member.target, self.backends[&member.id].seen))
-            .collect();
-        let all: u64 = members.iter().map(|(_, seen)| seen.handshakes).sum();
-        let means: Vec<Option<f64>> = members
-            .iter()
-            .map(|(target, _)| self.ejector.handshake(target))
-            .collect();
-        let sum: f64 = means.iter().flatten().sum();
-        let known = means.iter().flatten().count();
-        let mut out = Vec::new();
-        for ((target, seen), mean) in members.iter().zip(&means) {
-            if !judged.insert(*target) {
-                continue;
-            }
-            let others = known - usize::from(mean.is_some());
-            let peers = Peers {
-                answered: all - seen.handshakes,
-                handshake: (others > 0).then(|| (sum - mean.unwrap_or(0.0)) / others as f64),
-            };
-            if members.len() > 1 && self.ejector.observe(*target, seen, &peers, now, dt) {
-                out.push(*target);
-            }
-        }
-        out
-    }
-
-    /// Moves the share of a port. Returns whether it is to be written.
-    fn steer(&mut self, shape: &Shape, now: Duration, dt: f64) -> bool {
-        let port = self.ports.entry(shape.key).or_insert_with(|| Port {
-            controller: Controller::default(),
-            elsewhere: Lifetimes::default(),
-            written: MOST,
-            inputs: None,
-            last_open: now,
-        });
-        let gauge = |member: &Member| &self.backends[&member.id];
-        if shape.members().any(|member| gauge(member).seen.opens > 0) {
-            port.last_open = now;
-        }
-        if !shape.is_steered() {
-            port.inputs = None;
+    /// Moves the share. Returns whether it is to be written.
+    fn steer(&mut self, seen: &[(Member, Seen)], look: &mut impl Look, dt: f64) -> bool {
+        if !self.shape.is_steered() || dt <= 0.0 {
+            self.inputs = None;
             return false;
         }
-        let (mut ended, mut active) = (0, 0);
-        for gauge in shape.others.iter().map(gauge) {
-            ended += gauge.seen.closes;
-            active += gauge.active();
+        let (local, others) = seen.split_at(self.shape.local.len());
+        let ended = others.iter().map(|(_, seen)| seen.counted.closes).sum();
+        let open = others
+            .iter()
+            .map(|(_, seen)| seen.active as f64 * seen.dt)
+            .sum();
+        self.elsewhere.observe(ended, open, dt, &ELSEWHERE);
+        let (mut slowest, mut strain) = (0.0_f64, None::<Reading>);
+        for (member, seen) in local {
+            let gauge = self.gauges.entry(member.id).or_default();
+            let here = gauge.lifetimes(seen);
+            slowest = slowest.max(slowness(here, &self.elsewhere, dt));
+            gauge.weigh(&look.load(&member.target), seen.dt);
+            let both = strain.into_iter().chain(gauge.strain());
+            strain = both.max_by(|a, b| a.pressure().total_cmp(&b.pressure()));
         }
-        port.elsewhere.observe(ended, active, dt, &ELSEWHERE);
-        let local = shape.local.iter().map(gauge);
-        let slowest = local
-            .clone()
-            .map(|here| slowness(&here.lifetimes, &port.elsewhere, dt))
-            .fold(0.0, f64::max);
+        let all = self.shape.local.len() + self.shape.others.len();
         let inputs = Inputs {
             slowness: slowest,
-            strain: local
-                .clone()
-                .filter_map(Gauge::strain)
-                .max_by(|a, b| a.pressure().total_cmp(&b.pressure())),
-            even: shape.local.len() as f64 / shape.members().count() as f64,
-            lifetime: port.elsewhere.mean(),
+            strain,
+            even: self.shape.local.len() as f64 / all as f64,
+            lifetime: self.elsewhere.mean(),
         };
-        port.inputs = Some(inputs);
-        let share = port.controller.step(&inputs, dt);
-        let changed = is_noticeable(port.written, share);
+        self.inputs = Some(inputs);
+        let share = self.controller.step(&inputs, dt);
+        let changed = is_noticeable(self.written, share);
         if changed {
-            port.written = share;
+            self.written = share;
         }
         changed
     }
 }
 
+/// Ejects backends of a port that fail; each is judged once a look.
+fn judge(
+    ejector: &mut Ejector,
+    seen: &[(Member, Seen)],
+    judged: &mut BTreeSet<Target>,
+    now: Duration,
+) -> Vec<Target> {
+    let tcp = seen
+        .iter()
+        .filter(|(member, _)| member.target.protocol == TCP);
+    let all: Vec<(Target, &Seen, Option<f64>)> = tcp
+        .map(|(member, seen)| (member.target, seen, ejector.handshake(&member.target)))
+        .collect();
+    if all.len() < 2 {
+        return Vec::new();
+    }
+    let answered: u64 = all.iter().map(|(_, seen, _)| seen.counted.handshakes).sum();
+    let known = all.iter().filter_map(|(_, _, handshake)| *handshake);
+    let (count, sum) = known.fold((0, 0.0), |(count, sum), handshake| {
+        (count + 1, sum + handshake)
+    });
+    let mut out = Vec::new();
+    for (target, seen, handshake) in &all {
+        let others = count - i32::from(handshake.is_some());
+        let peers = Peers {
+            answered: answered - seen.counted.handshakes,
+            handshake: (others > 0).then(|| (sum - handshake.unwrap_or(0.0)) / f64::from(others)),
+        };
+        if judged.insert(*target) && ejector.observe(*target, &seen.counted, &peers, now, seen.dt) {
+            out.push(*target);
+        }
+    }
+    out
+}
+
 fn is_noticeable(before: f64, now: f64) -> bool {
     let change = (now - before).abs();
-    change >= NOTICEABLE || change >= NOTICEABLE_PART * before || (now != before && now == MOST)
+    change >= NOTICEABLE || change >= NOTICEABLE_PART * before || (change > 0.0 && now == MOST)
 }

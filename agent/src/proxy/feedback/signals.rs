@@ -1,6 +1,9 @@
 //! What is known of a service's backends at one moment, as plain values.
 
-use std::time::Duration;
+use agent_ebpf::abi::BackendStats;
+
+use crate::dataplane::Backlog;
+use crate::runtime::cpu::CpuCounters;
 
 /// One backend's counters since it was first used, as seen from this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +15,18 @@ pub struct Counters {
     pub handshakes: u64,
     /// All handshakes together.
     pub handshake_ns: u64,
+}
+
+impl From<BackendStats> for Counters {
+    fn from(stats: BackendStats) -> Self {
+        Self {
+            opens: stats.opens,
+            closes: stats.closes,
+            failures: stats.failures,
+            handshakes: stats.handshakes,
+            handshake_ns: stats.handshake_ns,
+        }
+    }
 }
 
 impl Counters {
@@ -35,30 +50,8 @@ impl Counters {
 /// How a backend on this node is, of itself. `None` is what could not be found out.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    pub accept_queue: Option<AcceptQueue>,
-    pub cpu: Option<Cpu>,
-}
-
-/// The connections that stand and that the application has not accepted yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AcceptQueue {
-    pub waiting: u32,
-    /// So many may wait: the backlog.
-    pub room: u32,
-}
-
-/// Counters of the cgroup that is short of CPU the most, of a pod and its containers.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Cpu {
-    pub used: Duration,
-    /// In CPUs.
-    pub limit: Option<f64>,
-    /// Periods at whose end the limit was used up.
-    pub throttled: u64,
-    /// How long one of them is.
-    pub period: Duration,
-    /// Time in which some task waited for a CPU; cgroup v2 only.
-    pub stalled: Option<Duration>,
+    pub accept_queue: Option<Backlog>,
+    pub cpu: Option<CpuCounters>,
 }
 
 /// The highest pressure.

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceEntry, ServiceKey, TCP};
+use agent_ebpf::abi::{Address, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, TCP};
 use agent_ebpf::select::draw;
 
 use super::super::policy::{Backend, Class, Frontend, Preference, Target};
@@ -197,7 +197,7 @@ impl Node {
 
 fn key() -> ServiceKey {
     ServiceKey {
-        address: [10, 96, 0, 1],
+        address: Address::v4([10, 96, 0, 1]),
         port: [0, 80],
         protocol: TCP,
         pad: 0,
@@ -206,7 +206,7 @@ fn key() -> ServiceKey {
 
 fn target(backend: usize) -> Target {
     Target {
-        address: [10, 244, 0, 1],
+        address: Address::v4([10, 244, 0, 1]),
         port: [0, backend as u8],
         protocol: TCP,
     }
@@ -229,7 +229,7 @@ fn frontend(node: usize, count: usize) -> Frontend {
         port_name: "".into(),
         preference: Preference::Node,
         affinity_timeout_s: 0,
-        node_share: 0,
+        node_share: (MOST * f64::from(SHARE_ONE)) as u32,
         backends,
     }
 }
@@ -376,14 +376,13 @@ impl World<'_> {
         let (local, others): (Vec<usize>, Vec<usize>) =
             own.offered.iter().partition(|backend| **backend == node);
         let shape = Shape {
-            key: key(),
             preference: Preference::Node,
             local: local.iter().map(member).collect(),
             others: others.iter().map(member).collect(),
         };
+        own.feedback.set(key(), shape, MOST, now);
         let every = Duration::from_secs_f64(TICK);
-        let mut counters = own.counters.as_slice();
-        own.feedback.step(&[shape], &mut counters, now, every);
+        own.feedback.step(&mut own.counters.as_slice(), now, every);
         own.apply(node);
         if node == 0 {
             self.outcome.shares.push(own.share);
