@@ -34,12 +34,14 @@ pub struct Member {
     pub target: Target,
 }
 
-/// The ready backends of one service port.
+/// The backends of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub preference: Preference,
     pub local: Vec<Member>,
     pub others: Vec<Member>,
+    /// Those in the table that are not offered, and may be again.
+    pub resting: Vec<BackendId>,
 }
 
 impl Shape {
@@ -110,7 +112,8 @@ impl Feedback {
             inputs: None,
             last_open: now,
         });
-        let ids: HashSet<BackendId> = shape.members().map(|member| member.id).collect();
+        let offered = shape.members().map(|member| member.id);
+        let ids: HashSet<BackendId> = offered.chain(shape.resting.iter().copied()).collect();
         port.gauges.retain(|id, _| ids.contains(id));
         port.shape = shape;
     }

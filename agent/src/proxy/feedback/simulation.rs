@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use agent_ebpf::abi::{Address, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, TCP};
@@ -40,9 +41,9 @@ struct Scenario {
     /// Mean time that a connection takes, in seconds; exponential.
     service_time: f64,
     /// While it lasts, the first node's backend is slower by this factor.
-    slow: Option<(std::ops::Range<f64>, f64)>,
+    slow: Option<(Range<f64>, f64)>,
     /// While it lasts, the second node's backend refuses connections.
-    refuses: Option<std::ops::Range<f64>>,
+    refuses: Option<Range<f64>>,
     seconds: f64,
 }
 
@@ -167,6 +168,7 @@ impl Scenario {
             world.now = at;
             world.happen(event);
         }
+        world.give_up();
         world.outcome
     }
 }
@@ -332,6 +334,18 @@ impl World<'_> {
         self.serve(backend);
     }
 
+    /// What still waits at the end took so long at least.
+    fn give_up(&mut self) {
+        for (backend, queue) in self.queues.iter().enumerate() {
+            let waiting = queue.waiting.iter();
+            self.outcome.done.extend(waiting.map(|(node, opened)| Done {
+                at: *opened as f64 / 1e9,
+                latency: Some((self.now - opened) as f64 / 1e9),
+                local: *node == backend,
+            }));
+        }
+    }
+
     fn choose(&mut self, node: usize) -> usize {
         let count = self.queues.len();
         match self.strategy {
@@ -379,6 +393,7 @@ impl World<'_> {
             preference: Preference::Node,
             local: local.iter().map(member).collect(),
             others: others.iter().map(member).collect(),
+            resting: Vec::new(),
         };
         own.feedback.set(key(), shape, MOST, now);
         let every = Duration::from_secs_f64(TICK);
@@ -391,12 +406,12 @@ impl World<'_> {
 }
 
 impl Outcome {
-    fn within(&self, when: std::ops::Range<f64>) -> impl Iterator<Item = &Done> {
+    fn within(&self, when: Range<f64>) -> impl Iterator<Item = &Done> {
         self.done.iter().filter(move |done| when.contains(&done.at))
     }
 
     /// A percentile of the latency in seconds, of what was opened then.
-    fn percentile(&self, of_100: f64, when: std::ops::Range<f64>) -> f64 {
+    fn percentile(&self, of_100: f64, when: Range<f64>) -> f64 {
         let mut all: Vec<f64> = self.within(when).filter_map(|done| done.latency).collect();
         all.sort_unstable_by(f64::total_cmp);
         let rank = (all.len() as f64 * of_100 / 100.0) as usize;
@@ -406,7 +421,7 @@ impl Outcome {
     }
 
     /// Connections a second that came to a good end.
-    fn throughput(&self, when: std::ops::Range<f64>) -> f64 {
+    fn throughput(&self, when: Range<f64>) -> f64 {
         let long = when.end - when.start;
         self.within(when)
             .filter(|done| done.latency.is_some())
@@ -415,13 +430,13 @@ impl Outcome {
     }
 
     /// The part that stayed on its node.
-    fn locality(&self, when: std::ops::Range<f64>) -> f64 {
+    fn locality(&self, when: Range<f64>) -> f64 {
         let all = self.within(when.clone()).count();
         self.within(when).filter(|done| done.local).count() as f64 / all.max(1) as f64
     }
 
     /// How many were refused.
-    fn refused(&self, when: std::ops::Range<f64>) -> usize {
+    fn refused(&self, when: Range<f64>) -> usize {
         self.within(when)
             .filter(|done| done.latency.is_none())
             .count()

@@ -17,7 +17,7 @@ use crate::cluster::ObjectKey;
 /// Between two looks while there is traffic. The limits on CPU time count in periods of this length.
 pub const EVERY: Duration = Duration::from_millis(100);
 /// Between two glances while there is none.
-pub const IDLE: Duration = Duration::from_millis(500);
+pub const IDLE: Duration = Duration::from_millis(250);
 /// So many counters are glanced at in the time of [`EVERY`] …
 const GLANCES: usize = 256;
 /// … and at most so many of one port. The local backends come first.
@@ -177,9 +177,9 @@ impl Watch {
     }
 }
 
-/// The ready backends of a table.
+/// The backends of a table.
 fn shape(state: &LbState, live: &Live) -> Option<Shape> {
-    let ready = live.slots.get(..live.entry.ready as usize)?;
+    let (ready, resting) = live.slots.split_at_checked(live.entry.ready as usize)?;
     let members: Option<Vec<Member>> = ready
         .iter()
         .map(|id| {
@@ -193,6 +193,7 @@ fn shape(state: &LbState, live: &Live) -> Option<Shape> {
         preference: live.preference,
         local,
         others,
+        resting: resting.to_vec(),
     })
 }
 

@@ -1,7 +1,5 @@
 //! What the simulation has to show.
 
-use std::ops::Range;
-
 use super::*;
 
 /// All clients on the first of four nodes.
@@ -40,6 +38,10 @@ pub(super) fn throttled() -> Scenario {
     }
 }
 
+pub(super) fn everybody_busy() -> Scenario {
+    everywhere("everybody is busy", 360.0)
+}
+
 pub(super) fn recovery() -> Scenario {
     Scenario {
         slow: Some((20.0..60.0, 8.0)),
@@ -56,7 +58,7 @@ pub(super) fn refusal() -> Scenario {
 }
 
 /// After the first half a minute.
-fn settled(scenario: &Scenario) -> Range<f64> {
+pub(super) fn settled(scenario: &Scenario) -> Range<f64> {
     30.0..scenario.seconds
 }
 
@@ -135,7 +137,7 @@ fn in_overload_the_slowest_are_nearly_as_fast_as_with_an_even_spread() {
 
 #[test]
 fn where_all_nodes_are_busy_nobody_flees() {
-    for scenario in [everywhere("busy", 360.0), everywhere("very busy", 380.0)] {
+    for scenario in [everybody_busy(), everywhere("very busy", 380.0)] {
         let outcome = scenario.run(Strategy::Feedback);
         let random = scenario.run(Strategy::Random);
         let p99 = |outcome: &Outcome| outcome.percentile(99.0, settled(&scenario));
