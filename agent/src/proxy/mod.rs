@@ -13,6 +13,8 @@ mod adopt;
 mod backends;
 pub mod feedback;
 mod handle;
+#[cfg(test)]
+mod kernel_tests;
 mod live;
 mod policy;
 mod queries;
