@@ -11,7 +11,7 @@ use agent_ebpf::abi::{Port, TCP};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::Socket;
 
-use super::diag::{self, Family, ID_SIZE, LISTENING, SocketId};
+use super::sock_diag::{self, Family, ID_SIZE, LISTENING, SocketId};
 
 /// Connections that stand and are not accepted yet, and how many of them may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Listeners {
         *used = true;
         let mut fullest: Option<Backlog> = None;
         for family in [Family::V4, Family::V6] {
-            let all = diag::list(socket, family, TCP, LISTENING, &SocketId([0; ID_SIZE]))?;
+            let all = sock_diag::list(socket, family, TCP, LISTENING, &SocketId([0; ID_SIZE]))?;
             for found in all.iter().filter(|found| found.id.port() == port) {
                 let backlog = Backlog {
                     waiting: found.receive_queue,
@@ -72,7 +72,7 @@ fn open_in(netns: &Path) -> io::Result<Socket> {
     let file = File::open(netns)?;
     let there = || {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-        diag::open()
+        sock_diag::open()
     };
     thread::scope(|scope| match scope.spawn(there).join() {
         Ok(socket) => socket,

@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 
-mod diag;
 pub mod fake;
 #[cfg(test)]
 mod follow_tests;
@@ -23,6 +22,7 @@ mod load;
 mod maps;
 mod object;
 mod probe;
+mod sock_diag;
 mod sockets;
 mod sys;
 #[cfg(test)]

@@ -15,8 +15,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::Socket;
 use tracing::{info, warn};
 
-use super::diag::{self, ANY_STATE, Family, Found, ID_SIZE, Message, SocketId, messages};
 use super::maps::{MapError, Maps};
+use super::sock_diag::{self, ANY_STATE, Family, Found, ID_SIZE, Message, SocketId, messages};
 use super::{MapOp, PinnedState, ServiceMaps, Sockets};
 
 /// Maps that close the sockets of a backend that is gone before they remove its row.
@@ -153,7 +153,7 @@ fn close_in(
         other => other?,
     };
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let mut diag = diag::open()?;
+    let mut diag = sock_diag::open()?;
     let mut closed = 0;
     for (listener, addresses) in listeners {
         for family in [Family::V4, Family::V6] {
@@ -171,7 +171,7 @@ fn close_in(
 /// Closes one socket; gives how many that were.
 fn destroy(socket: &mut Socket, family: Family, protocol: u8, id: &SocketId) -> io::Result<usize> {
     let mut closed = 0;
-    socket.write_all(&diag::destroy(family, protocol, id))?;
+    socket.write_all(&sock_diag::destroy(family, protocol, id))?;
     let mut buffer = [0; 4096];
     let length = socket.read(&mut buffer)?;
     for message in messages(&buffer[..length]) {
@@ -190,5 +190,5 @@ fn destroy(socket: &mut Socket, family: Family, protocol: u8, id: &SocketId) -> 
 fn list(socket: &mut Socket, family: Family, (protocol, port): Listener) -> io::Result<Vec<Found>> {
     let mut peer = [0; ID_SIZE];
     peer[2..4].copy_from_slice(&port);
-    diag::list(socket, family, protocol, ANY_STATE, &SocketId(peer))
+    sock_diag::list(socket, family, protocol, ANY_STATE, &SocketId(peer))
 }

@@ -14,7 +14,7 @@ impl LbState {
         self.frontends.iter()
     }
 
-    /// One service address.
+    /// What the maps have for one dialled address.
     pub fn frontend(&self, key: &ServiceKey) -> Option<&Live> {
         self.frontends.get(key)
     }

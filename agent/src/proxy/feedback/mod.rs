@@ -10,6 +10,7 @@
 
 mod controller;
 mod ejection;
+mod explain;
 mod gauge;
 mod kernel;
 mod lifetimes;
@@ -21,6 +22,7 @@ mod watch;
 
 pub use controller::{Inputs, MOST};
 pub use ejection::{Ejected, Ejection, Reason};
+pub use explain::Explanation;
 pub use kernel::Kernel;
 pub use ports::{Changes, Feedback, Look, Member, Shape};
 pub use signals::{Counters, Load, Reading, Signal};
