@@ -13,6 +13,9 @@ use socket2::Socket;
 
 use super::sock_diag::{self, Family, ID_SIZE, LISTENING, SocketId};
 
+/// After so many rests a namespace is no longer asked for. Not at once: its turn may come again.
+const RESTS: u32 = 20;
+
 /// Connections that stand and are not accepted yet, and how many of them may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
@@ -30,20 +33,20 @@ impl Backlog {
 /// Looks into network namespaces by their pins. What it has open keeps a namespace alive: see [`Listeners::rest`].
 #[derive(Debug, Default)]
 pub struct Listeners {
-    /// By pin; and whether it was used since the last rest.
-    open: HashMap<PathBuf, (Socket, bool)>,
+    /// By pin; and the rests since it was used.
+    open: HashMap<PathBuf, (Socket, u32)>,
 }
 
 impl Listeners {
     /// The fullest TCP listener on a port in a namespace; `None` when nobody listens there.
     pub fn backlog(&mut self, netns: &Path, port: Port) -> io::Result<Option<Backlog>> {
         if !self.open.contains_key(netns) {
-            self.open.insert(netns.to_owned(), (open_in(netns)?, true));
+            self.open.insert(netns.to_owned(), (open_in(netns)?, 0));
         }
-        let Some((socket, used)) = self.open.get_mut(netns) else {
+        let Some((socket, unused)) = self.open.get_mut(netns) else {
             return Ok(None);
         };
-        *used = true;
+        *unused = 0;
         let mut fullest: Option<Backlog> = None;
         for family in [Family::V4, Family::V6] {
             let all = sock_diag::list(socket, family, TCP, LISTENING, &SocketId([0; ID_SIZE]))?;
@@ -109,8 +112,10 @@ mod tests {
             drop(listener);
             assert_eq!(listeners.backlog(own, port).unwrap(), None);
         }
-        listeners.rest();
-        assert_eq!(listeners.open.len(), 1, "it was used");
+        for _ in 1..RESTS {
+            listeners.rest();
+            assert_eq!(listeners.open.len(), 1, "its turn may come again");
+        }
         listeners.rest();
         assert!(listeners.open.is_empty());
     }

@@ -24,6 +24,7 @@ const HERE: Memory = Memory {
 pub(super) struct Gauge {
     last: Option<(Duration, Counters)>,
     lifetimes: Lifetimes,
+    weighed: Option<Duration>,
     cpu: Option<CpuCounters>,
     readings: Vec<Reading>,
 }
@@ -61,8 +62,10 @@ impl Gauge {
         &self.lifetimes
     }
 
-    /// A look at the load, `dt` seconds after the last.
-    pub(super) fn weigh(&mut self, load: &Load, dt: f64) {
+    /// A look at the load. The first shows nothing but where it stands.
+    pub(super) fn weigh(&mut self, load: &Load, now: Duration) {
+        let at = self.weighed.replace(now).unwrap_or(now);
+        let dt = now.saturating_sub(at).as_secs_f64();
         if dt <= 0.0 {
             self.cpu = load.cpu;
             return;

@@ -65,3 +65,69 @@ pub(super) fn slowness(here: &Lifetimes, elsewhere: &Lifetimes, dt: f64) -> f64 
     }
     here.mean_near(all, dt) / elsewhere.mean_near(all, dt)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DT: f64 = 0.1;
+    const MEMORY: Memory = Memory {
+        fades: 2.0,
+        enough: 32.0,
+        longest: 60.0,
+    };
+
+    /// So many connections a second of that length, for a minute.
+    fn steady(rate: f64, length: f64) -> Lifetimes {
+        let mut lifetimes = Lifetimes::default();
+        let mut ended = 0.0_f64;
+        for _ in 0..600 {
+            let before = ended.floor();
+            ended += rate * DT;
+            lifetimes.observe(
+                (ended.floor() - before) as u64,
+                rate * length * DT,
+                DT,
+                &MEMORY,
+            );
+        }
+        lifetimes
+    }
+
+    #[test]
+    fn the_ratio_of_lifetimes_is_told_where_both_have_traffic() {
+        for (here, elsewhere) in [(0.05, 0.01), (2.0, 0.5), (0.01, 0.01), (0.01, 0.03)] {
+            let ratio = slowness(&steady(1000.0, here), &steady(1000.0, elsewhere), DT);
+            let expected = here / elsewhere;
+            assert!(
+                (ratio / expected - 1.0).abs() < 0.2,
+                "{ratio}, not {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_traffic_elsewhere_nothing_tells_them_apart() {
+        let none = Lifetimes::default();
+        assert_eq!(slowness(&none, &none, DT), 1.0);
+        assert!((slowness(&steady(100.0, 5.0), &none, DT) - 1.0).abs() < 0.01);
+        assert!(
+            slowness(&steady(100.0, 1.0), &steady(0.05, 0.01), DT) < 2.0,
+            "one or two"
+        );
+        assert!(
+            slowness(&steady(100.0, 1.0), &steady(1.0, 0.01), DT) > 2.0,
+            "dozens"
+        );
+    }
+
+    #[test]
+    fn a_queue_that_builds_up_is_seen_before_its_connections_end() {
+        let mut here = steady(100.0, 0.01);
+        let elsewhere = steady(100.0, 0.01);
+        for look in 1..=5 {
+            here.observe(1, f64::from(look) * 9.0 * DT, DT, &MEMORY);
+        }
+        assert!(slowness(&here, &elsewhere, DT) > 2.0);
+    }
+}

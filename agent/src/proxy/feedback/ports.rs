@@ -26,6 +26,8 @@ const ELSEWHERE: Memory = Memory {
 };
 /// So many of a port's other backends are looked at at once; then it is the next ones' turn.
 const AT_ONCE: usize = 64;
+/// The load of about so many local backends is looked at at once, over all ports: that takes a few files each.
+const LOADS_AT_ONCE: usize = 16;
 
 /// One ready backend of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,7 @@ struct Port {
 pub struct Feedback {
     ports: BTreeMap<ServiceKey, Port>,
     ejector: Ejector,
+    looks: u32,
 }
 
 /// What a look changed.
@@ -97,6 +100,18 @@ pub struct Changes {
     pub ejected: BTreeSet<Target>,
     /// Backends that are back.
     pub restored: BTreeSet<Target>,
+}
+
+/// The local backends take turns, by their ids.
+struct Turn {
+    look: u32,
+    of: u32,
+}
+
+impl Turn {
+    fn has(&self, id: BackendId) -> bool {
+        self.look.wrapping_add(id.0).is_multiple_of(self.of)
+    }
 }
 
 impl Feedback {
@@ -133,12 +148,13 @@ impl Feedback {
         let mut changes = Changes::default();
         changes.restored.extend(self.ejector.restore(now));
         let mut judged = BTreeSet::new();
+        let turn = self.turn();
         for (key, port) in &mut self.ports {
             let seen = port.see(look, now);
             for target in judge(&mut self.ejector, &seen, &mut judged, now) {
                 changes.ejected.insert(target);
             }
-            if port.steer(&seen, look, since_last.as_secs_f64()) {
+            if port.steer(&seen, look, &turn, now, since_last.as_secs_f64()) {
                 changes.shares.insert(*key);
             }
         }
@@ -147,6 +163,17 @@ impl Feedback {
         self.ejector.forget(now, |target| kept.contains(target));
         look.rest();
         changes
+    }
+
+    /// Whose load is looked at this time.
+    fn turn(&mut self) -> Turn {
+        self.looks = self.looks.wrapping_add(1);
+        let steered = self.ports.values().filter(|port| port.shape.is_steered());
+        let all: usize = steered.map(|port| port.shape.local.len()).sum();
+        Turn {
+            look: self.looks,
+            of: u32::try_from(all.div_ceil(LOADS_AT_ONCE).max(1)).unwrap_or(u32::MAX),
+        }
     }
 
     /// Makes a frontend as it should be: without the backends that are out, with the share that was found.
@@ -205,7 +232,14 @@ impl Port {
     }
 
     /// Moves the share. Returns whether it is to be written.
-    fn steer(&mut self, seen: &[(Member, Seen)], look: &mut impl Look, dt: f64) -> bool {
+    fn steer(
+        &mut self,
+        seen: &[(Member, Seen)],
+        look: &mut impl Look,
+        turn: &Turn,
+        now: Duration,
+        dt: f64,
+    ) -> bool {
         if !self.shape.is_steered() || dt <= 0.0 {
             self.inputs = None;
             return false;
@@ -222,7 +256,9 @@ impl Port {
             let gauge = self.gauges.entry(member.id).or_default();
             let here = gauge.lifetimes(seen);
             slowest = slowest.max(slowness(here, &self.elsewhere, dt));
-            gauge.weigh(&look.load(&member.target), seen.dt);
+            if turn.has(member.id) {
+                gauge.weigh(&look.load(&member.target), now);
+            }
             let both = strain.into_iter().chain(gauge.strain());
             strain = both.max_by(|a, b| a.pressure().total_cmp(&b.pressure()));
         }
@@ -282,3 +318,7 @@ fn is_noticeable(before: f64, now: f64) -> bool {
     let change = (now - before).abs();
     change >= NOTICEABLE || change >= NOTICEABLE_PART * before || (change > 0.0 && now == MOST)
 }
+
+#[cfg(test)]
+#[path = "ports_tests.rs"]
+mod tests;

@@ -13,7 +13,10 @@ use super::super::policy::{Backend, Class, Frontend, Preference, Target};
 use super::{Counters, Feedback, Load, Look, MOST, Member, Shape};
 
 mod assertions;
+mod outcome;
 mod plot;
+
+use outcome::{Done, Outcome};
 
 /// Between two looks of the feedback, in seconds.
 const TICK: f64 = 0.1;
@@ -45,24 +48,6 @@ struct Scenario {
     /// While it lasts, the second node's backend refuses connections.
     refuses: Option<Range<f64>>,
     seconds: f64,
-}
-
-/// One connection that came to its end.
-#[derive(Clone, Copy, Debug)]
-struct Done {
-    /// When it was opened, in seconds.
-    at: f64,
-    /// How long it took; `None` when it was refused.
-    latency: Option<f64>,
-    local: bool,
-}
-
-/// What came of a scenario.
-#[derive(Clone, Debug, Default)]
-struct Outcome {
-    done: Vec<Done>,
-    /// The first node's share at each look.
-    shares: Vec<f64>,
 }
 
 /// splitmix64: the same numbers everywhere and for ever, which the plot in the docs needs.
@@ -402,43 +387,5 @@ impl World<'_> {
         if node == 0 {
             self.outcome.shares.push(own.share);
         }
-    }
-}
-
-impl Outcome {
-    fn within(&self, when: Range<f64>) -> impl Iterator<Item = &Done> {
-        self.done.iter().filter(move |done| when.contains(&done.at))
-    }
-
-    /// A percentile of the latency in seconds, of what was opened then.
-    fn percentile(&self, of_100: f64, when: Range<f64>) -> f64 {
-        let mut all: Vec<f64> = self.within(when).filter_map(|done| done.latency).collect();
-        all.sort_unstable_by(f64::total_cmp);
-        let rank = (all.len() as f64 * of_100 / 100.0) as usize;
-        all.get(rank.min(all.len().saturating_sub(1)))
-            .copied()
-            .unwrap_or(0.0)
-    }
-
-    /// Connections a second that came to a good end.
-    fn throughput(&self, when: Range<f64>) -> f64 {
-        let long = when.end - when.start;
-        self.within(when)
-            .filter(|done| done.latency.is_some())
-            .count() as f64
-            / long
-    }
-
-    /// The part that stayed on its node.
-    fn locality(&self, when: Range<f64>) -> f64 {
-        let all = self.within(when.clone()).count();
-        self.within(when).filter(|done| done.local).count() as f64 / all.max(1) as f64
-    }
-
-    /// How many were refused.
-    fn refused(&self, when: Range<f64>) -> usize {
-        self.within(when)
-            .filter(|done| done.latency.is_none())
-            .count()
     }
 }
