@@ -1,7 +1,7 @@
 //! What is tried: sockets dial service addresses that nobody has, and reach echoes on the loopback.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ use crate::dataplane::{self, Dataplane, MapOp, ServiceMaps as _, close_sockets};
 
 /// An address for documentation (RFC 5737): no machine has it.
 const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The same for IPv6 (RFC 3849).
+const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const PORT: u16 = 80;
 /// A service without backends.
 const EMPTY_PORT: u16 = 81;
@@ -28,6 +30,7 @@ enum Form {
     V4,
     /// An IPv6 socket that speaks to IPv4.
     Mapped,
+    V6,
 }
 
 impl Form {
@@ -35,32 +38,32 @@ impl Form {
         match self {
             Form::V4 => (SERVICE_V4, port).into(),
             Form::Mapped => (SERVICE_V4.to_ipv6_mapped(), port).into(),
+            Form::V6 => (SERVICE_V6, port).into(),
         }
     }
 
     fn any(self) -> SocketAddr {
         match self {
             Form::V4 => ([0, 0, 0, 0], 0).into(),
-            Form::Mapped => ([0; 8], 0).into(),
+            Form::Mapped | Form::V6 => ([0; 8], 0).into(),
         }
     }
 }
 
-const TCP_CHECKS: [(&str, Form); 2] = [
+const TCP_CHECKS: [(&str, Form); 3] = [
     ("TCP over IPv4", Form::V4),
     ("TCP over IPv4-mapped IPv6", Form::Mapped),
+    ("TCP over IPv6", Form::V6),
 ];
-const UDP_CHECKS: [(&str, &str, Form); 2] = [
-    (
-        "connected UDP over IPv4",
-        "unconnected UDP over IPv4",
-        Form::V4,
-    ),
-    (
-        "connected UDP over IPv4-mapped IPv6",
-        "unconnected UDP over IPv4-mapped IPv6",
-        Form::Mapped,
-    ),
+const CONNECTED_UDP_CHECKS: [(&str, Form); 3] = [
+    ("connected UDP over IPv4", Form::V4),
+    ("connected UDP over IPv4-mapped IPv6", Form::Mapped),
+    ("connected UDP over IPv6", Form::V6),
+];
+const UNCONNECTED_UDP_CHECKS: [(&str, Form); 3] = [
+    ("unconnected UDP over IPv4", Form::V4),
+    ("unconnected UDP over IPv4-mapped IPv6", Form::Mapped),
+    ("unconnected UDP over IPv6", Form::V6),
 ];
 
 /// Runs every check. Without the programs there is nothing else to try.
@@ -83,9 +86,11 @@ pub(super) fn run(place: &Place) -> Vec<Check> {
     for (name, form) in TCP_CHECKS {
         checks.push(judged(name, tcp(form)));
     }
-    for (connected, unconnected, form) in UDP_CHECKS {
-        checks.push(judged(connected, connected_udp(form)));
-        checks.push(judged(unconnected, unconnected_udp(form)));
+    for (name, form) in CONNECTED_UDP_CHECKS {
+        checks.push(judged(name, connected_udp(form)));
+    }
+    for (name, form) in UNCONNECTED_UDP_CHECKS {
+        checks.push(judged(name, unconnected_udp(form)));
     }
     checks.push(judged("no backend", no_backend(place.probe.set_retval)));
     checks.push(judged("other addresses", other_addresses()));
@@ -95,65 +100,65 @@ pub(super) fn run(place: &Place) -> Vec<Check> {
     checks
 }
 
-/// One service with an echo behind it for each protocol, and one without backends.
+/// In each family and protocol a service with an echo behind it, and one without backends.
 fn fill(dataplane: &mut Dataplane) -> Outcome {
-    let backends = [
-        (1, TCP, tcp_echo(Ipv4Addr::LOCALHOST.into())?),
-        (2, UDP, udp_echo(Ipv4Addr::LOCALHOST.into())?),
+    let mut id = 0;
+    let loopbacks: [(IpAddr, IpAddr); 2] = [
+        (SERVICE_V4.into(), Ipv4Addr::LOCALHOST.into()),
+        (SERVICE_V6.into(), Ipv6Addr::LOCALHOST.into()),
     ];
-    for (id, protocol, backend) in backends {
-        let service: IpAddr = SERVICE_V4.into();
-        let mut entry = ServiceEntry {
-            service_id: id,
-            generation: 1,
-            local: 1,
-            zone: 0,
-            ready: 1,
-            terminating: 0,
-            flags: 0,
-            affinity_timeout_s: 0,
-            local_share: SHARE_ONE,
-        };
-        let slot = SlotKey {
-            service_id: id,
-            generation: 1,
-            slot: 0,
-        };
-        let ops = [
-            MapOp::PutBackend(BackendId(id), backend_entry(backend, protocol)),
-            MapOp::PutSlot(slot, BackendId(id)),
-            MapOp::PutService(key(service, PORT, protocol), entry),
-        ];
-        dataplane.maps.apply_all(&ops)?;
-        (entry.service_id, entry.local, entry.ready) = (id + 100, 0, 0);
-        let empty = MapOp::PutService(key(service, EMPTY_PORT, protocol), entry);
-        dataplane.maps.apply(&empty)?;
+    for (service, loopback) in loopbacks {
+        for (protocol, backend) in [(TCP, tcp_echo(loopback)?), (UDP, udp_echo(loopback)?)] {
+            id += 1;
+            dataplane
+                .maps
+                .apply_all(&tables(id, service, protocol, backend))?;
+        }
     }
-    Ok("written and read back".to_owned())
+    Ok(format!("{id} services written"))
 }
 
-fn key(address: IpAddr, port: u16, protocol: u8) -> ServiceKey {
-    let IpAddr::V4(address) = address else {
-        unreachable!("IPv4 services only");
+fn tables(id: u32, service: IpAddr, protocol: u8, backend: SocketAddr) -> [MapOp; 4] {
+    let entry = ServiceEntry {
+        service_id: id,
+        generation: 1,
+        local: 1,
+        zone: 0,
+        ready: 1,
+        terminating: 0,
+        flags: 0,
+        affinity_timeout_s: 0,
+        local_share: SHARE_ONE,
     };
-    ServiceKey {
-        address: address.octets(),
+    let empty = ServiceEntry {
+        service_id: id + 100,
+        local: 0,
+        ready: 0,
+        ..entry
+    };
+    let slot = SlotKey {
+        service_id: id,
+        generation: 1,
+        slot: 0,
+    };
+    let row = BackendEntry {
+        address: backend.ip().into(),
+        port: backend.port().to_be_bytes(),
+        protocol,
+        pad: 0,
+    };
+    let key = |port: u16| ServiceKey {
+        address: service.into(),
         port: port.to_be_bytes(),
         protocol,
         pad: 0,
-    }
-}
-
-fn backend_entry(address: SocketAddr, protocol: u8) -> BackendEntry {
-    let SocketAddr::V4(v4) = address else {
-        unreachable!("IPv4 backends only");
     };
-    BackendEntry {
-        address: v4.ip().octets(),
-        port: v4.port().to_be_bytes(),
-        protocol,
-        pad: 0,
-    }
+    [
+        MapOp::PutBackend(BackendId(id), row),
+        MapOp::PutSlot(slot, BackendId(id)),
+        MapOp::PutService(key(PORT), entry),
+        MapOp::PutService(key(EMPTY_PORT), empty),
+    ]
 }
 
 fn tcp(form: Form) -> Outcome {

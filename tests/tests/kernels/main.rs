@@ -11,13 +11,17 @@ use kernelet_tests::kernels;
 use serde_json::Value;
 
 /// Checks that may be skipped nowhere.
-const NEEDED: [&str; 10] = [
+const NEEDED: [&str; 14] = [
     "programs",
     "tables",
     "TCP over IPv4",
     "TCP over IPv4-mapped IPv6",
+    "TCP over IPv6",
     "connected UDP over IPv4",
+    "connected UDP over IPv6",
     "unconnected UDP over IPv4",
+    "unconnected UDP over IPv4-mapped IPv6",
+    "unconnected UDP over IPv6",
     "no backend",
     "counters",
     "closing sockets",
