@@ -23,12 +23,14 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
     self, ClosingMaps, LoadError, MapError, MapSizes, Maps, Probe, ProbeError, ServiceMaps as _,
+    TakeOver,
 };
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
@@ -61,6 +63,8 @@ const DNS_PORT: u16 = 53;
 const RANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
+/// Between two attempts to let new service programs take over.
+const TAKE_OVER_RETRY: Duration = Duration::from_secs(5);
 /// The node's own resolvers, for names outside of the cluster.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -188,6 +192,9 @@ impl Services<'_> {
             Metrics::new(registry),
             ClosingMaps::new(dataplane.maps, self.namespaces),
         )));
+        if let Some(take_over) = dataplane.take_over {
+            parts.spawn(unfailing(take_over_when_complete(take_over, proxy.clone())));
+        }
         Ok(Introspection::new(
             self.node.clone(),
             self.cluster.clone(),
@@ -197,6 +204,23 @@ impl Services<'_> {
             pods,
         ))
     }
+}
+
+/// Lets the new programs serve once their tables are complete. Until then those of another version do.
+async fn take_over_when_complete(mut take_over: TakeOver, proxy: ProxyHandle) {
+    info!("the service programs of another version serve until the new tables are complete");
+    proxy.complete().await;
+    // System calls only, and some of them for each open socket.
+    while let Err(error) = tokio::task::block_in_place(|| take_over.run()) {
+        warn!(
+            error = chain(&error),
+            "the new service programs cannot take over; trying again"
+        );
+        tokio::time::sleep(TAKE_OVER_RETRY).await;
+    }
+    // The links hold the programs.
+    drop(take_over);
+    std::future::pending().await
 }
 
 /// Runs the agent that holds the introspection socket: there is no other in this run directory.
