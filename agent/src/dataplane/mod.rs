@@ -30,6 +30,8 @@ mod take_over;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upgrade_tests;
 mod v1;
 mod versions;
 

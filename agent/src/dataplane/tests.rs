@@ -17,7 +17,7 @@ use super::testing::{
 };
 use super::{MapError, MapOp, MapSizes, ServiceMaps, Sockets, close_sockets, start};
 
-const WEB: ServiceKey = ServiceKey {
+pub(super) const WEB: ServiceKey = ServiceKey {
     address: Address::v4([10, 96, 0, 1]),
     port: [0, 80],
     protocol: TCP,
@@ -25,7 +25,7 @@ const WEB: ServiceKey = ServiceKey {
 };
 
 /// Connects and reads the name of the backend.
-fn dial(key: ServiceKey) -> std::io::Result<String> {
+pub(super) fn dial(key: ServiceKey) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(dialled(key))?;
     let mut name = String::new();
     stream.read_to_string(&mut name)?;
@@ -326,7 +326,7 @@ fn session_affinity_holds_for_a_network_namespace() {
 }
 
 /// Dials in a loop on a thread of its own until told to stop.
-struct Dialler {
+pub(super) struct Dialler {
     stop: Arc<AtomicBool>,
     dialled: Arc<AtomicU32>,
     thread: thread::JoinHandle<Vec<String>>,
@@ -334,7 +334,7 @@ struct Dialler {
 
 impl Dialler {
     /// Collects as failures every error and every answer that is not `expected`.
-    fn start(key: ServiceKey, expected: &'static str) -> Self {
+    pub(super) fn start(key: ServiceKey, expected: &'static str) -> Self {
         let (stop, dialled) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU32::new(0)),
@@ -357,12 +357,12 @@ impl Dialler {
         }
     }
 
-    fn count(&self) -> u32 {
+    pub(super) fn count(&self) -> u32 {
         self.dialled.load(Ordering::Relaxed)
     }
 
     /// The failures.
-    fn stop(self) -> Vec<String> {
+    pub(super) fn stop(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

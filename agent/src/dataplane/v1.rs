@@ -180,8 +180,7 @@ pub(super) fn socket(entry: SocketEntry, protocol: u8) -> abi::SocketEntry {
         protocol,
         pad: 0,
         service: reverse_entry(entry.service),
-        handshake_us: 0,
-        pad2: 0,
+        handshake_ns: 0,
     }
 }
 
