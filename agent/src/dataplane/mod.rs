@@ -35,6 +35,7 @@ mod upgrade_tests;
 mod v1;
 mod versions;
 
+pub use agent_ebpf::abi::ABI_VERSION;
 pub use inspect::{MapRow, MapSummary};
 pub use load::{Config, Dataplane, LoadError, MapSizes, remove, start, upgrade_check};
 pub use maps::{MapError, Maps, Totals};
