@@ -192,6 +192,7 @@ impl<M: ServiceMaps> Worker<M> {
             }
         }
         self.drop_orphans();
+        self.proxy.tell_complete();
         if self.collect_at.is_none()
             && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
         {
