@@ -63,10 +63,13 @@ impl Listeners {
         Ok(fullest)
     }
 
-    /// Lets go of the namespaces that were not asked for since the last call: a pod that is gone takes its own with it.
+    /// To be called again and again: lets go of the namespaces that were not asked for in between, so that they go with
+    /// their pods.
     pub fn rest(&mut self) {
-        self.open
-            .retain(|_, (_, used)| std::mem::replace(used, false));
+        self.open.retain(|_, (_, unused)| {
+            *unused += 1;
+            *unused < RESTS
+        });
     }
 }
 

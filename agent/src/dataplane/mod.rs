@@ -13,10 +13,12 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 
+mod carry;
 pub mod fake;
 #[cfg(test)]
 mod follow_tests;
 mod inspect;
+mod links;
 mod listeners;
 mod load;
 mod maps;
@@ -25,17 +27,25 @@ mod probe;
 mod sock_diag;
 mod sockets;
 mod sys;
+mod take_over;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upgrade_tests;
+mod v1;
+mod versions;
 
+pub use agent_ebpf::abi::ABI_VERSION;
 pub use inspect::{MapRow, MapSummary};
 pub use listeners::{Backlog, Listeners};
-pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
+pub use load::{Config, Dataplane, LoadError, MapSizes, remove, start, upgrade_check};
 pub use maps::{MapError, Maps, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};
 pub use sockets::{CloseError, Closed, ClosingMaps, close_sockets};
+pub use take_over::TakeOver;
+pub use versions::{Carried, Difference, Layout, Plan, Source};
 
 /// One write to one map. [`crate::proxy`] computes them; the dataplane performs them, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

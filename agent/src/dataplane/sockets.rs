@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
-use agent_ebpf::abi::{Address, BackendId, BackendStats, Port, SocketKey};
+use agent_ebpf::abi::{Address, BackendId, BackendStats, Port, SocketKey, TCP, UDP};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::Socket;
 use tracing::{info, warn};
@@ -191,4 +191,17 @@ fn list(socket: &mut Socket, family: Family, (protocol, port): Listener) -> io::
     let mut peer = [0; ID_SIZE];
     peer[2..4].copy_from_slice(&port);
     sock_diag::list(socket, family, protocol, ANY_STATE, &SocketId(peer))
+}
+
+/// Whether this kernel closes sockets that are asked for by their ids. A module may be loaded to tell.
+pub(super) fn can_close_sockets() -> bool {
+    [TCP, UDP].into_iter().all(|protocol| {
+        // A kernel that can looks for the socket, and there is none to port 0 with that cookie.
+        let closes = || {
+            let mut diag = sock_diag::open()?;
+            list(&mut diag, Family::V4, (protocol, [0; 2]))?;
+            destroy(&mut diag, Family::V4, protocol, &SocketId([0xff; ID_SIZE]))
+        };
+        closes().is_ok()
+    })
 }

@@ -207,6 +207,7 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
             }
         }
         self.drop_orphans();
+        self.proxy.tell_complete();
         self.collect_soon();
     }
 
