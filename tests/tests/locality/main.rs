@@ -110,6 +110,10 @@ fn a_throttled_local_backend_is_relieved_and_a_comfortable_one_keeps_its_clients
         "p99 {slowest} us, of an even spread {even_slowest} us; {shown}"
     );
     assert!(locality(&busy) < 0.3, "{}; {shown}", locality(&busy));
+    let feedback = &shown["ports"][0]["feedback"];
+    assert!(feedback["share"].as_f64().unwrap() < 0.5, "{shown}");
+    let explanation = feedback["explanation"].as_str().unwrap();
+    assert!(explanation.contains("stay on the node"), "{explanation}");
 }
 
 #[test]
@@ -118,7 +122,28 @@ fn a_backend_that_refuses_is_ejected_and_tried_again() {
         return;
     };
     // A pod of the service that is Ready, and where nobody listens on the port: one call in three would fail.
-    let calls = call(&scenario, "refused-client", 1500);
+    let (calls, shown) = thread::scope(|scope| {
+        let calls = scope.spawn(|| call(&scenario, "refused-client", 1500));
+        let shown = eventually("service show names the ejected backend", START, || {
+            let shown = scenario.kernelet("worker-1", "service show refused");
+            let backends = shown["ports"][0]["backends"].as_array();
+            let ejected = backends
+                .into_iter()
+                .flatten()
+                .find(|one| one["ejection"].is_object());
+            ejected.cloned().ok_or_else(|| shown.to_string())
+        });
+        (calls.join().unwrap(), shown)
+    });
+    assert_eq!(shown["state"], "ejected", "{shown}");
+    assert_eq!(shown["pod"], "default/refused-3", "{shown}");
+    assert!(
+        shown["ejection"]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("failed"),
+        "{shown}"
+    );
     let all = (CLIENTS * 1500) as u64;
     assert!(
         calls.failures > 0,

@@ -108,6 +108,7 @@ impl Watch {
         while left > 0
             && let Some(key) = self.turn.pop_front()
         {
+            left -= 1;
             let Some(live) = state.frontend(&key) else {
                 continue;
             };
