@@ -13,6 +13,7 @@ mod adopt;
 mod backends;
 mod handle;
 mod live;
+mod metrics;
 mod policy;
 mod queries;
 mod reconcile;
@@ -22,6 +23,7 @@ mod testing;
 
 pub use handle::{Health, Inner, ProxyHandle, ServiceProblem};
 pub use live::Live;
+pub use metrics::Metrics;
 pub use policy::{Backend, Class, Frontend, Ignored, Preference, Target, desired};
-pub use reconcile::{Metrics, run};
+pub use reconcile::run;
 pub use state::{Flip, LbState};

@@ -108,6 +108,7 @@ fn agent() -> Introspection {
                 service: "web".into(),
                 ports: vec![port],
                 endpoints,
+                changed: None,
             }),
         );
         let (frontends, ignored) = desired(view, "a", &web);

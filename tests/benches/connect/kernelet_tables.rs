@@ -94,5 +94,6 @@ fn slim_slice(number: u32) -> Slice {
             port: BACKEND_PORT,
         }],
         endpoints: endpoints.collect(),
+        changed: None,
     }
 }
