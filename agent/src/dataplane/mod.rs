@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 
+mod diag;
 pub mod fake;
 mod inspect;
 mod load;
@@ -26,6 +27,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use diag::{Namespace, SocketInfo, TcpInfo, netns_cookie, sockets_in};
 pub use inspect::{MapRow, MapSummary};
 pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
 pub use maps::{MapError, Maps, Totals};

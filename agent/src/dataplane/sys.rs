@@ -1,4 +1,4 @@
-//! The few `bpf(2)` calls on links that aya does not offer for cgroup programs.
+//! The few system calls that no library offers: `bpf(2)` on links of cgroup programs, and the cookies of sockets.
 
 use std::ffi::CString;
 use std::io;
@@ -100,5 +100,42 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
         Err(io::Error::last_os_error())
     } else {
         Ok(result)
+    }
+}
+
+/// `include/uapi/asm-generic/socket.h`; Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+#[cfg(test)]
+const SO_COOKIE: libc::c_int = 57;
+
+/// Cookie of the network namespace of a socket.
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    number(socket, SO_NETNS_COOKIE)
+}
+
+/// A socket's own cookie, which names it for as long as the machine runs.
+#[cfg(test)]
+pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    number(socket, SO_COOKIE)
+}
+
+/// A socket option that is a 64-bit number.
+fn number(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to values that outlive the call, and `length` says how large `value` is.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
     }
 }
