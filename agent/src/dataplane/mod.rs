@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 
 mod diag;
+mod events;
 pub mod fake;
 mod inspect;
 mod load;

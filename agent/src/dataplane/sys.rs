@@ -139,3 +139,15 @@ fn number(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
         Ok(value)
     }
 }
+
+/// The clock by which the programs tell times (`bpf_ktime_get_ns`), in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a value that outlives the call. It cannot fail: the clock exists everywhere.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    // It begins at 0 with the machine and never goes back.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
