@@ -9,7 +9,8 @@
 //! The services come first and need nothing of the rest: they are served again before the node is known to anybody.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -24,7 +25,8 @@ use tracing::info;
 use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
-    self, ClosingMaps, LoadError, MapError, MapSizes, Maps, ProbeError, ServiceMaps as _,
+    self, ClosingMaps, Events, Feature, LoadError, MapError, MapSizes, Maps, ProbeError, Retired,
+    ServiceMaps as _,
 };
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
@@ -41,6 +43,7 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
+use crate::observe::{self, Clients, Flows, MapReader, Sources};
 use crate::pod::{Manager, Paths, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
@@ -178,7 +181,9 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     for watch in node.cluster.watches(&client) {
         parts.spawn(unfailing(watch));
     }
-    let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
+    let retired = Retired::default();
+    let pins = config.run_dir.join("netns");
+    let maps = ClosingMaps::new(dataplane.maps, pins.clone()).telling(retired.clone());
     let (cluster, name) = (node.cluster.clone(), node.name.clone());
     parts.spawn(unfailing(proxy::run(
         cluster,
@@ -187,14 +192,17 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         metrics,
         maps,
     )));
-    let mut introspection = Introspection::new(
-        node.name.clone(),
-        node.cluster.clone(),
-        proxy,
-        Arc::new(Maps::open(&dataplane.dir)?),
-        probe.features,
-        pods.clone(),
-    );
+    let observed = Observed {
+        node: &node.name,
+        cluster: &node.cluster,
+        proxy: &proxy,
+        maps: &dataplane.dir,
+        pins,
+        retired,
+        pods: pods.clone(),
+        features: probe.features,
+    };
+    let mut introspection = observed.start(&mut registry, &mut parts)?;
     show_health(&mut introspection, &health_seen);
     parts.spawn(introspect(introspection, socket));
     parts.spawn(keep_node(upkeep(&node, client.clone(), health_seen)));
@@ -233,6 +241,51 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     tokio::select! {
         ended = serve_pods => ended,
         signal = told_to_end() => signal.map_err(RunError::Signal),
+    }
+}
+
+/// The services, as people and Prometheus see them.
+struct Observed<'a> {
+    node: &'a Name,
+    cluster: &'a Cluster,
+    proxy: &'a ProxyHandle,
+    /// Where the maps are pinned.
+    maps: &'a Path,
+    /// Directory of the pins of the pods' network namespaces.
+    pins: PathBuf,
+    retired: Retired,
+    pods: PodTable,
+    features: Vec<Feature>,
+}
+
+impl Observed<'_> {
+    fn start(self, registry: &mut Registry, parts: &mut Parts) -> Result<Introspection, RunError> {
+        let maps: Arc<dyn MapReader> = Arc::new(Maps::open(self.maps)?);
+        let clients = Clients::new(self.pins, self.pods.clone());
+        let flows = Flows::new(Box::new(Mutex::new(Maps::open(self.maps)?)))?;
+        let events = Events::open(self.maps)?;
+        let (cluster, proxy) = (self.cluster.clone(), self.proxy.clone());
+        let reading = observe::run(events, flows.clone(), clients.clone(), cluster, proxy);
+        parts.spawn(async { Ok(reading.await?) });
+        let sources = Sources {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+            maps: maps.clone(),
+            retired: self.retired,
+            flows: flows.clone(),
+        };
+        observe::register(registry, sources);
+        Ok(Introspection::new(introspection::Parts {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+            maps,
+            features: self.features,
+            pods: self.pods,
+            clients,
+            flows,
+        }))
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use agent_ebpf::abi::{FlowEvent, maps as names};
 use aya::maps::{Map, MapData, MapError as AyaError, RingBuf};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::maps::MapError;
@@ -22,9 +23,11 @@ impl Events {
             source,
         })?;
         while ring.next().is_some() {}
-        let ring = AsyncFd::new(ring).map_err(|error| MapError::Open {
+        // SAFETY: the ring buffer owns a valid descriptor, which is neither replaced nor closed while it lives.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+        let ring = ring.map_err(|error| MapError::Open {
             path,
-            source: AyaError::IoError(error),
+            source: AyaError::IoError(error.into()),
         })?;
         Ok(Self(ring))
     }
@@ -33,10 +36,14 @@ impl Events {
     /// before it returns.
     pub async fn next(&mut self, batch: &mut Vec<FlowEvent>, most: usize) -> Result<(), MapError> {
         loop {
-            let mut ready = self.0.readable_mut().await.map_err(|error| MapError::Read {
-                map: names::EVENTS,
-                source: AyaError::IoError(error),
-            })?;
+            let mut ready = self
+                .0
+                .readable_mut()
+                .await
+                .map_err(|error| MapError::Read {
+                    map: names::EVENTS,
+                    source: AyaError::IoError(error),
+                })?;
             let ring = ready.get_inner_mut();
             while batch.len() < most {
                 let Some(record) = ring.next() else { break };

@@ -20,9 +20,11 @@ pub mod fake;
 mod follow_tests;
 mod inspect;
 mod load;
+mod lookup;
 mod maps;
 mod object;
 mod probe;
+mod retired;
 mod sockets;
 mod sys;
 #[cfg(test)]
@@ -31,11 +33,15 @@ mod testing;
 mod tests;
 
 pub use diag::{Namespace, SocketInfo, TcpInfo, netns_cookie, sockets_in};
+pub use events::Events;
 pub use inspect::{MapRow, MapSummary};
 pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
-pub use maps::{MapError, Maps, Totals};
+pub use lookup::Lookup;
+pub use maps::{MapError, Maps, Sum, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};
+pub use retired::Retired;
 pub use sockets::{CloseError, Closed, ClosingMaps, close_sockets};
+pub use sys::monotonic_ns;
 
 /// One write to one map. [`crate::proxy`] computes them; the dataplane performs them, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -151,3 +151,55 @@ pub fn monotonic_ns() -> u64 {
     // It begins at 0 with the machine and never goes back.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
+
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// Bytes for the rows of one batch; more of them cost no fewer calls worth the memory.
+const BATCH_BYTES: usize = 1 << 18;
+
+#[repr(C)]
+struct BatchAttr {
+    before: u64,
+    after: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// How many rows a hash map has. Reads many with one call: asking for one key after the other takes a hundred times as
+/// long. `value_size` is that of all CPUs' values.
+pub(super) fn count_rows(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+) -> io::Result<u32> {
+    let most = (BATCH_BYTES / (key_size + value_size)).clamp(64, 4096);
+    let (mut keys, mut values) = (vec![0_u8; most * key_size], vec![0_u8; most * value_size]);
+    // The kernel's place between two batches: a bucket's number.
+    let mut place = 0_u32;
+    let (mut total, mut first) = (0, true);
+    loop {
+        let mut attr = BatchAttr {
+            before: if first { 0 } else { &raw const place as u64 },
+            after: &raw mut place as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: most as u32,
+            map: map.as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        first = false;
+        match result {
+            Ok(_) => total += attr.count,
+            // The end of the map, after the rows that are told.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(total + attr.count);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

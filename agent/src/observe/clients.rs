@@ -107,6 +107,11 @@ impl Clients {
             .find(|pod| pod.namespace == *key.namespace && pod.name == *key.name)
     }
 
+    /// Whether the pod has a network namespace of its own.
+    pub fn has_namespace(&self, pod: &PodSummary) -> bool {
+        self.0.pins.join(&pod.uid).exists()
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,7 +177,10 @@ mod tests {
         assert_eq!(clients.find(cookie), Client::Pod(web.clone()));
         assert_eq!(clients.cookie(&Client::Pod(web.clone())), Some(cookie));
         assert_eq!(clients.namespaces(), [Path::new(HOST), &pin]);
-        assert_eq!(clients.find(1 << 60).to_string(), format!("netns {}", 1_u64 << 60));
+        assert_eq!(
+            clients.find(1 << 60).to_string(),
+            format!("netns {}", 1_u64 << 60)
+        );
 
         pods.remove("uid-1");
         assert_eq!(clients.cookie(&Client::Pod(web)), None, "it is gone");

@@ -71,7 +71,9 @@ fn connection(
         backend_pod: peer.pod,
         backend_node: peer.node,
         age_seconds: now_ns.saturating_sub(started_ns) as f64 / 1e9,
-        state: info.map_or("", |info| state(dialled.protocol, info.state)).to_owned(),
+        state: info
+            .map_or("", |info| state(dialled.protocol, info.state))
+            .to_owned(),
         handshake_seconds: (handshake_us > 0).then(|| f64::from(handshake_us) / 1e6),
         round_trip_seconds: tcp.map(|tcp| tcp.round_trip.as_secs_f64()),
         send_queue: info.map(|info| info.send_queue),

@@ -11,8 +11,14 @@ use super::names::{Names, is_asked_for, protocol, socket_address};
 use crate::introspection as api;
 
 /// What a watcher may ask for.
-pub(super) const VERDICTS: [&str; 6] =
-    ["opened", "established", "failed", "closed", "no-backend", "hole"];
+pub const VERDICTS: [&str; 6] = [
+    "opened",
+    "established",
+    "failed",
+    "closed",
+    "no-backend",
+    "hole",
+];
 
 /// What became of the socket.
 pub(super) fn verdict(kind: u8) -> &'static str {
@@ -80,7 +86,9 @@ pub(super) fn flow(
         pid: event.pid,
         dialled: socket_address(event.dialled, event.dialled_port),
         service: service.map(|(it, _)| it.to_string()).unwrap_or_default(),
-        port_name: service.map(|(_, port)| port.to_string()).unwrap_or_default(),
+        port_name: service
+            .map(|(_, port)| port.to_string())
+            .unwrap_or_default(),
         backend: if refused {
             String::new()
         } else {

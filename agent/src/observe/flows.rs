@@ -18,7 +18,7 @@ use super::names::Names;
 use super::refusals::Refusals;
 use crate::chain::chain;
 use crate::cluster::Cluster;
-use crate::dataplane::{Events, MapError, monotonic_ns};
+use crate::dataplane::{Events, MapError, Maps, monotonic_ns};
 use crate::introspection as api;
 use crate::proxy::ProxyHandle;
 
@@ -33,6 +33,17 @@ pub trait Recorder: Send + Sync {
     fn record(&self, every: u32) -> Result<(), MapError>;
     /// Records that found the ring buffer full, ever.
     fn lost(&self) -> Result<u64, MapError>;
+}
+
+impl Recorder for Mutex<Maps> {
+    fn record(&self, every: u32) -> Result<(), MapError> {
+        let mut maps = self.lock().unwrap_or_else(PoisonError::into_inner);
+        maps.set_sampling(every)
+    }
+    fn lost(&self) -> Result<u64, MapError> {
+        let maps = self.lock().unwrap_or_else(PoisonError::into_inner);
+        maps.events_lost()
+    }
 }
 
 /// Where flows are published and watched. Clones share it.
@@ -240,12 +251,7 @@ pub async fn run(
     }
 }
 
-fn log(
-    refusals: &mut Refusals,
-    event: &FlowEvent,
-    client: &super::Client,
-    proxy: &ProxyHandle,
-) {
+fn log(refusals: &mut Refusals, event: &FlowEvent, client: &super::Client, proxy: &ProxyHandle) {
     let dialled = dialled(event);
     let service = proxy
         .read()

@@ -4,34 +4,9 @@
 //! service that the backend stood for.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use agent_ebpf::abi::{BackendId, BackendStats};
 
 use crate::cluster::ObjectKey;
 use crate::dataplane::Sum;
-
-/// The last words of rows that are removed, until the ledger hears of them. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Retired(Arc<Mutex<BTreeMap<BackendId, BackendStats>>>);
-
-/// Rows kept for a ledger that nobody reads. A row beyond it loses what was counted since the last reading.
-const MOST_RETIRED: usize = 16_384;
-
-impl Retired {
-    /// A backend's row is about to be removed.
-    pub fn add(&self, id: BackendId, stats: BackendStats) {
-        let mut rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if stats != BackendStats::default() && rows.len() < MOST_RETIRED {
-            rows.insert(id, stats);
-        }
-    }
-
-    /// What was added since the last call.
-    pub(super) fn take(&self) -> BTreeMap<BackendId, BackendStats> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 /// Sums by service over rows that a key of type `R` names.
 #[derive(Debug)]
@@ -83,7 +58,10 @@ impl<R: Copy + Ord, T: Copy + Default + Sum> Ledger<R, T> {
             }
         }
         for account in self.accounts.values_mut() {
-            let Account { rows: own, gone: sum } = account;
+            let Account {
+                rows: own,
+                gone: sum,
+            } = account;
             own.retain(|row, last| match rows.get(row) {
                 Some(now) => {
                     *last = *now;

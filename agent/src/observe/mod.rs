@@ -14,17 +14,24 @@ mod clients;
 mod connections;
 mod flow;
 mod flows;
+mod handshake;
 mod ledger;
 mod metrics;
 mod names;
 mod process;
+mod reader;
 mod refusals;
+mod series;
+#[cfg(test)]
+pub(crate) mod testing;
 mod trace;
 
 pub use clients::{Client, Clients};
 pub use connections::{Open, connections};
+pub use flow::VERDICTS;
 pub use flows::{Flows, Recorder, Watch, run};
-pub use ledger::Retired;
+pub use handshake::quantile;
 pub use metrics::{Sources, register};
 pub use names::Names;
+pub use reader::MapReader;
 pub use trace::{Caller, TraceError, destinations, trace};

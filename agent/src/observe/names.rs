@@ -85,7 +85,9 @@ pub(super) fn protocol(number: u8) -> String {
 pub(super) fn is_asked_for(filter: &str, name: &str) -> bool {
     filter.is_empty()
         || filter == name
-        || name.strip_prefix("default/").is_some_and(|name| name == filter)
+        || name
+            .strip_prefix("default/")
+            .is_some_and(|name| name == filter)
 }
 
 #[cfg(test)]
@@ -106,6 +108,9 @@ mod tests {
         let v4 = Address::from(IpAddr::from([10, 96, 0, 1]));
         assert_eq!(socket_address(v4, 80_u16.to_be_bytes()), "10.96.0.1:80");
         let v6: IpAddr = "fd00::1".parse().unwrap();
-        assert_eq!(socket_address(v6.into(), 80_u16.to_be_bytes()), "[fd00::1]:80");
+        assert_eq!(
+            socket_address(v6.into(), 80_u16.to_be_bytes()),
+            "[fd00::1]:80"
+        );
     }
 }

@@ -19,7 +19,9 @@ impl Process {
     pub(super) fn read() -> Option<Self> {
         let status = fs::read_to_string("/proc/self/status").ok()?;
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kilobytes = resident.split_whitespace().next()?.parse::<u64>().ok()?;
         Some(Self {
             resident_bytes: kilobytes * 1024,
@@ -51,6 +53,9 @@ mod tests {
     #[test]
     fn this_process_uses_memory() {
         let process = Process::read().unwrap();
-        assert!(process.resident_bytes > 1 << 20 && process.open_files > 2, "{process:?}");
+        assert!(
+            process.resident_bytes > 1 << 20 && process.open_files > 2,
+            "{process:?}"
+        );
     }
 }

@@ -23,7 +23,12 @@ struct Said {
 
 impl Refusals {
     /// Notes one. Gives how many a line about it stands for, itself included; `None` when it is too early for a line.
-    pub(super) fn note(&mut self, service: Option<ObjectKey>, kind: u8, now: Instant) -> Option<u64> {
+    pub(super) fn note(
+        &mut self,
+        service: Option<ObjectKey>,
+        kind: u8,
+        now: Instant,
+    ) -> Option<u64> {
         let key = (service, kind);
         if let Some(said) = self.0.get_mut(&key) {
             said.more += 1;
@@ -49,15 +54,18 @@ mod tests {
     fn the_first_is_said_at_once_and_the_rest_in_one_line() {
         let (mut refusals, start) = (Refusals::default(), Instant::now());
         let service = |name: &str| Some(ObjectKey::new("shop", name));
-        let mut at = |name, seconds| {
-            refusals.note(service(name), 5, start + Duration::from_secs(seconds))
-        };
+        let mut at =
+            |name, seconds| refusals.note(service(name), 5, start + Duration::from_secs(seconds));
         assert_eq!(at("web", 0), Some(1));
         assert_eq!(at("web", 1), None);
         assert_eq!(at("db", 1), Some(1), "another service has its own line");
         assert_eq!(at("web", 9), None);
         assert_eq!(at("web", 10), Some(3));
         assert_eq!(at("web", 11), None);
-        assert_eq!(refusals.note(service("web"), 6, start), Some(1), "another reason");
+        assert_eq!(
+            refusals.note(service("web"), 6, start),
+            Some(1),
+            "another reason"
+        );
     }
 }
