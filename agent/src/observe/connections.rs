@@ -49,7 +49,7 @@ fn connection(
         backend_address,
         backend_port,
         started_ns,
-        handshake_us,
+        handshake_ns,
         ..
     } = open.entry;
     let dialled = ServiceKey {
@@ -74,7 +74,7 @@ fn connection(
         state: info
             .map_or("", |info| state(dialled.protocol, info.state))
             .to_owned(),
-        handshake_seconds: (handshake_us > 0).then(|| f64::from(handshake_us) / 1e6),
+        handshake_seconds: (handshake_ns > 0).then(|| handshake_ns as f64 / 1e9),
         round_trip_seconds: tcp.map(|tcp| tcp.round_trip.as_secs_f64()),
         send_queue: info.map(|info| info.send_queue),
         receive_queue: info.map(|info| info.receive_queue),

@@ -50,8 +50,7 @@ fn agent() -> Introspection {
             service_id: 1,
         },
         flags: 0,
-        handshake_us: 80,
-        pad2: Default::default(),
+        handshake_ns: 80_000,
     };
     reader.sockets.push((SocketKey(u64::MAX), entry));
     Introspection::new(Parts {
@@ -108,7 +107,7 @@ async fn a_service_is_explained_down_to_its_map_entries() {
     );
     assert_eq!((near.opens, near.active), (7, 2));
     assert!(near.share > 0.98 && far.share < 0.02 && !far.local);
-    assert_eq!(detail.entries[0].key, "10.96.0.1");
+    assert_eq!(detail.entries[0].key, "10.96.0.1:80 TCP");
 }
 
 #[tokio::test]
