@@ -28,7 +28,7 @@ mod retired;
 mod sockets;
 mod sys;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
