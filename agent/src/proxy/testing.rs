@@ -72,6 +72,7 @@ pub(super) fn slice(service: &str, endpoints: Vec<Endpoint>) -> Slice {
         service: service.into(),
         ports: vec![port],
         endpoints,
+        changed: None,
     }
 }
 
