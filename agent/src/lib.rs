@@ -8,6 +8,7 @@ pub mod dataplane;
 pub mod dns;
 pub mod network;
 pub mod node;
+pub mod observe;
 pub mod pod;
 pub mod proxy;
 pub mod run;

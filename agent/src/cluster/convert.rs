@@ -13,6 +13,7 @@ use super::types::{
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const LOCALITY_ANNOTATION: &str = "kernelet.io/locality";
+const CHANGED_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// What the API server fills in for `sessionAffinity: ClientIP` without a timeout.
 const DEFAULT_AFFINITY_TIMEOUT_S: u32 = 10_800;
@@ -109,6 +110,7 @@ pub(super) fn slice(object: &discovery::EndpointSlice, names: &mut Names) -> Opt
             .iter()
             .map(|endpoint| self::endpoint(endpoint, names))
             .collect(),
+        changed: annotation(&object.metadata, CHANGED_ANNOTATION).and_then(|at| at.parse().ok()),
     })
 }
 

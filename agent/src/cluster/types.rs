@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 /// A name that many objects share (a namespace, a node, a zone) or that is read from many places.
 pub type Name = Arc<str>;
@@ -88,6 +89,8 @@ pub struct Slice {
     pub service: Name,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
+    /// When the world made it as it is (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub changed: Option<Timestamp>,
 }
 
 /// One port of a [`Slice`]. `port` is in host order.

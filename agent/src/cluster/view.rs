@@ -126,6 +126,7 @@ mod tests {
             service: service.into(),
             ports: vec![],
             endpoints: vec![],
+            changed: None,
         }
     }
 

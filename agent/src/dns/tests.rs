@@ -117,6 +117,7 @@ fn view() -> View {
                 port: 5432,
             }],
             endpoints,
+            changed: None,
         };
         let name = format!("{service}-1");
         view.slices_of
@@ -460,6 +461,7 @@ async fn an_answer_that_does_not_fit_udp_is_cut_and_whole_over_tcp() {
         endpoints: (1..=200)
             .map(|n| endpoint(&format!("10.244.9.{n}"), true, None))
             .collect(),
+        changed: None,
     };
     view.slices
         .insert(ObjectKey::new("shop", "db-1"), Arc::new(slice));

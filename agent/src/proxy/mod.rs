@@ -16,6 +16,7 @@ mod handle;
 #[cfg(test)]
 mod kernel_tests;
 mod live;
+mod metrics;
 mod policy;
 mod queries;
 mod reconcile;
@@ -25,6 +26,7 @@ mod testing;
 
 pub use handle::{Health, Inner, ProxyHandle, ServiceProblem};
 pub use live::Live;
+pub use metrics::Metrics;
 pub use policy::{Backend, Class, Frontend, Ignored, Preference, Target, desired};
-pub use reconcile::{Metrics, run};
+pub use reconcile::run;
 pub use state::{Flip, LbState};

@@ -73,6 +73,7 @@ pub(super) fn slice(service: &str, endpoints: Vec<Endpoint>) -> Slice {
         service: service.into(),
         ports: vec![port],
         endpoints,
+        changed: None,
     }
 }
 

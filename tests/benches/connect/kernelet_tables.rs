@@ -125,6 +125,7 @@ fn slim_slice(case: &Case, number: u32) -> Slice {
             port: BACKEND_PORT,
         }],
         endpoints: endpoints.collect(),
+        changed: None,
     }
 }
 
