@@ -1,59 +1,65 @@
 //! The socket address that a program was called for, in the terms of the ABI.
 
-use agent_ebpf::abi::{Ipv4, Port, ServiceKey, SocketKey, TCP, UDP};
+use core::arch::asm;
+
+use agent_ebpf::abi::{Address, Port, ServiceKey, SocketEntry, SocketKey, TCP, UDP};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
 
-/// How a socket address holds an IPv4 address.
+/// How a socket address holds an IP address.
 pub(crate) trait Form {
-    /// `None` when it holds another one.
-    fn address(ctx: &SockAddrContext) -> Option<Ipv4>;
-    fn set_address(ctx: &SockAddrContext, address: Ipv4);
+    fn address(ctx: &SockAddrContext) -> Address;
+    fn set_address(ctx: &SockAddrContext, address: &Address);
 }
 
 /// As an IPv4 socket has it.
 pub(crate) struct V4;
 
-/// As an IPv6 socket has it: `::ffff:a.b.c.d` (RFC 4291, section 2.5.5.2).
-pub(crate) struct V4Mapped;
+/// As an IPv6 socket has it. An IPv4 address stands there as it does in an [`Address`].
+pub(crate) struct V6;
 
 impl Form for V4 {
     #[inline(always)]
-    fn address(ctx: &SockAddrContext) -> Option<Ipv4> {
+    fn address(ctx: &SockAddrContext) -> Address {
         // SAFETY: the kernel passes a valid context, and the verifier checks each access.
-        Some(unsafe { (*ctx.sock_addr).user_ip4 }.to_ne_bytes())
+        Address::v4(unsafe { (*ctx.sock_addr).user_ip4 }.to_ne_bytes())
     }
 
     #[inline(always)]
-    fn set_address(ctx: &SockAddrContext, address: Ipv4) {
+    fn set_address(ctx: &SockAddrContext, address: &Address) {
+        let [.., a, b, c, d] = address.0;
         // SAFETY: as above; the field is writable in every program that calls this.
-        unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes(address) };
+        unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes([a, b, c, d]) };
     }
 }
 
-impl Form for V4Mapped {
+impl Form for V6 {
     #[inline(always)]
-    fn address(ctx: &SockAddrContext) -> Option<Ipv4> {
+    fn address(ctx: &SockAddrContext) -> Address {
         // SAFETY: as above.
         let words = unsafe { &raw const (*ctx.sock_addr).user_ip6 };
-        // SAFETY: as above. Each word is read by itself: the verifier takes no copy of the whole.
-        let word = |n: usize| unsafe { (&raw const (*words)[n]).read_volatile() };
-        let mapped = word(0) == 0 && word(1) == 0 && word(2) == 0xffff_u32.to_be();
-        mapped.then(|| word(3).to_ne_bytes())
+        let mut address = [0; 16];
+        for n in 0..4 {
+            // SAFETY: as above. Each word is read by itself: the verifier takes no copy of the whole.
+            let word = unsafe { (&raw const (*words)[n]).read_volatile() };
+            address[4 * n..4 * n + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        Address(address)
     }
 
     #[inline(always)]
-    fn set_address(ctx: &SockAddrContext, address: Ipv4) {
-        // SAFETY: as above; the field is writable in every program that calls this.
-        unsafe {
-            let word = &raw mut (*ctx.sock_addr).user_ip6[3];
-            word.write_volatile(u32::from_ne_bytes(address));
+    fn set_address(ctx: &SockAddrContext, address: &Address) {
+        // SAFETY: as above.
+        let words = unsafe { &raw mut (*ctx.sock_addr).user_ip6 };
+        for (n, word) in address.0.as_chunks::<4>().0.iter().enumerate() {
+            // SAFETY: as above; the field is writable in every program that calls this.
+            unsafe { (&raw mut (*words)[n]).write_volatile(u32::from_ne_bytes(*word)) };
         }
     }
 }
 
-/// What the application dialled; `None` for an address or a protocol that services do not have.
+/// What the application dialled; `None` for a protocol that services do not have.
 #[inline(always)]
 pub(crate) fn dialled<F: Form>(ctx: &SockAddrContext) -> Option<ServiceKey> {
     // SAFETY: as above.
@@ -61,7 +67,7 @@ pub(crate) fn dialled<F: Form>(ctx: &SockAddrContext) -> Option<ServiceKey> {
     if protocol != u32::from(TCP) && protocol != u32::from(UDP) {
         return None;
     }
-    let (address, port) = address::<F>(ctx)?;
+    let (address, port) = address::<F>(ctx);
     Some(ServiceKey {
         address,
         port,
@@ -70,17 +76,17 @@ pub(crate) fn dialled<F: Form>(ctx: &SockAddrContext) -> Option<ServiceKey> {
     })
 }
 
-/// The IPv4 address and port in the context.
+/// The address and port in the context.
 #[inline(always)]
-pub(crate) fn address<F: Form>(ctx: &SockAddrContext) -> Option<(Ipv4, Port)> {
+pub(crate) fn address<F: Form>(ctx: &SockAddrContext) -> (Address, Port) {
     // SAFETY: as above. The field holds network-order bytes, in the first two of its four.
     let port = unsafe { (*ctx.sock_addr).user_port };
-    Some((F::address(ctx)?, (port as u16).to_ne_bytes()))
+    (F::address(ctx), (port as u16).to_ne_bytes())
 }
 
 /// Replaces address and port in the context.
 #[inline(always)]
-pub(crate) fn set_address<F: Form>(ctx: &SockAddrContext, address: Ipv4, port: Port) {
+pub(crate) fn set_address<F: Form>(ctx: &SockAddrContext, address: &Address, port: Port) {
     F::set_address(ctx, address);
     // SAFETY: as above; the field is writable in every program that calls this.
     unsafe { (*ctx.sock_addr).user_port = u32::from(u16::from_ne_bytes(port)) };
@@ -91,4 +97,27 @@ pub(crate) fn set_address<F: Form>(ctx: &SockAddrContext, address: Ipv4, port: P
 pub(crate) fn socket(ctx: &impl EbpfContext) -> SocketKey {
     // SAFETY: a plain helper call on the program's own context.
     SocketKey(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) })
+}
+
+/// The flags in a socket's row, which two programs may change at once.
+#[inline(always)]
+pub(crate) fn flags(entry: &SocketEntry) -> u64 {
+    // SAFETY: aligned and valid for the entry's life; one instruction reads all of it.
+    unsafe { (&raw const entry.flags).read_volatile() }
+}
+
+/// Sets a bit in a socket's row and gives what was there. Written out because the compiler has no such operation for BPF.
+#[inline(always)]
+pub(crate) fn set_flag(entry: &mut SocketEntry, flag: u64) -> u64 {
+    let before;
+    // SAFETY: the operand is aligned, and valid for the entry's life. The instruction is a full barrier (Linux 5.12,
+    // Documentation/bpf/standardization/instruction-set.rst).
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_or((u64 *)({at} + 0), {value})",
+            at = in(reg) &raw mut entry.flags,
+            value = inout(reg) flag => before,
+        );
+    }
+    before
 }

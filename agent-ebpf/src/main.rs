@@ -1,25 +1,28 @@
 //! The BPF programs: thin shells over the library.
 //!
 //! ```text
-//! connect4, connect6, sendmsg4                         service address -> backend address   (translate.rs)
-//! recvmsg4, recvmsg6, getpeername4, getpeername6       backend address -> service address   (reverse.rs)
-//! sock_release                                         the socket no longer counts          (count.rs)
+//! connect4/6, sendmsg4/6         service address -> backend address      (translate.rs)
+//! recvmsg4/6, getpeername4/6      backend address -> service address      (reverse.rs)
+//! sock_ops                        handshakes, failures, bytes of TCP      (follow.rs)
+//! sock_release                    the socket no longer counts             (count.rs)
 //! ```
 //!
-//! Those that end in 6 are for IPv6 sockets that speak to IPv4 addresses. There is no sendmsg6: the kernel hands a
-//! datagram to such an address over to sendmsg4.
+//! Those that end in 6 are for IPv6 sockets, also when they speak to IPv4 addresses.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod count;
 mod ctx;
+mod events;
+mod follow;
 mod maps;
 mod reverse;
 mod translate;
 
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
-use aya_ebpf::programs::{SockAddrContext, SockContext};
-use ctx::{V4, V4Mapped};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext};
+use ctx::{V4, V6};
 
 /// Lets the system call go on, with the address as the program left it.
 const PROCEED: i32 = 1;
@@ -33,12 +36,17 @@ fn kn_connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 fn kn_connect6(ctx: SockAddrContext) -> i32 {
-    translate::dial::<V4Mapped>(&ctx)
+    translate::dial::<V6>(&ctx)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 fn kn_sendmsg4(ctx: SockAddrContext) -> i32 {
     translate::dial::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn kn_sendmsg6(ctx: SockAddrContext) -> i32 {
+    translate::dial::<V6>(&ctx)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -49,7 +57,7 @@ fn kn_recvmsg4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg6)]
 fn kn_recvmsg6(ctx: SockAddrContext) -> i32 {
-    reverse::recvmsg::<V4Mapped>(&ctx);
+    reverse::recvmsg::<V6>(&ctx);
     PROCEED
 }
 
@@ -61,8 +69,14 @@ fn kn_getpeername4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername6)]
 fn kn_getpeername6(ctx: SockAddrContext) -> i32 {
-    reverse::getpeername::<V4Mapped>(&ctx);
+    reverse::getpeername::<V6>(&ctx);
     PROCEED
+}
+
+#[sock_ops]
+fn kn_sock_ops(ctx: SockOpsContext) -> u32 {
+    follow::event(&ctx);
+    PROCEED as u32
 }
 
 #[cgroup_sock(sock_release)]

@@ -4,11 +4,12 @@
 //! whole, so they are small.
 
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ReverseEntry, ReverseKey,
-    ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry, SocketKey,
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, FlowEvent, ProgramConfig,
+    ReverseEntry, ReverseKey, ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry,
+    SocketKey,
 };
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::macros::btf_map;
 
 /// `BPF_F_NO_PREALLOC`
@@ -40,6 +41,17 @@ pub(crate) static STATS: PerCpuHashMap<BackendId, BackendStats, 65_536, BY_ROW> 
 #[btf_map]
 pub(crate) static SERVICE_STATS: PerCpuHashMap<u32, ServiceStats, 32_768, BY_ROW> =
     PerCpuHashMap::new();
+
+#[btf_map]
+pub(crate) static CONFIG: Array<ProgramConfig, 1> = Array::new();
+
+/// Bytes; about 2,000 records.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<FlowEvent, { 256 * 1024 }> = RingBuf::new();
+
+/// Records that found `EVENTS` full.
+#[btf_map]
+pub(crate) static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Set by the loader; the verifier then drops the branch not taken, so
 /// that an older kernel never sees the call.

@@ -19,9 +19,7 @@ pub(crate) fn recvmsg<F: Form>(ctx: &SockAddrContext) {
     if latest::<F>(ctx, cookie) {
         return;
     }
-    let Some((address, port)) = ctx::address::<F>(ctx) else {
-        return;
-    };
+    let (address, port) = ctx::address::<F>(ctx);
     // SAFETY: a row that the LRU hands to another socket meanwhile gives this datagram a wrong source; the socket that
     // lost its row had not used it for as long as the map has rows.
     if let Some(service) = unsafe {
@@ -29,10 +27,10 @@ pub(crate) fn recvmsg<F: Form>(ctx: &SockAddrContext) {
             cookie,
             address,
             port,
-            pad: [0; 2],
+            pad: [0; 6],
         })
     } {
-        ctx::set_address::<F>(ctx, service.address, service.port);
+        ctx::set_address::<F>(ctx, &service.address, service.port);
     }
 }
 
@@ -43,9 +41,9 @@ fn latest<F: Form>(ctx: &SockAddrContext, socket: SocketKey) -> bool {
     let Some(entry) = (unsafe { SOCKETS.get(socket) }) else {
         return false;
     };
-    if Some((entry.backend_address, entry.backend_port)) != ctx::address::<F>(ctx) {
+    if (entry.backend_address, entry.backend_port) != ctx::address::<F>(ctx) {
         return false;
     }
-    ctx::set_address::<F>(ctx, entry.service.address, entry.service.port);
+    ctx::set_address::<F>(ctx, &entry.service.address, entry.service.port);
     true
 }

@@ -1,8 +1,9 @@
 //! Service address to backend address, when a socket connects or a datagram leaves.
 
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, ReverseEntry, ReverseKey, ServiceKey,
-    ServiceRow, SlotKey, SocketEntry, SocketKey, UDP,
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, EVENT_HOLE, EVENT_NO_BACKEND,
+    ReverseEntry, ReverseKey, SOCKET_SAMPLED, ServiceKey, ServiceRow, SlotKey, SocketEntry,
+    SocketKey, UDP,
 };
 use agent_ebpf::select::{Caller, Tables, Verdict, choose, mix};
 use aya_ebpf::EbpfContext;
@@ -16,7 +17,7 @@ use crate::ctx::Form;
 use crate::maps::{
     AFFINITY, BACKEND_TABLE, BACKENDS, SERVICES, SOCK_REVERSE, SOCKETS, has_set_retval,
 };
-use crate::{PROCEED, REJECT, count, ctx};
+use crate::{PROCEED, REJECT, count, ctx, events};
 
 const ECONNREFUSED: i32 = 111;
 
@@ -34,15 +35,17 @@ pub(crate) fn dial<F: Form>(ctx: &SockAddrContext) -> i32 {
             entry,
         } => {
             remember(ctx, dialled, service_id, id, &entry);
-            ctx::set_address::<F>(ctx, entry.address, entry.port);
+            ctx::set_address::<F>(ctx, &entry.address, entry.port);
             PROCEED
         }
         Verdict::NoBackend { service_id } => {
             count::refused(service_id);
+            events::refused(ctx, dialled, service_id, EVENT_NO_BACKEND);
             refuse()
         }
         Verdict::Hole { service_id } => {
             count::hole(service_id);
+            events::refused(ctx, dialled, service_id, EVENT_HOLE);
             refuse()
         }
     }
@@ -58,8 +61,9 @@ fn refuse() -> i32 {
     REJECT
 }
 
-/// Notes where the socket goes now, and counts it when that is not where it went before.
-#[inline(always)]
+/// Notes where the socket goes now, and counts it when that is not where it went before. Not inlined: a program has 512
+/// bytes of stack, and what the choice used is free again by now.
+#[inline(never)]
 fn remember(
     ctx: &SockAddrContext,
     dialled: &ServiceKey,
@@ -68,10 +72,29 @@ fn remember(
     backend: &BackendEntry,
 ) {
     let socket = ctx::socket(ctx);
+    if dialled.protocol == UDP
+        && let Some(known) = SOCKETS.get_ptr_mut(socket)
+    {
+        // A UDP socket sends many datagrams to one place: what is likely costs least.
+        // SAFETY: only the socket's own programs write or remove its row.
+        let known = unsafe { &*known };
+        if known.service.backend == id
+            && (known.backend_address, known.backend_port) == (backend.address, backend.port)
+            && (known.service.address, known.service.port) == (dialled.address, dialled.port)
+        {
+            return;
+        }
+    }
     let now = SocketEntry {
+        // SAFETY: plain helper calls; the second on the program's own context.
+        started_ns: unsafe { bpf_ktime_get_ns() },
+        // SAFETY: as above.
+        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
+        flags: if events::drawn() { SOCKET_SAMPLED } else { 0 },
         backend_address: backend.address,
         backend_port: backend.port,
-        pad: [0; 2],
+        protocol: dialled.protocol,
+        pad: 0,
         service: ReverseEntry {
             address: dialled.address,
             port: dialled.port,
@@ -79,43 +102,36 @@ fn remember(
             backend: id,
             service_id,
         },
+        handshake_us: 0,
+        pad2: 0,
     };
-    // A TCP socket connects once as a rule, a UDP socket sends many datagrams: try first what is likely.
-    if dialled.protocol != UDP && SOCKETS.insert(socket, now, IF_ABSENT).is_ok() {
+    if SOCKETS.insert(socket, now, IF_ABSENT).is_ok() {
         count::opened(id);
+        events::opened(socket, &now);
         return;
     }
+    // When the map is full the connection goes on, untranslated in getpeername and uncounted.
     let Some(known) = SOCKETS.get_ptr_mut(socket) else {
-        // When the map is full the connection goes on, untranslated in getpeername and uncounted.
-        if SOCKETS.insert(socket, now, IF_ABSENT).is_ok() {
-            count::opened(id);
-        }
         return;
     };
-    // SAFETY: only the socket's own programs write or remove its row.
+    // SAFETY: as above.
     let known = unsafe { &mut *known };
-    if *known == now {
-        return;
-    }
     if dialled.protocol == UDP {
         // Answers from the earlier backend may still come.
-        let (address, port) = (known.backend_address, known.backend_port);
-        let _ = SOCK_REVERSE.insert(
-            ReverseKey {
-                cookie: socket,
-                address,
-                port,
-                pad: [0; 2],
-            },
-            known.service,
-            0,
-        );
+        let earlier = ReverseKey {
+            cookie: socket,
+            address: known.backend_address,
+            port: known.backend_port,
+            pad: [0; 6],
+        };
+        let _ = SOCK_REVERSE.insert(earlier, known.service, 0);
     }
     if known.service.backend != id {
         count::closed(known.service.backend);
         count::opened(id);
     }
     *known = now;
+    events::opened(socket, &now);
 }
 
 /// The maps, as the choice sees them.
@@ -175,8 +191,10 @@ impl Caller for Socket<'_> {
             return unsafe { bpf_get_prandom_u32() };
         }
         let SocketKey(cookie) = ctx::socket(self.ctx);
-        let destination = u32::from_ne_bytes(self.dialled.address)
-            ^ u32::from(u16::from_ne_bytes(self.dialled.port));
+        let mut destination = u32::from(u16::from_ne_bytes(self.dialled.port));
+        for word in self.dialled.address.0.as_chunks().0 {
+            destination ^= u32::from_ne_bytes(*word);
+        }
         (mix(cookie as u32 ^ (cookie >> 32) as u32) >> 32) as u32 ^ destination
     }
 

@@ -63,7 +63,7 @@ async fn keys(cluster: &Cluster) -> Vec<ServiceKey> {
             Some((
                 number,
                 ServiceKey {
-                    address: address.octets(),
+                    address: address.into(),
                     port: 80u16.to_be_bytes(),
                     protocol: TCP,
                     pad: 0,

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::abi::TCP;
+use crate::abi::{Address, TCP};
 
 const DIALLED: ServiceKey = ServiceKey {
-    address: [10, 96, 0, 1],
+    address: Address::v4([10, 96, 0, 1]),
     port: [0, 80],
     protocol: TCP,
     pad: 0,
@@ -52,7 +52,7 @@ impl Tables for Fake {
         if self.torn.get() > 0 {
             self.torn.set(self.torn.get() - 1);
             let key = ServiceKey {
-                address: [10, 96, 0, 2],
+                address: Address::v4([10, 96, 0, 2]),
                 ..DIALLED
             };
             return Some(ServiceRow {
@@ -115,7 +115,7 @@ fn client(spread: u32) -> Client {
 
 fn backend(id: u32) -> BackendEntry {
     BackendEntry {
-        address: id.to_be_bytes(),
+        address: Address::v4(id.to_be_bytes()),
         port: [0x1f, 0x90],
         protocol: TCP,
         pad: 0,

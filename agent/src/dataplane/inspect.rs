@@ -1,12 +1,12 @@
 //! The maps as a person looks at them: how full each is, and its rows, decoded and raw.
 
 use std::fmt::Debug;
-use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, FLAG_LOCAL_ONLY, Ipv4, Port,
-    ReverseEntry, ReverseKey, SHARE_ONE, ServiceEntry, ServiceKey, ServiceRow, ServiceStats,
+    Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, FLAG_LOCAL_ONLY,
+    Port, ReverseEntry, ReverseKey, SHARE_ONE, ServiceEntry, ServiceKey, ServiceRow, ServiceStats,
     SlotKey, SocketEntry, SocketKey, TCP, UDP, maps as names,
 };
 use aya::Pod;
@@ -54,6 +54,9 @@ impl Maps {
             names::AFFINITY => count(self.affinity.keys()),
             names::STATS => count(self.stats.keys()),
             names::SERVICE_STATS => count(self.service_stats.keys()),
+            names::CONFIG | names::EVENTS_LOST => Ok(1),
+            // Records pass through it; none stays.
+            names::EVENTS => Ok(0),
             other => {
                 return Err(MapError::Unknown {
                     name: other.to_owned(),
@@ -86,6 +89,18 @@ impl Maps {
             names::STATS => per_cpu(names::STATS, &self.stats),
             names::SERVICE_STATS => per_cpu(names::SERVICE_STATS, &self.service_stats),
             names::SOCKETS => table(names::SOCKETS, &self.sockets),
+            names::CONFIG => {
+                let config = self.config.get(&0, 0);
+                let config = config.map_err(|source| read(names::CONFIG, source))?;
+                let text = format!("one in {} sockets is recorded", config.sample_every);
+                Ok(vec![only_row(names::CONFIG, text, &config)])
+            }
+            names::EVENTS_LOST => {
+                let lost = self.events_lost()?;
+                let text = format!("{lost} records found the ring full");
+                Ok(vec![only_row(names::EVENTS_LOST, text, &lost)])
+            }
+            names::EVENTS => Ok(Vec::new()),
             other => Err(MapError::Unknown {
                 name: other.to_owned(),
             }),
@@ -171,6 +186,17 @@ fn row<K: Pod + Show, V: Pod + Show>(map: &'static str, key: &K, value: &V) -> M
     }
 }
 
+/// The only row of an array.
+fn only_row<V: Pod>(map: &'static str, value: String, raw: &V) -> MapRow {
+    MapRow {
+        map,
+        key: "0".to_owned(),
+        value,
+        raw_key: bytes(&0_u32),
+        raw_value: bytes(raw),
+    }
+}
+
 fn bytes<T: Pod>(value: &T) -> Vec<u8> {
     // SAFETY: the ABI's `Pod` types have no padding, so every byte is initialized, and the slice ends with the value.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
@@ -182,8 +208,8 @@ trait Show {
     fn show(&self) -> String;
 }
 
-fn endpoint(address: Ipv4, port: Port) -> String {
-    format!("{}:{}", Ipv4Addr::from(address), u16::from_be_bytes(port))
+fn endpoint(address: Address, port: Port) -> String {
+    SocketAddr::from((address.to_ip(), u16::from_be_bytes(port))).to_string()
 }
 
 fn protocol(number: u8) -> String {
@@ -308,9 +334,12 @@ impl Show for AffinityEntry {
 impl Show for BackendStats {
     fn show(&self) -> String {
         format!(
-            "{} opens, {} active",
+            "{} opens, {} active, {} failed, {} bytes sent, {} received",
             self.opens,
-            self.opens.saturating_sub(self.closes)
+            self.opens.saturating_sub(self.closes),
+            self.failures,
+            self.bytes_sent,
+            self.bytes_received,
         )
     }
 }

@@ -31,13 +31,15 @@ const BPF_FS: i64 = 0xcafe_4a11;
 const BPF_FS_ROOT: &str = "/sys/fs/bpf";
 
 /// In this order: what reads a socket's row is there before what writes it.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 10] = [
     "kn_sock_release",
     "kn_getpeername4",
     "kn_getpeername6",
     "kn_recvmsg4",
     "kn_recvmsg6",
+    "kn_sock_ops",
     "kn_sendmsg4",
+    "kn_sendmsg6",
     "kn_connect4",
     "kn_connect6",
 ];
@@ -234,6 +236,7 @@ fn attach(
     match program {
         Program::CgroupSockAddr(p) => p.load(),
         Program::CgroupSock(p) => p.load(),
+        Program::SockOps(p) => p.load(),
         _ => return Err(LoadError::Missing { name }),
     }
     .map_err(failed)?;
@@ -291,6 +294,10 @@ fn new_link(name: &'static str, program: &mut Program, cgroup: &File) -> Result<
             p.take_link(id).map_err(failed)?.try_into()
         }
         Program::CgroupSock(p) => {
+            let id = p.attach(cgroup, mode).map_err(failed)?;
+            p.take_link(id).map_err(failed)?.try_into()
+        }
+        Program::SockOps(p) => {
             let id = p.attach(cgroup, mode).map_err(failed)?;
             p.take_link(id).map_err(failed)?.try_into()
         }

@@ -5,12 +5,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ReverseEntry, ReverseKey,
-    ServiceEntry, ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry, SocketKey,
-    maps as names,
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, ProgramConfig, ReverseEntry,
+    ReverseKey, ServiceEntry, ServiceKey, ServiceRow, ServiceStats, SlotKey, SocketEntry,
+    SocketKey, maps as names,
 };
 use aya::Pod;
-use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError as AyaError, PerCpuHashMap};
+use aya::maps::{
+    Array, HashMap, IterableMap as _, Map, MapData, MapError as AyaError, PerCpuArray,
+    PerCpuHashMap,
+};
 
 use super::{MapOp, PinnedState, ServiceMaps};
 
@@ -42,6 +45,11 @@ pub enum MapError {
         #[source]
         source: AyaError,
     },
+    #[error("cannot write map {}", names::CONFIG)]
+    Config {
+        #[source]
+        source: AyaError,
+    },
     #[error("there is no map {name}; there are {}", names::ALL.join(", "))]
     Unknown { name: String },
 }
@@ -59,6 +67,8 @@ pub struct Maps {
     pub(super) affinity: Table<AffinityKey, AffinityEntry>,
     pub(super) stats: PerCpuHashMap<MapData, BackendId, BackendStats>,
     pub(super) service_stats: PerCpuHashMap<MapData, u32, ServiceStats>,
+    pub(super) config: Array<MapData, ProgramConfig>,
+    pub(super) events_lost: PerCpuArray<MapData, u64>,
 }
 
 impl Maps {
@@ -74,6 +84,8 @@ impl Maps {
             affinity: open(dir, names::AFFINITY, Map::LruHashMap)?,
             stats: open(dir, names::STATS, Map::PerCpuHashMap)?,
             service_stats: open(dir, names::SERVICE_STATS, Map::PerCpuHashMap)?,
+            config: open(dir, names::CONFIG, Map::Array)?,
+            events_lost: open(dir, names::EVENTS_LOST, Map::PerCpuArray)?,
         })
     }
 
@@ -117,6 +129,24 @@ impl Maps {
     /// Where a client socket was last sent; `None` when the programs sent it nowhere.
     pub(super) fn socket(&self, socket: SocketKey) -> Result<Option<SocketEntry>, MapError> {
         or_default(names::SOCKETS, self.sockets.get(&socket, 0).map(Some))
+    }
+
+    /// Records one in `every` sockets in `EVENTS`; 0 for none.
+    pub fn set_sampling(&mut self, every: u32) -> Result<(), MapError> {
+        let config = ProgramConfig {
+            sample_every: every,
+            pad: 0,
+        };
+        self.config
+            .set(0, config, 0)
+            .map_err(|source| MapError::Config { source })
+    }
+
+    /// How many records have found `EVENTS` full.
+    pub fn events_lost(&self) -> Result<u64, MapError> {
+        let cpus = self.events_lost.get(&0, 0);
+        let cpus = cpus.map_err(|source| read(names::EVENTS_LOST, source))?;
+        Ok(cpus.iter().sum())
     }
 
     /// All counters at once.
@@ -192,9 +222,20 @@ pub(super) trait Sum: Default {
 
 impl Sum for BackendStats {
     fn add(self, other: Self) -> Self {
+        let mut handshake_buckets = self.handshake_buckets;
+        for (sum, more) in handshake_buckets.iter_mut().zip(other.handshake_buckets) {
+            // A CPU's counter may have gone round.
+            *sum = sum.wrapping_add(more);
+        }
         Self {
             opens: self.opens + other.opens,
             closes: self.closes + other.closes,
+            failures: self.failures + other.failures,
+            bytes_sent: self.bytes_sent + other.bytes_sent,
+            bytes_received: self.bytes_received + other.bytes_received,
+            handshakes: self.handshakes + other.handshakes,
+            handshake_ns: self.handshake_ns + other.handshake_ns,
+            handshake_buckets,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! probe ──> load: object -> pinned maps, programs, pinned links on the node's cgroup
 //!                      │
 //! proxy ──[MapOp]──> ServiceMaps ──> SERVICES, BACKEND_TABLE, BACKENDS ──read by──> the programs
-//!                                    STATS, SERVICE_STATS <──written by────────────────┘
+//!                            STATS, SERVICE_STATS, EVENTS <──written by────────────────┘
 //! ```
 //!
 //! All of it is pinned below `<bpf-dir>/v<ABI version>/`, so the kernel goes on serving when this process ends.
@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 
 pub mod fake;
+#[cfg(test)]
+mod follow_tests;
 mod inspect;
 mod load;
 mod maps;

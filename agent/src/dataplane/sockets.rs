@@ -6,12 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
-use agent_ebpf::abi::{BackendId, BackendStats, Port, SocketKey};
+use agent_ebpf::abi::{Address, BackendId, BackendStats, Port, SocketKey};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 use tracing::{info, warn};
@@ -99,15 +98,15 @@ pub fn close_sockets(
     gone: &BTreeSet<BackendId>,
     netns: &[PathBuf],
 ) -> Result<Closed, MapError> {
-    let mut listeners: BTreeMap<Listener, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    let mut listeners: BTreeMap<Listener, BTreeSet<Address>> = BTreeMap::new();
     for id in gone {
-        let BackendStats { opens, closes } = maps.backend_stats(*id)?;
+        let BackendStats { opens, closes, .. } = maps.backend_stats(*id)?;
         if opens != closes
             && let Some(backend) = maps.backend(*id)?
         {
             let listener = (backend.protocol, backend.port);
             let addresses = listeners.entry(listener).or_default();
-            addresses.insert(backend.address.into());
+            addresses.insert(backend.address);
         }
     }
     if listeners.is_empty() {
@@ -145,7 +144,7 @@ type Listener = (u8, Port);
 
 fn close_in(
     netns: io::Result<File>,
-    listeners: &BTreeMap<Listener, BTreeSet<Ipv4Addr>>,
+    listeners: &BTreeMap<Listener, BTreeSet<Address>>,
     sent_there: &impl Fn(SocketKey) -> Result<bool, MapError>,
 ) -> io::Result<usize> {
     let netns = match netns {
@@ -162,9 +161,7 @@ fn close_in(
     for (listener, addresses) in listeners {
         for family in [Family::V4, Family::V6] {
             for id in list(&mut diag, family, *listener)? {
-                let to_backend = id
-                    .destination(family)
-                    .is_some_and(|to| addresses.contains(&to));
+                let to_backend = addresses.contains(&id.destination(family));
                 if to_backend && sent_there(id.cookie()).map_err(io::Error::other)? {
                     closed += destroy(&mut diag, family, listener.0, &id)?;
                 }
@@ -250,12 +247,12 @@ enum Family {
 struct SocketId([u8; ID_SIZE]);
 
 impl SocketId {
-    fn destination(&self, family: Family) -> Option<Ipv4Addr> {
+    fn destination(&self, family: Family) -> Address {
         let mut address = [0; 16];
         address.copy_from_slice(&self.0[20..36]);
-        match family {
-            Family::V4 => address.first_chunk::<4>().copied().map(Ipv4Addr::from),
-            Family::V6 => Ipv6Addr::from(address).to_ipv4_mapped(),
+        match (family, address) {
+            (Family::V4, [a, b, c, d, ..]) => Address::v4([a, b, c, d]),
+            (Family::V6, _) => Address(address),
         }
     }
 
@@ -372,9 +369,13 @@ mod tests {
         );
         assert_eq!(
             SocketId(id).destination(Family::V4),
-            Some(Ipv4Addr::new(10, 244, 1, 5))
+            Address::v4([10, 244, 1, 5])
         );
-        assert_eq!(SocketId(id).destination(Family::V6), None);
+        id[20..36].copy_from_slice(&Address::v4([10, 244, 1, 5]).0);
+        assert_eq!(
+            SocketId(id).destination(Family::V6),
+            Address::v4([10, 244, 1, 5])
+        );
         assert_eq!(SocketId(id).cookie(), SocketKey(1 << 32 | 7));
     }
 

@@ -3,14 +3,17 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use agent_ebpf::abi::{BackendEntry, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey};
+use agent_ebpf::abi::{
+    Address, BackendEntry, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey,
+};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::{Config, Dataplane, MapOp, MapSizes, Probe, probe, remove, start};
@@ -148,7 +151,7 @@ fn remove_cgroup(path: &Path) {
 /// The key of a service on 10.96.0.`host`.
 pub(super) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
     ServiceKey {
-        address: [10, 96, 0, host],
+        address: Address::v4([10, 96, 0, host]),
         port: port.to_be_bytes(),
         protocol,
         pad: 0,
@@ -157,12 +160,11 @@ pub(super) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
 
 /// The address of a service as an IPv6 socket dials it.
 pub(super) fn mapped(key: ServiceKey) -> SocketAddr {
-    let address = Ipv4Addr::from(key.address).to_ipv6_mapped();
-    (address, u16::from_be_bytes(key.port)).into()
+    (Ipv6Addr::from(key.address.0), u16::from_be_bytes(key.port)).into()
 }
 
 pub(super) fn dialled(key: ServiceKey) -> SocketAddr {
-    (Ipv4Addr::from(key.address), u16::from_be_bytes(key.port)).into()
+    (key.address.to_ip(), u16::from_be_bytes(key.port)).into()
 }
 
 /// An entry that keeps everything on the node as long as it can.
@@ -188,12 +190,9 @@ pub(super) fn put(
 ) -> Vec<MapOp> {
     let mut ops = Vec::new();
     for (slot, (id, address)) in backends.iter().enumerate() {
-        let SocketAddr::V4(v4) = address else {
-            panic!("IPv4 only")
-        };
         let backend = BackendEntry {
-            address: v4.ip().octets(),
-            port: v4.port().to_be_bytes(),
+            address: address.ip().into(),
+            port: address.port().to_be_bytes(),
             protocol: key.protocol,
             pad: 0,
         };
@@ -215,9 +214,21 @@ pub(super) fn slot_key(entry: &ServiceEntry, slot: u32) -> SlotKey {
     }
 }
 
+/// Waits for what the kernel does shortly after a socket is closed.
+pub(super) fn soon(mut what: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline {
+        if what() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
 /// A TCP backend on the loopback that answers each connection with its name. It serves until the test's process ends.
-pub(super) fn tcp_backend(name: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+pub(super) fn tcp_backend_at(at: &str, name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind(at).expect("a port");
     let address = listener.local_addr().expect("bound");
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -228,8 +239,8 @@ pub(super) fn tcp_backend(name: &'static str) -> SocketAddr {
 }
 
 /// A UDP backend on the loopback that answers each datagram with its name.
-pub(super) fn udp_backend(name: &'static str) -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+pub(super) fn udp_backend_at(at: &str, name: &'static str) -> SocketAddr {
+    let socket = UdpSocket::bind(at).expect("a port");
     let address = socket.local_addr().expect("bound");
     thread::spawn(move || {
         let mut buffer = [0; 64];
@@ -238,4 +249,12 @@ pub(super) fn udp_backend(name: &'static str) -> SocketAddr {
         }
     });
     address
+}
+
+pub(super) fn tcp_backend(name: &'static str) -> SocketAddr {
+    tcp_backend_at("127.0.0.1:0", name)
+}
+
+pub(super) fn udp_backend(name: &'static str) -> SocketAddr {
+    udp_backend_at("127.0.0.1:0", name)
 }

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::abi::{
-    BackendId, SHARE_ONE, ServiceEntry, ServiceKey, ServiceStats, TCP, UDP, maps as names,
+    Address, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, ServiceStats, TCP, UDP, maps as names,
 };
 
 use super::testing::{
-    Scratch, dialled, entry, mapped, on_scratch_node, put, service, slot_key, tcp_backend,
+    Scratch, dialled, entry, mapped, on_scratch_node, put, service, slot_key, soon, tcp_backend,
     udp_backend,
 };
 use super::{
@@ -20,7 +20,7 @@ use super::{
 };
 
 const WEB: ServiceKey = ServiceKey {
-    address: [10, 96, 0, 1],
+    address: Address::v4([10, 96, 0, 1]),
     port: [0, 80],
     protocol: TCP,
     pad: 0,
@@ -32,18 +32,6 @@ fn dial(key: ServiceKey) -> std::io::Result<String> {
     let mut name = String::new();
     stream.read_to_string(&mut name)?;
     Ok(name)
-}
-
-/// Waits for what the kernel does shortly after a socket is closed.
-fn soon(what: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline {
-        if what() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    false
 }
 
 #[test]
@@ -639,7 +627,8 @@ fn writes_are_idempotent_and_what_is_shown_is_what_was_written() {
                 "BACKENDS backend 9 -> 10.244.1.5:8080 TCP",
             ]
         );
-        assert_eq!(behind[0].raw_key, [10, 96, 0, 1, 0, 80, TCP, 0]);
+        let raw_key = [&WEB.address.0[..], &[0, 80, TCP, 0]].concat();
+        assert_eq!(behind[0].raw_key, raw_key);
         assert_eq!(maps.rows(names::SERVICES).unwrap(), behind[..1]);
         let fill: Vec<_> = maps
             .summaries()

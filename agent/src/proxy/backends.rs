@@ -215,7 +215,7 @@ mod tests {
     fn a_backend_keeps_its_id_until_nobody_holds_it() {
         let mut backends = Backends::new(Ids::starting_at(1));
         let target = Target {
-            address: [10, 0, 0, 1],
+            address: agent_ebpf::abi::Address::v4([10, 0, 0, 1]),
             port: [0, 80],
             protocol: 6,
         };

@@ -14,7 +14,7 @@ const COMFORTABLE_SHARE: u32 = SHARE_ONE - SHARE_ONE / 100;
 /// Where a backend listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
-    pub address: abi::Ipv4,
+    pub address: abi::Address,
     pub port: abi::Port,
     /// The `IPPROTO` number: 6 for TCP, 17 for UDP.
     pub protocol: u8,
@@ -134,7 +134,7 @@ pub fn desired(view: &View, node: &str, key: &ObjectKey) -> (Vec<Frontend>, Vec<
                 .get_or_insert_with(|| backends_of(view, here, key, service, port, protocol));
             frontends.push(Frontend {
                 key: ServiceKey {
-                    address: ip.octets(),
+                    address: (*ip).into(),
                     port: port.port.to_be_bytes(),
                     protocol,
                     pad: 0,
@@ -188,7 +188,7 @@ fn backends_of(
             };
             let class = classify(here, preference, service.publish_not_ready, endpoint);
             let target = Target {
-                address: ip.octets(),
+                address: (*ip).into(),
                 port: number.to_be_bytes(),
                 protocol,
             };

@@ -14,7 +14,7 @@ fn order(frontend: &Frontend) -> Vec<(u8, Class)> {
     frontend
         .backends
         .iter()
-        .map(|backend| (backend.target.address[3], backend.class))
+        .map(|backend| (backend.target.address.0[15], backend.class))
         .collect()
 }
 
@@ -33,7 +33,7 @@ fn near_before_far_before_leaving() {
     assert_eq!(
         frontend.key,
         ServiceKey {
-            address: [10, 96, 0, 1],
+            address: abi::Address::v4([10, 96, 0, 1]),
             port: [0, 80],
             protocol: abi::TCP,
             pad: 0

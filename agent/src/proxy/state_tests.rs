@@ -344,13 +344,13 @@ fn slots_stand_in_order_and_ids_stay() {
     let order: Vec<u8> = maps
         .slots
         .values()
-        .map(|id| maps.backends[id].address[3])
+        .map(|id| maps.backends[id].address.0[15])
         .collect();
     assert_eq!(order, [2, 3, 4, 1]);
     let ids: BTreeMap<u8, BackendId> = maps
         .backends
         .iter()
-        .map(|(id, row)| (row.address[3], *id))
+        .map(|(id, row)| (row.address.0[15], *id))
         .collect();
 
     // One goes, one comes: the others keep their ids, and only what changed is written.
@@ -371,7 +371,7 @@ fn slots_stand_in_order_and_ids_stay() {
     );
     assert!(matches!(ops.last(), Some(MapOp::PutService(_, entry)) if entry.generation == 2));
     for (last, id) in ids {
-        assert_eq!(maps.backends[&id].address[3], last);
+        assert_eq!(maps.backends[&id].address.0[15], last);
     }
 }
 

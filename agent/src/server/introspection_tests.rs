@@ -46,6 +46,7 @@ impl MapReader for FakeReader {
         let stats = BackendStats {
             opens: 7,
             closes: 5,
+            ..BackendStats::default()
         };
         Ok(Totals {
             backends: BTreeMap::from([(BackendId(1), stats)]),
@@ -180,7 +181,7 @@ async fn a_service_is_explained_down_to_its_map_entries() {
     );
     assert_eq!((near.opens, near.active), (7, 2));
     assert!(near.share > 0.98 && far.share < 0.02 && !far.local);
-    assert_eq!(detail.entries[0].key, "[10, 96, 0, 1]");
+    assert_eq!(detail.entries[0].key, "10.96.0.1");
 }
 
 #[tokio::test]

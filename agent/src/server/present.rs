@@ -1,7 +1,7 @@
 //! From the agent's state to the introspection API's messages. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent_ebpf::abi::{self, BackendId, SHARE_ONE, ServiceKey};
 
@@ -227,13 +227,13 @@ pub(super) fn backends(
 }
 
 /// What the cluster says of each backend address, with the namespace.
-type Endpoints<'a> = HashMap<Ipv4Addr, (&'a Name, &'a Endpoint)>;
+type Endpoints<'a> = HashMap<IpAddr, (&'a Name, &'a Endpoint)>;
 
 fn endpoints<'a>(view: &'a View, services: impl Iterator<Item = &'a ObjectKey>) -> Endpoints<'a> {
     let mut known = BTreeMap::new();
     for service in services {
         for endpoint in view.slices_for(service).flat_map(|slice| &slice.endpoints) {
-            if let Some(std::net::IpAddr::V4(ip)) = endpoint.addresses.first() {
+            if let Some(ip) = endpoint.addresses.first() {
                 known.insert(*ip, (&service.namespace, endpoint));
             }
         }
@@ -252,7 +252,7 @@ impl Known<'_> {
     /// `class` is `None` for a backend that no service names any more.
     fn backend(&self, id: BackendId, target: Target, class: Option<Class>) -> api::Backend {
         let stats = self.totals.backends.get(&id).copied().unwrap_or_default();
-        let found = self.endpoints.get(&Ipv4Addr::from(target.address));
+        let found = self.endpoints.get(&target.address.to_ip());
         let endpoint = found.map(|(_, endpoint)| *endpoint);
         let name = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
         let node = endpoint.and_then(|endpoint| endpoint.node.as_ref());
@@ -297,8 +297,8 @@ fn policy(live: &Live) -> String {
     text
 }
 
-fn address(ip: abi::Ipv4, port: abi::Port) -> String {
-    format!("{}:{}", Ipv4Addr::from(ip), u16::from_be_bytes(port))
+fn address(ip: abi::Address, port: abi::Port) -> String {
+    SocketAddr::from((ip.to_ip(), u16::from_be_bytes(port))).to_string()
 }
 
 fn protocol(number: u8) -> String {
