@@ -173,7 +173,7 @@ pub struct SocketKey(pub u64);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketEntry {
-    /// `bpf_ktime_get_ns` when the socket was sent there.
+    /// `bpf_ktime_get_ns` when the socket was sent there: of TCP when its SYN left, 0 before.
     pub started_ns: u64,
     /// Cookie of the socket's network namespace.
     pub netns_cookie: u64,
@@ -185,9 +185,8 @@ pub struct SocketEntry {
     pub protocol: u8,
     pub pad: u8,
     pub service: ReverseEntry,
-    /// How long the TCP handshake took, in microseconds; 0 until it is done.
-    pub handshake_us: u32,
-    pub pad2: u32,
+    /// How long the TCP handshake took, in nanoseconds; 0 until it is done.
+    pub handshake_ns: u64,
 }
 
 /// `kn_sock_ops` follows the connection and hears when it is over.
@@ -439,7 +438,7 @@ mod tests {
         no_padding!(SlotKey: service_id 4, generation 4, slot 4 => 12);
         no_padding!(BackendEntry: address 16, port 2, protocol 1, pad 1 => 20);
         no_padding!(SocketEntry: started_ns 8, netns_cookie 8, flags 8, backend_address 16, backend_port 2, protocol 1,
-            pad 1, service 28, handshake_us 4, pad2 4 => 80);
+            pad 1, service 28, handshake_ns 8 => 80);
         no_padding!(ReverseKey: cookie 8, address 16, port 2, pad 6 => 32);
         no_padding!(ReverseEntry: address 16, port 2, pad 2, backend 4, service_id 4 => 28);
         no_padding!(AffinityKey: netns_cookie 8, service_id 4, pad 4 => 16);

@@ -40,7 +40,10 @@ fn connecting(ctx: &SockOpsContext) {
     }
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
     if ctx.set_cb_flags(flags as i32).is_ok() {
-        ctx::set_flag(entry, SOCKET_FOLLOWED);
+        // SAFETY: a plain helper call.
+        entry.started_ns = unsafe { bpf_ktime_get_ns() };
+        // Not atomic: the application is in connect, so it releases nothing now.
+        entry.flags |= SOCKET_FOLLOWED;
     }
 }
 
@@ -50,12 +53,7 @@ fn established(ctx: &SockOpsContext) {
         return;
     };
     let took = since(entry);
-    let microseconds = took / 1_000;
-    entry.handshake_us = if microseconds > u64::from(u32::MAX) {
-        u32::MAX
-    } else {
-        microseconds as u32
-    };
+    entry.handshake_ns = took;
     count::established(entry.service.backend, took);
     events::sampled(
         EVENT_ESTABLISHED,

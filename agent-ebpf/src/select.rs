@@ -23,6 +23,10 @@ pub const ATTEMPTS: u32 = 3;
 /// further behind loses its clients' affinity at a change.
 pub const AFFINITY_SCAN: u32 = 128;
 
+/// How old the last use in a client's affinity row may be before it is written anew, in nanoseconds. A client's timeout
+/// may so begin this much too early; in return one that dials often costs a lookup and no write.
+pub const AFFINITY_REFRESH_NS: u64 = 250_000_000;
+
 /// The rows that a choice reads, and the one kind that it writes.
 pub trait Tables {
     /// A row read while user space replaces it may hold another service's key: the choice checks it.
@@ -146,10 +150,15 @@ fn with_affinity(
     let now = caller.now_ns();
     let timeout = u64::from(service.affinity_timeout_s) * 1_000_000_000;
     let mut chosen = None;
-    if let Some(last) = tables.affinity(&key)
-        && now.saturating_sub(last.last_use_ns) < timeout
-    {
-        chosen = find(tables, service, &last).map(|slot| (slot, last.backend));
+    if let Some(last) = tables.affinity(&key) {
+        let age = now.saturating_sub(last.last_use_ns);
+        if age < timeout {
+            chosen = find(tables, service, &last).map(|slot| (slot, last.backend));
+            let current = chosen == Some((last.slot, last.backend));
+            if current && last.generation == service.generation && age < AFFINITY_REFRESH_NS {
+                return Some(last.backend);
+            }
+        }
     }
     if chosen.is_none() {
         chosen = tables

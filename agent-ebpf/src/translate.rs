@@ -86,9 +86,13 @@ fn remember(
         }
     }
     let now = SocketEntry {
-        // SAFETY: plain helper calls; the second on the program's own context.
-        started_ns: unsafe { bpf_ktime_get_ns() },
-        // SAFETY: as above.
+        started_ns: if dialled.protocol == UDP {
+            // SAFETY: a plain helper call.
+            unsafe { bpf_ktime_get_ns() }
+        } else {
+            0
+        },
+        // SAFETY: a plain helper call on the program's own context.
         netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
         flags: if events::drawn() { SOCKET_SAMPLED } else { 0 },
         backend_address: backend.address,
@@ -102,8 +106,7 @@ fn remember(
             backend: id,
             service_id,
         },
-        handshake_us: 0,
-        pad2: 0,
+        handshake_ns: 0,
     };
     if SOCKETS.insert(socket, now, IF_ABSENT).is_ok() {
         count::opened(id);

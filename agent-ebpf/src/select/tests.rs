@@ -324,6 +324,31 @@ fn affinity_keeps_the_backend_until_it_times_out() {
 }
 
 #[test]
+fn each_use_counts_against_the_timeout_unless_the_last_was_a_moment_ago() {
+    let tables = Fake::with(sticky(50));
+    let first = chosen(&tables, &client(0));
+    let last_use = || {
+        let rows = tables.affinity.borrow();
+        rows.values().next().expect("remembered").last_use_ns
+    };
+    let began = 1000 * 1_000_000_000;
+    let moment_ago = began - AFFINITY_REFRESH_NS / 2;
+    tables
+        .affinity
+        .borrow_mut()
+        .values_mut()
+        .for_each(|e| e.last_use_ns = moment_ago);
+    assert_eq!(chosen(&tables, &client(1)), first);
+    assert_eq!(last_use(), moment_ago);
+    let later = Client {
+        now_s: 1050,
+        ..client(2)
+    };
+    assert_eq!(chosen(&tables, &later), first);
+    assert_eq!(last_use(), 1050 * 1_000_000_000);
+}
+
+#[test]
 fn affinity_is_one_clients_own() {
     let tables = Fake::with(sticky(50));
     let of = |netns| {

@@ -24,7 +24,7 @@ mod probe;
 mod sockets;
 mod sys;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
