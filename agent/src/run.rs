@@ -29,6 +29,7 @@ use crate::dataplane::{
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::{DnsError, DnsServer};
+use crate::events::Events;
 use crate::network::addresses::gateway;
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
@@ -179,10 +180,18 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         parts.spawn(unfailing(watch));
     }
     let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
-    let (cluster, name) = (node.cluster.clone(), node.name.clone());
+    let services = proxy::Settings {
+        node: node.name.clone(),
+        locality: config.locality,
+        events: Some(Events::start(
+            client.clone(),
+            "kernelet",
+            node.name.to_string(),
+        )),
+    };
     parts.spawn(unfailing(proxy::run(
-        cluster,
-        name,
+        node.cluster.clone(),
+        services,
         proxy.clone(),
         metrics,
         maps,

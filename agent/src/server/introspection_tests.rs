@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use agent_ebpf::abi::{BackendId, BackendStats};
 
 use super::*;
-use crate::cluster::{Endpoint, Node, Protocol, Service, ServicePort, Slice, SlicePort};
+use crate::cluster::{Endpoint, Locality, Node, Protocol, Service, ServicePort, Slice, SlicePort};
 use crate::introspection::introspection_client::IntrospectionClient;
 use crate::pod::PodSummary;
 use crate::proxy::{LbState, desired};
@@ -62,9 +62,8 @@ fn endpoint(last: u8, node: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: Some(node.into()),
-        zone: None,
-        hostname: None,
         pod: Some(format!("web-{last}").into()),
+        ..Endpoint::default()
     }
 }
 
@@ -109,9 +108,10 @@ fn agent() -> Introspection {
                 service: "web".into(),
                 ports: vec![port],
                 endpoints,
+                ..Slice::default()
             }),
         );
-        let (frontends, ignored) = desired(view, "a", &web);
+        let (frontends, ignored) = desired(view, "a", Locality::Node, &web);
         for frontend in state.assign(&web, frontends, ignored) {
             let flip = state.plan(&web, &frontend).unwrap();
             state.settle(flip, true);
@@ -162,7 +162,7 @@ async fn a_service_is_explained_down_to_its_map_entries() {
         name: "web".into(),
     };
     let reply = client.show_service(request).await.unwrap().into_inner();
-    assert_eq!(reply.notes, ["SCTP ports are not translated"]);
+    assert_eq!(reply.notes, ["only TCP and UDP are translated: 81/SCTP"]);
     let [detail] = &reply.ports[..] else {
         panic!("one address: {reply:?}")
     };
