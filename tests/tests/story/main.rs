@@ -6,4 +6,5 @@
 mod application;
 mod healing;
 mod images;
+mod policies;
 mod serving;
