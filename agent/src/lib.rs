@@ -13,6 +13,7 @@ pub mod pod;
 pub mod proxy;
 pub mod run;
 pub mod runtime;
+pub mod self_test;
 pub mod server;
 #[cfg(test)]
 mod testing;

@@ -7,6 +7,9 @@
 //! ```
 //!
 //! The services come first and need nothing of the rest: they are served again before the node is known to anybody.
+//! [`proxy_only`] runs that half alone.
+
+mod proxy_only;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -20,13 +23,14 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
-    self, ClosingMaps, Events, Feature, LoadError, MapError, MapSizes, Maps, ProbeError, Retired,
-    ServiceMaps as _,
+    self, ClosingMaps, Events, Feature, LoadError, MapError, MapSizes, Maps, Probe, ProbeError,
+    Retired, ServiceMaps as _, TakeOver,
 };
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
@@ -60,6 +64,8 @@ const DNS_PORT: u16 = 53;
 const RANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
+/// Between two attempts to let new service programs take over.
+const TAKE_OVER_RETRY: Duration = Duration::from_secs(5);
 /// The node's own resolvers, for names outside of the cluster.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -94,6 +100,13 @@ pub enum RunError {
     Dns(#[from] DnsError),
     #[error("cannot tell which program this is, which writes the containers' logs")]
     Program(#[source] io::Error),
+    #[error("cannot listen for {what} at {address}; is kube-proxy running on this node?")]
+    ListenAsProxy {
+        what: &'static str,
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error(
         "cannot listen for the kubelet API at {address}; is another kubelet running on this node?"
     )]
@@ -137,8 +150,89 @@ struct Node {
     paths: Paths,
 }
 
+/// The half of the agent that routes services.
+struct Services<'a> {
+    config: &'a AgentConfig,
+    node: &'a Name,
+    cluster: &'a Cluster,
+    /// Directory of the pins of the pods' network namespaces.
+    namespaces: PathBuf,
+}
+
+impl Services<'_> {
+    /// Brings the programs into the kernel, and starts what keeps their maps as the cluster wants them. Gives what shows
+    /// them to people.
+    fn start(
+        self,
+        probe: Probe,
+        client: &kube::Client,
+        pods: PodTable,
+        registry: &mut Registry,
+        parts: &mut Parts,
+    ) -> Result<Introspection, RunError> {
+        let dataplane = dataplane::start(
+            &dataplane::Config {
+                bpf_dir: self.config.bpf_dir.clone(),
+                cgroup: probe.cgroup.clone(),
+                sizes: MapSizes::default(),
+            },
+            &probe,
+        )?;
+        info!(
+            adopted = dataplane.adopted,
+            "the service programs are in the kernel"
+        );
+        let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
+        let retired = Retired::default();
+        for watch in self.cluster.watches(client) {
+            parts.spawn(unfailing(watch));
+        }
+        parts.spawn(unfailing(proxy::run(
+            self.cluster.clone(),
+            self.node.clone(),
+            proxy.clone(),
+            Metrics::new(registry),
+            ClosingMaps::new(dataplane.maps, self.namespaces.clone()).telling(retired.clone()),
+        )));
+        if let Some(take_over) = dataplane.take_over {
+            parts.spawn(unfailing(take_over_when_complete(take_over, proxy.clone())));
+        }
+        let observed = Observed {
+            node: self.node,
+            cluster: self.cluster,
+            proxy: &proxy,
+            maps: &dataplane.dir,
+            pins: self.namespaces,
+            retired,
+            pods,
+            features: probe.features,
+        };
+        observed.start(registry, parts)
+    }
+}
+
+/// Lets the new programs serve once their tables are complete. Until then those of another version do.
+async fn take_over_when_complete(mut take_over: TakeOver, proxy: ProxyHandle) {
+    info!("the service programs of another version serve until the new tables are complete");
+    proxy.complete().await;
+    // System calls only, and some of them for each open socket.
+    while let Err(error) = tokio::task::block_in_place(|| take_over.run()) {
+        warn!(
+            error = chain(&error),
+            "the new service programs cannot take over; trying again"
+        );
+        tokio::time::sleep(TAKE_OVER_RETRY).await;
+    }
+    // The links hold the programs.
+    drop(take_over);
+    std::future::pending().await
+}
+
 /// Runs the agent that holds the introspection socket: there is no other in this run directory.
 async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunError> {
+    if config.proxy_only {
+        return proxy_only::run(config, socket).await;
+    }
     let probe = dataplane::probe(config.cgroup_root.as_deref())?;
     let node_client = NodeClient::load(&config.kubeconfig()).await?;
     let node = Node {
@@ -163,46 +257,18 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     runtime.version().await?;
     let fresh = !config.bpf_dir.exists();
 
-    let dataplane = dataplane::start(
-        &dataplane::Config {
-            bpf_dir: config.bpf_dir.clone(),
-            cgroup: probe.cgroup.clone(),
-            sizes: MapSizes::default(),
-        },
-        &probe,
-    )?;
-    let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
     let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
     let (health, health_seen) = watch::channel(Health::default());
     let pods = PodTable::default();
     let mut parts = Parts::new();
-
-    for watch in node.cluster.watches(&client) {
-        parts.spawn(unfailing(watch));
-    }
-    let retired = Retired::default();
-    let pins = config.run_dir.join("netns");
-    let maps = ClosingMaps::new(dataplane.maps, pins.clone()).telling(retired.clone());
-    let (cluster, name) = (node.cluster.clone(), node.name.clone());
-    parts.spawn(unfailing(proxy::run(
-        cluster,
-        name,
-        proxy.clone(),
-        metrics,
-        maps,
-    )));
-    let observed = Observed {
+    let services = Services {
+        config,
         node: &node.name,
         cluster: &node.cluster,
-        proxy: &proxy,
-        maps: &dataplane.dir,
-        pins,
-        retired,
-        pods: pods.clone(),
-        features: probe.features,
+        namespaces: config.run_dir.join("netns"),
     };
-    let mut introspection = observed.start(&mut registry, &mut parts)?;
+    let mut introspection =
+        services.start(probe, &client, pods.clone(), &mut registry, &mut parts)?;
     show_health(&mut introspection, &health_seen);
     parts.spawn(introspect(introspection, socket));
     parts.spawn(keep_node(upkeep(&node, client.clone(), health_seen)));
@@ -217,7 +283,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         metrics: Arc::new(move || text(&registry)),
     };
     parts.spawn(unfailing(https::serve(kubelet, tls, api)));
-    info!(node = %node.name, address = %node.address, adopted = dataplane.adopted, "the agent runs");
+    info!(node = %node.name, address = %node.address, "the agent runs");
 
     parts.spawn(unfailing(watch_runtime(runtime.clone(), health.clone())));
 

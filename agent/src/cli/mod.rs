@@ -9,10 +9,12 @@ mod join;
 mod map;
 mod pod;
 mod run;
+mod self_test;
 mod service;
 mod status;
 mod table;
 mod trace;
+mod upgrade_check;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -62,6 +64,10 @@ enum Command {
     Pod(pod::Command),
     /// Remove the programs and maps that a stopped agent left in the kernel
     Cleanup(cleanup::Args),
+    /// What a start of this program would do about the programs and maps that are pinned; changes nothing
+    UpgradeCheck(upgrade_check::Args),
+    /// Try on this kernel all that the service programs do, beside whatever runs here
+    SelfTest(self_test::Args),
     /// Write one container's log; containerd starts it
     #[command(hide = true)]
     LogPipe {
@@ -83,6 +89,12 @@ pub enum CliError {
     Ask(#[from] ask::AskError),
     #[error(transparent)]
     Cleanup(#[from] cleanup::CleanupError),
+    #[error(transparent)]
+    UpgradeCheck(#[from] crate::dataplane::LoadError),
+    #[error(transparent)]
+    SelfTest(#[from] crate::self_test::PlaceError),
+    #[error("{failed} of {of} checks failed")]
+    ChecksFailed { failed: usize, of: usize },
     #[error("cannot write the answer as JSON")]
     Json(#[from] serde_json::Error),
     #[error("cannot write the answer")]
@@ -103,6 +115,8 @@ pub fn execute(cli: Cli) -> ExitCode {
         Command::Map(command) => map::run(&command).and_then(print),
         Command::Pod(command) => pod::run(&command).and_then(print),
         Command::Cleanup(args) => cleanup::run(&args).and_then(print),
+        Command::UpgradeCheck(args) => upgrade_check::run(&args).and_then(print),
+        Command::SelfTest(args) => self_test::run(&args),
         Command::LogPipe { args } => return crate::runtime::log_pipe::run(&args),
     };
     match outcome {
@@ -158,6 +172,8 @@ mod tests {
             "kernelet map dump SERVICES --raw",
             "kernelet pod list",
             "kernelet cleanup",
+            "kernelet self-test -o json",
+            "kernelet upgrade-check --bpf-dir /sys/fs/bpf/k",
             "kernelet log-pipe /var/log/0.log",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");

@@ -45,6 +45,12 @@ pub enum MapError {
         #[source]
         source: AyaError,
     },
+    #[error("cannot carry rows of another version into map {map}")]
+    Carry {
+        map: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write map {}", names::CONFIG)]
     Config {
         #[source]
@@ -267,7 +273,7 @@ impl<T: Sum, I: Iterator<Item = T>> SumUp<T> for I {
     }
 }
 
-fn open<T: TryFrom<Map, Error = AyaError>>(
+pub(super) fn open<T: TryFrom<Map, Error = AyaError>>(
     dir: &Path,
     name: &str,
     kind: fn(MapData) -> Map,
@@ -337,7 +343,7 @@ pub(super) fn read(map: &'static str, source: AyaError) -> MapError {
     MapError::Read { map, source }
 }
 
-fn errno(error: AyaError) -> io::Error {
+pub(super) fn errno(error: AyaError) -> io::Error {
     match error {
         AyaError::SyscallError(error) => error.io_error,
         AyaError::IoError(error) => error,

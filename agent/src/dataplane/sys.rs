@@ -9,6 +9,7 @@ use std::path::Path;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 #[repr(C)]
@@ -31,6 +32,21 @@ struct LinkUpdateAttr {
     new_program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    program_count: u32,
+    pad: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// `struct bpf_link_info` up to the fields of a cgroup link.
@@ -90,6 +106,20 @@ pub(super) fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<u64> {
         },
     )?;
     Ok(info.cgroup)
+}
+
+/// Whether programs can be attached to an interface's packet path by links that share it (Linux 6.6).
+pub(super) fn has_tcx() -> bool {
+    const BPF_TCX_INGRESS: u32 = 46;
+    const LOOPBACK: u32 = 1;
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut attr: QueryAttr = unsafe { zeroed() };
+    (attr.target, attr.attach_type) = (LOOPBACK, BPF_TCX_INGRESS);
+    match bpf(BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => true,
+        // Nothing was ever attached there. A kernel that does not know the attach type says EINVAL.
+        Err(error) => error.raw_os_error() == Some(libc::ENOENT),
+    }
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
