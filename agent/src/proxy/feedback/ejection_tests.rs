@@ -170,6 +170,7 @@ fn frontend(classes: &[Class]) -> Frontend {
         port_name: "".into(),
         preference: Preference::Node,
         affinity_timeout_s: 0,
+        created: 0,
         node_share: 0,
         backends,
     }

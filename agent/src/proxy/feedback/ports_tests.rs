@@ -180,14 +180,10 @@ fn under(load: impl Fn(u64) -> Load, looks: u32) -> (f64, Signal) {
 #[test]
 fn each_strain_brings_the_share_down_to_an_even_spread() {
     // A limit of half a CPU is 50 ms in a period of 100 ms.
-    let table: [(&str, Box<dyn Fn(u64) -> Load>, Signal); 3] = [
-        ("queue", Box::new(|_| full()), Signal::AcceptQueue),
-        ("use", Box::new(|at| cpu(at * 50, 0)), Signal::CpuUse),
-        (
-            "throttling",
-            Box::new(|at| cpu(at * 30, at)),
-            Signal::Throttling,
-        ),
+    let table: [(&str, fn(u64) -> Load, Signal); 3] = [
+        ("queue", |_| full(), Signal::AcceptQueue),
+        ("use", |at| cpu(at * 50, 0), Signal::CpuUse),
+        ("throttling", |at| cpu(at * 30, at), Signal::Throttling),
     ];
     for (what, load, signal) in table {
         let (share, decides) = under(load, 400);

@@ -216,6 +216,7 @@ fn frontend(node: usize, count: usize) -> Frontend {
         port_name: "".into(),
         preference: Preference::Node,
         affinity_timeout_s: 0,
+        created: 0,
         node_share: (MOST * f64::from(SHARE_ONE)) as u32,
         backends,
     }

@@ -5,7 +5,7 @@ use super::super::super::policy::{Class, desired};
 use super::super::super::testing::*;
 use super::super::signals::{Counters, Load};
 use super::*;
-use crate::cluster::{Endpoint, View};
+use crate::cluster::{Endpoint, Locality, View};
 use crate::dataplane::MapOp;
 
 /// Backends as a test wants them.
@@ -55,7 +55,7 @@ impl Node {
 
     /// As the worker does it. Gives the writes.
     fn sync(&mut self, owner: &ObjectKey) -> Vec<MapOp> {
-        let (mut frontends, ignored) = desired(&self.view, NODE, owner);
+        let (mut frontends, ignored) = desired(&self.view, NODE, Locality::Node, owner);
         for frontend in &mut frontends {
             self.watch.apply(owner, frontend);
         }
