@@ -27,7 +27,7 @@ mod sockets;
 mod sys;
 mod take_over;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! A scratch node for tests in the real kernel: a [`Place`], a network namespace that this thread is in, and backends.
 
-use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{self, Read};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::Deref;
 use std::panic::resume_unwind;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ const PREFIX: &str = "kn-dp-test-";
 static TURN: Mutex<()> = Mutex::new(());
 
 /// One test's node.
-pub(super) struct Scratch(Place);
+pub(crate) struct Scratch(Place);
 
 impl Deref for Scratch {
     type Target = Place;
@@ -32,7 +33,7 @@ impl Deref for Scratch {
 }
 
 /// Runs `test` on a scratch node, or says why it cannot; under `CI` that is a failure.
-pub(super) fn on_scratch_node(test: fn(&Scratch)) {
+pub(crate) fn on_scratch_node(test: fn(&Scratch)) {
     if let Some(reason) = missing() {
         assert!(
             std::env::var_os("CI").is_none(),
@@ -60,13 +61,13 @@ fn missing() -> Option<String> {
 }
 
 impl Scratch {
-    pub(super) fn start(&self) -> Dataplane {
+    pub(crate) fn start(&self) -> Dataplane {
         start(&self.config, &self.probe).expect("the dataplane starts")
     }
 }
 
 /// The key of a service on 10.96.0.`host`.
-pub(super) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
+pub(crate) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
     ServiceKey {
         address: Address::v4([10, 96, 0, host]),
         port: port.to_be_bytes(),
@@ -76,16 +77,16 @@ pub(super) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
 }
 
 /// The address of a service as an IPv6 socket dials it.
-pub(super) fn mapped(key: ServiceKey) -> SocketAddr {
+pub(crate) fn mapped(key: ServiceKey) -> SocketAddr {
     (Ipv6Addr::from(key.address.0), u16::from_be_bytes(key.port)).into()
 }
 
-pub(super) fn dialled(key: ServiceKey) -> SocketAddr {
+pub(crate) fn dialled(key: ServiceKey) -> SocketAddr {
     (key.address.to_ip(), u16::from_be_bytes(key.port)).into()
 }
 
 /// An entry that keeps everything on the node as long as it can.
-pub(super) fn entry(service_id: u32, generation: u32, local: u32, ready: u32) -> ServiceEntry {
+pub(crate) fn entry(service_id: u32, generation: u32, local: u32, ready: u32) -> ServiceEntry {
     ServiceEntry {
         service_id,
         generation,
@@ -100,7 +101,7 @@ pub(super) fn entry(service_id: u32, generation: u32, local: u32, ready: u32) ->
 }
 
 /// The writes that bring a service to `backends`, in the order of the update protocol.
-pub(super) fn put(
+pub(crate) fn put(
     key: ServiceKey,
     entry: ServiceEntry,
     backends: &[(u32, SocketAddr)],
@@ -123,7 +124,7 @@ pub(super) fn put(
     ops
 }
 
-pub(super) fn slot_key(entry: &ServiceEntry, slot: u32) -> SlotKey {
+pub(crate) fn slot_key(entry: &ServiceEntry, slot: u32) -> SlotKey {
     SlotKey {
         service_id: entry.service_id,
         generation: entry.generation,
@@ -132,7 +133,7 @@ pub(super) fn slot_key(entry: &ServiceEntry, slot: u32) -> SlotKey {
 }
 
 /// Waits for what the kernel does shortly after a socket is closed.
-pub(super) fn soon(mut what: impl FnMut() -> bool) -> bool {
+pub(crate) fn soon(mut what: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline {
         if what() {
@@ -144,7 +145,7 @@ pub(super) fn soon(mut what: impl FnMut() -> bool) -> bool {
 }
 
 /// A TCP backend on the loopback that answers each connection with its name. It serves until the test's process ends.
-pub(super) fn tcp_backend_at(at: &str, name: &'static str) -> SocketAddr {
+pub(crate) fn tcp_backend_at(at: &str, name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind(at).expect("a port");
     let address = listener.local_addr().expect("bound");
     thread::spawn(move || {
@@ -156,7 +157,7 @@ pub(super) fn tcp_backend_at(at: &str, name: &'static str) -> SocketAddr {
 }
 
 /// A UDP backend on the loopback that answers each datagram with its name.
-pub(super) fn udp_backend_at(at: &str, name: &'static str) -> SocketAddr {
+pub(crate) fn udp_backend_at(at: &str, name: &'static str) -> SocketAddr {
     let socket = UdpSocket::bind(at).expect("a port");
     let address = socket.local_addr().expect("bound");
     thread::spawn(move || {
@@ -168,10 +169,61 @@ pub(super) fn udp_backend_at(at: &str, name: &'static str) -> SocketAddr {
     address
 }
 
-pub(super) fn tcp_backend(name: &'static str) -> SocketAddr {
+pub(crate) fn tcp_backend(name: &'static str) -> SocketAddr {
     tcp_backend_at("127.0.0.1:0", name)
 }
 
-pub(super) fn udp_backend(name: &'static str) -> SocketAddr {
+pub(crate) fn udp_backend(name: &'static str) -> SocketAddr {
     udp_backend_at("127.0.0.1:0", name)
+}
+
+/// Connects and reads the name of the backend.
+pub(crate) fn dial(key: ServiceKey) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(dialled(key))?;
+    let mut name = String::new();
+    stream.read_to_string(&mut name)?;
+    Ok(name)
+}
+
+/// Dials in a loop on a thread of its own until told to stop.
+pub(crate) struct Dialler {
+    stop: Arc<AtomicBool>,
+    dialled: Arc<AtomicU32>,
+    thread: thread::JoinHandle<Vec<String>>,
+}
+
+impl Dialler {
+    /// Collects as failures every error and every answer that is not `expected`.
+    pub(crate) fn start(key: ServiceKey, expected: &'static str) -> Self {
+        let (stop, dialled) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU32::new(0)),
+        );
+        let (stopped, count) = (stop.clone(), dialled.clone());
+        let thread = thread::spawn(move || {
+            let mut failures = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                match dial(key) {
+                    Ok(name) if name == expected => drop(count.fetch_add(1, Ordering::Relaxed)),
+                    other => failures.push(format!("{other:?}")),
+                }
+            }
+            failures
+        });
+        Self {
+            stop,
+            dialled,
+            thread,
+        }
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.dialled.load(Ordering::Relaxed)
+    }
+
+    /// The failures.
+    pub(crate) fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }

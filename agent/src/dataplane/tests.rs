@@ -2,9 +2,6 @@
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::abi::{
@@ -12,8 +9,8 @@ use agent_ebpf::abi::{
 };
 
 use super::testing::{
-    Scratch, dialled, entry, mapped, on_scratch_node, put, service, slot_key, soon, tcp_backend,
-    udp_backend,
+    Dialler, Scratch, dial, dialled, entry, mapped, on_scratch_node, put, service, slot_key, soon,
+    tcp_backend, udp_backend,
 };
 use super::{MapError, MapOp, MapSizes, ServiceMaps, Sockets, close_sockets, start};
 
@@ -23,14 +20,6 @@ pub(super) const WEB: ServiceKey = ServiceKey {
     protocol: TCP,
     pad: 0,
 };
-
-/// Connects and reads the name of the backend.
-pub(super) fn dial(key: ServiceKey) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(dialled(key))?;
-    let mut name = String::new();
-    stream.read_to_string(&mut name)?;
-    Ok(name)
-}
 
 #[test]
 fn a_tcp_socket_reaches_the_backend_and_sees_the_service() {
@@ -323,49 +312,6 @@ fn session_affinity_holds_for_a_network_namespace() {
             "the table changed, the backend did not"
         );
     });
-}
-
-/// Dials in a loop on a thread of its own until told to stop.
-pub(super) struct Dialler {
-    stop: Arc<AtomicBool>,
-    dialled: Arc<AtomicU32>,
-    thread: thread::JoinHandle<Vec<String>>,
-}
-
-impl Dialler {
-    /// Collects as failures every error and every answer that is not `expected`.
-    pub(super) fn start(key: ServiceKey, expected: &'static str) -> Self {
-        let (stop, dialled) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU32::new(0)),
-        );
-        let (stopped, count) = (stop.clone(), dialled.clone());
-        let thread = thread::spawn(move || {
-            let mut failures = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                match dial(key) {
-                    Ok(name) if name == expected => drop(count.fetch_add(1, Ordering::Relaxed)),
-                    other => failures.push(format!("{other:?}")),
-                }
-            }
-            failures
-        });
-        Self {
-            stop,
-            dialled,
-            thread,
-        }
-    }
-
-    pub(super) fn count(&self) -> u32 {
-        self.dialled.load(Ordering::Relaxed)
-    }
-
-    /// The failures.
-    pub(super) fn stop(self) -> Vec<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
 }
 
 #[test]

@@ -12,9 +12,10 @@ use aya::maps::{HashMap, MapData, PerCpuHashMap, PerCpuValues};
 use socket2::SockRef;
 
 use super::testing::{
-    Scratch, dialled, entry, on_scratch_node, put, slot_key, soon, tcp_backend, udp_backend,
+    Dialler, Scratch, dial, dialled, entry, on_scratch_node, put, slot_key, soon, tcp_backend,
+    udp_backend,
 };
-use super::tests::{Dialler, WEB, dial};
+use super::tests::WEB;
 use super::{Carried, Dataplane, MapSizes, ServiceMaps, start, upgrade_check, v1};
 
 const DNS: ServiceKey = ServiceKey {

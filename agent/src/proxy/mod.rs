@@ -12,6 +12,8 @@
 mod adopt;
 mod backends;
 mod handle;
+#[cfg(test)]
+mod kernel_tests;
 mod live;
 mod policy;
 mod queries;

@@ -20,7 +20,7 @@ use crate::cluster::{Change, Cluster, Name, ObjectKey, Pending};
 use crate::dataplane::{MapOp, ServiceMaps};
 
 /// How long what a flip left behind stays at least. A lookup takes microseconds.
-const COLLECT_AFTER: Duration = Duration::from_millis(250);
+pub(super) const COLLECT_AFTER: Duration = Duration::from_millis(250);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Services between two chances for other tasks to run.

@@ -2,11 +2,21 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use kernelet_tests::host::netns_path;
 
-use super::{ENDPOINTS, PORT, endpoint, service};
+use super::client::Exchange;
+use super::{ENDPOINTS, Family, PORT};
+
+fn service(number: u32) -> SocketAddr {
+    super::service(Family::V4, number)
+}
+
+fn endpoint(number: u32, index: u32) -> SocketAddr {
+    super::endpoint(Family::V4, number, index)
+}
 
 /// One chain a service and an endpoint, found by walking along a list: kube-proxy's iptables mode.
 pub fn iptables(netns: &str, services: u32) {
@@ -58,7 +68,11 @@ pub fn iptables(netns: &str, services: u32) {
 }
 
 /// One map from address to chain, one chain a service and an endpoint: kube-proxy's nftables mode.
-pub fn nftables(netns: &str, services: u32) {
+pub fn nftables(netns: &str, services: u32, exchange: Exchange) {
+    let protocol = match exchange {
+        Exchange::Request => "udp",
+        Exchange::Connect | Exchange::Stream => "tcp",
+    };
     let mut text = String::from("table ip kube-proxy {\n");
     let mut elements = String::new();
     for number in 0..services {
@@ -69,7 +83,7 @@ pub fn nftables(netns: &str, services: u32) {
             let end = format!("endpoint-{number}-{index}");
             let _ = writeln!(
                 text,
-                " chain {end} {{\n  ip saddr {} jump mark-for-masquerade\n  meta l4proto tcp dnat to {target}\n }}",
+                " chain {end} {{\n  ip saddr {} jump mark-for-masquerade\n  meta l4proto {protocol} dnat to {target}\n }}",
                 target.ip()
             );
             let _ = write!(choices, "{index} : goto {end}, ");
@@ -80,7 +94,7 @@ pub fn nftables(netns: &str, services: u32) {
         );
         let _ = writeln!(
             elements,
-            "{} . tcp . {PORT} : goto service-{number},",
+            "{} . {protocol} . {PORT} : goto service-{number},",
             address.ip()
         );
     }

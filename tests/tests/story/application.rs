@@ -1,10 +1,13 @@
 //! The sample application in a cluster, and what its frontends see.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use frontend_backend::Calls;
-use kernelet_tests::Spec;
 use kernelet_tests::scenario::{Scenario, eventually, example};
+use kernelet_tests::{Cluster, Spec};
 use serde_json::Value;
 
 /// How long the cluster may take to repair itself before a scenario calls it broken. No figure: see the benchmarks for those.
@@ -88,8 +91,12 @@ pub fn pods(scenario: &Scenario) -> Vec<Pod> {
 
 /// Has a frontend call the backend `count` times.
 pub fn call(scenario: &Scenario, frontend: &Pod, count: u64) -> Result<Calls, String> {
+    call_in(scenario, frontend, count)
+}
+
+fn call_in(cluster: &Cluster, frontend: &Pod, count: u64) -> Result<Calls, String> {
     let url = format!("http://{}:3000/calls?count={count}", frontend.address);
-    let node = scenario
+    let node = cluster
         .node(&frontend.node)
         .map_err(|error| error.to_string())?;
     let response = node
@@ -108,4 +115,39 @@ pub fn await_answers(scenario: &Scenario, frontend: &Pod) {
             _ => Err(format!("{calls:?}")),
         }
     });
+}
+
+/// A frontend that calls the backend without pause.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Calls>>,
+}
+
+impl Load {
+    pub fn start(scenario: &Scenario, frontend: &Pod) -> Load {
+        let (cluster, frontend) = (Cluster::clone(scenario), frontend.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                seen.push(call_in(&cluster, &frontend, 50).expect("the frontend is there"));
+            }
+            seen
+        });
+        Load { stop, thread }
+    }
+
+    /// All that it saw.
+    pub fn stop(self) -> Calls {
+        self.stop.store(true, Ordering::Relaxed);
+        let seen = self.thread.join().expect("the load does not panic");
+        let sum = seen.into_iter().reduce(|mut sum, next| {
+            sum.failures += next.failures;
+            sum.first_failure = sum.first_failure.or(next.first_failure);
+            sum.answers.extend(next.answers);
+            sum
+        });
+        sum.expect("it called at least once")
+    }
 }

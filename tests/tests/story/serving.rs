@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kernelet_tests::command::output;
 
-use crate::application::{application, await_answers, call, pods};
+use crate::application::{Load, Pod, application, await_answers, await_ready, call, pods};
 
 #[test]
 fn a_frontend_reaches_the_backend_of_its_own_node_by_name() {
@@ -127,23 +127,27 @@ fn without_a_ready_backend_a_call_is_refused_at_once_and_counted() {
 }
 
 #[test]
-fn a_rolling_update_replaces_every_backend() {
+fn a_rolling_update_under_load_replaces_every_backend_and_fails_no_call() {
     let Some(scenario) = application("ksr", 103, &[]) else {
         return;
     };
-    let before: Vec<String> = pods(&scenario)
-        .into_iter()
-        .filter(|pod| pod.app == "backend")
-        .map(|pod| pod.name)
+    let before = pods(&scenario);
+    let load: Vec<_> = before
+        .iter()
+        .filter(|pod| pod.app == "frontend")
+        .inspect(|frontend| await_answers(&scenario, frontend))
+        .map(|frontend| Load::start(&scenario, frontend))
         .collect();
-    scenario.kubectl("rollout restart deployment backend");
-    scenario.kubectl("rollout status deployment backend --timeout=60s");
-    let after = crate::application::await_ready(&scenario);
-    assert!(
-        after.iter().all(|pod| !before.contains(&pod.name)),
-        "{after:?}"
-    );
-    for frontend in after.iter().filter(|pod| pod.app == "frontend") {
-        await_answers(&scenario, frontend);
+    for _ in 0..2 {
+        scenario.kubectl("rollout restart deployment backend");
+        scenario.kubectl("rollout status deployment backend --timeout=60s");
     }
+    let after = await_ready(&scenario);
+    for one in load {
+        let seen = one.stop();
+        assert_eq!(seen.failures, 0, "{seen:?}");
+        assert!(seen.answers.iter().map(|one| one.count).sum::<u64>() > 0);
+    }
+    let replaced = |pod: &&Pod| pod.app == "frontend" || before.iter().all(|b| b.name != pod.name);
+    assert!(after.iter().all(|pod| replaced(&pod)), "{after:?}");
 }
