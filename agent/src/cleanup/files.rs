@@ -17,6 +17,12 @@ pub(super) fn mounts(places: &Places) -> io::Result<Vec<Residue>> {
     Ok(found.into_iter().map(Residue::Mount).collect())
 }
 
+/// Whether an agent has run pods here, and not just routed services.
+pub(super) fn pods_ran(places: &Places) -> bool {
+    let signs = [places.root_dir.join("pods"), places.run_dir.join("netns")];
+    signs.iter().any(|sign| sign.exists())
+}
+
 /// The mount points below the directories in the text of `/proc/self/mountinfo`, the innermost first, each once.
 fn mounts_below(mountinfo: &str, directories: &[&Path]) -> Vec<PathBuf> {
     let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
@@ -165,6 +171,24 @@ mod tests {
             "/run/kernelet/mounts/a/shm",
         ];
         assert_eq!(found, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_node_that_only_routed_services_has_had_no_pods() {
+        let home = tempfile::tempdir().unwrap();
+        let places = Places {
+            run_dir: home.path().join("run"),
+            root_dir: home.path().join("root"),
+            bpf_dir: home.path().join("bpf"),
+            cgroup_parent: "/".into(),
+            containerd: home.path().join("containerd.sock"),
+            all: false,
+        };
+        fs::create_dir_all(&places.run_dir).unwrap();
+        fs::create_dir_all(&places.root_dir).unwrap();
+        assert!(!pods_ran(&places));
+        fs::create_dir_all(places.root_dir.join("pods")).unwrap();
+        assert!(pods_ran(&places));
     }
 
     #[test]

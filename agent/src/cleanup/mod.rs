@@ -97,7 +97,7 @@ pub async fn find(places: &Places) -> Found {
         })
     });
     found.residues.extend(mounts);
-    found.residues.extend(cgroups(&places.cgroup_parent));
+    found.residues.extend(cgroups(places));
     found.residues.extend(pins);
     found.residues.extend(directories);
     found
@@ -155,9 +155,15 @@ async fn end(runtime: &impl Runtime, id: &str) -> Result<(), RuntimeError> {
     runtime.delete(id).await
 }
 
-fn cgroups(parent: &Path) -> impl Iterator<Item = Residue> {
+/// The cgroups of our pods. Upstream's kubelet calls its own the same, so they are ours only where an agent ran pods.
+fn cgroups(places: &Places) -> impl Iterator<Item = Residue> + use<> {
+    let parent = &places.cgroup_parent;
     let below = parent.strip_prefix("/").unwrap_or(parent).join("kubepods");
-    cgroup::mounted()
+    let hierarchies = match files::pods_ran(places) {
+        true => cgroup::mounted(),
+        false => Vec::new(),
+    };
+    hierarchies
         .into_iter()
         .map(move |hierarchy| hierarchy.mount.join(&below))
         .filter(|path| path.is_dir())
