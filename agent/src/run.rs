@@ -12,8 +12,8 @@
 mod proxy_only;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -29,12 +29,13 @@ use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
-    self, ClosingMaps, LoadError, MapError, MapSizes, Maps, Probe, ProbeError, ServiceMaps as _,
-    TakeOver,
+    self, ClosingMaps, Events, Feature, LoadError, MapError, MapSizes, Maps, Probe, ProbeError,
+    Retired, ServiceMaps as _, TakeOver,
 };
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::{DnsError, DnsServer};
+use crate::events;
 use crate::network::addresses::gateway;
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
@@ -47,6 +48,7 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
+use crate::observe::{self, Clients, Flows, MapReader, Sources};
 use crate::pod::{Manager, Paths, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
@@ -185,24 +187,38 @@ impl Services<'_> {
         for watch in self.cluster.watches(client) {
             parts.spawn(unfailing(watch));
         }
+        let retired = Retired::default();
+        let maps = ClosingMaps::new(dataplane.maps, self.namespaces.clone());
+        let settings = proxy::Settings {
+            node: self.node.clone(),
+            locality: self.config.locality,
+            events: Some(events::Events::start(
+                client.clone(),
+                "kernelet",
+                self.node.to_string(),
+            )),
+        };
         parts.spawn(unfailing(proxy::run(
             self.cluster.clone(),
-            self.node.clone(),
+            settings,
             proxy.clone(),
             Metrics::new(registry),
-            ClosingMaps::new(dataplane.maps, self.namespaces),
+            maps.telling(retired.clone()),
         )));
         if let Some(take_over) = dataplane.take_over {
             parts.spawn(unfailing(take_over_when_complete(take_over, proxy.clone())));
         }
-        Ok(Introspection::new(
-            self.node.clone(),
-            self.cluster.clone(),
-            proxy,
-            Arc::new(Maps::open(&dataplane.dir)?),
-            probe.features,
+        let observed = Observed {
+            node: self.node,
+            cluster: self.cluster,
+            proxy: &proxy,
+            maps: &dataplane.dir,
+            pins: self.namespaces,
+            retired,
             pods,
-        ))
+            features: probe.features,
+        };
+        observed.start(registry, parts)
     }
 }
 
@@ -302,6 +318,51 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     tokio::select! {
         ended = serve_pods => ended,
         signal = told_to_end() => signal.map_err(RunError::Signal),
+    }
+}
+
+/// The services, as people and Prometheus see them.
+struct Observed<'a> {
+    node: &'a Name,
+    cluster: &'a Cluster,
+    proxy: &'a ProxyHandle,
+    /// Where the maps are pinned.
+    maps: &'a Path,
+    /// Directory of the pins of the pods' network namespaces.
+    pins: PathBuf,
+    retired: Retired,
+    pods: PodTable,
+    features: Vec<Feature>,
+}
+
+impl Observed<'_> {
+    fn start(self, registry: &mut Registry, parts: &mut Parts) -> Result<Introspection, RunError> {
+        let maps: Arc<dyn MapReader> = Arc::new(Maps::open(self.maps)?);
+        let clients = Clients::new(self.pins, self.pods.clone());
+        let flows = Flows::new(Box::new(Mutex::new(Maps::open(self.maps)?)))?;
+        let events = Events::open(self.maps)?;
+        let (cluster, proxy) = (self.cluster.clone(), self.proxy.clone());
+        let reading = observe::run(events, flows.clone(), clients.clone(), cluster, proxy);
+        parts.spawn(async { Ok(reading.await?) });
+        let sources = Sources {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+            maps: maps.clone(),
+            retired: self.retired,
+            flows: flows.clone(),
+        };
+        observe::register(registry, sources);
+        Ok(Introspection::new(introspection::Parts {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+            maps,
+            features: self.features,
+            pods: self.pods,
+            clients,
+            flows,
+        }))
     }
 }
 

@@ -155,6 +155,12 @@ impl Maps {
         Ok(cpus.iter().sum())
     }
 
+    /// Every client socket that was sent to a backend.
+    pub fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
+        let rows = self.sockets.iter().collect::<Result<_, _>>();
+        rows.map_err(|source| read(names::SOCKETS, source))
+    }
+
     /// All counters at once.
     pub fn totals(&self) -> Result<Totals, MapError> {
         let mut totals = Totals::default();
@@ -222,7 +228,8 @@ impl ServiceMaps for Maps {
 }
 
 /// Counters that add up.
-pub(super) trait Sum: Default {
+pub trait Sum: Default {
+    #[must_use]
     fn add(self, other: Self) -> Self;
 }
 

@@ -16,19 +16,30 @@ use socket2::{Domain, Socket, Type};
 use tracing::{info, warn};
 
 use super::maps::{MapError, Maps};
-use super::{MapOp, PinnedState, ServiceMaps, Sockets};
+use super::{MapOp, PinnedState, Retired, ServiceMaps, Sockets};
 
 /// Maps that close the sockets of a backend that is gone before they remove its row.
 pub struct ClosingMaps {
     maps: Maps,
     /// Directory of the pins of the pods' network namespaces.
     namespaces: PathBuf,
+    retired: Retired,
 }
 
 impl ClosingMaps {
     /// Closes in this process's network namespace and in those that are pinned in `namespaces`.
     pub fn new(maps: Maps, namespaces: PathBuf) -> Self {
-        Self { maps, namespaces }
+        Self {
+            maps,
+            namespaces,
+            retired: Retired::default(),
+        }
+    }
+
+    /// Tells `retired` what the counters of a backend said last, before they go with it.
+    #[must_use]
+    pub fn telling(self, retired: Retired) -> Self {
+        Self { retired, ..self }
     }
 
     fn close(&self, gone: &BTreeSet<BackendId>) -> Result<(), MapError> {
@@ -65,6 +76,14 @@ impl ServiceMaps for ClosingMaps {
         });
         if let Err(error) = self.close(&gone.collect()) {
             warn!(%error, "sockets of backends that are gone stay open");
+        }
+        for op in &ops {
+            // What cannot be read is as if nobody had read it since.
+            if let MapOp::DeleteBackend(id, _) = op
+                && let Ok(stats) = self.maps.backend_stats(*id)
+            {
+                self.retired.add(*id, stats);
+            }
         }
         self.maps.remove_all(ops)
     }
