@@ -88,7 +88,8 @@ pub(super) fn run(place: &Place) -> Vec<Check> {
     if !complete {
         return checks;
     }
-    let kinds: [(_, fn(Form) -> Outcome); 3] = [
+    type Try = fn(Form) -> Outcome;
+    let kinds: [(_, Try); 3] = [
         (TCP_CHECKS, tcp),
         (CONNECTED_UDP_CHECKS, connected_udp),
         (UNCONNECTED_UDP_CHECKS, unconnected_udp),
