@@ -16,6 +16,8 @@ use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey
 mod carry;
 mod diag;
 mod events;
+#[cfg(test)]
+mod events_tests;
 pub mod fake;
 #[cfg(test)]
 mod follow_tests;
