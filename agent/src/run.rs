@@ -208,8 +208,10 @@ impl Services<'_> {
             maps.telling(retired.clone()),
             Kernel::new(counters, Loads::new(pods.clone(), paths(self.config))),
         )));
+        let (programs, programs_seen) = watch::channel(Part::Up);
         if let Some(take_over) = dataplane.take_over {
-            parts.spawn(unfailing(take_over_when_complete(take_over, proxy.clone())));
+            let taken = take_over_when_complete(take_over, proxy.clone(), programs);
+            parts.spawn(unfailing(taken));
         }
         let observed = Observed {
             node: self.node,
@@ -221,22 +223,33 @@ impl Services<'_> {
             pods,
             features: probe.features,
         };
-        observed.start(registry, parts)
+        let mut introspection = observed.start(registry, parts)?;
+        introspection.component("programs", move || shown(&programs_seen.borrow()));
+        Ok(introspection)
     }
 }
 
 /// Lets the new programs serve once their tables are complete. Until then those of another version do.
-async fn take_over_when_complete(mut take_over: TakeOver, proxy: ProxyHandle) {
-    info!("the service programs of another version serve until the new tables are complete");
+async fn take_over_when_complete(
+    mut take_over: TakeOver,
+    proxy: ProxyHandle,
+    programs: watch::Sender<Part>,
+) {
+    const WAITING: &str = "those of another version serve until the new tables are complete";
+    info!("service programs: {WAITING}");
+    programs.send_replace(Part::Down(WAITING.to_owned()));
     proxy.complete().await;
     // System calls only, and some of them for each open socket.
     while let Err(error) = tokio::task::block_in_place(|| take_over.run()) {
+        let error = chain(&error);
         warn!(
-            error = chain(&error),
+            error,
             "the new service programs cannot take over; trying again"
         );
+        programs.send_replace(Part::Down(format!("cannot take over: {error}")));
         tokio::time::sleep(TAKE_OVER_RETRY).await;
     }
+    programs.send_replace(Part::Up);
     // The links hold the programs.
     drop(take_over);
     std::future::pending().await
