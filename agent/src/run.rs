@@ -183,16 +183,17 @@ impl Services<'_> {
             "the service programs are in the kernel"
         );
         let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
-        let retired = Retired::default();
         for watch in self.cluster.watches(client) {
             parts.spawn(unfailing(watch));
         }
+        let retired = Retired::default();
+        let maps = ClosingMaps::new(dataplane.maps, self.namespaces.clone());
         parts.spawn(unfailing(proxy::run(
             self.cluster.clone(),
             self.node.clone(),
             proxy.clone(),
             Metrics::new(registry),
-            ClosingMaps::new(dataplane.maps, self.namespaces.clone()).telling(retired.clone()),
+            maps.telling(retired.clone()),
         )));
         if let Some(take_over) = dataplane.take_over {
             parts.spawn(unfailing(take_over_when_complete(take_over, proxy.clone())));

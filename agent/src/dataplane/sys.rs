@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::time::{ClockId, clock_gettime};
+
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
@@ -172,12 +174,7 @@ fn number(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
 
 /// The clock by which the programs tell times (`bpf_ktime_get_ns`), in nanoseconds.
 pub fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the pointer is to a value that outlives the call. It cannot fail: the clock exists everywhere.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let now = clock_gettime(ClockId::Monotonic);
     // It begins at 0 with the machine and never goes back.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

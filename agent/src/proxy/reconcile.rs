@@ -164,9 +164,9 @@ impl<M: ServiceMaps> Worker<M> {
             }
         }
         self.drop_orphans();
+        self.proxy.tell_complete();
         self.metrics.sync.observe(begun.elapsed().as_secs_f64());
         self.metrics.synced_at.set(seconds(Timestamp::now()));
-        self.proxy.tell_complete();
         if self.collect_at.is_none()
             && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
         {

@@ -45,7 +45,7 @@ pub(super) async fn run(config: AgentConfig, socket: UnixListener) -> Result<(),
         &mut registry,
         &mut parts,
     )?;
-    let proxy = introspection.proxy.clone();
+    let proxy = introspection.proxy().clone();
     parts.spawn(introspect(introspection, socket));
     let registry = Arc::new(registry);
     let shown = move || text(&registry);

@@ -57,6 +57,11 @@ pub struct Introspection {
 }
 
 impl Introspection {
+    /// What it shows of the proxy.
+    pub fn proxy(&self) -> &ProxyHandle {
+        &self.proxy
+    }
+
     /// Knows the API watches and the proxy as components; the others are added with [`Self::component`].
     pub fn new(parts: Parts) -> Self {
         let Parts {
