@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::cluster::Locality;
+
 /// Where the agent keeps what it needs only while it runs.
 pub const DEFAULT_RUN_DIR: &str = "/run/kernelet";
 /// Where the agent keeps what has to outlive a reboot.
@@ -56,6 +58,16 @@ pub struct AgentConfig {
         default_value = "/run/containerd/containerd.sock"
     )]
     pub containerd: PathBuf,
+    /// Where connections to a service go first if neither its trafficDistribution nor its annotation kernelet.io/locality
+    /// says it
+    #[arg(
+        long,
+        env = "KERNELET_LOCALITY",
+        value_name = "WHERE",
+        value_enum,
+        default_value_t
+    )]
+    pub locality: Locality,
     /// Domain under which services have their names
     #[arg(
         long,
@@ -160,6 +172,10 @@ mod tests {
         assert_eq!(config.kubeconfig(), Path::new("/srv/k/kubeconfig"));
         assert_eq!(config.socket(), Path::new("/tmp/r/kernelet.sock"));
         assert_eq!(config.node_name(), "n1");
+        assert_eq!(config.locality, Locality::Node);
+        let config = parse(&["--locality", "zone"]).unwrap();
+        assert_eq!(config.locality, Locality::Zone);
+        assert!(parse(&["--locality", "planet"]).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod config;
 pub mod dataplane;
 pub mod dns;
+pub mod events;
 pub mod network;
 pub mod node;
 pub mod observe;

@@ -35,6 +35,7 @@ use crate::dataplane::{
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::{DnsError, DnsServer};
+use crate::events;
 use crate::network::addresses::gateway;
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
@@ -188,9 +189,18 @@ impl Services<'_> {
         }
         let retired = Retired::default();
         let maps = ClosingMaps::new(dataplane.maps, self.namespaces.clone());
+        let settings = proxy::Settings {
+            node: self.node.clone(),
+            locality: self.config.locality,
+            events: Some(events::Events::start(
+                client.clone(),
+                "kernelet",
+                self.node.to_string(),
+            )),
+        };
         parts.spawn(unfailing(proxy::run(
             self.cluster.clone(),
-            self.node.clone(),
+            settings,
             proxy.clone(),
             Metrics::new(registry),
             maps.telling(retired.clone()),

@@ -11,13 +11,15 @@ use axum::Router;
 use clap::Parser;
 use ipnet::Ipv4Net;
 use kernelet_control_plane::admission::Admission;
-use kernelet_control_plane::admission::service_ip::ServiceAddresses;
+use kernelet_control_plane::admission::service_ip::{Ranges, ServiceAddresses};
 use kernelet_control_plane::api::registry::Registry;
 use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, server};
 use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
 use kernelet_control_plane::auth::{Authenticator, Ca, User, csr, tls};
 use kernelet_control_plane::controllers::{self, ControllersConfig};
 use kernelet_control_plane::parts::Parts;
+use kernelet_control_plane::resources::Family;
+use kernelet_control_plane::resources::validate::is_plain;
 use kernelet_control_plane::scheduler::{self, SchedulerConfig};
 use kernelet_control_plane::store::Store;
 use kernelet_control_plane::store::cache::Cache;
@@ -58,9 +60,10 @@ struct Args {
     /// Pods' addresses; every node gets a part of it.
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: Ipv4Net,
-    /// Services' addresses.
-    #[arg(long, default_value = "10.96.0.0/12")]
-    service_cidr: Ipv4Net,
+    /// Services' addresses: one range, or one of IPv4 and one of IPv6 with a comma between. The first is where a service
+    /// gets its address unless it says otherwise.
+    #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
+    service_cidr: Ranges,
     /// The cluster's DNS domain.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -101,17 +104,27 @@ async fn run(args: Args) -> anyhow::Result<()> {
             .context("cannot tell the listening address")?
             .port(),
     );
-    let service_ip = args
-        .service_cidr
-        .hosts()
-        .next()
-        .context("--service-cidr holds no address")?;
+    let service_ip = args.service_cidr.first_address();
+    let (services, server) = (args.service_cidr.primary(), Family::of(advertised.ip()));
+    anyhow::ensure!(
+        services == server,
+        "the first range of --service-cidr is of {}, and this server's address {} of {}: pods would not reach it by the service kubernetes",
+        services.as_str(),
+        advertised.ip(),
+        server.as_str(),
+    );
+    if !is_plain(advertised.ip()) {
+        tracing::warn!(
+            address = %advertised.ip(),
+            "only this machine reaches that address, so the service kubernetes gets no endpoint; name another with --advertise-address"
+        );
+    }
 
     let pki_config = PkiConfig {
         data_dir: args.data_dir.clone(),
         advertise: advertised.ip(),
         port: advertised.port(),
-        service_ip: service_ip.into(),
+        service_ip,
         cluster_domain: args.cluster_domain.clone(),
         hostname: hostname(),
     };
@@ -127,7 +140,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let cache = Cache::start(store.clone(), api::index)
         .await
         .context("cannot load the store")?;
-    let addresses = ServiceAddresses::new(args.service_cidr);
+    let addresses = ServiceAddresses::new(args.service_cidr.clone());
     addresses
         .follow(&cache)
         .await
@@ -144,16 +157,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         kubelet,
         advertised.to_string(),
     );
-    bootstrap::ensure(&api.registry, service_ip.into(), advertised)
+    bootstrap::ensure(&api.registry, service_ip, advertised)
         .await
         .context("cannot make the system's objects")?;
     let router = api::router(api.clone());
 
-    let reserved = pki_config.reserved(args.service_cidr.into());
+    let reserved = pki_config.reserved(args.service_cidr.iter().copied().collect());
     start_parts(&mut parts, &router, pki.ca, reserved, &args, &stop);
     let kept = api.clone();
     parts.spawn("the keeper of the system's objects", async move {
-        bootstrap::keep(&kept.registry, service_ip.into(), advertised).await;
+        bootstrap::keep(&kept.registry, service_ip, advertised).await;
     });
     api.health.set_ready();
     tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");

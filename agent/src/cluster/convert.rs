@@ -1,26 +1,38 @@
 //! From the API's objects to the slim ones. Pure; everything that the node does not use is dropped here, at once.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
+use clap::ValueEnum as _;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::ignored::{Leftovers, Why, is_plain};
 use super::types::{
-    Endpoint, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
+    Endpoint, Hints, Locality, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice,
+    SlicePort,
 };
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const LOCALITY_ANNOTATION: &str = "kernelet.io/locality";
 const CHANGED_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// What the API server fills in for `sessionAffinity: ClientIP` without a timeout.
 const DEFAULT_AFFINITY_TIMEOUT_S: u32 = 10_800;
+/// What the API server lets through.
+const AFFINITY_TIMEOUTS_S: RangeInclusive<u32> = 1..=86_400;
+/// The API server lets no slice have more.
+const MAX_ENDPOINTS: usize = 1000;
+/// The API server lets no endpoint have more.
+const MAX_ADDRESSES: usize = 100;
 
 /// Keeps one copy of each name that many objects repeat.
 #[derive(Debug, Default)]
-pub(super) struct Names(HashSet<Name>);
+pub(crate) struct Names(HashSet<Name>);
 
 impl Names {
     pub(super) fn get(&mut self, name: &str) -> Name {
@@ -50,7 +62,7 @@ pub(super) fn key(meta: &ObjectMeta, names: &mut Names) -> Option<ObjectKey> {
     })
 }
 
-pub(super) fn service(object: &core::Service, names: &mut Names) -> Service {
+pub(crate) fn service(object: &core::Service, names: &mut Names) -> Service {
     let Some(spec) = &object.spec else {
         return Service::default();
     };
@@ -59,57 +71,88 @@ pub(super) fn service(object: &core::Service, names: &mut Names) -> Service {
         (_, one) => one.as_deref().into_iter().collect(),
     };
     let external = spec.type_.as_deref() == Some("ExternalName");
+    let headless = addresses.contains(&"None");
+    let mut leftovers = Leftovers::default();
+    let meta = &object.metadata;
     Service {
-        headless: addresses.contains(&"None"),
-        cluster_ips: if external {
+        headless,
+        cluster_ips: if external || headless {
             Vec::new()
         } else {
-            parsed(addresses)
+            let filled = addresses.into_iter().filter(|text| !text.is_empty());
+            plain(filled, Why::ServiceAddress, |_| true, &mut leftovers)
         },
         external_name: names
             .get_opt(spec.external_name.as_deref())
             .filter(|_| external),
-        ports: spec
-            .ports
-            .iter()
-            .flatten()
-            .filter_map(|port| service_port(port, names))
-            .collect(),
-        affinity_timeout_s: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-            let configured = spec
-                .session_affinity_config
-                .as_ref()
-                .and_then(|config| config.client_ip.as_ref());
-            configured
-                .and_then(|client_ip| client_ip.timeout_seconds)
-                .and_then(|seconds| u32::try_from(seconds).ok())
-                .unwrap_or(DEFAULT_AFFINITY_TIMEOUT_S)
-        }),
+        ports: service_ports(spec, names, &mut leftovers),
+        affinity_timeout_s: (spec.session_affinity.as_deref() == Some("ClientIP"))
+            .then(|| affinity_timeout_s(spec)),
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         traffic_distribution: names.get_opt(spec.traffic_distribution.as_deref()),
-        locality: names.get_opt(annotation(&object.metadata, LOCALITY_ANNOTATION)),
+        locality: annotation(meta, LOCALITY_ANNOTATION).and_then(|text| {
+            let known = Locality::from_str(text, false).ok();
+            if known.is_none() {
+                leftovers.add(Why::Locality, text);
+            }
+            known
+        }),
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
-        proxy_name: names.get_opt(label(&object.metadata, PROXY_NAME_LABEL)),
+        proxy_name: names.get_opt(label(meta, PROXY_NAME_LABEL)),
+        not_for_proxies: label(meta, HEADLESS_LABEL).is_some(),
+        created: meta
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |time| time.0.as_second()),
+        uid: meta.uid.as_deref().and_then(|uid| uid.parse().ok()),
+        ignored: leftovers.into_vec().into(),
     }
 }
 
+fn affinity_timeout_s(spec: &core::ServiceSpec) -> u32 {
+    let config = spec.session_affinity_config.as_ref();
+    let seconds = config
+        .and_then(|config| config.client_ip.as_ref())
+        .and_then(|client_ip| client_ip.timeout_seconds);
+    seconds
+        .and_then(|seconds| u32::try_from(seconds).ok())
+        .filter(|seconds| AFFINITY_TIMEOUTS_S.contains(seconds))
+        .unwrap_or(DEFAULT_AFFINITY_TIMEOUT_S)
+}
+
 /// `None` for a slice that belongs to no service.
-pub(super) fn slice(object: &discovery::EndpointSlice, names: &mut Names) -> Option<Slice> {
+pub(crate) fn slice(object: &discovery::EndpointSlice, names: &mut Names) -> Option<Slice> {
+    let meta = &object.metadata;
+    let service = label(meta, SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
+    let mut leftovers = Leftovers::default();
+    if let Some(surplus) = object.endpoints.get(MAX_ENDPOINTS..)
+        && !surplus.is_empty()
+    {
+        leftovers.add(Why::TooManyEndpoints, object.endpoints.len());
+    }
+    let is_of_type = match &*object.address_type {
+        "IPv4" => |ip: IpAddr| ip.is_ipv4(),
+        "IPv6" => |ip: IpAddr| ip.is_ipv6(),
+        // Names, which DNS may follow and a proxy does not.
+        _ => |_| false,
+    };
+    let has_addresses = matches!(&*object.address_type, "IPv4" | "IPv6");
+    let endpoints = object.endpoints.iter().take(MAX_ENDPOINTS);
+    let endpoints = endpoints.map(|endpoint| {
+        let texts = endpoint.addresses.iter().map(String::as_str);
+        let texts = texts.filter(|_| has_addresses).take(MAX_ADDRESSES);
+        let addresses = plain(texts, Why::EndpointAddress, is_of_type, &mut leftovers);
+        self::endpoint(endpoint, addresses, names)
+    });
+    let endpoints = endpoints.collect();
     Some(Slice {
-        service: label(&object.metadata, SERVICE_NAME_LABEL)
-            .filter(|name| !name.is_empty())?
-            .into(),
-        ports: object
-            .ports
+        service: service.into(),
+        endpoints,
+        ports: slice_ports(object, names, &mut leftovers),
+        not_for_proxies: [HEADLESS_LABEL, PROXY_NAME_LABEL]
             .iter()
-            .flatten()
-            .filter_map(|port| slice_port(port, names))
-            .collect(),
-        endpoints: object
-            .endpoints
-            .iter()
-            .map(|endpoint| self::endpoint(endpoint, names))
-            .collect(),
+            .any(|name| label(meta, name).is_some()),
+        ignored: leftovers.into_vec().into(),
         changed: annotation(&object.metadata, CHANGED_ANNOTATION).and_then(|at| at.parse().ok()),
     })
 }
@@ -138,31 +181,72 @@ pub(super) fn node(object: &core::Node, names: &mut Names) -> Node {
     }
 }
 
-fn service_port(port: &core::ServicePort, names: &mut Names) -> Option<ServicePort> {
-    Some(ServicePort {
-        name: names.get(port.name.as_deref().unwrap_or_default()),
-        protocol: protocol(port.protocol.as_deref())?,
-        port: u16::try_from(port.port).ok()?,
-        node_port: port
-            .node_port
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0),
-    })
+fn service_ports(
+    spec: &core::ServiceSpec,
+    names: &mut Names,
+    leftovers: &mut Leftovers,
+) -> Vec<ServicePort> {
+    let mut ports: Vec<ServicePort> = Vec::new();
+    let mut seen = HashSet::new();
+    for port in spec.ports.iter().flatten() {
+        let Some(protocol) = protocol(port.protocol.as_deref(), leftovers) else {
+            continue;
+        };
+        let Some(number) = port_number(port.port) else {
+            leftovers.add(Why::Port, port.port);
+            continue;
+        };
+        if !seen.insert((number, protocol)) {
+            leftovers.add(Why::DuplicatePort, format_args!("{number}/{protocol}"));
+            continue;
+        }
+        ports.push(ServicePort {
+            name: names.get(port.name.as_deref().unwrap_or_default()),
+            protocol,
+            port: number,
+            node_port: port.node_port.and_then(port_number),
+        });
+    }
+    ports.shrink_to_fit();
+    ports
 }
 
-/// `None` for a port that means "every port": there is no address to send to.
-fn slice_port(port: &discovery::EndpointPort, names: &mut Names) -> Option<SlicePort> {
-    Some(SlicePort {
-        name: names.get(port.name.as_deref().unwrap_or_default()),
-        protocol: protocol(port.protocol.as_deref())?,
-        port: port
-            .port
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0)?,
-    })
+fn slice_ports(
+    slice: &discovery::EndpointSlice,
+    names: &mut Names,
+    leftovers: &mut Leftovers,
+) -> Vec<SlicePort> {
+    let mut ports: Vec<SlicePort> = Vec::new();
+    let mut seen = HashSet::new();
+    for port in slice.ports.iter().flatten() {
+        // An absent number means every port: there is no address to send to.
+        let (Some(protocol), Some(number)) =
+            (protocol(port.protocol.as_deref(), leftovers), port.port)
+        else {
+            continue;
+        };
+        let name = port.name.as_deref().unwrap_or_default();
+        match port_number(number) {
+            None => leftovers.add(Why::EndpointPort, number),
+            Some(number) if !seen.insert((name, protocol)) => {
+                leftovers.add(Why::DuplicatePort, format_args!("{number}/{protocol}"));
+            }
+            Some(number) => ports.push(SlicePort {
+                name: names.get(name),
+                protocol,
+                port: number,
+            }),
+        }
+    }
+    ports.shrink_to_fit();
+    ports
 }
 
-fn endpoint(endpoint: &discovery::Endpoint, names: &mut Names) -> Endpoint {
+fn port_number(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number != 0)
+}
+
+fn endpoint(endpoint: &discovery::Endpoint, addresses: Vec<IpAddr>, names: &mut Names) -> Endpoint {
     // An absent `ready` is true; an absent `serving` says the same as `ready`; an absent `terminating` is false.
     let conditions = endpoint.conditions.as_ref();
     let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
@@ -171,7 +255,7 @@ fn endpoint(endpoint: &discovery::Endpoint, names: &mut Names) -> Endpoint {
         .as_ref()
         .filter(|target| target.kind.as_deref() == Some("Pod"));
     Endpoint {
-        addresses: parsed(endpoint.addresses.iter().map(String::as_str)),
+        addresses,
         ready,
         serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
@@ -181,20 +265,63 @@ fn endpoint(endpoint: &discovery::Endpoint, names: &mut Names) -> Endpoint {
         pod: pod
             .and_then(|target| target.name.as_deref())
             .map(Name::from),
+        hints: endpoint.hints.as_ref().and_then(|it| hints(it, names)),
     }
 }
 
+fn hints(hints: &discovery::EndpointHints, names: &mut Names) -> Option<Box<Hints>> {
+    let nodes = hints
+        .for_nodes
+        .iter()
+        .flatten()
+        .map(|it| names.get(&it.name));
+    let nodes: Vec<Name> = nodes.collect();
+    let zones = hints
+        .for_zones
+        .iter()
+        .flatten()
+        .map(|it| names.get(&it.name));
+    let zones: Vec<Name> = zones.collect();
+    let says = !(nodes.is_empty() && zones.is_empty());
+    says.then(|| Box::new(Hints { nodes, zones }))
+}
+
 /// An absent protocol is TCP; one that is unknown has no place in any table.
-fn protocol(name: Option<&str>) -> Option<Protocol> {
+fn protocol(name: Option<&str>, leftovers: &mut Leftovers) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
         "SCTP" => Some(Protocol::Sctp),
-        _ => None,
+        other => {
+            leftovers.add(Why::Protocol, other);
+            None
+        }
     }
 }
 
-/// What parses; the rest (`None`, an FQDN) is no address. Never holds more room than it needs.
+/// The addresses at which others can reach somebody, each once. Never holds more room than it needs.
+fn plain<'a>(
+    texts: impl IntoIterator<Item = &'a str>,
+    why: Why,
+    is_wanted: impl Fn(IpAddr) -> bool,
+    leftovers: &mut Leftovers,
+) -> Vec<IpAddr> {
+    let mut all = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(ip) if is_plain(ip) && is_wanted(ip) => {
+                if !all.contains(&ip) {
+                    all.push(ip);
+                }
+            }
+            _ => leftovers.add(why, text),
+        }
+    }
+    all.shrink_to_fit();
+    all
+}
+
+/// What parses. Never holds more room than it needs.
 fn parsed<'a, T: std::str::FromStr>(texts: impl IntoIterator<Item = &'a str>) -> Vec<T> {
     let mut all: Vec<T> = texts
         .into_iter()
@@ -213,143 +340,5 @@ fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_service_keeps_what_the_node_uses() {
-        let object: core::Service = serde_json::from_value(json!({
-            "metadata": {"namespace": "shop", "name": "web", "managedFields": [{"manager": "kubectl"}],
-                "annotations": {"kernelet.io/locality": "cluster"},
-                "labels": {"service.kubernetes.io/service-proxy-name": "other"}},
-            "spec": {"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00::7"],
-                "sessionAffinity": "ClientIP", "internalTrafficPolicy": "Local", "trafficDistribution": "PreferClose",
-                "ports": [{"name": "http", "port": 80, "targetPort": "web", "nodePort": 30080},
-                          {"name": "dns", "port": 53, "protocol": "UDP"},
-                          {"name": "sig", "port": 9, "protocol": "SCTP"}]}
-        }))
-        .unwrap();
-        let mut names = Names::default();
-        assert_eq!(
-            key(&object.metadata, &mut names),
-            Some(ObjectKey::new("shop", "web"))
-        );
-        let service = service(&object, &mut names);
-        assert_eq!(
-            service.cluster_ips,
-            [
-                "10.96.0.7".parse::<std::net::IpAddr>().unwrap(),
-                "fd00::7".parse().unwrap()
-            ]
-        );
-        assert_eq!(service.affinity_timeout_s, Some(10_800));
-        assert!(service.internal_local && !service.headless && !service.publish_not_ready);
-        assert_eq!(service.traffic_distribution.as_deref(), Some("PreferClose"));
-        assert_eq!(service.locality.as_deref(), Some("cluster"));
-        assert_eq!(service.proxy_name.as_deref(), Some("other"));
-        let ports: Vec<_> = service
-            .ports
-            .iter()
-            .map(|p| (&*p.name, p.protocol, p.port, p.node_port))
-            .collect();
-        assert_eq!(
-            ports,
-            [
-                ("http", Protocol::Tcp, 80, Some(30080)),
-                ("dns", Protocol::Udp, 53, None),
-                ("sig", Protocol::Sctp, 9, None)
-            ]
-        );
-    }
-
-    #[test]
-    fn headless_and_external_services_have_no_address() {
-        let headless =
-            serde_json::from_value(json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}}))
-                .unwrap();
-        let headless = service(&headless, &mut Names::default());
-        assert!(headless.headless && headless.cluster_ips.is_empty());
-
-        let external = json!({"spec": {"type": "ExternalName", "externalName": "db.example.com"}});
-        let external = service(
-            &serde_json::from_value(external).unwrap(),
-            &mut Names::default(),
-        );
-        assert_eq!(external.external_name.as_deref(), Some("db.example.com"));
-        assert!(external.cluster_ips.is_empty() && !external.headless);
-    }
-
-    #[test]
-    fn absent_conditions_mean_ready() {
-        let object = serde_json::from_value(json!({
-            "addressType": "IPv4",
-            "metadata": {"labels": {"kubernetes.io/service-name": "web"}},
-            "ports": [{"name": "http", "port": 8080}, {"name": "any"}],
-            "endpoints": [
-                {"addresses": ["10.244.1.5"], "nodeName": "a", "zone": "z",
-                 "targetRef": {"kind": "Pod", "name": "web-1"}},
-                {"addresses": ["10.244.1.6"], "conditions": {"ready": false, "terminating": true, "serving": true}},
-                {"addresses": ["web.example.com"], "conditions": {"ready": false}},
-            ]
-        }))
-        .unwrap();
-        let slice = slice(&object, &mut Names::default()).unwrap();
-        assert_eq!(&*slice.service, "web");
-        assert_eq!(
-            slice.ports.len(),
-            1,
-            "a port that means every port is left out"
-        );
-        let states: Vec<_> = slice
-            .endpoints
-            .iter()
-            .map(|e| (e.ready, e.serving, e.terminating))
-            .collect();
-        assert_eq!(
-            states,
-            [
-                (true, true, false),
-                (false, true, true),
-                (false, false, false)
-            ]
-        );
-        assert_eq!(slice.endpoints[0].pod.as_deref(), Some("web-1"));
-        assert!(slice.endpoints[2].addresses.is_empty());
-    }
-
-    #[test]
-    fn a_slice_without_a_service_is_nobodys() {
-        let object =
-            serde_json::from_value(json!({"addressType": "IPv4", "endpoints": []})).unwrap();
-        assert_eq!(slice(&object, &mut Names::default()), None);
-    }
-
-    #[test]
-    fn a_node_tells_its_ranges_addresses_and_zone() {
-        let object = serde_json::from_value(json!({
-            "metadata": {"name": "a", "labels": {"topology.kubernetes.io/zone": "z1"}},
-            "spec": {"podCIDR": "10.244.1.0/24"},
-            "status": {"addresses": [{"type": "Hostname", "address": "a"}, {"type": "InternalIP", "address": "192.0.2.1"}]}
-        }))
-        .unwrap();
-        let node = node(&object, &mut Names::default());
-        assert_eq!(node.pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);
-        assert_eq!(
-            node.internal_ips,
-            ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]
-        );
-        assert_eq!(node.zone.as_deref(), Some("z1"));
-    }
-
-    #[test]
-    fn names_are_shared_and_forgotten() {
-        let mut names = Names::default();
-        let first = names.get("default");
-        assert!(Name::ptr_eq(&first, &names.get("default")));
-        for n in 0..10_000 {
-            names.get(&format!("gone-{n}"));
-        }
-        assert!(names.0.len() < 100, "{}", names.0.len());
-    }
-}
+#[path = "convert_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@
 mod backoff;
 mod changes;
 mod convert;
+mod ignored;
 mod types;
 mod view;
 mod watch;
@@ -14,10 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 pub use changes::{Changes, Pending};
+#[cfg(test)]
+pub(crate) use convert::{Names, service as slim_service, slice as slim_slice};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+pub use ignored::{Ignored, Leftovers, Why};
 pub use types::{
-    Endpoint, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
+    Endpoint, Hints, Locality, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice,
+    SlicePort,
 };
 pub use view::{Change, View};
 use watch::Kind as _;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::ignored::Ignored;
+
 /// A name that many objects share (a namespace, a node, a zone) or that is read from many places.
 pub type Name = Arc<str>;
 
@@ -66,10 +68,29 @@ pub struct Service {
     pub internal_local: bool,
     pub traffic_distribution: Option<Name>,
     /// Annotation `kernelet.io/locality`.
-    pub locality: Option<Name>,
+    pub locality: Option<Locality>,
     pub publish_not_ready: bool,
     /// Label `service.kubernetes.io/service-proxy-name`: another proxy's service, which ours leaves alone.
     pub proxy_name: Option<Name>,
+    /// Label `service.kubernetes.io/headless`: no proxy's service, whatever address it has.
+    pub not_for_proxies: bool,
+    /// When it was made, in seconds since 1970; 0 when unknown.
+    pub created: i64,
+    pub uid: Option<uuid::Uuid>,
+    /// What of it cannot be used.
+    pub ignored: Box<[Ignored]>,
+}
+
+/// Where a service's connections go first, where nothing of Kubernetes' own says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Locality {
+    /// To backends on the node.
+    #[default]
+    Node,
+    /// To backends in the node's zone, evenly.
+    Zone,
+    /// To all backends, evenly.
+    Cluster,
 }
 
 /// One port of a [`Service`]. `port` is in host order.
@@ -83,7 +104,7 @@ pub struct ServicePort {
 }
 
 /// An EndpointSlice, as far as the node needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slice {
     /// Name of the service that it belongs to (label `kubernetes.io/service-name`), in the slice's namespace.
     pub service: Name,
@@ -91,6 +112,10 @@ pub struct Slice {
     pub endpoints: Vec<Endpoint>,
     /// When the world made it as it is (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
     pub changed: Option<Timestamp>,
+    /// Labels say that no proxy, or another one, routes to it. DNS answers with it all the same.
+    pub not_for_proxies: bool,
+    /// What of it cannot be used.
+    pub ignored: Box<[Ignored]>,
 }
 
 /// One port of a [`Slice`]. `port` is in host order.
@@ -102,7 +127,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint of a [`Slice`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     pub ready: bool,
@@ -113,6 +138,15 @@ pub struct Endpoint {
     pub hostname: Option<Name>,
     /// Name of the pod behind it, in the slice's namespace.
     pub pod: Option<Name>,
+    /// Who should use it, if its controller says so.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Who should use an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    pub nodes: Vec<Name>,
+    pub zones: Vec<Name>,
 }
 
 /// A Node, as far as its peers need it.

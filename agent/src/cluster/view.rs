@@ -124,9 +124,7 @@ mod tests {
     fn slice(service: &str) -> Slice {
         Slice {
             service: service.into(),
-            ports: vec![],
-            endpoints: vec![],
-            changed: None,
+            ..Slice::default()
         }
     }
 

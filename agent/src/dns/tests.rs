@@ -35,11 +35,8 @@ fn endpoint(address: &str, ready: bool, hostname: Option<&str>) -> Endpoint {
         addresses: vec![address.parse().unwrap()],
         ready,
         serving: ready,
-        terminating: false,
-        node: None,
-        zone: None,
         hostname: hostname.map(Into::into),
-        pod: None,
+        ..Endpoint::default()
     }
 }
 
@@ -117,7 +114,7 @@ fn view() -> View {
                 port: 5432,
             }],
             endpoints,
-            changed: None,
+            ..Slice::default()
         };
         let name = format!("{service}-1");
         view.slices_of
@@ -461,7 +458,7 @@ async fn an_answer_that_does_not_fit_udp_is_cut_and_whole_over_tcp() {
         endpoints: (1..=200)
             .map(|n| endpoint(&format!("10.244.9.{n}"), true, None))
             .collect(),
-        changed: None,
+        ..Slice::default()
     };
     view.slices
         .insert(ObjectKey::new("shop", "db-1"), Arc::new(slice));

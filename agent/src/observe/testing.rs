@@ -13,7 +13,7 @@ use agent_ebpf::abi::{
 
 use super::{MapReader, Recorder};
 use crate::cluster::{
-    Cluster, Endpoint, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
+    Cluster, Endpoint, Locality, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use crate::dataplane::fake::FakeMaps;
 use crate::dataplane::{Lookup, MapError, MapRow, MapSummary, ServiceMaps as _, Totals};
@@ -67,9 +67,8 @@ fn endpoint(last: u8, node: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: Some(node.into()),
-        zone: None,
-        hostname: None,
         pod: Some(format!("web-{last}").into()),
+        ..Endpoint::default()
     }
 }
 
@@ -101,12 +100,12 @@ impl World {
                     port: 8080,
                 }],
                 endpoints: vec![endpoint(1, "a"), endpoint(2, "b")],
-                changed: None,
+                ..Slice::default()
             };
             view.set_slice(ObjectKey::new("shop", "web-1"), Some(slice));
             for name in ["web", "idle"] {
                 let key = ObjectKey::new("shop", name);
-                let (frontends, ignored) = desired(view, NODE, &key);
+                let (frontends, ignored) = desired(view, NODE, Locality::Node, &key);
                 for frontend in state.assign(&key, frontends, ignored) {
                     let flip = state.plan(&key, &frontend).expect("it is new");
                     maps.apply_all(&flip.ops).expect("they take everything");

@@ -15,7 +15,6 @@ mod archives;
 mod backoff;
 mod conditions;
 mod config;
-mod correlate;
 mod deletion;
 mod env;
 mod ephemeral;

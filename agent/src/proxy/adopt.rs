@@ -106,6 +106,7 @@ fn live(
     });
     Live {
         owner: None,
+        created: 0,
         port_name: "".into(),
         preference: if entry.flags & FLAG_LOCAL_ONLY != 0 {
             Preference::LocalOnly

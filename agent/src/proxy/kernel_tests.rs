@@ -52,7 +52,7 @@ fn endpoints(first: u8) -> impl Strategy<Value = Vec<Endpoint>> {
 
 /// Brings one service from the view into the maps.
 fn sync(state: &mut LbState, maps: &mut Maps, view: &View, key: &ObjectKey) {
-    let (frontends, ignored) = desired(view, NODE, key);
+    let (frontends, ignored) = desired(view, NODE, crate::cluster::Locality::Node, key);
     for frontend in state.assign(key, frontends, ignored) {
         if let Some(flip) = state.plan(key, &frontend) {
             maps.apply_all(&flip.ops).unwrap();

@@ -2,7 +2,7 @@
 
 use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceEntry, SlotKey};
 
-use super::policy::{Class, Preference};
+use super::policy::{Class, Frontend, Preference};
 use crate::cluster::{Name, ObjectKey};
 
 /// One service address as the maps have it.
@@ -11,6 +11,8 @@ pub struct Live {
     /// The service it belongs to; `None` for one that was found in the maps and nobody has claimed yet, or whose service
     /// has gone.
     pub owner: Option<ObjectKey>,
+    /// When that service was made, in seconds since 1970.
+    pub(super) created: i64,
     pub port_name: Name,
     pub preference: Preference,
     pub entry: ServiceEntry,
@@ -23,6 +25,18 @@ pub struct Live {
 }
 
 impl Live {
+    /// Who has the address and keeps it, though `owner` asks for it too: whoever has it. Only while the view is partial,
+    /// and the services come in any order, the older service takes it from the younger.
+    pub(super) fn holder_before(
+        &self,
+        owner: &ObjectKey,
+        asks: &Frontend,
+        synced: bool,
+    ) -> Option<&ObjectKey> {
+        let holder = self.owner.as_ref().filter(|holder| *holder != owner)?;
+        (synced || self.created <= asks.created).then_some(holder)
+    }
+
     /// The class of the backend in `slot`.
     pub fn class(&self, slot: usize) -> Class {
         let slot = u32::try_from(slot).unwrap_or(u32::MAX);

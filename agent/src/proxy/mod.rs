@@ -11,14 +11,19 @@
 
 mod adopt;
 mod backends;
+#[cfg(test)]
+mod claims_tests;
 mod handle;
 #[cfg(test)]
 mod kernel_tests;
 mod live;
 mod metrics;
+#[cfg(test)]
+mod nonsense_tests;
 mod policy;
 mod queries;
 mod reconcile;
+mod reports;
 mod state;
 #[cfg(test)]
 mod testing;
@@ -26,6 +31,6 @@ mod testing;
 pub use handle::{Health, Inner, ProxyHandle, ServiceProblem};
 pub use live::Live;
 pub use metrics::Metrics;
-pub use policy::{Backend, Class, Frontend, Ignored, Preference, Target, desired};
-pub use reconcile::run;
+pub use policy::{Backend, Class, Frontend, Preference, Target, desired};
+pub use reconcile::{Settings, run};
 pub use state::{Flip, LbState};

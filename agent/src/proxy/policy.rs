@@ -1,11 +1,17 @@
 //! What a service should look like from one node: its addresses, its backends in their order, and how to draw. Pure.
 
+mod near;
+
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent_ebpf::abi::{self, FLAG_LOCAL_ONLY, SHARE_ONE, ServiceKey};
 
-use crate::cluster::{Endpoint, Name, ObjectKey, Protocol, Service, ServicePort, View};
+use self::near::{Here, Nearness, preference};
+use crate::cluster::{
+    Endpoint, Ignored, Leftovers, Locality, Name, Node, ObjectKey, Protocol, ServicePort, Slice,
+    SlicePort, View, Why,
+};
 
 /// Share of new connections that stay on the node while its backends are comfortable. The rest keeps the picture of the
 /// other backends fresh.
@@ -45,13 +51,14 @@ pub struct Backend {
 pub enum Preference {
     /// `internalTrafficPolicy: Local`: nobody but the node's own.
     LocalOnly,
-    /// `trafficDistribution: PreferSameNode`.
+    /// `trafficDistribution: PreferSameNode`, or hints for this node.
     SameNode,
-    /// `trafficDistribution: PreferSameZone` or `PreferClose`.
+    /// `trafficDistribution: PreferSameZone` or `PreferClose`, locality `zone`, or hints for this zone: evenly over who is
+    /// on the node and who is near.
     SameZone,
-    /// Annotation `kernelet.io/locality: cluster`.
+    /// Locality `cluster`, or the zone on a node that has none.
     Even,
-    /// Nothing is said: the node, with a little for the others.
+    /// Locality `node`: the node, with a little for the others.
     Node,
 }
 
@@ -60,6 +67,8 @@ pub enum Preference {
 pub struct Frontend {
     pub key: ServiceKey,
     pub port_name: Name,
+    /// When its service was made, in seconds since 1970.
+    pub created: i64,
     pub preference: Preference,
     /// Seconds for which a client keeps its backend; 0 without session affinity.
     pub affinity_timeout_s: u32,
@@ -75,63 +84,48 @@ impl Frontend {
     }
 }
 
-/// Why a part of a service is not in the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Ignored {
-    /// A port with protocol SCTP, which the socket hooks do not see.
-    Sctp,
-    /// An IPv6 service address.
-    Ipv6,
-}
-
-impl Ignored {
-    /// The reason, for a person.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Ignored::Sctp => "SCTP ports are not translated",
-            Ignored::Ipv6 => "IPv6 service addresses are not translated",
-        }
-    }
-}
-
-/// The node from whose point of view things are local.
-#[derive(Clone, Copy, Debug)]
-struct Here<'a> {
-    node: &'a str,
-    zone: Option<&'a str>,
-}
-
 /// What the service `key` should look like on `node`, and what of it had to be left out. Nothing when it is gone,
-/// headless, or another proxy's.
-pub fn desired(view: &View, node: &str, key: &ObjectKey) -> (Vec<Frontend>, Vec<Ignored>) {
-    let (mut frontends, mut ignored) = (Vec::new(), Vec::new());
+/// headless, or another proxy's. `default` is what the node prefers where the service does not say.
+pub fn desired(
+    view: &View,
+    node: &str,
+    default: Locality,
+    key: &ObjectKey,
+) -> (Vec<Frontend>, Vec<Ignored>) {
+    let mut frontends: Vec<Frontend> = Vec::new();
     let Some(service) = view.services.get(key) else {
-        return (frontends, ignored);
+        return (frontends, Vec::new());
     };
-    if service.proxy_name.is_some() || service.headless {
-        return (frontends, ignored);
+    if service.proxy_name.is_some() || service.not_for_proxies || service.headless {
+        return (frontends, Vec::new());
     }
-    let here = Here {
-        node,
-        zone: view.nodes.get(node).and_then(|node| node.zone.as_deref()),
-    };
-    for port in &service.ports {
-        let protocol = match port.protocol {
-            Protocol::Tcp => abi::TCP,
-            Protocol::Udp => abi::UDP,
-            Protocol::Sctp => {
-                ignored.push(Ignored::Sctp);
-                continue;
-            }
-        };
-        let mut backends = None;
-        for ip in &service.cluster_ips {
-            let IpAddr::V4(ip) = ip else {
-                ignored.push(Ignored::Ipv6);
+    let mut leftovers = Leftovers::default();
+    let slices = view.slices_for(key).filter(|it| !it.not_for_proxies);
+    let slices: Vec<&Slice> = slices.map(|slice| &**slice).collect();
+    for ignored in service.ignored.iter().cloned() {
+        leftovers.join(ignored);
+    }
+    for ignored in slices.iter().flat_map(|it| it.ignored.iter().cloned()) {
+        leftovers.join(ignored);
+    }
+    let here = Here::new(view, node);
+    let preference = preference(here, service, default);
+    for ip in &service.cluster_ips {
+        if let Some(why) = foreign(view, node, *ip) {
+            leftovers.add(why, ip);
+            continue;
+        }
+        for port in &service.ports {
+            let Some(protocol) = number(port.protocol) else {
+                leftovers.add(
+                    Why::Protocol,
+                    format_args!("{}/{}", port.port, port.protocol),
+                );
                 continue;
             };
-            let backends = backends
-                .get_or_insert_with(|| backends_of(view, here, key, service, port, protocol));
+            let endpoints = endpoints_of(&slices, port, ip.is_ipv6());
+            let members: Vec<&Endpoint> = endpoints.iter().map(|(_, member)| *member).collect();
+            let nearness = Nearness::new(here, service, preference, &members);
             frontends.push(Frontend {
                 key: ServiceKey {
                     address: (*ip).into(),
@@ -140,62 +134,80 @@ pub fn desired(view: &View, node: &str, key: &ObjectKey) -> (Vec<Frontend>, Vec<
                     pad: 0,
                 },
                 port_name: port.name.clone(),
-                preference: preference(service),
+                created: service.created,
+                preference: nearness.preference,
                 affinity_timeout_s: service.affinity_timeout_s.unwrap_or(0),
-                backends: backends.clone(),
+                backends: backends_of(&endpoints, nearness, protocol),
             });
         }
     }
-    (frontends, ignored)
+    (frontends, leftovers.into_vec())
 }
 
-fn preference(service: &Service) -> Preference {
-    if service.internal_local {
-        return Preference::LocalOnly;
-    }
-    match service.traffic_distribution.as_deref() {
-        Some("PreferSameNode") => Preference::SameNode,
-        Some("PreferSameZone" | "PreferClose") => Preference::SameZone,
-        _ if service.locality.as_deref() == Some("cluster") => Preference::Even,
-        _ => Preference::Node,
+/// The `IPPROTO` number of what the socket hooks see.
+fn number(protocol: Protocol) -> Option<u8> {
+    match protocol {
+        Protocol::Tcp => Some(abi::TCP),
+        Protocol::Udp => Some(abi::UDP),
+        Protocol::Sctp => None,
     }
 }
 
-/// The backends of one port, over all slices of the service; a target that appears twice counts once, in its best state.
-fn backends_of(
-    view: &View,
-    here: Here<'_>,
-    key: &ObjectKey,
-    service: &Service,
+/// Whose address it is if it cannot be a service's: connections to this node and to pods must not go astray. What the
+/// other nodes say of their addresses is not asked: one of them could keep a service from all nodes.
+fn foreign(view: &View, node: &str, ip: IpAddr) -> Option<Why> {
+    let own = view.nodes.get(node);
+    if own.is_some_and(|node| node.internal_ips.contains(&ip)) {
+        return Some(Why::NodeAddress);
+    }
+    let mut nodes = view.nodes.values();
+    nodes.any(|node| has_pod(node, ip)).then_some(Why::PodRange)
+}
+
+/// Whether the address is for the node's pods.
+pub(super) fn has_pod(node: &Node, ip: IpAddr) -> bool {
+    node.pod_cidrs.iter().any(|range| range.contains(&ip))
+}
+
+/// Where the endpoints of one port and family listen, over all slices of the service.
+fn endpoints_of<'a>(
+    slices: &[&'a Slice],
     port: &ServicePort,
-    protocol: u8,
-) -> Vec<Backend> {
-    let preference = preference(service);
-    let mut best: BTreeMap<Target, Class> = BTreeMap::new();
-    for slice in view.slices_for(key) {
-        let Some(number) = slice
-            .ports
-            .iter()
-            .find(|p| p.name == port.name && p.protocol == port.protocol)
-            .map(|p| p.port)
-        else {
+    ipv6: bool,
+) -> Vec<(SocketAddr, &'a Endpoint)> {
+    let mut all = Vec::new();
+    for slice in slices {
+        let mut ports = slice.ports.iter();
+        let same = |it: &&SlicePort| it.name == port.name && it.protocol == port.protocol;
+        let Some(number) = ports.find(same).map(|it| it.port) else {
             continue;
         };
-        for endpoint in &slice.endpoints {
-            // Only the first address has a meaning; the others are never sent to.
-            let Some(IpAddr::V4(ip)) = endpoint.addresses.first() else {
-                continue;
-            };
-            let class = classify(here, preference, service.publish_not_ready, endpoint);
-            let target = Target {
-                address: (*ip).into(),
-                port: number.to_be_bytes(),
-                protocol,
-            };
-            best.entry(target)
-                .and_modify(|known| *known = (*known).min(class))
-                .or_insert(class);
-        }
+        // Only the first address has a meaning; the others are never sent to.
+        let first = |endpoint: &'a Endpoint| Some((*endpoint.addresses.first()?, endpoint));
+        let endpoints = slice.endpoints.iter().filter_map(first);
+        let of_family = endpoints.filter(|(ip, _)| ip.is_ipv6() == ipv6);
+        all.extend(of_family.map(|(ip, endpoint)| (SocketAddr::new(ip, number), endpoint)));
+    }
+    all
+}
+
+/// The backends of one port; a target that appears twice counts once, in its best state.
+fn backends_of(
+    endpoints: &[(SocketAddr, &Endpoint)],
+    nearness: Nearness<'_>,
+    protocol: u8,
+) -> Vec<Backend> {
+    let mut best: BTreeMap<Target, Class> = BTreeMap::new();
+    for (at, endpoint) in endpoints {
+        let class = nearness.classify(endpoint);
+        let target = Target {
+            address: at.ip().into(),
+            port: at.port().to_be_bytes(),
+            protocol,
+        };
+        best.entry(target)
+            .and_modify(|known| *known = (*known).min(class))
+            .or_insert(class);
     }
     let mut backends: Vec<Backend> = best
         .into_iter()
@@ -203,34 +215,6 @@ fn backends_of(
         .collect();
     backends.sort_unstable();
     backends
-}
-
-fn classify(
-    here: Here<'_>,
-    preference: Preference,
-    publish_not_ready: bool,
-    endpoint: &Endpoint,
-) -> Class {
-    let remote = endpoint.node.as_deref() != Some(here.node);
-    if preference == Preference::LocalOnly && remote {
-        return Class::Draining;
-    }
-    if !(endpoint.ready || publish_not_ready) {
-        if endpoint.terminating && endpoint.serving {
-            Class::Terminating
-        } else {
-            Class::Draining
-        }
-    } else if !remote {
-        Class::Local
-    } else if preference != Preference::Even
-        && here.zone.is_some()
-        && endpoint.zone.as_deref() == here.zone
-    {
-        Class::Zone
-    } else {
-        Class::Rest
-    }
 }
 
 impl Preference {

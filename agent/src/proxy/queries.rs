@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use agent_ebpf::abi::{BackendId, ServiceKey};
 
 use super::live::Live;
-use super::policy::{Ignored, Target};
+use super::policy::Target;
 use super::state::LbState;
-use crate::cluster::ObjectKey;
+use crate::cluster::{Ignored, ObjectKey, Why};
 
 impl LbState {
     pub fn frontends(&self) -> impl Iterator<Item = (&ServiceKey, &Live)> {
@@ -49,11 +49,11 @@ impl LbState {
         self.synced
     }
 
-    /// How many ports and addresses are left out, by reason.
-    pub fn ignored(&self) -> BTreeMap<Ignored, usize> {
+    /// How much of the services is left out, by reason.
+    pub fn ignored(&self) -> BTreeMap<Why, usize> {
         let mut all = BTreeMap::new();
         for ignored in self.owned.values().flat_map(|owned| owned.ignored.iter()) {
-            *all.entry(*ignored).or_default() += 1;
+            *all.entry(ignored.why).or_default() += ignored.count as usize;
         }
         all
     }
@@ -61,6 +61,16 @@ impl LbState {
     /// What is left out of one service.
     pub fn ignored_of(&self, owner: &ObjectKey) -> &[Ignored] {
         self.owned.get(owner).map_or(&[], |owned| &owned.ignored)
+    }
+
+    /// Services that a node's addresses or pods keep from having an address.
+    pub(super) fn kept_off_by_nodes(&self) -> impl Iterator<Item = &ObjectKey> {
+        let is_kept_off =
+            |ignored: &Ignored| matches!(ignored.why, Why::NodeAddress | Why::PodRange);
+        let owned = self.owned.iter();
+        owned
+            .filter(move |(_, owned)| owned.ignored.iter().any(is_kept_off))
+            .map(|(key, _)| key)
     }
 
     /// Addresses that a service asks for and another has, with the one that has it.

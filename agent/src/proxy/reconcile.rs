@@ -3,7 +3,7 @@
 //! An error never travels back to where the change came from. It becomes the service's problem, shown by
 //! [`ProxyHandle`], and the service is tried again with back-off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,11 +12,13 @@ use tracing::{info, warn};
 
 use super::handle::{Inner, ProxyHandle, ServiceProblem};
 use super::metrics::{Measured, Metrics};
-use super::policy::desired;
+use super::policy::{desired, has_pod};
+use super::reports::Reports;
 use super::state::Flip;
 use crate::chain::chain;
-use crate::cluster::{Change, Cluster, Name, ObjectKey, Pending};
+use crate::cluster::{Change, Cluster, Leftovers, Locality, Name, Node, ObjectKey, Pending, Why};
 use crate::dataplane::{MapOp, ServiceMaps};
+use crate::events::Events;
 
 /// How long what a flip left behind stays at least. A lookup takes microseconds.
 pub(super) const COLLECT_AFTER: Duration = Duration::from_millis(250);
@@ -25,16 +27,25 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Services between two chances for other tasks to run.
 const SERVICES_AT_ONCE: usize = 64;
 
+/// What the proxy is told about its node.
+pub struct Settings {
+    pub node: Name,
+    /// Where connections go first where a service does not say.
+    pub locality: Locality,
+    /// Where to tell what is wrong with services, beside the log.
+    pub events: Option<Events>,
+}
+
 /// Keeps the maps as the cluster wants them, until the process ends. It is their only writer.
 pub async fn run(
     cluster: Cluster,
-    node: Name,
+    settings: Settings,
     proxy: ProxyHandle,
     metrics: Metrics,
     maps: impl ServiceMaps,
 ) {
     let mut changes = cluster.subscribe();
-    let mut worker = Worker::new(cluster, node, proxy, metrics, maps);
+    let mut worker = Worker::new(cluster, settings, proxy, metrics, maps);
     loop {
         let deadline = worker.deadline();
         tokio::select! {
@@ -59,14 +70,16 @@ struct Retry {
     seen: std::time::Instant,
 }
 
-struct Worker<M> {
+pub(super) struct Worker<M> {
     cluster: Cluster,
     node: Name,
     zone: Option<Name>,
+    locality: Locality,
+    reports: Reports,
     proxy: ProxyHandle,
     metrics: Metrics,
     measured: Measured,
-    maps: M,
+    pub(super) maps: M,
     retries: BTreeMap<ObjectKey, Retry>,
     collect_at: Option<Instant>,
     /// How long what a flip left behind stays: longer after a failure.
@@ -76,12 +89,20 @@ struct Worker<M> {
 }
 
 impl<M: ServiceMaps> Worker<M> {
-    fn new(cluster: Cluster, node: Name, proxy: ProxyHandle, metrics: Metrics, maps: M) -> Self {
+    pub(super) fn new(
+        cluster: Cluster,
+        settings: Settings,
+        proxy: ProxyHandle,
+        metrics: Metrics,
+        maps: M,
+    ) -> Self {
         let (retries, undone) = (BTreeMap::new(), Vec::new());
         Self {
             cluster,
-            node,
+            node: settings.node,
             zone: None,
+            locality: settings.locality,
+            reports: Reports::new(settings.events),
             proxy,
             metrics,
             measured: Measured::since(Timestamp::now()),
@@ -98,27 +119,26 @@ impl<M: ServiceMaps> Worker<M> {
         retries.chain(self.collect_at).min()
     }
 
-    async fn changed(&mut self, pending: Pending) {
+    pub(super) async fn changed(&mut self, pending: Pending) {
         let now = std::time::Instant::now();
         self.metrics.queued_at.set(seconds(Timestamp::now()));
         let mut dirty: BTreeMap<ObjectKey, std::time::Instant> = BTreeMap::new();
         let mut everything = false;
+        let mut nodes = Vec::new();
         for (change, seen) in pending {
             match change {
                 Change::Service(key) => {
                     dirty.insert(key, seen);
                 }
-                Change::Node(name) if name == self.node => {
-                    let zone = self
-                        .cluster
-                        .view()
-                        .nodes
-                        .get(&name)
-                        .and_then(|node| node.zone.clone());
-                    everything |= zone != self.zone;
-                    self.zone = zone;
+                Change::Node(name) => {
+                    if name == self.node {
+                        let view = self.cluster.view();
+                        let zone = view.nodes.get(&name).and_then(|node| node.zone.clone());
+                        everything |= zone != self.zone;
+                        self.zone = zone;
+                    }
+                    nodes.push(name);
                 }
-                Change::Node(_) => {}
                 Change::Synced => {
                     self.proxy.write().state.set_synced();
                     everything = true;
@@ -130,11 +150,35 @@ impl<M: ServiceMaps> Worker<M> {
                 dirty.entry(key.clone()).or_insert(now);
             }
         }
+        if !everything && !nodes.is_empty() {
+            for key in self.concerned(&nodes) {
+                dirty.entry(key).or_insert(now);
+            }
+        }
         self.sync_all(dirty).await;
         if everything && self.cluster.view().synced {
             let health = self.proxy.health();
             info!(addresses = health.addresses, backends = health.backends, took = ?now.elapsed(), "services are in the maps");
         }
+    }
+
+    /// The services whose addresses may be these nodes' or their pods', or were before.
+    fn concerned(&self, nodes: &[Name]) -> BTreeSet<ObjectKey> {
+        let view = self.cluster.view();
+        let there = nodes.iter().filter_map(|name| view.nodes.get(name));
+        let there: Vec<&Node> = there.map(|node| &**node).collect();
+        let is_foreign = |ip| {
+            there
+                .iter()
+                .any(|it| has_pod(it, ip) || it.internal_ips.contains(&ip))
+        };
+        let now = view.services.iter().filter(|(_, service)| {
+            let mut ips = service.cluster_ips.iter();
+            ips.any(|ip| is_foreign(*ip))
+        });
+        let mut all: BTreeSet<ObjectKey> = now.map(|(key, _)| key.clone()).collect();
+        all.extend(self.proxy.read().state.kept_off_by_nodes().cloned());
+        all
     }
 
     async fn timer(&mut self) {
@@ -164,9 +208,9 @@ impl<M: ServiceMaps> Worker<M> {
             }
         }
         self.drop_orphans();
-        self.proxy.tell_complete();
         self.metrics.sync.observe(begun.elapsed().as_secs_f64());
         self.metrics.synced_at.set(seconds(Timestamp::now()));
+        self.proxy.tell_complete();
         if self.collect_at.is_none()
             && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
         {
@@ -176,7 +220,12 @@ impl<M: ServiceMaps> Worker<M> {
 
     /// Brings one service up to date with a change that was seen then. Returns whether anything was written.
     fn sync(&mut self, key: &ObjectKey, seen: std::time::Instant) -> bool {
-        let (frontends, ignored) = desired(&self.cluster.view(), &self.node, key);
+        let (frontends, ignored, uid, is_whole) = {
+            let view = self.cluster.view();
+            let (frontends, ignored) = desired(&view, &self.node, self.locality, key);
+            let uid = view.services.get(key).and_then(|service| service.uid);
+            (frontends, ignored, uid, view.synced)
+        };
         let mut inner = self.proxy.write();
         let (mut wrote, mut failed) = (false, None);
         for frontend in inner.state.assign(key, frontends, ignored) {
@@ -187,6 +236,21 @@ impl<M: ServiceMaps> Worker<M> {
                     Err(error) => failed = Some(error),
                 }
             }
+        }
+        // Before that, one that is only not there yet may look wrong.
+        if is_whole {
+            let mut wrong = Leftovers::default();
+            let ignored = inner.state.ignored_of(key).iter().cloned();
+            ignored.for_each(|ignored| wrong.join(ignored));
+            for (taken, holder) in inner.state.conflicts_of(key) {
+                let port = u16::from_be_bytes(taken.port);
+                let holder = holder.map(ToString::to_string).unwrap_or_default();
+                wrong.add(
+                    Why::AddressTaken,
+                    format_args!("{} port {port} by {holder}", taken.address),
+                );
+            }
+            self.reports.tell(key, uid, wrong.into_vec());
         }
         match failed {
             None => {

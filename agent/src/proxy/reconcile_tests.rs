@@ -20,9 +20,17 @@ fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M>, Changes) {
     let metrics = Metrics::new(&mut Registry::default());
     let proxy = ProxyHandle::new(LbState::new());
     (
-        Worker::new(cluster, NODE.into(), proxy, metrics, maps),
+        Worker::new(cluster, settings(None), proxy, metrics, maps),
         changes,
     )
+}
+
+fn settings(events: Option<Events>) -> Settings {
+    Settings {
+        node: NODE.into(),
+        locality: Locality::Node,
+        events,
+    }
 }
 
 fn web() -> View {

@@ -11,8 +11,8 @@ use agent_ebpf::abi::{BackendId, ServiceEntry, ServiceKey, UDP};
 
 use super::backends::{Backends, Ids};
 use super::live::{Live, Table};
-use super::policy::{Backend, Class, Frontend, Ignored, Preference, Target};
-use crate::cluster::ObjectKey;
+use super::policy::{Backend, Class, Frontend, Preference, Target};
+use crate::cluster::{Ignored, ObjectKey};
 use crate::dataplane::{MapOp, Sockets};
 
 /// The writes that move one service address to its next state. Perform them in order, stop at the first that fails, and
@@ -99,7 +99,7 @@ impl LbState {
                 continue;
             }
             match self.frontends.get_mut(&frontend.key) {
-                Some(live) if live.owner.as_ref().is_some_and(|holder| holder != owner) => {
+                Some(live) if live.holder_before(owner, &frontend, self.synced).is_some() => {
                     self.waiting
                         .entry(frontend.key)
                         .or_default()
@@ -108,8 +108,12 @@ impl LbState {
                     continue;
                 }
                 Some(live) => {
-                    live.owner = Some(owner.clone());
+                    let holder = live.owner.replace(owner.clone());
+                    live.created = frontend.created;
                     self.orphans.remove(&frontend.key);
+                    if let Some(holder) = holder.filter(|holder| holder != owner) {
+                        self.displace(holder, frontend.key);
+                    }
                 }
                 None => {}
             }
@@ -133,6 +137,17 @@ impl LbState {
             self.owned.insert(owner.clone(), owned);
         }
         granted
+    }
+
+    /// A service that had an address has to wait for it from now on.
+    fn displace(&mut self, holder: ObjectKey, key: ServiceKey) {
+        if let Some(owned) = self.owned.get_mut(&holder) {
+            let claims = owned.claims.iter().copied();
+            owned.claims = claims.filter(|claim| *claim != key).collect();
+            let waits_for = owned.waits_for.iter().copied();
+            owned.waits_for = waits_for.chain([key]).collect();
+        }
+        self.waiting.entry(key).or_default().insert(holder);
     }
 
     /// The writes that bring one granted address to what is desired; `None` when it is so already.
@@ -175,6 +190,7 @@ impl LbState {
         };
         let next = Live {
             owner: Some(owner.clone()),
+            created: frontend.created,
             port_name: frontend.port_name.clone(),
             preference,
             entry: entry(

@@ -9,7 +9,7 @@ use agent_ebpf::abi::{ServiceKey, SlotKey};
 use super::super::policy::desired;
 use super::super::testing::*;
 use super::*;
-use crate::cluster::{Endpoint, Protocol, Service, ServicePort, SlicePort, View};
+use crate::cluster::{Endpoint, Locality, Protocol, Service, ServicePort, SlicePort, View};
 
 type Allowed = BTreeMap<ServiceKey, BTreeSet<Outcome>>;
 
@@ -42,7 +42,7 @@ prop_compose! {
         service.internal_local = internal_local;
         service.traffic_distribution =
             [None, None, None, Some("PreferSameNode"), Some("PreferClose")][distribution].map(Into::into);
-        service.locality = (distribution == 1).then(|| "cluster".into());
+        service.locality = (distribution == 1).then_some(Locality::Cluster);
         service.affinity_timeout_s = affinity.then_some(60);
         service
     }
@@ -116,7 +116,7 @@ fn check_settled(maps: &Maps, view: &View) {
     check(maps, std::slice::from_ref(&maps.services), &allowed);
     let draining: BTreeSet<Target> = services_of(&[view])
         .iter()
-        .flat_map(|key| desired(view, NODE, key).0)
+        .flat_map(|key| desired(view, NODE, Locality::Node, key).0)
         .flat_map(|frontend| frontend.backends)
         .filter(|backend| backend.class == Class::Draining)
         .map(|backend| backend.target)
@@ -203,7 +203,7 @@ proptest! {
         collect_all(&mut state, |op| { maps.apply(op); true });
         for (key, live) in state.frontends() {
             let owner = live.owner.as_ref().unwrap();
-            let named = desired(&after, NODE, owner).0.into_iter().find(|frontend| frontend.key == *key).unwrap();
+            let named = desired(&after, NODE, Locality::Node, owner).0.into_iter().find(|frontend| frontend.key == *key).unwrap();
             for Backend { class, target } in named.backends {
                 let closes = class == Class::Draining && target.protocol == UDP;
                 let offered = had.outcomes(key).contains(&Outcome::Sent(target));
@@ -498,7 +498,7 @@ fn shares_are_what_the_kernel_draws() {
         not_ready(endpoint(6, "a", "z1")),
     ];
     let even = Service {
-        locality: Some("cluster".into()),
+        locality: Some(Locality::Cluster),
         ..service("10.96.0.1")
     };
     let zone = Service {

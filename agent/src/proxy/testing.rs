@@ -8,7 +8,7 @@ use agent_ebpf::abi::{BackendId, FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, Slot
 use super::policy::{Class, Target, desired};
 use super::state::LbState;
 use crate::cluster::{
-    Endpoint, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort, View,
+    Endpoint, Locality, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort, View,
 };
 use crate::dataplane::fake::FakeMaps;
 use crate::dataplane::{MapOp, PinnedState, ServiceMaps as _};
@@ -41,8 +41,8 @@ pub(super) fn endpoint(last: u8, node: &str, zone: &str) -> Endpoint {
         terminating: false,
         node: Some(node.into()),
         zone: Some(zone.into()),
-        hostname: None,
         pod: Some(format!("pod-{last}").into()),
+        ..Endpoint::default()
     }
 }
 
@@ -72,7 +72,7 @@ pub(super) fn slice(service: &str, endpoints: Vec<Endpoint>) -> Slice {
         service: service.into(),
         ports: vec![port],
         endpoints,
-        changed: None,
+        ..Slice::default()
     }
 }
 
@@ -178,7 +178,7 @@ impl Maps {
 pub(super) fn allowed(view: &View) -> BTreeMap<ServiceKey, BTreeSet<Outcome>> {
     let mut all: BTreeMap<ServiceKey, BTreeSet<Outcome>> = BTreeMap::new();
     for service in view.services.keys() {
-        for frontend in desired(view, NODE, service).0 {
+        for frontend in desired(view, NODE, Locality::Node, service).0 {
             let any_ready = frontend
                 .backends
                 .iter()
@@ -214,7 +214,7 @@ pub(super) fn pass(
         })
     };
     let sync = |state: &mut LbState, key: &ObjectKey, perform: &mut dyn FnMut(&[MapOp]) -> bool| {
-        let (frontends, ignored) = desired(view, NODE, key);
+        let (frontends, ignored) = desired(view, NODE, Locality::Node, key);
         for frontend in state.assign(key, frontends, ignored) {
             if let Some(flip) = state.plan(key, &frontend) {
                 let done = perform(&flip.ops);

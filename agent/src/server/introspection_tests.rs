@@ -88,7 +88,7 @@ async fn a_service_is_explained_down_to_its_map_entries() {
         name: "web".into(),
     };
     let reply = client.show_service(request).await.unwrap().into_inner();
-    assert_eq!(reply.notes, ["SCTP ports are not translated"]);
+    assert_eq!(reply.notes, ["only TCP and UDP are translated: 81/SCTP"]);
     let [detail] = &reply.ports[..] else {
         panic!("one address: {reply:?}")
     };

@@ -170,13 +170,8 @@ fn notes(view: &View, inner: &Inner, key: &ObjectKey) -> Vec<String> {
             );
         }
     }
-    let ignored: BTreeSet<_> = inner
-        .state
-        .ignored_of(key)
-        .iter()
-        .map(|ignored| ignored.reason())
-        .collect();
-    notes.extend(ignored.into_iter().map(str::to_owned));
+    let ignored = inner.state.ignored_of(key);
+    notes.extend(ignored.iter().map(ToString::to_string));
     for (address, holder) in inner.state.conflicts_of(key) {
         let holder = holder.map_or_else(|| "another service".to_owned(), ObjectKey::to_string);
         notes.push(format!(

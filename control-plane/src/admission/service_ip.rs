@@ -3,49 +3,52 @@
 //! What is in use is rebuilt from the Services themselves at start and followed through the cache, so nothing else has to
 //! be stored. What a running request takes is reserved at once and given back if the request fails.
 
+mod families;
 mod pool;
+mod ports;
+mod ranges;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::ServiceSpec;
 use rand::Rng;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use pool::Held;
 use pool::{Holding, Pool, Pools, lock};
+use ports::give_ports;
+pub use ranges::{Ranges, RangesError};
 
 use super::Review;
 use crate::api::error::ApiError;
-use crate::resources::{FieldError, FieldErrorReason};
+use crate::resources::{Family, FieldError, FieldErrorReason};
 use crate::store::cache::{Cache, Change, Freshness, ReadError};
-
-/// Where node ports come from, as upstream.
-const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
 /// How long to wait before the Services are read again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The pools of a cluster.
 pub struct ServiceAddresses {
-    range: Ipv4Net,
+    ranges: Ranges,
     pools: Arc<Mutex<Pools>>,
 }
 
 impl ServiceAddresses {
-    pub fn new(range: Ipv4Net) -> Arc<Self> {
+    pub fn new(ranges: Ranges) -> Arc<Self> {
         let pools = Pools {
             addresses: Pool::new(),
             ports: Pool::new(),
             running: HashMap::new(),
         };
         Arc::new(ServiceAddresses {
-            range,
+            ranges,
             pools: Arc::new(Mutex::new(pools)),
         })
     }
@@ -131,8 +134,13 @@ impl ServiceAddresses {
             .to_owned();
         let holder = format!("{}/{name}", review.namespace);
         if let Some(old) = old {
-            carry_over(service, old);
+            carry_ports_over(service, old);
         }
+        let mut spec = spec_of(service).map_err(ApiError::internal)?;
+        let old_spec = old.map(spec_of).transpose().map_err(ApiError::internal)?;
+        let invalid = |errors: &[FieldError]| ApiError::invalid("", "Service", &name, errors);
+        families::settle(&mut spec, old_spec.as_ref(), &self.ranges)
+            .map_err(|errors| invalid(&errors))?;
         // A dry run takes and gives back at once: it sees the refusals and leaves nothing.
         let before = old.map(|o| holding_of(&o["spec"])).unwrap_or_default();
         let mut held = Held {
@@ -143,192 +151,107 @@ impl ServiceAddresses {
         let mut pools = lock(&self.pools);
         *pools.running.entry(held.holder.clone()).or_default() += 1;
         let outcome = self
-            .give_address(&mut pools, service, &before, &mut held)
-            .and_then(|()| give_ports(&mut pools, service, &before, &mut held));
+            .give_addresses(&mut pools, &mut spec, &before, &mut held)
+            .and_then(|()| {
+                families::write_back(&spec, &mut service["spec"]);
+                give_ports(&mut pools, service, &before, &mut held)
+            });
         drop(pools);
         match outcome {
             Ok(()) => Ok(held),
-            Err(error) => Err(ApiError::invalid("", "Service", &name, &[*error])),
+            Err(error) => Err(invalid(&[*error])),
         }
     }
 
-    fn give_address(
+    /// Gives every family of the Service its address.
+    fn give_addresses(
         &self,
         pools: &mut Pools,
-        service: &mut Value,
+        spec: &mut ServiceSpec,
         before: &Holding,
         held: &mut Held,
     ) -> Result<(), Box<FieldError>> {
-        let spec = &mut service["spec"];
-        if spec["type"] == "ExternalName" {
+        if families::is_external(spec) {
             return Ok(());
         }
-        let asked = spec["clusterIP"].as_str().unwrap_or_default().to_owned();
-        let address = match asked.as_str() {
-            "None" => {
-                spec["clusterIPs"] = json!(["None"]);
-                return Ok(());
-            }
-            "" => {
-                let size = 1_u32
-                    .checked_shl(u32::from(32 - self.range.prefix_len()))
-                    .unwrap_or(u32::MAX);
-                let (first, usable) = (
-                    u32::from(self.range.network()) + 1,
-                    size.saturating_sub(2).max(1),
-                );
-                let start = rand::rng().random_range(0..usable);
-                let taken = pools
-                    .addresses
-                    .take(&held.holder, start, usable, |at| Ipv4Addr::from(first + at));
-                let address = taken.ok_or_else(|| {
-                    wrong(
-                        "spec.clusterIPs",
-                        json!([]),
-                        "failed to allocate IP: range is full",
-                    )
-                })?;
-                held.taken.addresses.push(address);
-                address
-            }
-            text => {
-                let bad = |why: &str| {
-                    wrong(
-                        "spec.clusterIPs",
-                        json!([text]),
-                        &format!("failed to allocate IP {text}: {why}"),
-                    )
-                };
-                let address: Ipv4Addr = text.parse().map_err(|_| {
-                    wrong(
-                        "spec.clusterIPs[0]",
-                        json!(text),
-                        "must be a valid IP address, (e.g. 10.9.8.7)",
-                    )
-                })?;
-                if !before.addresses.contains(&address) {
-                    if !self.range.contains(&address)
-                        || address == self.range.network()
-                        || address == self.range.broadcast()
-                    {
-                        return Err(bad(&format!(
-                            "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
-                            self.range
-                        )));
-                    }
-                    if !pools.addresses.claim_free(address, &held.holder) {
-                        return Err(bad("provided IP is already allocated"));
-                    }
-                    held.taken.addresses.push(address);
+        if families::is_headless(spec) {
+            spec.cluster_ips = Some(vec!["None".to_owned()]);
+            return Ok(());
+        }
+        let mut ips = spec.cluster_ips.take().unwrap_or_default();
+        for (index, family) in families::families(spec).into_iter().enumerate() {
+            match ips.get(index) {
+                Some(text) => self.claim(pools, text, &ips, before, held)?,
+                None => {
+                    let address = self.take(pools, family, held)?;
+                    ips.push(address.to_string());
                 }
-                address
-            }
-        };
-        spec["clusterIP"] = json!(address.to_string());
-        spec["clusterIPs"] = json!([address.to_string()]);
-        for (field, default) in [
-            ("ipFamilies", json!(["IPv4"])),
-            ("ipFamilyPolicy", json!("SingleStack")),
-        ] {
-            if spec[field].is_null() {
-                spec[field] = default;
             }
         }
+        spec.cluster_ip = ips.first().cloned();
+        spec.cluster_ips = Some(ips);
+        Ok(())
+    }
+
+    fn take(
+        &self,
+        pools: &mut Pools,
+        family: Family,
+        held: &mut Held,
+    ) -> Result<IpAddr, Box<FieldError>> {
+        let full = || {
+            let why = "failed to allocate IP: range is full";
+            wrong("spec.clusterIPs", json!([]), why)
+        };
+        let range = self.ranges.of(family).ok_or_else(full)?;
+        let usable = ranges::usable(range);
+        let start = rand::rng().random_range(0..usable);
+        let candidate = |at| ranges::nth(range, at);
+        let taken = pools.addresses.take(&held.holder, start, usable, candidate);
+        let address = taken.ok_or_else(full)?;
+        held.taken.addresses.push(address);
+        Ok(address)
+    }
+
+    /// Takes an address that the Service names.
+    fn claim(
+        &self,
+        pools: &mut Pools,
+        text: &str,
+        all: &[String],
+        before: &Holding,
+        held: &mut Held,
+    ) -> Result<(), Box<FieldError>> {
+        let bad = |why: &str| {
+            let why = format!("failed to allocate IP {text}: {why}");
+            wrong("spec.clusterIPs", json!(all), &why)
+        };
+        let address: IpAddr = text
+            .parse()
+            .map_err(|_| bad("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"))?;
+        if before.addresses.contains(&address) {
+            return Ok(());
+        }
+        let range = self.ranges.of(Family::of(address));
+        let range = range.ok_or_else(|| bad("its family is not configured on this cluster"))?;
+        if !ranges::may_give(range, address) {
+            return Err(bad(&format!(
+                "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+            )));
+        }
+        if !pools.addresses.claim_free(address, &held.holder) {
+            return Err(bad("provided IP is already allocated"));
+        }
+        held.taken.addresses.push(address);
         Ok(())
     }
 }
 
-fn give_ports(
-    pools: &mut Pools,
-    service: &mut Value,
-    before: &Holding,
-    held: &mut Held,
-) -> Result<(), Box<FieldError>> {
-    let spec = &mut service["spec"];
-    let wants_ports = match spec["type"].as_str() {
-        Some("NodePort") => true,
-        Some("LoadBalancer") => spec["allocateLoadBalancerNodePorts"] != json!(false),
-        _ => false,
-    };
-    // Two protocols of one port get one number, if it is free for both.
-    let mut given: Vec<(Value, u16)> = Vec::new();
-    for (at, port) in spec["ports"]
-        .as_array_mut()
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        let protocol = protocol(port);
-        let asked = port["nodePort"].as_u64().unwrap_or(0);
-        if asked == 0 && !wants_ports {
-            continue;
-        }
-        let path = format!("spec.ports[{at}].nodePort");
-        let number = if asked == 0 {
-            let twin = given
-                .iter()
-                .find(|(p, _)| *p == port["port"])
-                .map(|(_, number)| *number);
-            match twin.filter(|number| pools.ports.claim_free((*number, protocol), &held.holder)) {
-                Some(number) => number,
-                None => take_port(pools, protocol, &held.holder).ok_or_else(|| {
-                    wrong(
-                        &path,
-                        json!(0),
-                        "failed to allocate a nodePort: range is full",
-                    )
-                })?,
-            }
-        } else {
-            let number = u16::try_from(asked)
-                .ok()
-                .filter(|n| before.ports.contains(&(*n, protocol)) || NODE_PORTS.contains(n));
-            let number = number.ok_or_else(|| {
-                wrong(&path, json!(asked), "provided port is not in the valid range. The range of valid ports is 30000-32767")
-            })?;
-            if !before.ports.contains(&(number, protocol))
-                && !pools.ports.claim_free((number, protocol), &held.holder)
-            {
-                return Err(wrong(
-                    &path,
-                    json!(asked),
-                    "provided port is already allocated",
-                ));
-            }
-            number
-        };
-        if !before.ports.contains(&(number, protocol)) {
-            held.taken.ports.push((number, protocol));
-        }
-        given.push((port["port"].clone(), number));
-        port["nodePort"] = json!(number);
-    }
-    Ok(())
-}
-
-fn take_port(pools: &mut Pools, protocol: &'static str, holder: &str) -> Option<u16> {
-    let (low, high) = (*NODE_PORTS.start(), *NODE_PORTS.end());
-    let size = u32::from(high - low) + 1;
-    let start = rand::rng().random_range(0..size);
-    let candidate = |at: u32| (u16::try_from(u32::from(low) + at).unwrap_or(high), protocol);
-    pools
-        .ports
-        .take(holder, start, size, candidate)
-        .map(|(number, _)| number)
-}
-
-/// An update that does not name the address or the node ports keeps them, as far as the type still has them.
-fn carry_over(service: &mut Value, old: &Value) {
+/// An update that does not name the node ports keeps them, as far as the type still has them.
+fn carry_ports_over(service: &mut Value, old: &Value) {
     let (old_type, new_type) = (old["spec"]["type"].clone(), service["spec"]["type"].clone());
     let spec = &mut service["spec"];
     let unset = |value: &Value| value.is_null() || value == "" || value == 0;
-    if new_type != "ExternalName" && old_type != "ExternalName" && unset(&spec["clusterIP"]) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if let Some(value) = old["spec"].get(field) {
-                spec[field] = value.clone();
-            }
-        }
-    }
     let had = matches!(old_type.as_str(), Some("NodePort" | "LoadBalancer"));
     let has = matches!(new_type.as_str(), Some("NodePort" | "LoadBalancer"));
     let old_ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
@@ -348,6 +271,10 @@ fn carry_over(service: &mut Value, old: &Value) {
             _ => {}
         }
     }
+}
+
+fn spec_of(service: &Value) -> Result<ServiceSpec, serde_json::Error> {
+    ServiceSpec::deserialize(&service["spec"])
 }
 
 fn protocol(port: &Value) -> &'static str {
@@ -380,7 +307,11 @@ fn holding(json: &[u8]) -> Holding {
 }
 
 fn holding_of(spec: &Value) -> Holding {
-    let addresses = spec["clusterIP"].as_str().and_then(|ip| ip.parse().ok());
+    let addresses = spec["clusterIPs"].as_array().into_iter().flatten();
+    let addresses = addresses.chain([&spec["clusterIP"]]);
+    let addresses: BTreeSet<IpAddr> = addresses
+        .filter_map(|ip| ip.as_str()?.parse().ok())
+        .collect();
     let ports = spec["ports"]
         .as_array()
         .into_iter()

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::registry::{Call, Registry, Through};
 use crate::auth::{MASTERS, User};
-use crate::resources;
+use crate::resources::validate::is_plain;
+use crate::resources::{self, Family};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 /// What somebody deleted or changed is as it should be again after this, as upstream.
@@ -25,7 +26,8 @@ pub async fn keep(registry: &Registry, service_ip: IpAddr, advertised: SocketAdd
     }
 }
 
-/// Makes what is missing and mends what names another address than `advertised`.
+/// Makes what is missing and mends what names another address than `advertised`. One that no other machine reaches is no
+/// endpoint: the service `kubernetes` has none then.
 pub async fn ensure(
     registry: &Registry,
     service_ip: IpAddr,
@@ -40,7 +42,13 @@ pub async fn ensure(
         )
         .await?;
     }
-    let (address, port) = (advertised.ip().to_string(), advertised.port());
+    let (address, port) = (advertised.ip(), advertised.port());
+    let (mut subsets, mut members) = (json!([]), json!([]));
+    if is_plain(address) {
+        let ports = [json!({"name": "https", "port": port, "protocol": "TCP"})];
+        subsets = json!([{"addresses": [{"ip": address}], "ports": ports}]);
+        members = json!([{"addresses": [address], "conditions": {"ready": true}}]);
+    }
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
         "metadata": {"name": "kubernetes", "labels": labels},
@@ -53,12 +61,12 @@ pub async fn ensure(
     });
     let endpoints = json!({
         "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
+        "subsets": subsets,
     });
     let slice = json!({
         "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": if advertised.is_ipv6() { "IPv6" } else { "IPv4" },
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "addressType": Family::of(address).as_str(),
+        "endpoints": members,
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
     ensure_object(registry, ("", "services"), "default", &service).await?;

@@ -43,7 +43,7 @@ pub struct PkiConfig {
 
 impl PkiConfig {
     /// What the API server answers to, and `services`, the services' addresses: not for nodes.
-    pub fn reserved(&self, services: IpNet) -> Reserved {
+    pub fn reserved(&self, services: Vec<IpNet>) -> Reserved {
         let host_name = self.hostname.to_ascii_lowercase();
         let mut names = serving_subject(self).names;
         names.remove(&host_name);
@@ -56,7 +56,7 @@ impl PkiConfig {
                 "svc".to_owned(),
                 format!("svc.{}", self.cluster_domain.to_ascii_lowercase()),
             ],
-            services: vec![services],
+            services,
         }
     }
 }

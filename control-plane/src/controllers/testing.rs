@@ -51,6 +51,13 @@ impl PodBuilder {
         self
     }
 
+    /// One address more, of the other family.
+    pub(crate) fn and_ip(mut self, ip: &str) -> Self {
+        let all = self.status().pod_ips.get_or_insert_default();
+        all.push(PodIP { ip: ip.into() });
+        self
+    }
+
     pub(crate) fn label(mut self, key: &str, value: &str) -> Self {
         self.0
             .metadata

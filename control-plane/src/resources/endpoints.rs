@@ -73,10 +73,16 @@ fn subset(path: &Path, subset: &EndpointSubset) -> Vec<FieldError> {
     }
     for (field, addresses) in [("addresses", ready), ("notReadyAddresses", unready)] {
         for (index, address) in addresses.iter().flatten().enumerate() {
-            errors.extend(validate::ip(
-                &path.child(field).index(index).child("ip"),
-                &address.ip,
-            ));
+            let path = path.child(field).index(index);
+            errors.extend(validate::plain_ip(&path.child("ip"), &address.ip));
+            if let Some(hostname) = &address.hostname {
+                let messages = names::dns1123_label(hostname, false);
+                errors.extend(path.child("hostname").invalid_all(hostname, messages));
+            }
+            if let Some(node) = &address.node_name {
+                let messages = names::dns1123_subdomain(node, false);
+                errors.extend(path.child("nodeName").invalid_all(node, messages));
+            }
         }
     }
     let ports = subset.ports.as_deref().unwrap_or_default();
@@ -114,6 +120,28 @@ mod tests {
         assert_eq!(
             endpoints.row(0)[1],
             "10.0.0.1:80,10.0.0.2:80,10.0.0.3:80 + 1 more..."
+        );
+    }
+
+    #[test]
+    fn an_endpoint_is_where_others_can_reach_it() {
+        let endpoints: Endpoints = serde_json::from_value(json!({ "subsets": [{
+            "addresses": [{ "ip": "127.0.0.1" }, { "ip": "10.0.0.1", "hostname": "A", "nodeName": "N_1" }],
+            "notReadyAddresses": [{ "ip": "fe80::1" }],
+        }] }))
+        .unwrap();
+        let paths: Vec<_> = Strategy::validate(&endpoints, None)
+            .into_iter()
+            .map(|error| error.path)
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                "subsets[0].addresses[0].ip",
+                "subsets[0].addresses[1].hostname",
+                "subsets[0].addresses[1].nodeName",
+                "subsets[0].notReadyAddresses[0].ip",
+            ]
         );
     }
 

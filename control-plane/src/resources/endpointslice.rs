@@ -1,6 +1,8 @@
 //! EndpointSlice.
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use serde_json::{Value, json};
 
 use super::{
@@ -12,6 +14,8 @@ use super::{
 const ADDRESS_TYPES: &[&str] = &["FQDN", "IPv4", "IPv6"];
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
+const MAX_PORTS: usize = 20_000;
+const MAX_HINTS: usize = 8;
 
 impl Strategy for EndpointSlice {
     const SINGULAR: &'static str = "endpointslice";
@@ -86,37 +90,71 @@ impl Strategy for EndpointSlice {
 
 fn endpoints(slice: &EndpointSlice) -> Vec<FieldError> {
     let path = Path::new("endpoints");
-    let mut errors = Vec::new();
     if slice.endpoints.len() > MAX_ENDPOINTS {
-        errors.push(path.too_many(slice.endpoints.len(), MAX_ENDPOINTS));
+        return vec![path.too_many(slice.endpoints.len(), MAX_ENDPOINTS)];
     }
-    for (index, endpoint) in slice.endpoints.iter().enumerate() {
-        let path = path.index(index).child("addresses");
-        match endpoint.addresses.len() {
-            0 => errors.push(path.required("must contain at least 1 address")),
-            1..=MAX_ADDRESSES => {}
-            count => errors.push(path.too_many(count, MAX_ADDRESSES)),
+    let all = slice.endpoints.iter().enumerate();
+    all.flat_map(|(index, one)| endpoint(&path.index(index), &slice.address_type, one))
+        .collect()
+}
+
+fn endpoint(path: &Path, kind: &str, endpoint: &Endpoint) -> Vec<FieldError> {
+    let addresses = path.child("addresses");
+    let mut errors = Vec::new();
+    match endpoint.addresses.len() {
+        0 => errors.push(addresses.required("must contain at least 1 address")),
+        1..=MAX_ADDRESSES => {}
+        count => errors.push(addresses.too_many(count, MAX_ADDRESSES)),
+    }
+    for (index, address) in endpoint.addresses.iter().enumerate() {
+        errors.extend(one_address(&addresses.index(index), kind, address));
+    }
+    if let Some(node) = &endpoint.node_name {
+        let messages = names::dns1123_subdomain(node, false);
+        errors.extend(path.child("nodeName").invalid_all(node, messages));
+    }
+    if let Some(hostname) = &endpoint.hostname {
+        let messages = names::dns1123_label(hostname, false);
+        errors.extend(path.child("hostname").invalid_all(hostname, messages));
+    }
+    if let Some(given) = &endpoint.hints {
+        let path = path.child("hints");
+        let nodes = given.for_nodes.iter().flatten().map(|it| &*it.name);
+        let node_name: fn(&str) -> Vec<String> = |name| names::dns1123_subdomain(name, false);
+        errors.extend(hints(&path.child("forNodes"), nodes.collect(), node_name));
+        let zones = given.for_zones.iter().flatten().map(|it| &*it.name);
+        errors.extend(hints(
+            &path.child("forZones"),
+            zones.collect(),
+            names::label_value,
+        ));
+    }
+    errors
+}
+
+fn hints(path: &Path, names: Vec<&str>, rule: fn(&str) -> Vec<String>) -> Vec<FieldError> {
+    if names.len() > MAX_HINTS {
+        return vec![path.too_many(names.len(), MAX_HINTS)];
+    }
+    let mut errors = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let path = path.index(index).child("name");
+        if names[..index].contains(name) {
+            errors.push(path.duplicate(*name));
         }
-        for (index, address) in endpoint.addresses.iter().enumerate() {
-            errors.extend(one_address(
-                &path.index(index),
-                &slice.address_type,
-                address,
-            ));
-        }
+        errors.extend(path.invalid_all(name, rule(name)));
     }
     errors
 }
 
 fn one_address(path: &Path, kind: &str, address: &str) -> Vec<FieldError> {
-    match kind {
-        "IPv4" if address.parse::<std::net::Ipv4Addr>().is_err() => {
-            vec![path.invalid(address, "must be an IPv4 address")]
+    match (kind, address.parse::<IpAddr>()) {
+        ("IPv4", Ok(IpAddr::V4(_))) | ("IPv6", Ok(IpAddr::V6(_))) => {
+            validate::plain_ip(path, address)
         }
-        "IPv6" if address.parse::<std::net::Ipv6Addr>().is_err() => {
-            vec![path.invalid(address, "must be an IPv6 address")]
-        }
-        "FQDN" => path.invalid_all(address, names::dns1123_subdomain(address, false)),
+        ("IPv4", _) => vec![path.invalid(address, "must be an IPv4 address")],
+        ("IPv6", _) => vec![path.invalid(address, "must be an IPv6 address")],
+        ("FQDN", _) => path.invalid_all(address, names::dns1123_subdomain(address, false)),
         _ => Vec::new(),
     }
 }
@@ -124,6 +162,9 @@ fn one_address(path: &Path, kind: &str, address: &str) -> Vec<FieldError> {
 fn ports(slice: &EndpointSlice) -> Vec<FieldError> {
     let path = Path::new("ports");
     let list = slice.ports.as_deref().unwrap_or_default();
+    if list.len() > MAX_PORTS {
+        return vec![path.too_many(list.len(), MAX_PORTS)];
+    }
     let mut errors = Vec::new();
     let mut seen = std::collections::HashSet::new();
     for (index, port) in list.iter().enumerate() {
@@ -147,6 +188,10 @@ fn ports(slice: &EndpointSlice) -> Vec<FieldError> {
             port.protocol.as_deref(),
             PROTOCOLS,
         ));
+        if let Some(app) = &port.app_protocol {
+            let messages = names::qualified(app);
+            errors.extend(path.child("appProtocol").invalid_all(app, messages));
+        }
     }
     errors
 }
@@ -189,6 +234,53 @@ mod tests {
                 "ports[1].name: Duplicate value: \"\"",
                 "ports[1].port: Invalid value: 70000: must be between 1 and 65535, inclusive",
             ]
+        );
+    }
+
+    fn paths(slice: &EndpointSlice) -> Vec<String> {
+        let errors = Strategy::validate(slice, None);
+        errors.into_iter().map(|error| error.path).collect()
+    }
+
+    #[test]
+    fn nonsense_is_refused_where_it_stands() {
+        let many: Vec<_> = (0..9).map(|n| json!({ "name": format!("z{n}") })).collect();
+        let slice = slice(json!({
+            "addressType": "IPv6",
+            "endpoints": [
+                { "addresses": ["fd00::1"], "nodeName": "n1", "hostname": "a",
+                  "hints": { "forZones": [{ "name": "z" }], "forNodes": [{ "name": "n1" }] } },
+                { "addresses": ["::1", "fe80::1", "::ffff:10.0.0.1"], "nodeName": "N_1", "hostname": "a.b" },
+                { "addresses": ["fd00::2"], "hints": { "forZones": many, "forNodes": [{ "name": "n" }, { "name": "n" }] } },
+            ],
+            "ports": [{ "port": 0, "appProtocol": "a b" }],
+        }));
+        assert_eq!(
+            paths(&slice),
+            [
+                "endpoints[1].addresses[0]",
+                "endpoints[1].addresses[1]",
+                "endpoints[1].addresses[2]",
+                "endpoints[1].nodeName",
+                "endpoints[1].hostname",
+                "endpoints[2].hints.forNodes[1].name",
+                "endpoints[2].hints.forZones",
+                "ports[0].port",
+                "ports[0].appProtocol",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_slice_holds_a_thousand_endpoints() {
+        let endpoints: Vec<_> = (0..1001)
+            .map(|n| json!({ "addresses": [format!("10.0.{}.{}", n / 250, n % 250 + 1)] }))
+            .collect();
+        let slice = slice(json!({ "addressType": "IPv4", "endpoints": endpoints }));
+        let errors = Strategy::validate(&slice, None);
+        assert_eq!(
+            errors[0].to_string(),
+            "endpoints: Too many: 1001: must have at most 1000 items"
         );
     }
 

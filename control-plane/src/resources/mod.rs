@@ -37,6 +37,7 @@ use k8s_openapi::api::{
 
 pub use decode::{DecodeError, duplicate_fields};
 pub use kind::{Column, Conversion, Decode, Kind, Strategy, Subresource};
+pub use service::{Family, service_address_errors};
 pub use validate::{FieldError, FieldErrorReason};
 
 static KINDS: [Kind; 15] = [

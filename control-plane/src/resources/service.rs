@@ -1,5 +1,7 @@
 //! Service: names, columns, defaults and what the server keeps.
 
+mod addresses;
+mod family;
 mod update;
 mod validation;
 
@@ -16,6 +18,9 @@ use super::{
     Column, FieldError, Strategy, Subresource, age, print,
     validate::{NameRule, names},
 };
+
+pub use addresses::errors as service_address_errors;
+pub use family::Family;
 
 /// Transport protocols that ports may have.
 pub(super) const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
@@ -158,16 +163,6 @@ fn set_defaults(spec: &mut ServiceSpec) {
     }
     if has_cluster_ip(spec) {
         text(&mut spec.internal_traffic_policy, "Cluster");
-        text(&mut spec.ip_family_policy, "SingleStack");
-        if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
-            spec.ip_families = Some(vec!["IPv4".to_owned()]);
-        }
-        if let (Some(ip), true) = (
-            spec.cluster_ip.clone().filter(|ip| !ip.is_empty()),
-            spec.cluster_ips.as_ref().is_none_or(Vec::is_empty),
-        ) {
-            spec.cluster_ips = Some(vec![ip]);
-        }
     }
 }
 
@@ -227,7 +222,7 @@ mod tests {
             )
             .unwrap(),
             json!({
-                "internalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+                "internalTrafficPolicy": "Cluster",
                 "ports": [{ "port": 80, "protocol": "TCP", "targetPort": 80 }],
                 "selector": { "app": "web" }, "sessionAffinity": "None", "type": "ClusterIP",
             })

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::abi::{SHARE_ONE, ServiceKey, TCP};
 use kernelet::cluster::{
-    Cluster, Endpoint, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
+    Cluster, Endpoint, Locality, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use kernelet::dataplane::{self, Config, MapOp, MapSizes, Maps, ServiceMaps};
 use kernelet::proxy::{LbState, desired};
@@ -71,7 +71,7 @@ pub fn fill(case: &Case, tables: Tables, services: u32) -> Duration {
     state.set_synced();
     let view = cluster.view();
     for key in view.services.keys() {
-        let (frontends, ignored) = desired(&view, NODE, key);
+        let (frontends, ignored) = desired(&view, NODE, Locality::Node, key);
         for frontend in state.assign(key, frontends, ignored) {
             if let Some(flip) = state.plan(key, &frontend) {
                 dataplane
@@ -113,9 +113,7 @@ fn slim_slice(case: &Case, number: u32) -> Slice {
         serving: true,
         terminating: false,
         node: Some(NODE.into()),
-        zone: None,
-        hostname: None,
-        pod: None,
+        ..Endpoint::default()
     });
     Slice {
         service: format!("service-{number}").into(),
@@ -125,7 +123,7 @@ fn slim_slice(case: &Case, number: u32) -> Slice {
             port: BACKEND_PORT,
         }],
         endpoints: endpoints.collect(),
-        changed: None,
+        ..Slice::default()
     }
 }
 

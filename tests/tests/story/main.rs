@@ -6,5 +6,6 @@
 mod application;
 mod healing;
 mod images;
+mod policies;
 mod seeing;
 mod serving;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Things that are given to one holder at a time. A holder is a Service, by `namespace/name`.
@@ -59,13 +59,13 @@ impl<T: Copy + Eq + Hash> Pool<T> {
 /// Addresses and ports that one Service has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Holding {
-    pub(super) addresses: Vec<Ipv4Addr>,
+    pub(super) addresses: Vec<IpAddr>,
     pub(super) ports: Vec<(u16, &'static str)>,
 }
 
 #[derive(Debug)]
 pub(super) struct Pools {
-    pub(super) addresses: Pool<Ipv4Addr>,
+    pub(super) addresses: Pool<IpAddr>,
     /// A port may serve TCP for one Service and UDP for another.
     pub(super) ports: Pool<(u16, &'static str)>,
     /// How many requests run for each holder. What those took is stored soon, or given back.

@@ -4,6 +4,8 @@ use super::*;
 use crate::admission::Operation;
 use crate::auth::User;
 use crate::resources;
+use crate::store::Revision;
+use crate::store::cache::Object;
 
 fn admit(
     addresses: &ServiceAddresses,
@@ -100,7 +102,7 @@ fn headless_and_external_services_get_nothing() {
 }
 
 #[test]
-fn an_update_keeps_address_and_node_ports() {
+fn an_update_keeps_node_ports() {
     let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
     let mut old = service(
         "a",
@@ -118,7 +120,6 @@ fn an_update_keeps_address_and_node_ports() {
     admit(&addresses, &mut new, Some(&old))
         .expect("admitted")
         .keep();
-    assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
     assert_eq!(
         new["spec"]["ports"][0]["nodePort"],
         old["spec"]["ports"][1]["nodePort"]
@@ -162,4 +163,72 @@ async fn what_went_unseen_is_free_again() {
     running.keep();
     addresses.adopt(&cache).await.expect("the services");
     assert!(holders(&lock(&addresses.pools)).is_empty());
+}
+
+#[test]
+fn a_service_of_two_families_has_two_addresses_and_gives_both_back() {
+    let ranges = "10.96.0.0/30,fd00::/126".parse().expect("ranges");
+    let addresses = ServiceAddresses::new(ranges);
+    let spec = json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack"});
+    let mut dual = service("a", spec.clone());
+    let held = admit(&addresses, &mut dual, None).expect("two addresses");
+    assert_eq!(dual["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
+    assert_eq!(dual["spec"]["clusterIPs"][0], dual["spec"]["clusterIP"]);
+    let second = dual["spec"]["clusterIPs"][1].as_str().expect("an address");
+    assert!(second.starts_with("fd00::"), "{second}");
+    drop(held);
+    assert!(lock(&addresses.pools).addresses.holders.is_empty());
+
+    // Only the second one is full: the first is given back.
+    for at in 0..3 {
+        let spec = json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]});
+        let mut six = service(&format!("s{at}"), spec);
+        admit(&addresses, &mut six, None).expect("room").keep();
+    }
+    let refused = admit(&addresses, &mut service("b", spec), None);
+    assert!(refused.err().expect("full").contains("range is full"));
+    assert_eq!(lock(&addresses.pools).addresses.holders.len(), 3);
+}
+
+#[test]
+fn a_second_family_comes_and_goes() {
+    let ranges = "10.96.0.0/12,fd00::/108".parse().expect("ranges");
+    let addresses = ServiceAddresses::new(ranges);
+    let mut single = service("a", json!({"type": "ClusterIP"}));
+    admit(&addresses, &mut single, None).expect("one").keep();
+    let mut dual = single.clone();
+    dual["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
+    admit(&addresses, &mut dual, Some(&single))
+        .expect("two")
+        .keep();
+    assert_eq!(dual["spec"]["clusterIP"], single["spec"]["clusterIP"]);
+    assert_eq!(dual["spec"]["clusterIPs"].as_array().map(Vec::len), Some(2));
+
+    let mut back = dual.clone();
+    back["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+    admit(&addresses, &mut back, Some(&dual))
+        .expect("one")
+        .keep();
+    assert_eq!(back["spec"]["clusterIPs"], single["spec"]["clusterIPs"]);
+    // What the update left is free once it is stored.
+    let stored = |service: &Value| {
+        Arc::new(Object {
+            key: format!("{PREFIX}default/a"),
+            created: Revision(1),
+            revision: Revision(2),
+            json: service.to_string().into(),
+            labels: Vec::new(),
+            fields: Vec::new(),
+        })
+    };
+    addresses.note(&Change::Put {
+        object: stored(&back),
+        previous: Some(stored(&dual)),
+    });
+    assert_eq!(lock(&addresses.pools).addresses.holders.len(), 1);
+    addresses.note(&Change::Delete {
+        object: stored(&back),
+        previous: stored(&back),
+    });
+    assert!(lock(&addresses.pools).addresses.holders.is_empty());
 }

@@ -158,3 +158,42 @@ async fn events_are_one_thing_under_two_names() {
         .await;
     assert_eq!(selected.body["items"].as_array().map(Vec::len), Some(1));
 }
+
+#[tokio::test]
+async fn services_say_their_families() {
+    let f = Fixture::new().await;
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str, spec: Value| {
+        let mut service = json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
+        for (field, value) in spec.as_object().into_iter().flatten() {
+            service["spec"][field] = value.clone();
+        }
+        service
+    };
+    let plain = f.call("POST", services, service("plain", json!({}))).await;
+    let spec = &plain.body["spec"];
+    assert_eq!(spec["ipFamilyPolicy"], "SingleStack");
+    assert_eq!(spec["ipFamilies"], json!(["IPv4"]));
+    assert_eq!(spec["clusterIPs"], json!([spec["clusterIP"]]));
+
+    let preferred = json!({"ipFamilyPolicy": "PreferDualStack"});
+    let preferred = f.call("POST", services, service("two", preferred)).await;
+    assert_eq!(preferred.body["spec"]["ipFamilies"], json!(["IPv4"]));
+
+    let required = json!({"ipFamilyPolicy": "RequireDualStack"});
+    let refused = f.call("POST", services, service("must", required)).await;
+    assert_eq!(refused.code, 422);
+    let message = refused.body["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("this cluster is not configured for dual-stack services"),
+        "{message}"
+    );
+
+    // A replacement that knows nothing of families or addresses keeps them.
+    let again = service("plain", json!({"sessionAffinity": "ClientIP"}));
+    let kept = f.call("PUT", &format!("{services}/plain"), again).await;
+    assert_eq!(kept.code, 200, "{}", kept.body);
+    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        assert_eq!(kept.body["spec"][field], spec[field], "{field}");
+    }
+}

@@ -75,7 +75,7 @@ async fn a_second_start_finds_what_the_first_one_made() {
     let before = f.get(uri).await.body;
     assert_eq!(before["spec"]["clusterIP"], "10.96.0.1");
     let service_ip = Ipv4Addr::new(10, 96, 0, 1).into();
-    let moved = "127.0.0.2:7443".parse().expect("an address");
+    let moved = "192.0.2.2:7443".parse().expect("an address");
     bootstrap::ensure(&f.api.registry, service_ip, moved)
         .await
         .expect("the system's objects");
@@ -84,7 +84,16 @@ async fn a_second_start_finds_what_the_first_one_made() {
     assert_eq!(after["spec"]["ports"][0]["targetPort"], 7443);
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
     let slice = f.get(slices).await.body;
-    assert_eq!(slice["endpoints"][0]["addresses"], json!(["127.0.0.2"]));
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.2"]));
+
+    // Nobody else reaches a loopback address: it is no endpoint, and the server runs all the same.
+    let alone = "127.0.0.1:6443".parse().expect("an address");
+    bootstrap::ensure(&f.api.registry, service_ip, alone)
+        .await
+        .expect("the system's objects");
+    assert_eq!(f.get(slices).await.body["endpoints"], json!([]));
+    let endpoints = f.get("/api/v1/namespaces/default/endpoints/kubernetes");
+    assert_eq!(endpoints.await.body["subsets"], json!([]));
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ fn a_node_gets_no_certificate_for_what_is_another_ones() {
         cluster_domain: "cluster.local".to_owned(),
         hostname: "Master-1".to_owned(),
     };
-    let reserved = pki.reserved("10.96.0.0/12".parse().unwrap());
+    let reserved = pki.reserved(vec!["10.96.0.0/12".parse().unwrap()]);
     let others = ["w2".to_owned(), "192.0.2.8".to_owned()];
     let ask = |node: &str, name: &str, same_machine: bool| {
         let own = [name.to_owned()];

@@ -1,27 +1,13 @@
 //! Which pods stand behind a Service, and how they answer: the part that EndpointSlices and Endpoints share. No I/O.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+pub(super) use crate::resources::Family;
+
 use crate::controllers::pods::{has_ended, is_ready, node_of};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
-}
 
 /// A Service port as one pod answers it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,14 +36,8 @@ pub(super) fn families(service: &Service) -> Vec<Family> {
         .spec
         .as_ref()
         .and_then(|spec| spec.ip_families.as_ref());
-    let named = named.into_iter().flatten().map(|family| {
-        if family == "IPv6" {
-            Family::V6
-        } else {
-            Family::V4
-        }
-    });
-    let mut families: Vec<Family> = named.collect();
+    let named = named.into_iter().flatten();
+    let mut families: Vec<Family> = named.filter_map(|name| Family::named(name)).collect();
     if families.is_empty() {
         families.push(Family::V4);
     }
@@ -173,11 +153,7 @@ pub(super) fn address(pod: &Pod, family: Family) -> Option<String> {
         .flatten()
         .map(|ip| &ip.ip)
         .chain(&status.pod_ip);
-    let mut of_family = all.filter(|ip| match ip.parse() {
-        Ok(IpAddr::V4(_)) => family == Family::V4,
-        Ok(IpAddr::V6(_)) => family == Family::V6,
-        Err(_) => false,
-    });
+    let mut of_family = all.filter(|ip| Family::of_text(ip) == Some(family));
     of_family.next().cloned()
 }
 

@@ -2,7 +2,6 @@
 //! route. No I/O.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointSubset, Endpoints, Service};
@@ -82,10 +81,8 @@ fn wanted(endpoints: &Endpoints) -> Vec<EndpointSlice> {
         let ready = subset.addresses.iter().flatten().map(|it| (it, true));
         let unready = subset.not_ready_addresses.iter().flatten();
         for (address, ready) in ready.chain(unready.map(|it| (it, false))) {
-            let family = match address.ip.parse() {
-                Ok(IpAddr::V4(_)) => Family::V4,
-                Ok(IpAddr::V6(_)) => Family::V6,
-                Err(_) => continue,
+            let Some(family) = Family::of_text(&address.ip) else {
+                continue;
             };
             let group = groups.entry((family, ports.clone())).or_default();
             group.push(endpoint(address, ready));

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 
 use super::backends::{Backend, Family, Port, is_headless};
 use crate::controllers::cache::Key;
@@ -70,7 +72,7 @@ fn plan_family(
         groups
             .entry(backend.ports.clone())
             .or_default()
-            .push(endpoint(backend, zone_of));
+            .push(endpoint(service, backend, zone_of));
     }
     if groups.is_empty() {
         // One empty slice stays, to say that the Service is known and has nobody.
@@ -167,8 +169,12 @@ fn identity(endpoint: &Endpoint) -> &str {
         .unwrap_or_default()
 }
 
-fn endpoint(backend: &Backend, zone_of: &impl Fn(&str) -> Option<String>) -> Endpoint {
-    Endpoint {
+fn endpoint(
+    service: &Service,
+    backend: &Backend,
+    zone_of: &impl Fn(&str) -> Option<String>,
+) -> Endpoint {
+    let mut endpoint = Endpoint {
         addresses: vec![backend.address.clone()],
         conditions: Some(EndpointConditions {
             ready: Some(backend.ready),
@@ -180,7 +186,29 @@ fn endpoint(backend: &Backend, zone_of: &impl Fn(&str) -> Option<String>) -> End
         zone: backend.node.as_deref().and_then(zone_of),
         target_ref: Some(backend.target.clone()),
         ..Endpoint::default()
-    }
+    };
+    endpoint.hints = hints(service, &endpoint).filter(|_| backend.ready);
+    endpoint
+}
+
+/// For proxies that look at hints alone: whoever is near by what the Service prefers.
+fn hints(service: &Service, endpoint: &Endpoint) -> Option<EndpointHints> {
+    let spec = service.spec.as_ref()?;
+    let to_nodes = match spec.traffic_distribution.as_deref()? {
+        "PreferSameNode" => true,
+        "PreferSameZone" | "PreferClose" => false,
+        _ => return None,
+    };
+    let zone = endpoint.zone.clone().map(|name| vec![ForZone { name }]);
+    let node = endpoint
+        .node_name
+        .clone()
+        .map(|name| vec![ForNode { name }]);
+    let for_nodes = node.filter(|_| to_nodes);
+    (zone.is_some() || for_nodes.is_some()).then_some(EndpointHints {
+        for_nodes,
+        for_zones: zone,
+    })
 }
 
 fn new_slice(service: &Service, family: Family, ports: &[Port]) -> EndpointSlice {

@@ -1,5 +1,7 @@
 //! Slices and Endpoints from Services and pods.
 
+mod near;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

@@ -9,12 +9,7 @@ use super::{has_cluster_ip, is_reached_from_outside, kind};
 /// A client that replaces a service without its allocated addresses and ports means to keep them.
 pub(super) fn keep_allocated(new: &mut ServiceSpec, old: &ServiceSpec) {
     if has_cluster_ip(new) && has_cluster_ip(old) {
-        if new.cluster_ip.as_deref().unwrap_or_default().is_empty() {
-            new.cluster_ip.clone_from(&old.cluster_ip);
-        }
-        if new.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
-            new.cluster_ips.clone_from(&old.cluster_ips);
-        }
+        keep_addresses(new, old);
     }
     if may_have_node_ports(new) && may_have_node_ports(old) {
         for port in new
@@ -30,6 +25,21 @@ pub(super) fn keep_allocated(new: &mut ServiceSpec, old: &ServiceSpec) {
                 .find(|was| (was.port, &was.protocol) == (port.port, &port.protocol));
             port.node_port = same.and_then(|was| was.node_port);
         }
+    }
+}
+
+/// A client knows both `clusterIP` and `clusterIPs`, or only the first of them.
+fn keep_addresses(new: &mut ServiceSpec, old: &ServiceSpec) {
+    let is_same_list = new.cluster_ips == old.cluster_ips;
+    let is_named = new.cluster_ip.as_ref().is_some_and(|ip| !ip.is_empty());
+    if !is_named && (is_same_list || new.cluster_ips.as_ref().is_none_or(Vec::is_empty)) {
+        new.cluster_ip.clone_from(&old.cluster_ip);
+        new.cluster_ips.clone_from(&old.cluster_ips);
+    } else if new.cluster_ip == old.cluster_ip && new.cluster_ips.as_ref().is_none_or(Vec::is_empty)
+    {
+        new.cluster_ips.clone_from(&old.cluster_ips);
+    } else if is_named && new.cluster_ip != old.cluster_ip && is_same_list {
+        new.cluster_ips = new.cluster_ip.clone().map(|ip| vec![ip]);
     }
 }
 
@@ -103,7 +113,10 @@ mod tests {
 
     use crate::resources::Strategy;
 
-    fn service(spec: Value) -> Service {
+    fn service(mut spec: Value) -> Service {
+        if spec["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty()) {
+            spec["clusterIPs"] = json!([spec["clusterIP"]]);
+        }
         let mut service: Service =
             serde_json::from_value(json!({ "metadata": { "name": "web" }, "spec": spec })).unwrap();
         service.set_defaults();
@@ -132,6 +145,29 @@ mod tests {
         let mut new = service(json!({ "type": "NodePort", "ports": [{ "port": 80 }] }));
         new.prepare_update(&old);
         assert_eq!(new.spec, old.spec);
+    }
+
+    #[test]
+    fn a_client_that_knows_one_address_keeps_both() {
+        let mut old = service(json!({ "clusterIP": "10.96.0.10", "ports": [{ "port": 80 }] }));
+        let both = vec!["10.96.0.10".to_owned(), "fd00::a".to_owned()];
+        old.spec.as_mut().unwrap().cluster_ips = Some(both.clone());
+        for (ip, ips, kept) in [
+            (json!(null), json!(null), &*both),
+            (json!("10.96.0.10"), json!(null), &*both),
+            (json!(""), json!(both), &*both),
+            (json!("10.96.0.11"), json!(both), &["10.96.0.11".to_owned()]),
+            (json!("10.96.0.10"), json!(["10.96.0.10"]), &both[..1]),
+        ] {
+            let mut new = service(json!({ "ports": [{ "port": 80 }] }));
+            let spec = new.spec.as_mut().unwrap();
+            spec.cluster_ip = serde_json::from_value(ip.clone()).unwrap();
+            spec.cluster_ips = serde_json::from_value(ips.clone()).unwrap();
+            new.prepare_update(&old);
+            let spec = new.spec.unwrap();
+            assert_eq!(spec.cluster_ips.as_deref(), Some(kept), "{ip} {ips}");
+            assert_eq!(spec.cluster_ip.as_ref(), kept.first(), "{ip} {ips}");
+        }
     }
 
     #[test]

@@ -32,9 +32,10 @@ pub(super) fn errors(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> Vec<Field
         TYPES,
     ));
     errors.extend(addresses(&path, spec));
+    errors.extend(super::addresses::errors(spec));
     errors.extend(policies(&path, spec));
     if let Some(old) = old {
-        errors.extend(update(&path, spec, old));
+        errors.extend(super::addresses::update_errors(spec, old));
     }
     errors
 }
@@ -173,20 +174,9 @@ fn addresses(path: &Path, spec: &ServiceSpec) -> Vec<FieldError> {
         let detail = format!("may not be set to 'None' for {} services", kind(spec));
         errors.push(path.child("clusterIPs").index(0).invalid("None", detail));
     }
-    match (spec.cluster_ip.as_deref().unwrap_or_default(), ips.first()) {
-        (ip, Some(first)) if ip != first => {
-            errors.push(
-                path.child("clusterIPs")
-                    .invalid(ips, "first value must match `clusterIP`"),
-            );
-        }
-        _ => {}
-    }
-    for (index, ip) in ips.iter().enumerate().filter(|(_, ip)| *ip != "None") {
-        errors.extend(validate::ip(&path.child("clusterIPs").index(index), ip));
-    }
     for (index, ip) in spec.external_ips.iter().flatten().enumerate() {
-        errors.extend(validate::ip(&path.child("externalIPs").index(index), ip));
+        let path = path.child("externalIPs").index(index);
+        errors.extend(validate::plain_ip(&path, ip));
     }
     for (index, range) in spec
         .load_balancer_source_ranges
@@ -236,24 +226,15 @@ fn policies(path: &Path, spec: &ServiceSpec) -> Vec<FieldError> {
     errors
 }
 
-fn update(path: &Path, new: &ServiceSpec, old: &ServiceSpec) -> Option<FieldError> {
-    let was = old.cluster_ips.as_ref().and_then(|ips| ips.first())?;
-    let is = new.cluster_ips.as_ref().and_then(|ips| ips.first());
-    let changed = has_cluster_ip(new) && has_cluster_ip(old) && is != Some(was);
-    changed.then(|| {
-        let value = new.cluster_ips.as_deref().unwrap_or_default();
-        path.child("clusterIPs")
-            .index(0)
-            .invalid(value, "may not change once set")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::Value;
 
-    fn spec(value: Value) -> ServiceSpec {
+    fn spec(mut value: Value) -> ServiceSpec {
+        if value["clusterIP"].is_string() {
+            value["clusterIPs"] = json!([value["clusterIP"]]);
+        }
         let mut spec = serde_json::from_value(value).unwrap();
         super::super::set_defaults(&mut spec);
         spec
@@ -317,12 +298,14 @@ mod tests {
     }
 
     #[test]
-    fn an_address_stays() {
-        let with = |ip: &str| json!({ "clusterIP": ip, "ports": [{ "port": 80 }] });
-        assert!(texts(with("10.96.0.1"), Some(with("10.96.0.1"))).is_empty());
+    fn nobody_takes_the_nodes_own_addresses() {
+        let with = |ip: &str| json!({ "externalIPs": [ip], "ports": [{ "port": 80 }] });
+        assert!(texts(with("192.0.2.7"), None).is_empty());
         assert_eq!(
-            texts(with("10.96.0.2"), Some(with("10.96.0.1"))),
-            ["spec.clusterIPs[0]: Invalid value: [\"10.96.0.2\"]: may not change once set"]
+            texts(with("127.0.0.1"), None),
+            [
+                r#"spec.externalIPs[0]: Invalid value: "127.0.0.1": may not be in the loopback range (127.0.0.0/8, ::1/128)"#
+            ]
         );
     }
 }

@@ -1,5 +1,6 @@
 //! The toolbox of validation: paths, errors, and the rules that several kinds share, worded as upstream words them.
 
+mod address;
 pub mod labels;
 pub mod metadata;
 pub mod names;
@@ -9,6 +10,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::decode::DecodeError;
+pub use address::{ip, is_plain, plain_ip};
 
 /// What is wrong with a name; `prefix` says that it is only the beginning of one (`generateName`).
 pub type NameRule = fn(name: &str, prefix: bool) -> Vec<String>;
@@ -232,16 +234,6 @@ pub fn immutable<T: PartialEq + serde::Serialize>(
     (new != old).then(|| {
         let value = serde_json::to_value(new).unwrap_or(Value::Null);
         path.invalid(value, FIELD_IS_IMMUTABLE)
-    })
-}
-
-/// An IP address without leading zeros or IPv4 written as IPv6.
-pub fn ip(path: &Path, text: &str) -> Option<FieldError> {
-    text.parse::<std::net::IpAddr>().is_err().then(|| {
-        path.invalid(
-            text,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        )
     })
 }
 

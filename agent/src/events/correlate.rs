@@ -1,11 +1,9 @@
-//! Which events are told as they are, which raise the count of an earlier one, and which are told together, so that a pod
-//! in trouble does not fill the API. Pure. The numbers are those of upstream's clients.
+//! Which events are told as they are, which raise the count of an earlier one, which are told together, and which are not
+//! told at all, so that an object in trouble does not fill the API. Pure. The numbers are those of upstream's clients.
 
 use std::collections::VecDeque;
 
 use jiff::{SignedDuration, Timestamp};
-
-use crate::runtime::PodRef;
 
 /// So many different messages for the same reason are told together.
 const SIMILAR: usize = 10;
@@ -13,21 +11,38 @@ const SIMILAR: usize = 10;
 /// Messages further apart than this are not similar any more.
 const WINDOW: SignedDuration = SignedDuration::from_mins(10);
 
+/// So many events one object may have at once,
+const BURST: u32 = 25;
+
+/// and then one in each of these.
+const REFILL: SignedDuration = SignedDuration::from_mins(5);
+
 /// What is remembered of either kind; the oldest is forgotten first.
 const REMEMBERED: usize = 1024;
 
 /// Whether something is as it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     Normal,
     Warning,
 }
 
-/// Something that happened to a pod.
+/// The object that something happened to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// As in `Pod`, of the core group.
+    pub kind: &'static str,
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+/// Something that happened to an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub(super) pod: PodRef,
-    pub(super) container: Option<String>,
+    pub(super) subject: Subject,
+    /// Which part of it.
+    pub(super) field_path: Option<String>,
     pub(super) kind: Kind,
     pub(super) reason: &'static str,
     pub(super) message: String,
@@ -53,7 +68,7 @@ enum Key {
 /// What similar entries have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Group {
-    pod: PodRef,
+    subject: Subject,
     reason: &'static str,
 }
 
@@ -62,18 +77,49 @@ struct Messages {
     last: Timestamp,
 }
 
+/// How many events an object may still have.
+struct Bucket {
+    left: u32,
+    since: Timestamp,
+}
+
 /// Remembers what was told.
 #[derive(Default)]
 pub(super) struct Correlator {
+    buckets: Recent<Subject, Bucket>,
     sent: Recent<Key, (String, i32)>,
     similar: Recent<Group, Messages>,
 }
 
 impl Correlator {
-    /// How to tell of an entry.
-    pub(super) fn tell(&mut self, entry: Entry, now: Timestamp) -> Told {
+    /// How to tell of an entry; `None` if its object had too many lately.
+    pub(super) fn tell(&mut self, entry: Entry, now: Timestamp) -> Option<Told> {
+        self.take(&entry.subject, now)
+            .then(|| self.group(entry, now))
+    }
+
+    fn take(&mut self, subject: &Subject, now: Timestamp) -> bool {
+        let Some(bucket) = self.buckets.used(subject) else {
+            let left = BURST - 1;
+            let bucket = Bucket { left, since: now };
+            self.buckets.put(subject.clone(), bucket);
+            return true;
+        };
+        while bucket.left < BURST && now.duration_since(bucket.since) >= REFILL {
+            bucket.left += 1;
+            bucket.since += REFILL;
+        }
+        if bucket.left == BURST {
+            bucket.since = now;
+        }
+        let may = bucket.left > 0;
+        bucket.left -= u32::from(may);
+        may
+    }
+
+    fn group(&mut self, entry: Entry, now: Timestamp) -> Told {
         let group = Group {
-            pod: entry.pod.clone(),
+            subject: entry.subject.clone(),
             reason: entry.reason,
         };
         let (key, entry) = if self.is_one_of_many(&group, &entry.message, now) {
@@ -150,12 +196,13 @@ mod tests {
 
     fn entry(pod: &str, message: &str) -> Entry {
         Entry {
-            pod: PodRef {
+            subject: Subject {
+                kind: "Pod",
                 uid: pod.into(),
                 namespace: "d".into(),
                 name: pod.into(),
             },
-            container: None,
+            field_path: None,
             kind: Kind::Warning,
             reason: "Unhealthy",
             message: message.into(),
@@ -164,7 +211,8 @@ mod tests {
 
     /// Tells it, and has it sent if it is new.
     fn tell(correlator: &mut Correlator, entry: Entry, second: i64) -> Told {
-        let told = correlator.tell(entry, Timestamp::from_second(second).unwrap());
+        let now = Timestamp::from_second(second).unwrap();
+        let told = correlator.tell(entry, now).expect("not too many");
         if told.again.is_none() {
             let name = format!("event-{}", told.entry.message);
             correlator.sent(told.clone(), name);
@@ -197,6 +245,22 @@ mod tests {
         assert_eq!(known.again, Some(("event-3".into(), 2)));
         let late = tell(&mut correlator, entry("a", "12"), 12 + 601);
         assert_eq!(late.entry.message, "12");
+    }
+
+    #[test]
+    fn an_object_has_so_many_events_and_then_one_every_five_minutes() {
+        let mut correlator = Correlator::default();
+        let mut told = |second: i64| {
+            let now = Timestamp::from_second(second).unwrap();
+            correlator.tell(entry("a", "x"), now).is_some()
+        };
+        assert_eq!((0..100).filter(|_| told(0)).count(), BURST as usize);
+        assert!(!told(299));
+        assert!(told(300));
+        assert!(!told(301));
+        assert_eq!((0..100).filter(|_| told(1_000_000)).count(), BURST as usize);
+        let now = Timestamp::from_second(0).unwrap();
+        assert!(correlator.tell(entry("b", "x"), now).is_some());
     }
 
     #[test]

@@ -1,0 +1,153 @@
+//! Who is near: by what the service prefers, or by the hints of its endpoints. Pure.
+
+use super::{Class, Preference};
+use crate::cluster::{Endpoint, Locality, Name, Service, View};
+
+/// The node from whose point of view things are local.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Here<'a> {
+    pub(super) node: &'a str,
+    zone: Option<&'a str>,
+}
+
+impl<'a> Here<'a> {
+    pub(super) fn new(view: &'a View, node: &'a str) -> Self {
+        let zone = view.nodes.get(node).and_then(|node| node.zone.as_deref());
+        Self { node, zone }
+    }
+
+    fn has(self, endpoint: &Endpoint) -> bool {
+        endpoint.node.as_deref() == Some(self.node)
+    }
+
+    fn is_in_zone_of(self, endpoint: &Endpoint) -> bool {
+        self.zone.is_some() && endpoint.zone.as_deref() == self.zone
+    }
+}
+
+/// What the service prefers: Kubernetes' own fields win over the annotation, and that over what the node was told.
+pub(super) fn preference(here: Here<'_>, service: &Service, default: Locality) -> Preference {
+    if service.internal_local {
+        return Preference::LocalOnly;
+    }
+    // Without a zone of its own no node is in anybody's zone, and upstream's proxy spreads evenly.
+    let zone = match here.zone {
+        Some(_) => Preference::SameZone,
+        None => Preference::Even,
+    };
+    match service.traffic_distribution.as_deref() {
+        Some("PreferSameNode") => Preference::SameNode,
+        Some("PreferSameZone" | "PreferClose") => zone,
+        _ => match service.locality.unwrap_or(default) {
+            Locality::Node => Preference::Node,
+            Locality::Zone => zone,
+            Locality::Cluster => Preference::Even,
+        },
+    }
+}
+
+/// How the endpoints of one port are told apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nearness<'a> {
+    here: Here<'a>,
+    pub(super) preference: Preference,
+    publish_not_ready: bool,
+    hinted: Option<By>,
+}
+
+/// Which hints count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Nodes,
+    Zones,
+}
+
+impl<'a> Nearness<'a> {
+    /// As upstream's proxy, hints count if every ready endpoint has some and at least one of them is for here: those for
+    /// nodes first, else those for zones. The others are then used only when the hinted ones have gone.
+    pub(super) fn new(
+        here: Here<'a>,
+        service: &Service,
+        preference: Preference,
+        endpoints: &[&Endpoint],
+    ) -> Self {
+        let mut nearness = Self {
+            here,
+            preference,
+            publish_not_ready: service.publish_not_ready,
+            hinted: None,
+        };
+        if preference == Preference::LocalOnly {
+            return nearness;
+        }
+        let ready: Vec<&Endpoint> = endpoints
+            .iter()
+            .copied()
+            .filter(|endpoint| nearness.is_ready(endpoint))
+            .collect();
+        let counts = |by: &By| {
+            ready.iter().all(|it| !by.names(it).is_empty())
+                && ready.iter().any(|it| nearness.is_hinted(*by, it))
+        };
+        let Some(by) = [By::Nodes, By::Zones].into_iter().find(counts) else {
+            return nearness;
+        };
+        let mut hinted = ready.iter().filter(|it| nearness.is_hinted(by, it));
+        nearness.preference = if by == By::Nodes && hinted.all(|it| here.has(it)) {
+            Preference::SameNode
+        } else {
+            // Evenly over all that are hinted.
+            Preference::SameZone
+        };
+        nearness.hinted = Some(by);
+        nearness
+    }
+
+    fn is_ready(&self, endpoint: &Endpoint) -> bool {
+        endpoint.ready || self.publish_not_ready
+    }
+
+    fn is_hinted(&self, by: By, endpoint: &Endpoint) -> bool {
+        let wanted = match by {
+            By::Nodes => Some(self.here.node),
+            By::Zones => self.here.zone,
+        };
+        let mut names = by.names(endpoint).iter();
+        names.any(|name| Some(&**name) == wanted)
+    }
+
+    pub(super) fn classify(&self, endpoint: &Endpoint) -> Class {
+        let local = self.here.has(endpoint);
+        if self.preference == Preference::LocalOnly && !local {
+            return Class::Draining;
+        }
+        if !self.is_ready(endpoint) {
+            let serves = endpoint.terminating && endpoint.serving;
+            return if serves {
+                Class::Terminating
+            } else {
+                Class::Draining
+            };
+        }
+        let near = match self.hinted {
+            Some(by) => self.is_hinted(by, endpoint),
+            None => local || self.here.is_in_zone_of(endpoint),
+        };
+        match (local, near) {
+            (true, true) => Class::Local,
+            // Where all are equal there is no zone between.
+            (false, true) if self.preference != Preference::Even => Class::Zone,
+            _ => Class::Rest,
+        }
+    }
+}
+
+impl By {
+    fn names(self, endpoint: &Endpoint) -> &[Name] {
+        match (self, &endpoint.hints) {
+            (_, None) => &[],
+            (By::Nodes, Some(hints)) => &hints.nodes,
+            (By::Zones, Some(hints)) => &hints.zones,
+        }
+    }
+}
