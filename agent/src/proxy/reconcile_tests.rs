@@ -9,7 +9,7 @@ use crate::cluster::{Changes, Node, Slice, View};
 use crate::dataplane::fake::{FakeMaps, FaultyMaps};
 
 /// A worker on a cluster that looks like `view`, with what is pending for it.
-fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M>, Changes) {
+fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M, Blind>, Changes) {
     let cluster = Cluster::default();
     cluster.update(|known| {
         *known = view;
@@ -20,7 +20,7 @@ fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M>, Changes) {
     let metrics = Metrics::new(&mut Registry::default());
     let proxy = ProxyHandle::new(LbState::new());
     (
-        Worker::new(cluster, settings(None), proxy, metrics, maps),
+        Worker::new(cluster, settings(None), proxy, metrics, maps, Blind),
         changes,
     )
 }
@@ -110,7 +110,7 @@ async fn a_failed_removal_is_repeated() {
     });
     worker.changed(changes.next().await).await;
     assert!(worker.maps.inner.state.services.is_empty());
-    assert!(worker.deadline().is_some());
+    assert!(worker.collect_at.is_some());
     worker.collect();
     worker.collect();
     assert_eq!(worker.maps.inner.state.slots.len(), 2);
