@@ -5,9 +5,9 @@ use std::time::Duration;
 use agent_ebpf::abi::BackendStats;
 use agent_ebpf::histogram::{BUCKETS, upper_bound_ns};
 
-/// The time below which a share `q` of the handshakes were done, to within half an octave: the end of the bucket. `None`
+/// The time below which `percent` of the handshakes were done, to within half an octave: the end of the bucket. `None`
 /// without handshakes. Of what was beyond the last bucket's beginning nobody knows how far, so that is what it gives.
-pub fn quantile(stats: &BackendStats, q: f64) -> Option<Duration> {
+pub fn quantile(stats: &BackendStats, percent: u64) -> Option<Duration> {
     let counts = || {
         stats
             .handshake_buckets
@@ -18,11 +18,11 @@ pub fn quantile(stats: &BackendStats, q: f64) -> Option<Duration> {
     if total == 0 {
         return None;
     }
-    let rank = (q * total as f64).ceil().max(1.0);
+    let rank = (total * percent).div_ceil(100).max(1);
     let mut below = 0;
     let bucket = counts().position(|count| {
         below += count;
-        below as f64 >= rank
+        below >= rank
     });
     let bucket = bucket.unwrap_or(BUCKETS - 1);
     upper_bound_ns(bucket)
@@ -65,12 +65,12 @@ mod tests {
 
     #[test]
     fn nothing_has_no_quantile() {
-        assert_eq!(quantile(&stats(&[]), 0.5), None);
+        assert_eq!(quantile(&stats(&[]), 50), None);
     }
 
     #[test]
     fn what_is_beyond_the_last_bucket_is_at_least_as_long() {
-        let long = quantile(&stats(&[60_000_000_000]), 0.99).unwrap();
+        let long = quantile(&stats(&[60_000_000_000]), 99).unwrap();
         assert_eq!(long, Duration::from_nanos(1 << 28));
     }
 
@@ -78,9 +78,9 @@ mod tests {
         #[test]
         fn a_quantile_is_within_half_an_octave(
             mut times in prop::collection::vec(8_192_u64..250_000_000, 1..50),
-            percent in 1_u32..=100,
+            percent in 1_u64..=100,
         ) {
-            let found = quantile(&stats(&times), f64::from(percent) / 100.0).unwrap();
+            let found = quantile(&stats(&times), percent).unwrap();
             times.sort_unstable();
             let rank = (times.len() * percent as usize).div_ceil(100);
             let exact = times[rank - 1] as f64;

@@ -1,7 +1,7 @@
 //! What would become of a connect, and which map entries say so. Pure: it draws from the rows that a lookup found, with
 //! the very function that the kernel runs.
 
-use agent_ebpf::abi::{AffinityEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
+use agent_ebpf::abi::{AffinityEntry, BackendId, ServiceEntry, ServiceKey, SlotKey, UDP};
 use agent_ebpf::select::{self, Verdict};
 
 use super::destination::ports;
@@ -194,6 +194,11 @@ fn draws(
             }
         }
         trace.steps.push(odds(live));
+        if dialled.protocol == UDP && trace.choices.len() > 1 {
+            trace
+                .steps
+                .push("a UDP socket keeps its backend: what is drawn is the socket's".to_owned());
+        }
     }
     trace.outcome = match &trace.choices[..] {
         [_] => "backend",

@@ -282,7 +282,7 @@ impl Known<'_> {
         let stats = self.totals.backends.get(&id).copied().unwrap_or_default();
         let found = self.endpoints.get(&target.address.to_ip());
         let endpoint = found.map(|(_, endpoint)| *endpoint);
-        let handshake = |q| quantile(&stats, q).map(|time| time.as_secs_f64());
+        let handshake = |percent| quantile(&stats, percent).map(|time| time.as_secs_f64());
         let name = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
         let node = endpoint.and_then(|endpoint| endpoint.node.as_ref());
         let state = match class {
@@ -309,8 +309,8 @@ impl Known<'_> {
             active: stats.opens.saturating_sub(stats.closes),
             services: Vec::new(),
             failures: stats.failures,
-            handshake_p50_seconds: handshake(0.5),
-            handshake_p99_seconds: handshake(0.99),
+            handshake_p50_seconds: handshake(50),
+            handshake_p99_seconds: handshake(99),
             bytes_sent: stats.bytes_sent,
             bytes_received: stats.bytes_received,
             ejection: None,
