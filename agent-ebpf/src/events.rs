@@ -39,14 +39,22 @@ pub(crate) fn sampled(kind: u8, cookie: SocketKey, entry: &SocketEntry, event: E
     if ctx::flags(entry) & SOCKET_SAMPLED == 0 {
         return;
     }
-    record(kind, cookie, entry, event, false);
+    write(|record| {
+        of_socket(record, kind, cookie, entry);
+        record.duration_ns = event.duration_ns;
+        record.bytes_sent = event.bytes_sent;
+        record.bytes_received = event.bytes_received;
+    });
 }
 
 /// Records that the process which runs now opened a socket to a backend.
 #[inline(always)]
 pub(crate) fn opened(cookie: SocketKey, entry: &SocketEntry) {
     if ctx::flags(entry) & SOCKET_SAMPLED != 0 {
-        record(EVENT_OPENED, cookie, entry, Event::default(), true);
+        write(|record| {
+            of_socket(record, EVENT_OPENED, cookie, entry);
+            process(record);
+        });
     }
 }
 
@@ -66,24 +74,16 @@ pub(crate) fn refused(ctx: &SockAddrContext, dialled: &ServiceKey, service_id: u
 }
 
 #[inline(always)]
-fn record(kind: u8, cookie: SocketKey, entry: &SocketEntry, more: Event, named: bool) {
-    write(|event| {
-        header(event, kind, entry.protocol);
-        event.cookie = cookie;
-        event.netns_cookie = entry.netns_cookie;
-        event.duration_ns = more.duration_ns;
-        event.bytes_sent = more.bytes_sent;
-        event.bytes_received = more.bytes_received;
-        event.dialled = entry.service.address;
-        event.dialled_port = entry.service.port;
-        event.backend_address = entry.backend_address;
-        event.backend_port = entry.backend_port;
-        event.service_id = entry.service.service_id;
-        event.backend = entry.service.backend;
-        if named {
-            process(event);
-        }
-    });
+fn of_socket(event: &mut FlowEvent, kind: u8, cookie: SocketKey, entry: &SocketEntry) {
+    header(event, kind, entry.protocol);
+    event.cookie = cookie;
+    event.netns_cookie = entry.netns_cookie;
+    event.dialled = entry.service.address;
+    event.dialled_port = entry.service.port;
+    event.backend_address = entry.backend_address;
+    event.backend_port = entry.backend_port;
+    event.service_id = entry.service.service_id;
+    event.backend = entry.service.backend;
 }
 
 #[inline(always)]
@@ -112,11 +112,14 @@ fn write(fill: impl FnOnce(&mut FlowEvent)) {
         }
         return;
     };
+    let words = record.as_mut_ptr().cast::<u64>();
+    for n in 0..size_of::<FlowEvent>() / size_of::<u64>() {
+        // SAFETY: within the record, which is made of whole words. Volatile, as else it becomes a call of memset, and a
+        // program that dials has no stack left for one more call: Linux 6.1 counts at least 32 bytes for each.
+        unsafe { words.add(n).write_volatile(0) };
+    }
     // SAFETY: the memory is as large and aligned as the record, for which all zeros is a value.
-    let event = unsafe {
-        record.as_mut_ptr().write_bytes(0, 1);
-        &mut *record.as_mut_ptr()
-    };
+    let event = unsafe { &mut *record.as_mut_ptr() };
     fill(event);
     record.submit(0);
 }

@@ -1,5 +1,7 @@
 //! Service address to backend address, when a socket connects or a datagram leaves.
 
+use core::mem::MaybeUninit;
+
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BackendEntry, BackendId, EVENT_HOLE, EVENT_NO_BACKEND,
     ReverseEntry, ReverseKey, SOCKET_SAMPLED, ServiceKey, ServiceRow, SlotKey, SocketEntry,
@@ -62,7 +64,8 @@ fn refuse() -> i32 {
 }
 
 /// Notes where the socket goes now, and counts it when that is not where it went before. Not inlined: a program has 512
-/// bytes of stack, and what the choice used is free again by now.
+/// bytes of stack, and what the choice used is free again by now. It may call nothing, not even memset: the two frames
+/// alone reach what Linux 6.1 allows.
 #[inline(never)]
 fn remember(
     ctx: &SockAddrContext,
@@ -121,11 +124,17 @@ fn remember(
     let known = unsafe { &mut *known };
     if dialled.protocol == UDP {
         // Answers from the earlier backend may still come.
-        let earlier = ReverseKey {
-            cookie: socket,
-            address: known.backend_address,
-            port: known.backend_port,
-            pad: [0; 6],
+        let mut earlier = MaybeUninit::<ReverseKey>::uninit();
+        let key = earlier.as_mut_ptr();
+        // SAFETY: each field is written, and with them the whole key. Volatile, as else the padding is a call of memset.
+        let earlier = unsafe {
+            (&raw mut (*key).cookie).write(socket);
+            (&raw mut (*key).address).write(known.backend_address);
+            (&raw mut (*key).port).write(known.backend_port);
+            for n in 0..6 {
+                (&raw mut (*key).pad[n]).write_volatile(0);
+            }
+            earlier.assume_init_ref()
         };
         let _ = SOCK_REVERSE.insert(earlier, known.service, 0);
     }

@@ -1,7 +1,7 @@
 //! What the agent is told: paths, addresses and names. One declared table of flags, each also an environment variable.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -76,6 +76,26 @@ pub struct AgentConfig {
         default_value = "cluster.local"
     )]
     pub cluster_domain: String,
+    /// Only route services, in the place of kube-proxy: no pods, no DNS, no writes of the Node. Needs of the API server
+    /// what upstream's cluster role system:node-proxier allows
+    #[arg(long, env = "KERNELET_PROXY_ONLY")]
+    pub proxy_only: bool,
+    /// Where metrics are served with --proxy-only
+    #[arg(
+        long,
+        env = "KERNELET_METRICS_BIND_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:10249"
+    )]
+    pub metrics_bind_address: SocketAddr,
+    /// Where load balancers ask for the node's health with --proxy-only
+    #[arg(
+        long,
+        env = "KERNELET_HEALTHZ_BIND_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "0.0.0.0:10256"
+    )]
+    pub healthz_bind_address: SocketAddr,
 }
 
 impl AgentConfig {

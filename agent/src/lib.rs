@@ -9,10 +9,12 @@ pub mod dns;
 pub mod events;
 pub mod network;
 pub mod node;
+pub mod observe;
 pub mod pod;
 pub mod proxy;
 pub mod run;
 pub mod runtime;
+pub mod self_test;
 pub mod server;
 #[cfg(test)]
 mod testing;

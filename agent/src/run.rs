@@ -7,9 +7,13 @@
 //! ```
 //!
 //! The services come first and need nothing of the rest: they are served again before the node is known to anybody.
+//! [`proxy_only`] runs that half alone.
+
+mod proxy_only;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -19,17 +23,19 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
-    self, ClosingMaps, LoadError, MapError, MapSizes, Maps, ProbeError, ServiceMaps as _,
+    self, ClosingMaps, Events, Feature, LoadError, MapError, MapSizes, Maps, Probe, ProbeError,
+    Retired, ServiceMaps as _, TakeOver,
 };
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::{DnsError, DnsServer};
-use crate::events::Events;
+use crate::events;
 use crate::network::addresses::gateway;
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
@@ -42,6 +48,7 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
+use crate::observe::{self, Clients, Flows, MapReader, Sources};
 use crate::pod::{Manager, Paths, PodTable, Settings};
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
@@ -58,6 +65,8 @@ const DNS_PORT: u16 = 53;
 const RANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
+/// Between two attempts to let new service programs take over.
+const TAKE_OVER_RETRY: Duration = Duration::from_secs(5);
 /// The node's own resolvers, for names outside of the cluster.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -92,6 +101,13 @@ pub enum RunError {
     Dns(#[from] DnsError),
     #[error("cannot tell which program this is, which writes the containers' logs")]
     Program(#[source] io::Error),
+    #[error("cannot listen for {what} at {address}; is kube-proxy running on this node?")]
+    ListenAsProxy {
+        what: &'static str,
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error(
         "cannot listen for the kubelet API at {address}; is another kubelet running on this node?"
     )]
@@ -135,8 +151,96 @@ struct Node {
     paths: Paths,
 }
 
+/// The half of the agent that routes services.
+struct Services<'a> {
+    config: &'a AgentConfig,
+    node: &'a Name,
+    cluster: &'a Cluster,
+    /// Directory of the pins of the pods' network namespaces.
+    namespaces: PathBuf,
+}
+
+impl Services<'_> {
+    /// Brings the programs into the kernel, and starts what keeps their maps as the cluster wants them. Gives what shows
+    /// them to people.
+    fn start(
+        self,
+        probe: Probe,
+        client: &kube::Client,
+        pods: PodTable,
+        registry: &mut Registry,
+        parts: &mut Parts,
+    ) -> Result<Introspection, RunError> {
+        let dataplane = dataplane::start(
+            &dataplane::Config {
+                bpf_dir: self.config.bpf_dir.clone(),
+                cgroup: probe.cgroup.clone(),
+                sizes: MapSizes::default(),
+            },
+            &probe,
+        )?;
+        info!(
+            adopted = dataplane.adopted,
+            "the service programs are in the kernel"
+        );
+        let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
+        for watch in self.cluster.watches(client) {
+            parts.spawn(unfailing(watch));
+        }
+        let retired = Retired::default();
+        let maps = ClosingMaps::new(dataplane.maps, self.namespaces.clone());
+        let node = self.node.to_string();
+        let settings = proxy::Settings {
+            node: self.node.clone(),
+            locality: self.config.locality,
+            events: Some(events::Events::start(client.clone(), "kernelet", node)),
+        };
+        parts.spawn(unfailing(proxy::run(
+            self.cluster.clone(),
+            settings,
+            proxy.clone(),
+            Metrics::new(registry),
+            maps.telling(retired.clone()),
+        )));
+        if let Some(take_over) = dataplane.take_over {
+            parts.spawn(unfailing(take_over_when_complete(take_over, proxy.clone())));
+        }
+        let observed = Observed {
+            node: self.node,
+            cluster: self.cluster,
+            proxy: &proxy,
+            maps: &dataplane.dir,
+            pins: self.namespaces,
+            retired,
+            pods,
+            features: probe.features,
+        };
+        observed.start(registry, parts)
+    }
+}
+
+/// Lets the new programs serve once their tables are complete. Until then those of another version do.
+async fn take_over_when_complete(mut take_over: TakeOver, proxy: ProxyHandle) {
+    info!("the service programs of another version serve until the new tables are complete");
+    proxy.complete().await;
+    // System calls only, and some of them for each open socket.
+    while let Err(error) = tokio::task::block_in_place(|| take_over.run()) {
+        warn!(
+            error = chain(&error),
+            "the new service programs cannot take over; trying again"
+        );
+        tokio::time::sleep(TAKE_OVER_RETRY).await;
+    }
+    // The links hold the programs.
+    drop(take_over);
+    std::future::pending().await
+}
+
 /// Runs the agent that holds the introspection socket: there is no other in this run directory.
 async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunError> {
+    if config.proxy_only {
+        return proxy_only::run(config, socket).await;
+    }
     let probe = dataplane::probe(config.cgroup_root.as_deref())?;
     let node_client = NodeClient::load(&config.kubeconfig()).await?;
     let node = Node {
@@ -161,49 +265,18 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     runtime.version().await?;
     let fresh = !config.bpf_dir.exists();
 
-    let dataplane = dataplane::start(
-        &dataplane::Config {
-            bpf_dir: config.bpf_dir.clone(),
-            cgroup: probe.cgroup.clone(),
-            sizes: MapSizes::default(),
-        },
-        &probe,
-    )?;
-    let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
     let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
     let (health, health_seen) = watch::channel(Health::default());
     let pods = PodTable::default();
     let mut parts = Parts::new();
-
-    for watch in node.cluster.watches(&client) {
-        parts.spawn(unfailing(watch));
-    }
-    let maps = ClosingMaps::new(dataplane.maps, config.run_dir.join("netns"));
-    let services = proxy::Settings {
-        node: node.name.clone(),
-        locality: config.locality,
-        events: Some(Events::start(
-            client.clone(),
-            "kernelet",
-            node.name.to_string(),
-        )),
+    let services = Services {
+        config,
+        node: &node.name,
+        cluster: &node.cluster,
+        namespaces: config.run_dir.join("netns"),
     };
-    parts.spawn(unfailing(proxy::run(
-        node.cluster.clone(),
-        services,
-        proxy.clone(),
-        metrics,
-        maps,
-    )));
-    let mut introspection = Introspection::new(
-        node.name.clone(),
-        node.cluster.clone(),
-        proxy,
-        Arc::new(Maps::open(&dataplane.dir)?),
-        probe.features,
-        pods.clone(),
-    );
+    let mut introspection =
+        services.start(probe, &client, pods.clone(), &mut registry, &mut parts)?;
     show_health(&mut introspection, &health_seen);
     parts.spawn(introspect(introspection, socket));
     parts.spawn(keep_node(upkeep(&node, client.clone(), health_seen)));
@@ -218,7 +291,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         metrics: Arc::new(move || text(&registry)),
     };
     parts.spawn(unfailing(https::serve(kubelet, tls, api)));
-    info!(node = %node.name, address = %node.address, adopted = dataplane.adopted, "the agent runs");
+    info!(node = %node.name, address = %node.address, "the agent runs");
 
     parts.spawn(unfailing(watch_runtime(runtime.clone(), health.clone())));
 
@@ -242,6 +315,51 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     tokio::select! {
         ended = serve_pods => ended,
         signal = told_to_end() => signal.map_err(RunError::Signal),
+    }
+}
+
+/// The services, as people and Prometheus see them.
+struct Observed<'a> {
+    node: &'a Name,
+    cluster: &'a Cluster,
+    proxy: &'a ProxyHandle,
+    /// Where the maps are pinned.
+    maps: &'a Path,
+    /// Directory of the pins of the pods' network namespaces.
+    pins: PathBuf,
+    retired: Retired,
+    pods: PodTable,
+    features: Vec<Feature>,
+}
+
+impl Observed<'_> {
+    fn start(self, registry: &mut Registry, parts: &mut Parts) -> Result<Introspection, RunError> {
+        let maps: Arc<dyn MapReader> = Arc::new(Maps::open(self.maps)?);
+        let clients = Clients::new(self.pins, self.pods.clone());
+        let flows = Flows::new(Box::new(Mutex::new(Maps::open(self.maps)?)))?;
+        let events = Events::open(self.maps)?;
+        let (cluster, proxy) = (self.cluster.clone(), self.proxy.clone());
+        let reading = observe::run(events, flows.clone(), clients.clone(), cluster, proxy);
+        parts.spawn(async { Ok(reading.await?) });
+        let sources = Sources {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+            maps: maps.clone(),
+            retired: self.retired,
+            flows: flows.clone(),
+        };
+        observe::register(registry, sources);
+        Ok(Introspection::new(introspection::Parts {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+            maps,
+            features: self.features,
+            pods: self.pods,
+            clients,
+            flows,
+        }))
     }
 }
 

@@ -16,7 +16,8 @@ pub fn program(package: &str, path: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn fetch(package: &str, directory: &Path) -> Result<()> {
+/// Unpacks a package of Debian's archive into a directory.
+pub(crate) fn fetch(package: &str, directory: &Path) -> Result<()> {
     let archive = directory.join("archive");
     host::create_dir(&archive)?;
     // apt leaves its privileges behind where it can, and then may not write here.

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod command;
 pub mod debian;
 pub mod host;
+pub mod kernels;
 pub mod process;
 pub mod scenario;
 pub mod sweep;

@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use kernelet_tests::cluster::find_program;
 use kernelet_tests::host::cgroup2_mount;
+use kernelet_tests::kernels;
 
 use crate::bpf::{self, Toolchain};
 use crate::shell::{run_quietly, spinner};
@@ -56,6 +57,22 @@ const PACKAGES: &[Package] = &[
         Some("nft"),
         "the peer that benchmarks compare with; counts rules in the demo",
     ),
+    package(
+        "qemu-system-x86",
+        Some("qemu-system-x86_64"),
+        "boots the other kernels that the programs are tried on",
+    ),
+    package("cpio", Some("cpio"), "packs what such a kernel runs"),
+    package(
+        "xz-utils",
+        Some("xz"),
+        "unpacks the modules of such a kernel",
+    ),
+    package(
+        "binutils",
+        Some("strip"),
+        "makes the agent small for such a kernel",
+    ),
 ];
 
 const fn package(
@@ -92,6 +109,10 @@ pub fn run(check: bool) -> Result<()> {
         .collect();
     let toolchain = Toolchain::find();
     let kernel = kernel_obstacle();
+    let kernels: Vec<&str> = kernels::SERIES
+        .into_iter()
+        .filter(|series| kernels::find(series).is_none())
+        .collect();
 
     for package in &missing {
         println!(
@@ -105,11 +126,14 @@ pub fn run(check: bool) -> Result<()> {
             bpf::INSTALL_SUMMARY
         );
     }
+    for series in &kernels {
+        println!("missing: Debian's Linux {series}, which a test boots");
+    }
     if let Some(obstacle) = &kernel {
         println!("missing: {obstacle}");
     }
     if check {
-        if missing.is_empty() && toolchain.is_some() && kernel.is_none() {
+        if missing.is_empty() && toolchain.is_some() && kernels.is_empty() && kernel.is_none() {
             println!("everything is here");
             return Ok(());
         }
@@ -121,6 +145,12 @@ pub fn run(check: bool) -> Result<()> {
     }
     if toolchain.is_none() {
         bpf::install()?;
+    }
+    for series in kernels {
+        // Nothing but a test needs it, and the test says so.
+        if let Err(error) = kernels::fetch(series) {
+            println!("Debian's Linux {series} could not be fetched: {error}");
+        }
     }
     if let Some(obstacle) = kernel {
         bail!("{obstacle}");

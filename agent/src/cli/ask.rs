@@ -60,6 +60,18 @@ impl Ask {
         question: impl AsyncFnOnce(Client) -> Result<T, Status>,
         table: impl FnOnce(&T) -> String,
     ) -> Result<String, CliError> {
+        let answer = self.ask(question)?;
+        match self.output {
+            Output::Table => Ok(table(&answer)),
+            Output::Json => Ok(serde_json::to_string_pretty(&answer)? + "\n"),
+        }
+    }
+
+    /// Connects and asks `question`.
+    pub(super) fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(Client) -> Result<T, Status>,
+    ) -> Result<T, CliError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -68,10 +80,7 @@ impl Ask {
             let client = self.connect().await?;
             question(client).await.map_err(AskError::Refused)
         })?;
-        match self.output {
-            Output::Table => Ok(table(&answer)),
-            Output::Json => Ok(serde_json::to_string_pretty(&answer)? + "\n"),
-        }
+        Ok(answer)
     }
 
     async fn connect(&self) -> Result<Client, AskError> {

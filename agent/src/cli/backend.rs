@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::table::table;
+use super::table::{table, time};
 use super::{Ask, CliError};
 use crate::introspection::{ListBackendsReply, ListBackendsRequest};
 
@@ -26,7 +26,8 @@ pub(super) fn run(Command::List(ask): &Command) -> Result<String, CliError> {
 
 fn list(reply: &ListBackendsReply) -> String {
     let header = [
-        "ID", "ADDRESS", "NODE", "ZONE", "POD", "STATE", "LOCAL", "OPENS", "ACTIVE", "SERVICES",
+        "ID", "ADDRESS", "NODE", "ZONE", "POD", "STATE", "LOCAL", "OPENS", "ACTIVE", "FAILED",
+        "P50", "P99", "SERVICES",
     ];
     let rows = reply.backends.iter().map(|backend| {
         [
@@ -39,6 +40,9 @@ fn list(reply: &ListBackendsReply) -> String {
             if backend.local { "yes" } else { "no" }.to_owned(),
             backend.opens.to_string(),
             backend.active.to_string(),
+            backend.failures.to_string(),
+            backend.handshake_p50_seconds.map(time).unwrap_or_default(),
+            backend.handshake_p99_seconds.map(time).unwrap_or_default(),
             backend.services.join(","),
         ]
     });
@@ -59,6 +63,8 @@ mod tests {
             local: true,
             state: "ready".into(),
             services: vec!["a/b".into(), "c/d".into()],
+            failures: 3,
+            handshake_p50_seconds: Some(0.000_042),
             ..Backend::default()
         };
         let text = list(&ListBackendsReply {
@@ -82,6 +88,9 @@ mod tests {
                 "yes",
                 "0",
                 "0",
+                "3",
+                "42us",
+                "-",
                 "a/b,c/d"
             ]
         );

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use futures::TryStreamExt;
 
 use super::table::table;
-use super::{Ask, CliError};
+use super::{Ask, CliError, digits};
 use crate::introspection::{DumpMapRequest, ListMapsReply, ListMapsRequest, MapRow};
 
 #[derive(Debug, Subcommand)]
@@ -15,6 +15,9 @@ pub(super) enum Command {
     Dump {
         /// The map, for example SERVICES
         name: String,
+        /// Print the bytes, too, as hexadecimal; JSON always has them
+        #[arg(long)]
+        raw: bool,
         #[command(flatten)]
         ask: Ask,
     },
@@ -26,7 +29,7 @@ pub(super) fn run(command: &Command) -> Result<String, CliError> {
             async |mut client| Ok(client.list_maps(ListMapsRequest {}).await?.into_inner()),
             list,
         ),
-        Command::Dump { name, ask } => {
+        Command::Dump { name, raw, ask } => {
             let request = DumpMapRequest {
                 name: name.to_uppercase(),
             };
@@ -39,7 +42,7 @@ pub(super) fn run(command: &Command) -> Result<String, CliError> {
                         .try_collect::<Vec<_>>()
                         .await
                 },
-                |rows| dump(rows),
+                |rows| dump(rows, *raw),
             )
         }
     }
@@ -58,11 +61,21 @@ fn list(reply: &ListMapsReply) -> String {
     table(["NAME", "TYPE", "ENTRIES", "MAX", "PIN"], rows)
 }
 
-fn dump(rows: &[MapRow]) -> String {
-    table(
-        ["KEY", "VALUE"],
-        rows.iter().map(|row| [row.key.clone(), row.value.clone()]),
-    )
+fn dump(rows: &[MapRow], raw: bool) -> String {
+    if !raw {
+        let rows = rows.iter().map(|row| [row.key.clone(), row.value.clone()]);
+        return table(["KEY", "VALUE"], rows);
+    }
+    let header = ["KEY", "VALUE", "RAW KEY", "RAW VALUE"];
+    let rows = rows.iter().map(|row| {
+        [
+            row.key.clone(),
+            row.value.clone(),
+            digits(&row.raw_key),
+            digits(&row.raw_value),
+        ]
+    });
+    table(header, rows)
 }
 
 #[cfg(test)]
@@ -77,5 +90,22 @@ mod tests {
             ..MapRow::default()
         };
         assert_eq!(serde_json::to_value(row).unwrap()["raw_key"], "0aff");
+    }
+
+    #[test]
+    fn raw_bytes_stand_beside_what_they_mean() {
+        let row = MapRow {
+            key: "backend 1".into(),
+            value: "10.0.0.1:80 TCP".into(),
+            raw_key: vec![1, 0, 0, 0],
+            raw_value: vec![0x0a],
+            ..MapRow::default()
+        };
+        let text = dump(std::slice::from_ref(&row), true);
+        assert!(
+            text.ends_with("backend 1   10.0.0.1:80 TCP   01000000   0a\n"),
+            "{text}"
+        );
+        assert!(!dump(&[row], false).contains("01000000"));
     }
 }

@@ -3,13 +3,18 @@
 mod ask;
 mod backend;
 mod cleanup;
+mod connection;
+mod flow;
 mod join;
 mod map;
 mod pod;
 mod run;
+mod self_test;
 mod service;
 mod status;
 mod table;
+mod trace;
+mod upgrade_check;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -43,6 +48,14 @@ enum Command {
     /// The backends that this node sends to
     #[command(subcommand)]
     Backend(backend::Command),
+    /// The connections through services, of this node's pods and processes
+    #[command(subcommand)]
+    Conn(connection::Command),
+    /// What becomes of connections to services, as it happens
+    #[command(subcommand)]
+    Flow(flow::Command),
+    /// What would become of a connect, and which map entries say so
+    Trace(trace::Args),
     /// The BPF maps
     #[command(subcommand)]
     Map(map::Command),
@@ -51,6 +64,10 @@ enum Command {
     Pod(pod::Command),
     /// Remove the programs and maps that a stopped agent left in the kernel
     Cleanup(cleanup::Args),
+    /// What a start of this program would do about the programs and maps that are pinned; changes nothing
+    UpgradeCheck(upgrade_check::Args),
+    /// Try on this kernel all that the service programs do, beside whatever runs here
+    SelfTest(self_test::Args),
     /// Write one container's log; containerd starts it
     #[command(hide = true)]
     LogPipe {
@@ -72,6 +89,12 @@ pub enum CliError {
     Ask(#[from] ask::AskError),
     #[error(transparent)]
     Cleanup(#[from] cleanup::CleanupError),
+    #[error(transparent)]
+    UpgradeCheck(#[from] crate::dataplane::LoadError),
+    #[error(transparent)]
+    SelfTest(#[from] crate::self_test::PlaceError),
+    #[error("{failed} of {of} checks failed")]
+    ChecksFailed { failed: usize, of: usize },
     #[error("cannot write the answer as JSON")]
     Json(#[from] serde_json::Error),
     #[error("cannot write the answer")]
@@ -86,9 +109,14 @@ pub fn execute(cli: Cli) -> ExitCode {
         Command::Status(ask) => status::run(&ask).and_then(print),
         Command::Service(command) => service::run(&command).and_then(print),
         Command::Backend(command) => backend::run(&command).and_then(print),
+        Command::Conn(command) => connection::run(&command).and_then(print),
+        Command::Flow(command) => flow::run(&command),
+        Command::Trace(args) => trace::run(&args).and_then(print),
         Command::Map(command) => map::run(&command).and_then(print),
         Command::Pod(command) => pod::run(&command).and_then(print),
         Command::Cleanup(args) => cleanup::run(&args).and_then(print),
+        Command::UpgradeCheck(args) => upgrade_check::run(&args).and_then(print),
+        Command::SelfTest(args) => self_test::run(&args),
         Command::LogPipe { args } => return crate::runtime::log_pipe::run(&args),
     };
     match outcome {
@@ -110,8 +138,11 @@ fn print(text: String) -> Result<(), CliError> {
 
 /// Raw bytes in JSON: two hexadecimal digits each.
 pub(crate) fn hex<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    serializer.serialize_str(&text)
+    serializer.serialize_str(&digits(bytes))
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -134,9 +165,15 @@ mod tests {
             "kernelet service list -n shop",
             "kernelet service show backend",
             "kernelet backend list --run-dir /tmp/r",
-            "kernelet map dump SERVICES",
+            "kernelet conn list --service shop/web --pod frontend-1",
+            "kernelet flow watch --service web --pod shop/a --verdict failed --protocol tcp --node n1 --sample 10",
+            "kernelet trace --from default/frontend-1 10.96.0.1:80",
+            "kernelet trace --from host shop/web:http --protocol tcp -o json",
+            "kernelet map dump SERVICES --raw",
             "kernelet pod list",
             "kernelet cleanup",
+            "kernelet self-test -o json",
+            "kernelet upgrade-check --bpf-dir /sys/fs/bpf/k",
             "kernelet log-pipe /var/log/0.log",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");

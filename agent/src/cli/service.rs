@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::table::{percent, table};
+use super::table::{percent, table, time};
 use super::{Ask, CliError};
 use crate::introspection::{
     Backend, ListServicesReply, ListServicesRequest, Service, ServiceDetail, ShowServiceReply,
@@ -162,6 +162,7 @@ fn head(name: &str, service: &Service) -> String {
 fn backends(backends: &[Backend]) -> String {
     let header = [
         "ID", "ADDRESS", "NODE", "ZONE", "POD", "STATE", "LOCAL", "SHARE", "OPENS", "ACTIVE",
+        "FAILED", "P50", "P99",
     ];
     let rows = backends.iter().map(|backend| {
         [
@@ -175,6 +176,9 @@ fn backends(backends: &[Backend]) -> String {
             percent(backend.share),
             backend.opens.to_string(),
             backend.active.to_string(),
+            backend.failures.to_string(),
+            backend.handshake_p50_seconds.map(time).unwrap_or_default(),
+            backend.handshake_p99_seconds.map(time).unwrap_or_default(),
         ]
     });
     table(header, rows)

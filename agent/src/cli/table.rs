@@ -39,6 +39,30 @@ pub(super) fn age(seconds: u64) -> String {
     }
 }
 
+/// A short time, in the unit that suits it.
+pub(super) fn time(seconds: f64) -> String {
+    match seconds {
+        _ if seconds < 0.001 => format!("{:.0}us", seconds * 1e6),
+        _ if seconds < 1.0 => format!("{:.1}ms", seconds * 1e3),
+        _ if seconds < 60.0 => format!("{seconds:.1}s"),
+        _ => age(seconds as u64),
+    }
+}
+
+/// A number of bytes, in the unit that suits it.
+pub(super) fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count}B"),
+        _ => format!("{value:.1}{}", units[unit]),
+    }
+}
+
 /// A fraction as a percentage.
 pub(super) fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
@@ -55,6 +79,18 @@ mod tests {
             [["frontend".into(), "a".into()], ["b".into(), String::new()]],
         );
         assert_eq!(text, "NAME       NODE\nfrontend   a\nb          -\n");
+    }
+
+    #[test]
+    fn times_and_sizes_have_the_unit_that_suits_them() {
+        assert_eq!(
+            [0.000_042, 0.0123, 5.0, 75.0].map(time),
+            ["42us", "12.3ms", "5.0s", "1m15s"]
+        );
+        assert_eq!(
+            [0, 1023, 1536, 3 << 30].map(bytes),
+            ["0B", "1023B", "1.5KiB", "3.0GiB"]
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const LOCALITY_ANNOTATION: &str = "kernelet.io/locality";
+const CHANGED_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// What the API server fills in for `sessionAffinity: ClientIP` without a timeout.
 const DEFAULT_AFFINITY_TIMEOUT_S: u32 = 10_800;
@@ -152,6 +153,7 @@ pub(crate) fn slice(object: &discovery::EndpointSlice, names: &mut Names) -> Opt
             .iter()
             .any(|name| label(meta, name).is_some()),
         ignored: leftovers.into_vec().into(),
+        changed: annotation(meta, CHANGED_ANNOTATION).and_then(|at| at.parse().ok()),
     })
 }
 

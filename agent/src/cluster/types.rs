@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::ignored::Ignored;
 
@@ -113,6 +114,8 @@ pub struct Slice {
     pub not_for_proxies: bool,
     /// What of it cannot be used.
     pub ignored: Box<[Ignored]>,
+    /// When the world made it as it is (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub changed: Option<Timestamp>,
 }
 
 /// One port of a [`Slice`]. `port` is in host order.

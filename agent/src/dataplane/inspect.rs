@@ -2,17 +2,22 @@
 
 use std::fmt::Debug;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use agent_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, FLAG_LOCAL_ONLY,
-    Port, ReverseEntry, ReverseKey, SHARE_ONE, ServiceEntry, ServiceKey, ServiceRow, ServiceStats,
-    SlotKey, SocketEntry, SocketKey, TCP, UDP, maps as names,
+    Port, ReverseEntry, ReverseKey, SHARE_ONE, ServiceKey, ServiceRow, ServiceStats, SlotKey,
+    SocketEntry, SocketKey, TCP, UDP, maps as names,
 };
 use aya::Pod;
-use aya::maps::{HashMap, MapData, MapError as AyaError, MapInfo, MapKeys, PerCpuHashMap};
+use aya::maps::{
+    HashMap, IterableMap as _, MapData, MapError as AyaError, MapInfo, MapType, PerCpuHashMap,
+};
+use aya::util::nr_cpus;
 
 use super::maps::{MapError, Maps, SumUp, read};
+use super::sys::count_rows;
 
 /// One map and how full it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,14 +51,14 @@ impl Maps {
 
     fn summary(&self, name: &'static str) -> Result<MapSummary, MapError> {
         let entries = match name {
-            names::SERVICES => count(self.services.keys()),
-            names::BACKEND_TABLE => count(self.slots.keys()),
-            names::BACKENDS => count(self.backends.keys()),
-            names::SOCKETS => count(self.sockets.keys()),
-            names::SOCK_REVERSE => count(self.reverse.keys()),
-            names::AFFINITY => count(self.affinity.keys()),
-            names::STATS => count(self.stats.keys()),
-            names::SERVICE_STATS => count(self.service_stats.keys()),
+            names::SERVICES => count(self.services.map()),
+            names::BACKEND_TABLE => count(self.slots.map()),
+            names::BACKENDS => count(self.backends.map()),
+            names::SOCKETS => count(self.sockets.map()),
+            names::SOCK_REVERSE => count(self.reverse.map()),
+            names::AFFINITY => count(self.affinity.map()),
+            names::STATS => count(self.stats.map()),
+            names::SERVICE_STATS => count(self.service_stats.map()),
             names::CONFIG | names::EVENTS_LOST => Ok(1),
             // Records pass through it; none stays.
             names::EVENTS => Ok(0),
@@ -106,42 +111,24 @@ impl Maps {
             }),
         }
     }
-
-    /// The rows that decide what becomes of a connect to `key`: its service, the slots of the live table, their backends.
-    /// Empty when it is no service.
-    pub fn rows_behind(&self, key: &ServiceKey) -> Result<Vec<MapRow>, MapError> {
-        let Some(service) = present(names::SERVICES, self.services.get(key, 0))? else {
-            return Ok(Vec::new());
-        };
-        let ServiceEntry {
-            service_id,
-            generation,
-            ready,
-            terminating,
-            ..
-        } = service.entry;
-        let mut rows = vec![row(names::SERVICES, key, &service)];
-        for slot in 0..ready.saturating_add(terminating) {
-            let slot = SlotKey {
-                service_id,
-                generation,
-                slot,
-            };
-            // The table may flip while it is read; what is gone is left out.
-            let Some(id) = present(names::BACKEND_TABLE, self.slots.get(&slot, 0))? else {
-                continue;
-            };
-            rows.push(row(names::BACKEND_TABLE, &slot, &id));
-            if let Some(backend) = present(names::BACKENDS, self.backends.get(&id, 0))? {
-                rows.push(row(names::BACKENDS, &id, &backend));
-            }
-        }
-        Ok(rows)
-    }
 }
 
-fn count<K: Pod>(mut keys: MapKeys<'_, K>) -> Result<u32, AyaError> {
-    keys.try_fold(0, |n, key| key.map(|_| n + 1))
+/// How many rows a hash map has.
+fn count(map: &MapData) -> Result<u32, AyaError> {
+    let info = map.info()?;
+    let key_size = info.key_size() as usize;
+    let value_size = info.value_size() as usize;
+    let per_cpu = matches!(
+        info.map_type()?,
+        MapType::PerCpuHash | MapType::LruPerCpuHash
+    );
+    let value_size = if per_cpu {
+        let cpus = nr_cpus().map_err(|(_, error)| AyaError::IoError(error))?;
+        value_size.next_multiple_of(8) * cpus
+    } else {
+        value_size
+    };
+    count_rows(map.fd().as_fd(), key_size, value_size).map_err(AyaError::IoError)
 }
 
 fn table<K: Pod + Show, V: Pod + Show>(
@@ -168,7 +155,10 @@ where
         .map_err(|source| read(name, source))
 }
 
-fn present<T>(name: &'static str, result: Result<T, AyaError>) -> Result<Option<T>, MapError> {
+pub(super) fn present<T>(
+    name: &'static str,
+    result: Result<T, AyaError>,
+) -> Result<Option<T>, MapError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(AyaError::KeyNotFound) => Ok(None),
@@ -176,7 +166,7 @@ fn present<T>(name: &'static str, result: Result<T, AyaError>) -> Result<Option<
     }
 }
 
-fn row<K: Pod + Show, V: Pod + Show>(map: &'static str, key: &K, value: &V) -> MapRow {
+pub(super) fn row<K: Pod + Show, V: Pod + Show>(map: &'static str, key: &K, value: &V) -> MapRow {
     MapRow {
         map,
         key: key.show(),
@@ -204,7 +194,7 @@ fn bytes<T: Pod>(value: &T) -> Vec<u8> {
 }
 
 /// Text for people.
-trait Show {
+pub(super) trait Show {
     fn show(&self) -> String;
 }
 

@@ -1,47 +1,47 @@
-//! Load, pin, attach; adopt what an earlier process left; remove it all.
+//! Load, pin, attach; adopt what an earlier process left; remove it all. What is pinned where, and what a start makes of
+//! it, is in [`super::versions`].
 //!
-//! ```text
-//! <bpf-dir>/v1/SERVICES …          maps
-//! <bpf-dir>/v1/links/kn_connect4 … links; each holds its program
-//! ```
-//!
-//! A start finds one of two things. Nothing pinned: maps are made, programs attached. Links pinned: the same maps are
-//! used, and each link is told to run the new program in one atomic step, so no connect ever meets no program.
+//! Where nothing is pinned, maps are made and programs attached. Where this version's maps are, they are used on, and each
+//! link is told to run the new program in one atomic step, so no connect ever meets no program. Where another version
+//! serves, ours is made beside it, and takes over when its tables are complete ([`TakeOver`]).
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use agent_ebpf::abi::{ABI_VERSION, maps as names};
-use aya::programs::links::{FdLink, LinkError};
-use aya::programs::{CgroupAttachMode, Program, ProgramError};
+use agent_ebpf::abi::maps as names;
+use aya::maps::MapInfo;
+use aya::programs::ProgramError;
+use aya::programs::links::LinkError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_obj::Object;
 use rustix::fs::statfs;
 use rustix::mount::{MountFlags, mount};
+use tracing::warn;
 
 use super::maps::{MapError, Maps};
 use super::object::object;
 use super::probe::Probe;
-use super::sys;
+use super::take_over::{Ends, TakeOver};
+use super::versions::{Found, Layout, Layouts, Plan, own_directory, plan};
+use super::{carry, links};
 
 /// `BPF_FS_MAGIC`
 const BPF_FS: i64 = 0xcafe_4a11;
 const BPF_FS_ROOT: &str = "/sys/fs/bpf";
 
 /// In this order: what reads a socket's row is there before what writes it.
-const PROGRAMS: [&str; 10] = [
-    "kn_sock_release",
-    "kn_getpeername4",
-    "kn_getpeername6",
-    "kn_recvmsg4",
-    "kn_recvmsg6",
-    "kn_sock_ops",
-    "kn_sendmsg4",
-    "kn_sendmsg6",
-    "kn_connect4",
-    "kn_connect6",
+pub(super) const PROGRAMS: [(&str, Ends); 10] = [
+    ("kn_sock_release", Ends::Sockets),
+    ("kn_sock_ops", Ends::Sockets),
+    ("kn_getpeername4", Ends::Nothing),
+    ("kn_getpeername6", Ends::Nothing),
+    ("kn_recvmsg4", Ends::Nothing),
+    ("kn_recvmsg6", Ends::Nothing),
+    ("kn_sendmsg4", Ends::Nothing),
+    ("kn_sendmsg6", Ends::Nothing),
+    ("kn_connect4", Ends::Nothing),
+    ("kn_connect6", Ends::Nothing),
 ];
 
 /// Why the programs could not be brought into the kernel, or out of it.
@@ -59,6 +59,8 @@ pub enum LoadError {
         #[source]
         source: io::Error,
     },
+    #[error("the BPF object in this binary cannot be read")]
+    Parse(#[source] aya_obj::ParseError),
     #[error("the kernel did not take the BPF object")]
     Object(#[source] Box<EbpfError>),
     #[error("the BPF object has no program {name}")]
@@ -101,7 +103,7 @@ pub struct Config {
     pub sizes: MapSizes,
 }
 
-/// Rows that a map may hold. The tables grow row by row to at most this; maps that are already pinned keep their size.
+/// Rows that a map may hold. The tables grow row by row to at most this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSizes {
     /// Service ports.
@@ -133,70 +135,176 @@ impl Default for MapSizes {
     }
 }
 
+impl MapSizes {
+    /// The sizes by map.
+    fn of_maps(self) -> [(&'static str, u32); 8] {
+        [
+            (names::SERVICES, self.services),
+            (names::SERVICE_STATS, self.services),
+            (names::BACKENDS, self.backends),
+            (names::STATS, self.backends),
+            (names::BACKEND_TABLE, self.slots),
+            (names::SOCKETS, self.sockets),
+            (names::AFFINITY, self.affinity),
+            (names::SOCK_REVERSE, self.reverse),
+        ]
+    }
+}
+
 /// Programs in place, maps open.
 pub struct Dataplane {
-    /// Where this version's maps and links are pinned.
+    /// Where this version's maps are pinned.
     pub dir: PathBuf,
     pub maps: Maps,
-    /// The links were there already: the maps may hold a state that an earlier process wrote.
+    /// The maps may hold a state that an earlier process wrote, and the programs that read it run.
     pub adopted: bool,
+    /// There is another version, whose programs serve until these take over.
+    pub take_over: Option<TakeOver>,
 }
 
 /// Brings the programs into the kernel and the maps under this process.
 pub fn start(config: &Config, probe: &Probe) -> Result<Dataplane, LoadError> {
     let object = object().ok_or(LoadError::NoObject)?;
-    let dir = version_dir(&config.bpf_dir);
-    let links = dir.join("links");
-    ensure_bpf_fs(&config.bpf_dir)?;
-    fs::create_dir_all(&links).map_err(|source| LoadError::Path {
-        path: links.clone(),
-        source,
-    })?;
-    let cgroup = open_dir(&config.cgroup)?;
+    let bpf_dir = &config.bpf_dir;
+    ensure_bpf_fs(bpf_dir)?;
+    let plan = planned(bpf_dir, config.sizes)?;
+    let dir = bpf_dir.join(own_directory());
+    for difference in &plan.differences {
+        let (pinned, wanted) = (&difference.pinned, &difference.wanted);
+        warn!(
+            map = difference.map,
+            ?pinned,
+            ?wanted,
+            "the pinned map is made in another way: it is replaced"
+        );
+    }
+    if let Some(name) = &plan.set_aside {
+        let aside = bpf_dir.join(name);
+        fs::rename(&dir, &aside).map_err(at(&aside))?;
+    }
+    for links in [bpf_dir.join(LINKS), links_of(&dir)] {
+        fs::create_dir_all(&links).map_err(at(&links))?;
+    }
+    let cgroup = File::open(&config.cgroup).map_err(at(&config.cgroup))?;
 
     let mut ebpf = load(object, &dir, config.sizes, probe.set_retval)?;
-    let mut adopted = true;
-    for name in PROGRAMS {
+    let mut maps = Maps::open(&dir)?;
+    let mut adopted = plan.sources.is_empty();
+    for (name, ends) in PROGRAMS {
         let program = ebpf.program_mut(name).ok_or(LoadError::Missing { name })?;
-        adopted &= attach(name, program, &cgroup, &links.join(name))?;
+        links::load(name, program)?;
+        if plan.sources.is_empty() {
+            let pin = link_of(bpf_dir, name, ends);
+            adopted &= links::attach(name, program, &cgroup, &pin, &[links_of(&dir).join(name)])?;
+        }
     }
+    for source in &plan.sources {
+        carry::tables(&bpf_dir.join(&source.directory), source.carried, &mut maps)?;
+    }
+    let take_over = (!plan.sources.is_empty()).then(|| TakeOver {
+        programs: ebpf,
+        cgroup,
+        bpf_dir: bpf_dir.clone(),
+        sources: plan.sources,
+    });
     Ok(Dataplane {
-        maps: Maps::open(&dir)?,
         dir,
+        maps,
         adopted,
+        take_over,
     })
+}
+
+/// What a start with these sizes would do about what is pinned in `bpf_dir`. Changes nothing.
+pub fn upgrade_check(bpf_dir: &Path, sizes: MapSizes) -> Result<Plan, LoadError> {
+    planned(bpf_dir, sizes)
+}
+
+fn planned(bpf_dir: &Path, sizes: MapSizes) -> Result<Plan, LoadError> {
+    let object = object().ok_or(LoadError::NoObject)?;
+    Ok(plan(&found(bpf_dir)?, &wanted(object, sizes)?))
+}
+
+/// How the maps of the object are made.
+fn wanted(object: &[u8], sizes: MapSizes) -> Result<Layouts, LoadError> {
+    let object = Object::parse(object).map_err(LoadError::Parse)?;
+    let maps = object.maps.into_iter();
+    let ours = maps.filter(|(name, _)| names::ALL.contains(&name.as_str()));
+    let layouts = ours.map(|(name, map)| {
+        let chosen = sizes.of_maps().into_iter().find(|(of, _)| *of == name);
+        let layout = Layout {
+            kind: map.map_type(),
+            key: map.key_size(),
+            value: map.value_size(),
+            size: chosen.map_or(map.max_entries(), |(_, size)| size),
+        };
+        (name, layout)
+    });
+    Ok(layouts.collect())
+}
+
+/// What is pinned below `bpf_dir`.
+fn found(bpf_dir: &Path) -> Result<Found, LoadError> {
+    let mut found = Found::default();
+    if !bpf_dir.exists() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(bpf_dir).map_err(at(bpf_dir))? {
+        let path = entry.map_err(at(bpf_dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !path.is_dir() || name == LINKS {
+            continue;
+        }
+        let mut maps = Layouts::new();
+        for pin in fs::read_dir(&path).map_err(at(&path))? {
+            let pin = pin.map_err(at(&path))?;
+            // What is no map is the directory of links.
+            if let Ok(map) = MapInfo::from_pin(pin.path()) {
+                let layout = Layout {
+                    kind: map.map_type().map_or(0, |kind| kind as u32),
+                    key: map.key_size(),
+                    value: map.value_size(),
+                    size: map.max_entries(),
+                };
+                maps.insert(pin.file_name().to_string_lossy().into_owned(), layout);
+            }
+        }
+        found.0.insert(name.into_owned(), maps);
+    }
+    Ok(found)
 }
 
 /// Removes every pin below `bpf_dir`. The kernel detaches the programs and frees the maps with the last of them.
 pub fn remove(bpf_dir: &Path) -> Result<(), LoadError> {
     match fs::remove_dir_all(bpf_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LoadError::Path {
-            path: bpf_dir.to_owned(),
-            source: error,
-        }),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(bpf_dir)(error)),
         _ => Ok(()),
     }
 }
 
-/// Removes the pins of other ABI versions. Until this is called after an upgrade, the older programs go on translating;
-/// so call it when the new maps hold the first full state.
-pub fn remove_other_versions(bpf_dir: &Path) -> Result<(), LoadError> {
-    let keep = version_dir(bpf_dir);
-    let failed = |source| LoadError::Path {
-        path: bpf_dir.to_owned(),
-        source,
-    };
-    for entry in fs::read_dir(bpf_dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path != keep && path.is_dir() {
-            remove(&path)?;
-        }
-    }
-    Ok(())
+/// Name of the directories of links.
+const LINKS: &str = "links";
+
+/// The directory of links of one version.
+pub(super) fn links_of(dir: &Path) -> PathBuf {
+    dir.join(LINKS)
 }
 
-fn version_dir(bpf_dir: &Path) -> PathBuf {
-    bpf_dir.join(format!("v{ABI_VERSION}"))
+/// Where the link of a program of this version is pinned.
+pub(super) fn link_of(bpf_dir: &Path, name: &str, ends: Ends) -> PathBuf {
+    let dir = match ends {
+        Ends::Sockets => links_of(&bpf_dir.join(own_directory())),
+        Ends::Nothing => links_of(bpf_dir),
+    };
+    dir.join(name)
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> LoadError + use<> {
+    let path = path.to_owned();
+    move |source| LoadError::Path {
+        path: path.clone(),
+        source,
+    }
 }
 
 fn load(object: &[u8], dir: &Path, sizes: MapSizes, set_retval: bool) -> Result<Ebpf, LoadError> {
@@ -205,112 +313,16 @@ fn load(object: &[u8], dir: &Path, sizes: MapSizes, set_retval: bool) -> Result<
     loader
         // The programs relocate nothing against the kernel's types, and parsing them takes megabytes.
         .btf(None)
-        .map_max_entries(names::SERVICES, sizes.services)
-        .map_max_entries(names::SERVICE_STATS, sizes.services)
-        .map_max_entries(names::BACKENDS, sizes.backends)
-        .map_max_entries(names::STATS, sizes.backends)
-        .map_max_entries(names::BACKEND_TABLE, sizes.slots)
-        .map_max_entries(names::SOCKETS, sizes.sockets)
-        .map_max_entries(names::AFFINITY, sizes.affinity)
-        .map_max_entries(names::SOCK_REVERSE, sizes.reverse)
         .override_global("HAS_SET_RETVAL", &set_retval, true);
+    for (name, size) in sizes.of_maps() {
+        loader.map_max_entries(name, size);
+    }
     for name in names::ALL {
         loader.map_pin_path(name, dir.join(name));
     }
     loader
         .load(object)
         .map_err(|error| LoadError::Object(Box::new(error)))
-}
-
-/// Loads `program` and makes the link pinned at `pin` run it on `cgroup`. True when such a link was there already.
-fn attach(
-    name: &'static str,
-    program: &mut Program,
-    cgroup: &File,
-    pin: &Path,
-) -> Result<bool, LoadError> {
-    let failed = |source| LoadError::Program {
-        name,
-        source: Box::new(source),
-    };
-    match program {
-        Program::CgroupSockAddr(p) => p.load(),
-        Program::CgroupSock(p) => p.load(),
-        Program::SockOps(p) => p.load(),
-        _ => return Err(LoadError::Missing { name }),
-    }
-    .map_err(failed)?;
-
-    if let Some(link) = pinned_on(cgroup, pin)? {
-        let fd = program.fd().map_err(failed)?;
-        sys::update_link(link.as_fd(), fd.as_fd())
-            .map_err(|source| LoadError::Update { name, source })?;
-        return Ok(true);
-    }
-    let link = new_link(name, program, cgroup)?;
-    // The new link is attached before a pin of an older one, on another cgroup, gives way to it.
-    let fresh = pin.with_file_name(format!("{name}_new"));
-    let moved = |source| LoadError::Path {
-        path: pin.to_owned(),
-        source,
-    };
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(moved(error)),
-        _ => {}
-    }
-    link.pin(&fresh)
-        .map_err(|source| LoadError::Pin { name, source })?;
-    fs::rename(&fresh, pin).map_err(moved)?;
-    Ok(false)
-}
-
-/// The link pinned at `pin`, if there is one and it still is on `cgroup`.
-fn pinned_on(cgroup: &File, pin: &Path) -> Result<Option<std::os::fd::OwnedFd>, LoadError> {
-    let failed = |source| LoadError::Path {
-        path: pin.to_owned(),
-        source,
-    };
-    let link = match sys::open_link(pin) {
-        Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    // The id of a cgroup is the inode of its directory.
-    let wanted = cgroup.metadata().map_err(failed)?.ino();
-    let attached = sys::cgroup_of(link.as_fd()).map_err(failed)?;
-    Ok((attached == wanted).then_some(link))
-}
-
-fn new_link(name: &'static str, program: &mut Program, cgroup: &File) -> Result<FdLink, LoadError> {
-    let failed = |source| LoadError::Program {
-        name,
-        source: Box::new(source),
-    };
-    // The kernel lets links share a cgroup with other programs whatever the mode; the flags of the other modes it refuses.
-    let mode = CgroupAttachMode::Single;
-    let link = match program {
-        Program::CgroupSockAddr(p) => {
-            let id = p.attach(cgroup, mode).map_err(failed)?;
-            p.take_link(id).map_err(failed)?.try_into()
-        }
-        Program::CgroupSock(p) => {
-            let id = p.attach(cgroup, mode).map_err(failed)?;
-            p.take_link(id).map_err(failed)?.try_into()
-        }
-        Program::SockOps(p) => {
-            let id = p.attach(cgroup, mode).map_err(failed)?;
-            p.take_link(id).map_err(failed)?.try_into()
-        }
-        _ => return Err(LoadError::Missing { name }),
-    };
-    link.map_err(|source| LoadError::Link { name, source })
-}
-
-fn open_dir(path: &Path) -> Result<File, LoadError> {
-    File::open(path).map_err(|source| LoadError::Path {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 /// Sees to it that `dir` lies on a BPF file system, mounting the usual one if it is not there yet.

@@ -45,6 +45,12 @@ pub enum MapError {
         #[source]
         source: AyaError,
     },
+    #[error("cannot carry rows of another version into map {map}")]
+    Carry {
+        map: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write map {}", names::CONFIG)]
     Config {
         #[source]
@@ -149,6 +155,12 @@ impl Maps {
         Ok(cpus.iter().sum())
     }
 
+    /// Every client socket that was sent to a backend.
+    pub fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
+        let rows = self.sockets.iter().collect::<Result<_, _>>();
+        rows.map_err(|source| read(names::SOCKETS, source))
+    }
+
     /// All counters at once.
     pub fn totals(&self) -> Result<Totals, MapError> {
         let mut totals = Totals::default();
@@ -216,7 +228,8 @@ impl ServiceMaps for Maps {
 }
 
 /// Counters that add up.
-pub(super) trait Sum: Default {
+pub trait Sum: Default {
+    #[must_use]
     fn add(self, other: Self) -> Self;
 }
 
@@ -260,7 +273,7 @@ impl<T: Sum, I: Iterator<Item = T>> SumUp<T> for I {
     }
 }
 
-fn open<T: TryFrom<Map, Error = AyaError>>(
+pub(super) fn open<T: TryFrom<Map, Error = AyaError>>(
     dir: &Path,
     name: &str,
     kind: fn(MapData) -> Map,
@@ -330,7 +343,7 @@ pub(super) fn read(map: &'static str, source: AyaError) -> MapError {
     MapError::Read { map, source }
 }
 
-fn errno(error: AyaError) -> io::Error {
+pub(super) fn errno(error: AyaError) -> io::Error {
     match error {
         AyaError::SyscallError(error) => error.io_error,
         AyaError::IoError(error) => error,

@@ -13,26 +13,45 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 
+mod carry;
+mod diag;
+mod events;
 pub mod fake;
 #[cfg(test)]
 mod follow_tests;
 mod inspect;
+mod links;
 mod load;
+mod lookup;
 mod maps;
 mod object;
 mod probe;
+mod retired;
 mod sockets;
 mod sys;
+mod take_over;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upgrade_tests;
+mod v1;
+mod versions;
 
+pub use agent_ebpf::abi::ABI_VERSION;
+pub use diag::{Namespace, SocketInfo, TcpInfo, netns_cookie, sockets_in};
+pub use events::Events;
 pub use inspect::{MapRow, MapSummary};
-pub use load::{Config, Dataplane, LoadError, MapSizes, remove, remove_other_versions, start};
-pub use maps::{MapError, Maps, Totals};
+pub use load::{Config, Dataplane, LoadError, MapSizes, remove, start, upgrade_check};
+pub use lookup::Lookup;
+pub use maps::{MapError, Maps, Sum, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};
+pub use retired::Retired;
 pub use sockets::{CloseError, Closed, ClosingMaps, close_sockets};
+pub use sys::monotonic_ns;
+pub use take_over::TakeOver;
+pub use versions::{Carried, Difference, Layout, Plan, Source};
 
 /// One write to one map. [`crate::proxy`] computes them; the dataplane performs them, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

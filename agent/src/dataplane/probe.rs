@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 
+use super::sockets::can_close_sockets;
+use super::sys;
+
 /// The oldest kernel that has all that the programs need.
 const OLDEST: Release = Release(5, 15);
 
@@ -44,7 +47,7 @@ impl fmt::Display for Release {
 }
 
 /// One finding, for `kernelet status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Feature {
     pub name: &'static str,
     pub available: bool,
@@ -61,6 +64,14 @@ pub struct Probe {
     pub set_retval: bool,
 }
 
+impl Probe {
+    /// Whether the feature of this name was found.
+    pub fn has(&self, name: &str) -> bool {
+        let found = self.features.iter().find(|feature| feature.name == name);
+        found.is_some_and(|feature| feature.available)
+    }
+}
+
 /// What was read and tried.
 #[derive(Clone, Debug)]
 struct Facts {
@@ -72,6 +83,9 @@ struct Facts {
     status: String,
     btf: bool,
     set_retval: bool,
+    sock_destroy: bool,
+    tcx: bool,
+    jit: bool,
     /// `--cgroup-root`, and whether it is a cgroup v2 directory.
     chosen: Option<(PathBuf, bool)>,
 }
@@ -86,6 +100,9 @@ pub fn probe(cgroup: Option<&Path>) -> Result<Probe, ProbeError> {
         status: text("/proc/self/status"),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         set_retval: is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false),
+        sock_destroy: can_close_sockets(),
+        tcx: sys::has_tcx(),
+        jit: text("/proc/sys/net/core/bpf_jit_enable").trim() != "0",
         // Every cgroup v2 directory has this file, and no other directory does.
         chosen: cgroup.map(|path| {
             (
@@ -151,6 +168,25 @@ fn judge(facts: &Facts) -> Result<Probe, ProbeError> {
             "a service without backends refuses with ECONNREFUSED",
             "older than Linux 5.18: a service without backends refuses with EPERM",
         ),
+        found(
+            "sock_destroy",
+            facts.sock_destroy,
+            "sockets to a backend that is gone are closed at once",
+            "no CONFIG_INET_DIAG_DESTROY, or no modules tcp_diag and udp_diag: sockets to a backend that is gone wait for \
+             their own timeout",
+        ),
+        found(
+            "JIT",
+            facts.jit,
+            "the programs run as machine code",
+            "the programs are interpreted: set net.core.bpf_jit_enable to 1",
+        ),
+        found(
+            "TCX",
+            facts.tcx,
+            "not used yet",
+            "older than Linux 6.6; not used yet",
+        ),
     ];
     Ok(Probe {
         features,
@@ -202,6 +238,9 @@ mod tests {
             status: "Name:\tx\nCapEff:\t000001ffffffffff\n".to_owned(),
             btf: true,
             set_retval: true,
+            sock_destroy: true,
+            tcx: true,
+            jit: true,
             chosen: None,
         }
     }

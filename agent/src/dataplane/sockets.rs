@@ -10,25 +10,36 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
-use agent_ebpf::abi::{Address, BackendId, BackendStats, Port, SocketKey};
+use agent_ebpf::abi::{Address, BackendId, BackendStats, Port, SocketKey, TCP, UDP};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 use tracing::{info, warn};
 
 use super::maps::{MapError, Maps};
-use super::{MapOp, PinnedState, ServiceMaps, Sockets};
+use super::{MapOp, PinnedState, Retired, ServiceMaps, Sockets};
 
 /// Maps that close the sockets of a backend that is gone before they remove its row.
 pub struct ClosingMaps {
     maps: Maps,
     /// Directory of the pins of the pods' network namespaces.
     namespaces: PathBuf,
+    retired: Retired,
 }
 
 impl ClosingMaps {
     /// Closes in this process's network namespace and in those that are pinned in `namespaces`.
     pub fn new(maps: Maps, namespaces: PathBuf) -> Self {
-        Self { maps, namespaces }
+        Self {
+            maps,
+            namespaces,
+            retired: Retired::default(),
+        }
+    }
+
+    /// Tells `retired` what the counters of a backend said last, before they go with it.
+    #[must_use]
+    pub fn telling(self, retired: Retired) -> Self {
+        Self { retired, ..self }
     }
 
     fn close(&self, gone: &BTreeSet<BackendId>) -> Result<(), MapError> {
@@ -65,6 +76,14 @@ impl ServiceMaps for ClosingMaps {
         });
         if let Err(error) = self.close(&gone.collect()) {
             warn!(%error, "sockets of backends that are gone stay open");
+        }
+        for op in &ops {
+            // What cannot be read is as if nobody had read it since.
+            if let MapOp::DeleteBackend(id, _) = op
+                && let Ok(stats) = self.maps.backend_stats(*id)
+            {
+                self.retired.add(*id, stats);
+            }
         }
         self.maps.remove_all(ops)
     }
@@ -152,11 +171,7 @@ fn close_in(
         other => other?,
     };
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let mut diag = Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::DGRAM,
-        Some(libc::NETLINK_SOCK_DIAG.into()),
-    )?;
+    let mut diag = open_diag()?;
     let mut closed = 0;
     for (listener, addresses) in listeners {
         for family in [Family::V4, Family::V6] {
@@ -169,6 +184,14 @@ fn close_in(
         }
     }
     Ok(closed)
+}
+
+fn open_diag() -> io::Result<Socket> {
+    Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::DGRAM,
+        Some(libc::NETLINK_SOCK_DIAG.into()),
+    )
 }
 
 /// Closes one socket; gives how many that were.
@@ -216,6 +239,19 @@ fn list(
             }
         }
     }
+}
+
+/// Whether this kernel closes sockets that are asked for by their ids. A module may be loaded to tell.
+pub(super) fn can_close_sockets() -> bool {
+    [TCP, UDP].into_iter().all(|protocol| {
+        // A kernel that can looks for the socket, and there is none to port 0 with that cookie.
+        let closes = || {
+            let mut diag = open_diag()?;
+            list(&mut diag, Family::V4, (protocol, [0; 2]))?;
+            destroy(&mut diag, Family::V4, protocol, &SocketId([0xff; ID_SIZE]))
+        };
+        closes().is_ok()
+    })
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -1,4 +1,4 @@
-//! The few `bpf(2)` calls on links that aya does not offer for cgroup programs.
+//! The few system calls that no library offers: `bpf(2)` on links of cgroup programs, and the cookies of sockets.
 
 use std::ffi::CString;
 use std::io;
@@ -7,8 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::time::{ClockId, clock_gettime};
+
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 #[repr(C)]
@@ -31,6 +34,21 @@ struct LinkUpdateAttr {
     new_program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    program_count: u32,
+    pad: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// `struct bpf_link_info` up to the fields of a cgroup link.
@@ -92,6 +110,20 @@ pub(super) fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(info.cgroup)
 }
 
+/// Whether programs can be attached to an interface's packet path by links that share it (Linux 6.6).
+pub(super) fn has_tcx() -> bool {
+    const BPF_TCX_INGRESS: u32 = 46;
+    const LOOPBACK: u32 = 1;
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut attr: QueryAttr = unsafe { zeroed() };
+    (attr.target, attr.attach_type) = (LOOPBACK, BPF_TCX_INGRESS);
+    match bpf(BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => true,
+        // Nothing was ever attached there. A kernel that does not know the attach type says EINVAL.
+        Err(error) => error.raw_os_error() == Some(libc::ENOENT),
+    }
+}
+
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is the `repr(C)` argument of this command, valid for its stated size for the length of the call, and
     // the addresses in it point to values that outlive the call.
@@ -100,5 +132,101 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
         Err(io::Error::last_os_error())
     } else {
         Ok(result)
+    }
+}
+
+/// `include/uapi/asm-generic/socket.h`; Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+#[cfg(test)]
+const SO_COOKIE: libc::c_int = 57;
+
+/// Cookie of the network namespace of a socket.
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    number(socket, SO_NETNS_COOKIE)
+}
+
+/// A socket's own cookie, which names it for as long as the machine runs.
+#[cfg(test)]
+pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    number(socket, SO_COOKIE)
+}
+
+/// A socket option that is a 64-bit number.
+fn number(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to values that outlive the call, and `length` says how large `value` is.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
+}
+
+/// The clock by which the programs tell times (`bpf_ktime_get_ns`), in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // It begins at 0 with the machine and never goes back.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// Bytes for the rows of one batch; more of them cost no fewer calls worth the memory.
+const BATCH_BYTES: usize = 1 << 18;
+
+#[repr(C)]
+struct BatchAttr {
+    before: u64,
+    after: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// How many rows a hash map has. Reads many with one call: asking for one key after the other takes a hundred times as
+/// long. `value_size` is that of all CPUs' values.
+pub(super) fn count_rows(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+) -> io::Result<u32> {
+    let most = (BATCH_BYTES / (key_size + value_size)).clamp(64, 4096);
+    let (mut keys, mut values) = (vec![0_u8; most * key_size], vec![0_u8; most * value_size]);
+    // The kernel's place between two batches: a bucket's number.
+    let mut place = 0_u32;
+    let (mut total, mut first) = (0, true);
+    loop {
+        let mut attr = BatchAttr {
+            before: if first { 0 } else { &raw const place as u64 },
+            after: &raw mut place as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: most as u32,
+            map: map.as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        first = false;
+        match result {
+            Ok(_) => total += attr.count,
+            // The end of the map, after the rows that are told.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(total + attr.count);
+            }
+            Err(error) => return Err(error),
+        }
     }
 }

@@ -1,12 +1,9 @@
-//! A scratch node for tests in the real kernel: a cgroup that this process is in, a network namespace that this thread is
-//! in, and pins of its own. All of it goes when the test ends; what a killed run left is swept by the next.
+//! A scratch node for tests in the real kernel: a [`Place`], a network namespace that this thread is in, and backends.
 
-use std::fs;
 use std::io::{self, Read};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Deref;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -15,21 +12,24 @@ use std::time::{Duration, Instant};
 use agent_ebpf::abi::{
     Address, BackendEntry, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey,
 };
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::{Config, Dataplane, MapOp, MapSizes, Probe, probe, remove, start};
+use super::{Dataplane, MapOp, probe, start};
+use crate::self_test::place::{Place, enter_new_netns};
 
 const PREFIX: &str = "kn-dp-test-";
-const PINS: &str = "/sys/fs/bpf";
 
 /// A process is in one cgroup at a time, so tests that move it take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// One test's node.
-pub(crate) struct Scratch {
-    pub(crate) config: Config,
-    pub(crate) probe: Probe,
-    home: PathBuf,
+pub(crate) struct Scratch(Place);
+
+impl Deref for Scratch {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.0
+    }
 }
 
 /// Runs `test` on a scratch node, or says why it cannot; under `CI` that is a failure.
@@ -44,8 +44,8 @@ pub(crate) fn on_scratch_node(test: fn(&Scratch)) {
     }
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let body = move || {
-        let scratch = Scratch::new();
-        enter_new_netns();
+        let scratch = Scratch(Place::new(PREFIX).expect("a place in the kernel"));
+        enter_new_netns().expect("a network namespace");
         test(&scratch);
     };
     if let Err(panic) = thread::spawn(body).join() {
@@ -60,93 +60,10 @@ fn missing() -> Option<String> {
     probe(None).err().map(|error| error.to_string())
 }
 
-fn enter_new_netns() {
-    // SAFETY: only this thread's network namespace changes, which no other thread relies on.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a network namespace");
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status()
-        .expect("ip");
-    assert!(up.success());
-}
-
 impl Scratch {
-    fn new() -> Self {
-        let mut probe = probe(None).expect("probed before");
-        sweep(&probe.cgroup);
-        let name = format!("{PREFIX}{}", std::process::id());
-        let home = own_cgroup(&probe.cgroup);
-        let cgroup = probe.cgroup.join(&name);
-        fs::create_dir_all(&cgroup).expect("a cgroup");
-        fs::write(cgroup.join("cgroup.procs"), "0").expect("this process moves");
-        probe.cgroup = cgroup.clone();
-        let bpf_dir = Path::new(PINS).join(&name);
-        Self {
-            config: Config {
-                bpf_dir,
-                cgroup,
-                sizes: MapSizes::default(),
-            },
-            probe,
-            home,
-        }
-    }
-
     pub(crate) fn start(&self) -> Dataplane {
         start(&self.config, &self.probe).expect("the dataplane starts")
     }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = remove(&self.config.bpf_dir);
-        let _ = fs::write(self.home.join("cgroup.procs"), "0");
-        remove_cgroup(&self.config.cgroup);
-    }
-}
-
-/// The directory of the cgroup that this process is in now.
-fn own_cgroup(root: &Path) -> PathBuf {
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap_or("");
-    root.join(path)
-}
-
-/// Removes what processes that are gone have left.
-fn sweep(root: &Path) {
-    let dead = |name: &str| {
-        name.strip_prefix(PREFIX)
-            .is_some_and(|pid| !Path::new("/proc").join(pid).exists())
-    };
-    for (dir, clear) in [
-        (Path::new(PINS), remove_all as fn(&Path)),
-        (root, remove_cgroup),
-    ] {
-        let Ok(entries) = fs::read_dir(dir) else {
-            continue;
-        };
-        for entry in entries
-            .flatten()
-            .filter(|e| e.file_name().to_str().is_some_and(dead))
-        {
-            clear(&entry.path());
-        }
-    }
-}
-
-fn remove_all(path: &Path) {
-    let _ = remove(path);
-}
-
-/// Removes a cgroup and those that a test made in it.
-fn remove_cgroup(path: &Path) {
-    for inner in fs::read_dir(path).into_iter().flatten().flatten() {
-        let _ = fs::remove_dir(inner.path());
-    }
-    let _ = fs::remove_dir(path);
 }
 
 /// The key of a service on 10.96.0.`host`.

@@ -11,7 +11,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::handle::ProxyHandle;
-use super::reconcile::{Metrics, Settings, Worker};
+use super::metrics::Metrics;
+use super::reconcile::{Settings, Worker};
 use super::state::LbState;
 use super::testing::*;
 use crate::cluster::{Cluster, Locality, Node, ObjectKey, Service, View};

@@ -3,12 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use tokio::sync::watch;
+
 use super::state::LbState;
 use crate::cluster::ObjectKey;
 
+/// How often the writes of a service are tried before the tables count as complete without it.
+const TRIES: u32 = 5;
+
 /// A read-only look at the proxy's state. Clones share it.
 #[derive(Clone, Debug)]
-pub struct ProxyHandle(Arc<RwLock<Inner>>);
+pub struct ProxyHandle {
+    inner: Arc<RwLock<Inner>>,
+    complete: watch::Sender<bool>,
+}
 
 /// The state and what went wrong with it.
 #[derive(Debug)]
@@ -42,19 +50,44 @@ pub struct Health {
 impl ProxyHandle {
     /// A proxy that starts from `state`.
     pub fn new(state: LbState) -> Self {
-        Self(Arc::new(RwLock::new(Inner {
-            state,
-            problems: BTreeMap::new(),
-        })))
+        Self {
+            inner: Arc::new(RwLock::new(Inner {
+                state,
+                problems: BTreeMap::new(),
+            })),
+            complete: watch::Sender::new(false),
+        }
     }
 
     /// A look at the state. Hold it briefly and never across an await: the writer waits for it.
     pub fn read(&self) -> RwLockReadGuard<'_, Inner> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Inner> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the maps hold all that the cluster was seen to want: only then may programs that were not running
+    /// begin to read them. A service whose writes fail again and again is not waited for.
+    pub async fn complete(&self) {
+        // The sender is part of this handle, so it is there.
+        let _ = self
+            .complete
+            .subscribe()
+            .wait_for(|complete| *complete)
+            .await;
+    }
+
+    /// All that was pending was written, or tried.
+    pub(super) fn tell_complete(&self) {
+        let complete = {
+            let inner = self.read();
+            let late = |problem: &ServiceProblem| problem.attempts < TRIES;
+            inner.state.is_synced() && !inner.problems.values().any(late)
+        };
+        self.complete
+            .send_if_modified(|told| complete && !std::mem::replace(told, true));
     }
 
     pub fn health(&self) -> Health {

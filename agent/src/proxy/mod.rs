@@ -17,6 +17,7 @@ mod handle;
 #[cfg(test)]
 mod kernel_tests;
 mod live;
+mod metrics;
 #[cfg(test)]
 mod nonsense_tests;
 mod policy;
@@ -29,6 +30,7 @@ mod testing;
 
 pub use handle::{Health, Inner, ProxyHandle, ServiceProblem};
 pub use live::Live;
+pub use metrics::Metrics;
 pub use policy::{Backend, Class, Frontend, Preference, Target, desired};
-pub use reconcile::{Metrics, Settings, run};
+pub use reconcile::{Settings, run};
 pub use state::{Flip, LbState};

@@ -14,6 +14,11 @@ impl LbState {
         self.frontends.iter()
     }
 
+    /// What the maps have for one dialled address.
+    pub fn frontend(&self, key: &ServiceKey) -> Option<&Live> {
+        self.frontends.get(key)
+    }
+
     /// The addresses of one service that are in the maps.
     pub fn frontends_of<'a>(
         &'a self,

@@ -6,13 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::handle::{Inner, ProxyHandle, ServiceProblem};
+use super::metrics::{Measured, Metrics};
 use super::policy::{desired, has_pod};
 use super::reports::Reports;
 use super::state::Flip;
@@ -27,37 +26,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Services between two chances for other tasks to run.
 const SERVICES_AT_ONCE: usize = 64;
-
-/// What the proxy measures.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    programming: Histogram,
-    map_errors: Counter,
-}
-
-impl Metrics {
-    /// Metrics that `registry` will show.
-    pub fn new(registry: &mut Registry) -> Self {
-        // From 50 µs to 1.6 s.
-        let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.000_05, 2.0, 16);
-        let metrics = Self {
-            programming: Histogram::new(buckets),
-            map_errors: Counter::default(),
-        };
-        registry.register_with_unit(
-            "kernelet_proxy_network_programming",
-            "From seeing a change of a service to its last map write",
-            Unit::Seconds,
-            metrics.programming.clone(),
-        );
-        registry.register(
-            "kernelet_proxy_map_write_errors",
-            "Map writes that failed and are tried again",
-            metrics.map_errors.clone(),
-        );
-        metrics
-    }
-}
 
 /// What the proxy is told about its node.
 pub struct Settings {
@@ -110,6 +78,7 @@ pub(super) struct Worker<M> {
     reports: Reports,
     proxy: ProxyHandle,
     metrics: Metrics,
+    measured: Measured,
     pub(super) maps: M,
     retries: BTreeMap<ObjectKey, Retry>,
     collect_at: Option<Instant>,
@@ -136,6 +105,7 @@ impl<M: ServiceMaps> Worker<M> {
             reports: Reports::new(settings.events),
             proxy,
             metrics,
+            measured: Measured::since(Timestamp::now()),
             maps,
             retries,
             collect_at: None,
@@ -151,6 +121,7 @@ impl<M: ServiceMaps> Worker<M> {
 
     pub(super) async fn changed(&mut self, pending: Pending) {
         let now = std::time::Instant::now();
+        self.metrics.queued_at.set(seconds(Timestamp::now()));
         let mut dirty: BTreeMap<ObjectKey, std::time::Instant> = BTreeMap::new();
         let mut everything = false;
         let mut nodes = Vec::new();
@@ -225,6 +196,7 @@ impl<M: ServiceMaps> Worker<M> {
     }
 
     async fn sync_all(&mut self, dirty: BTreeMap<ObjectKey, std::time::Instant>) {
+        let begun = std::time::Instant::now();
         for (done, (key, seen)) in dirty.into_iter().enumerate() {
             if self.sync(&key, seen) {
                 self.metrics
@@ -236,6 +208,9 @@ impl<M: ServiceMaps> Worker<M> {
             }
         }
         self.drop_orphans();
+        self.proxy.tell_complete();
+        self.metrics.sync.observe(begun.elapsed().as_secs_f64());
+        self.metrics.synced_at.set(seconds(Timestamp::now()));
         if self.collect_at.is_none()
             && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
         {
@@ -281,6 +256,8 @@ impl<M: ServiceMaps> Worker<M> {
             None => {
                 inner.problems.remove(key);
                 self.retries.remove(key);
+                drop(inner);
+                self.measure(key);
             }
             Some(error) => {
                 self.metrics.map_errors.inc();
@@ -304,6 +281,17 @@ impl<M: ServiceMaps> Worker<M> {
             }
         }
         wrote
+    }
+
+    /// A service is in the maps as the cluster wants it.
+    fn measure(&mut self, key: &ObjectKey) {
+        let view = self.cluster.view();
+        let changed = view.slices_for(key).filter_map(|slice| slice.changed);
+        let now = Timestamp::now();
+        if let Some(took) = self.measured.programmed(key, changed, now) {
+            let network_programming = &self.metrics.network_programming;
+            network_programming.observe(took.as_secs_f64());
+        }
     }
 
     fn drop_orphans(&mut self) {
@@ -346,6 +334,10 @@ impl<M: ServiceMaps> Worker<M> {
         let at = Instant::now() + self.collect_after;
         self.collect_at.get_or_insert(at);
     }
+}
+
+fn seconds(at: Timestamp) -> f64 {
+    at.as_duration().as_secs_f64()
 }
 
 fn perform(inner: &mut Inner, maps: &mut impl ServiceMaps, flip: Flip) -> Result<(), String> {

@@ -1,5 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use prometheus_client::registry::Registry;
+
 use super::super::state::LbState;
 use super::super::testing::*;
 use super::*;

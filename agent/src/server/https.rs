@@ -324,7 +324,11 @@ async fn pods(State(api): State<KubeletApi>) -> Response {
 
 async fn metrics(State(api): State<KubeletApi>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], (api.metrics)()).into_response()
+    // It reads maps, which may take a while.
+    match tokio::task::spawn_blocking(move || (api.metrics)()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 #[cfg(test)]

@@ -1,76 +1,79 @@
 //! The introspection API: what `kernelet status`, `service show` and the others ask, answered on a Unix socket that only
 //! root can open.
 
+use std::collections::HashMap;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use agent_ebpf::abi::ServiceKey;
 use futures::Stream;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant as Tick, sleep_until};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::{ComponentHealth, present};
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name, ObjectKey};
-use crate::dataplane::{Feature, MapError, MapRow, MapSummary, Maps, Totals};
+use crate::dataplane::{Feature, MapError, monotonic_ns, sockets_in};
 use crate::introspection as api;
 use crate::introspection::introspection_server::{Introspection as Api, IntrospectionServer};
+use crate::observe::{self, Caller, Client, Clients, Flows, MapReader, Names, Open, Watch};
 use crate::pod::PodTable;
 use crate::proxy::ProxyHandle;
 
-/// The maps as a reader needs them: the kernel's, or a test's.
-pub trait MapReader: Send + Sync {
-    fn summaries(&self) -> Result<Vec<MapSummary>, MapError>;
-    fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError>;
-    /// The rows that decide what becomes of a connect to `key`.
-    fn rows_behind(&self, key: &ServiceKey) -> Result<Vec<MapRow>, MapError>;
-    fn totals(&self) -> Result<Totals, MapError>;
-}
-
-impl MapReader for Maps {
-    fn summaries(&self) -> Result<Vec<MapSummary>, MapError> {
-        Maps::summaries(self)
-    }
-    fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError> {
-        Maps::rows(self, name)
-    }
-    fn rows_behind(&self, key: &ServiceKey) -> Result<Vec<MapRow>, MapError> {
-        Maps::rows_behind(self, key)
-    }
-    fn totals(&self) -> Result<Totals, MapError> {
-        Maps::totals(self)
-    }
-}
+/// Between two looks at what a watcher has lost.
+const LOST_EVERY: Duration = Duration::from_secs(1);
 
 type Probe = Box<dyn Fn() -> ComponentHealth + Send + Sync>;
 
 /// Everything that the answers are made of.
-pub struct Introspection {
+pub struct Parts {
     pub node: Name,
     pub cluster: Cluster,
     pub proxy: ProxyHandle,
     pub maps: Arc<dyn MapReader>,
     pub features: Vec<Feature>,
     pub pods: PodTable,
+    pub clients: Clients,
+    pub flows: Flows,
+}
+
+/// Answers the questions.
+pub struct Introspection {
+    node: Name,
+    cluster: Cluster,
+    proxy: ProxyHandle,
+    maps: Arc<dyn MapReader>,
+    features: Vec<Feature>,
+    pods: PodTable,
+    clients: Clients,
+    flows: Flows,
     started: Instant,
     components: Vec<(&'static str, Probe)>,
 }
 
 impl Introspection {
+    /// What it shows of the proxy.
+    pub fn proxy(&self) -> &ProxyHandle {
+        &self.proxy
+    }
+
     /// Knows the API watches and the proxy as components; the others are added with [`Self::component`].
-    pub fn new(
-        node: Name,
-        cluster: Cluster,
-        proxy: ProxyHandle,
-        maps: Arc<dyn MapReader>,
-        features: Vec<Feature>,
-        pods: PodTable,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            node,
+            cluster,
+            proxy,
+            maps,
+            features,
+            pods,
+            clients,
+            flows,
+        } = parts;
         let (watches, services) = (cluster.clone(), proxy.clone());
         let mut this = Self {
             node,
@@ -79,6 +82,8 @@ impl Introspection {
             maps,
             features,
             pods,
+            clients,
+            flows,
             started: Instant::now(),
             components: Vec::new(),
         };
@@ -159,6 +164,57 @@ fn map_status(error: &MapError) -> Status {
     }
 }
 
+impl Introspection {
+    /// Who dials in `trace`. A pod on the host's network is as the host.
+    fn caller(&self, client: &Client) -> Result<Caller, Status> {
+        let found = match client {
+            Client::Pod(key) => {
+                let pod = self.clients.pod(key);
+                let pod = pod.ok_or_else(|| {
+                    Status::not_found(format!("there is no pod {key} on node {}", self.node))
+                })?;
+                let on_host = !self.clients.has_namespace(&pod);
+                self.clients
+                    .cookie(if on_host { &Client::Host } else { client })
+            }
+            other => self.clients.cookie(other),
+        };
+        let netns_cookie = found.ok_or_else(|| {
+            Status::failed_precondition(format!("the network namespace of {client} is not known"))
+        })?;
+        Ok(Caller {
+            name: client.to_string(),
+            netns_cookie,
+            now_ns: monotonic_ns(),
+        })
+    }
+}
+
+/// What a watcher is sent: flows, and now and then what was lost.
+fn records(watch: Watch) -> impl Stream<Item = Result<api::FlowRecord, Status>> + Send {
+    let begin = (watch, api::Lost::default(), Tick::now() + LOST_EVERY);
+    futures::stream::unfold(begin, |(mut watch, mut told, mut look_at)| async move {
+        loop {
+            // Both arms are cancel-safe.
+            tokio::select! {
+                flow = watch.next() => {
+                    let record = api::FlowRecord { flow: Some(flow?), lost: None };
+                    return Some((Ok(record), (watch, told, look_at)));
+                }
+                () = sleep_until(look_at) => {
+                    look_at = Tick::now() + LOST_EVERY;
+                    let lost = watch.lost();
+                    if lost != told {
+                        told = lost;
+                        let record = api::FlowRecord { flow: None, lost: Some(lost) };
+                        return Some((Ok(record), (watch, told, look_at)));
+                    }
+                }
+            }
+        }
+    })
+}
+
 #[tonic::async_trait]
 impl Api for Introspection {
     async fn status(
@@ -214,11 +270,10 @@ impl Api for Introspection {
             present::service_details(&view, &self.node, &inner, &totals, &key)
         };
         for (detail, key) in reply.ports.iter_mut().zip(&keys) {
-            let rows = self
-                .maps
-                .rows_behind(key)
-                .map_err(|error| map_status(&error))?;
-            detail.entries = rows.into_iter().map(present::row).collect();
+            let found = self.maps.lookup(key, None);
+            let found = found.map_err(|error| map_status(&error))?;
+            let rows = found.iter().flat_map(|found| found.rows());
+            detail.entries = rows.map(present::row).collect();
         }
         Ok(Response::new(reply))
     }
@@ -235,6 +290,96 @@ impl Api for Introspection {
             &totals,
         );
         Ok(Response::new(api::ListBackendsReply { backends }))
+    }
+
+    async fn list_connections(
+        &self,
+        request: Request<api::ListConnectionsRequest>,
+    ) -> Result<Response<api::ListConnectionsReply>, Status> {
+        let rows = self.maps.sockets().map_err(|error| map_status(&error))?;
+        let open: Vec<Open> = rows
+            .into_iter()
+            .map(|(cookie, entry)| Open {
+                cookie,
+                entry,
+                client: self.clients.find(entry.netns_cookie),
+            })
+            .collect();
+        let (mut infos, mut notes) = (HashMap::new(), Vec::new());
+        let namespaces = self.clients.namespaces();
+        // Each look takes a thread of its own into the namespace, and waits for it.
+        let looks = tokio::task::spawn_blocking(move || {
+            let look = |path: PathBuf| (sockets_in(&path), path);
+            namespaces.into_iter().map(look).collect::<Vec<_>>()
+        });
+        for (found, path) in looks
+            .await
+            .map_err(|_| Status::internal("a look panicked"))?
+        {
+            match found {
+                Ok(found) => infos.extend(found.sockets.into_iter().map(|it| (it.cookie, it))),
+                // The pod ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => notes.push(format!("{}: {error}", path.display())),
+            }
+        }
+        let view = self.cluster.view();
+        let inner = self.proxy.read();
+        let names = Names {
+            view: &view,
+            state: &inner.state,
+        };
+        let filter = request.into_inner();
+        let connections = observe::connections(&open, &infos, names, monotonic_ns(), &filter);
+        Ok(Response::new(api::ListConnectionsReply {
+            connections,
+            notes,
+        }))
+    }
+
+    type WatchFlowsStream = Pin<Box<dyn Stream<Item = Result<api::FlowRecord, Status>> + Send>>;
+
+    async fn watch_flows(
+        &self,
+        request: Request<api::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        let watch = self.flows.watch(request.into_inner());
+        let watch = watch.map_err(|error| map_status(&error))?;
+        Ok(Response::new(Box::pin(records(watch))))
+    }
+
+    async fn trace(
+        &self,
+        request: Request<api::TraceRequest>,
+    ) -> Result<Response<api::TraceReply>, Status> {
+        let api::TraceRequest { from, to, protocol } = request.into_inner();
+        let client = match from.split_once('/') {
+            None if from == "host" => Client::Host,
+            None => Client::Pod(ObjectKey::new("default", from)),
+            Some((namespace, name)) => Client::Pod(ObjectKey::new(namespace, name)),
+        };
+        let caller = self.caller(&client)?;
+        let keys = observe::destinations(&self.cluster.view(), &to, &protocol);
+        let keys = keys.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut traces = Vec::new();
+        for key in keys {
+            let found = self.maps.lookup(&key, Some(caller.netns_cookie));
+            let found = found.map_err(|error| map_status(&error))?;
+            let view = self.cluster.view();
+            let inner = self.proxy.read();
+            let names = Names {
+                view: &view,
+                state: &inner.state,
+            };
+            traces.push(observe::trace(
+                &key,
+                found.as_ref(),
+                &caller,
+                names,
+                &self.node,
+            ));
+        }
+        Ok(Response::new(api::TraceReply { traces }))
     }
 
     async fn list_maps(

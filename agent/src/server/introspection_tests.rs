@@ -1,126 +1,20 @@
 //! The whole way: a question over a real Unix socket to an agent whose maps are made up.
 
-use std::collections::BTreeMap;
-
-use agent_ebpf::abi::{BackendId, BackendStats};
+use agent_ebpf::abi::{Address, BackendStats, ReverseEntry, SocketEntry, SocketKey, TCP};
 
 use super::*;
-use crate::cluster::{Endpoint, Locality, Node, Protocol, Service, ServicePort, Slice, SlicePort};
 use crate::introspection::introspection_client::IntrospectionClient;
+use crate::observe::testing::{FakeRecorder, NODE, World, dialled};
 use crate::pod::PodSummary;
-use crate::proxy::{LbState, desired};
 
-/// Maps with one row each, and counters.
-struct FakeReader;
-
-fn row(map: &'static str, key: String) -> MapRow {
-    MapRow {
-        map,
-        key,
-        value: "v".into(),
-        raw_key: vec![1],
-        raw_value: vec![2],
-    }
-}
-
-impl MapReader for FakeReader {
-    fn summaries(&self) -> Result<Vec<MapSummary>, MapError> {
-        Ok(vec![MapSummary {
-            name: "SERVICES",
-            kind: "Hash".into(),
-            entries: 1,
-            max_entries: 9,
-            pin: "/p".into(),
-        }])
-    }
-    fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError> {
-        match name {
-            "SERVICES" => Ok(vec![row("SERVICES", "k".into())]),
-            other => Err(MapError::Unknown { name: other.into() }),
-        }
-    }
-    fn rows_behind(&self, key: &ServiceKey) -> Result<Vec<MapRow>, MapError> {
-        Ok(vec![row("SERVICES", format!("{:?}", key.address))])
-    }
-    fn totals(&self) -> Result<Totals, MapError> {
-        let stats = BackendStats {
-            opens: 7,
-            closes: 5,
-            ..BackendStats::default()
-        };
-        Ok(Totals {
-            backends: BTreeMap::from([(BackendId(1), stats)]),
-            ..Totals::default()
-        })
-    }
-}
-
-fn endpoint(last: u8, node: &str) -> Endpoint {
-    Endpoint {
-        addresses: vec![[10, 244, 0, last].into()],
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: Some(node.into()),
-        pod: Some(format!("web-{last}").into()),
-        ..Endpoint::default()
-    }
-}
-
-/// An agent on node `a` that knows one service with two backends, and a headless one.
+/// An agent on node `a` that knows one service with two backends, one with none, and a headless one. A process of the
+/// node talks to the first.
 fn agent() -> Introspection {
-    let (cluster, web) = (Cluster::default(), ObjectKey::new("shop", "web"));
-    let mut state = LbState::new();
-    cluster.update(|view| {
-        let port = ServicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: 80,
-            node_port: None,
-        };
-        let sctp = ServicePort {
-            name: "sig".into(),
-            protocol: Protocol::Sctp,
-            port: 81,
-            node_port: None,
-        };
-        let service = Service {
-            cluster_ips: vec![[10, 96, 0, 1].into()],
-            ports: vec![port, sctp],
-            ..Service::default()
-        };
-        view.set_service(web.clone(), Some(service));
-        let headless = Service {
-            headless: true,
-            ..Service::default()
-        };
-        view.set_service(ObjectKey::new("shop", "headless"), Some(headless));
-        view.set_node("a".into(), Some(Node::default()));
-        let port = SlicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: 8080,
-        };
-        let endpoints = vec![endpoint(1, "a"), endpoint(2, "b")];
-        view.set_slice(
-            ObjectKey::new("shop", "web-1"),
-            Some(Slice {
-                service: "web".into(),
-                ports: vec![port],
-                endpoints,
-                ..Slice::default()
-            }),
-        );
-        let (frontends, ignored) = desired(view, "a", Locality::Node, &web);
-        for frontend in state.assign(&web, frontends, ignored) {
-            let flip = state.plan(&web, &frontend).unwrap();
-            state.settle(flip, true);
-        }
-        Vec::new()
-    });
+    let world = World::new();
     let pods = PodTable::default();
     pods.put(PodSummary {
         uid: "u".into(),
+        namespace: "shop".into(),
         name: "web-1".into(),
         ..PodSummary::default()
     });
@@ -129,14 +23,46 @@ fn agent() -> Introspection {
         available: true,
         detail: String::new(),
     }];
-    Introspection::new(
-        "a".into(),
-        cluster,
-        ProxyHandle::new(state),
-        Arc::new(FakeReader),
+    let clients = Clients::new("/nowhere".into(), pods.clone());
+    let mut reader = world.reader();
+    let backend = world.backend(1);
+    reader.count(
+        backend,
+        BackendStats {
+            opens: 7,
+            closes: 5,
+            ..BackendStats::default()
+        },
+    );
+    let to = dialled(1, 80);
+    let entry = SocketEntry {
+        started_ns: 0,
+        netns_cookie: clients.cookie(&Client::Host).unwrap_or(1),
+        backend_address: Address::v4([10, 244, 0, 1]),
+        backend_port: 8080_u16.to_be_bytes(),
+        protocol: TCP,
+        pad: 0,
+        service: ReverseEntry {
+            address: to.address,
+            port: to.port,
+            pad: [0; 2],
+            backend,
+            service_id: 1,
+        },
+        flags: 0,
+        handshake_ns: 80_000,
+    };
+    reader.sockets.push((SocketKey(u64::MAX), entry));
+    Introspection::new(Parts {
+        node: NODE.into(),
+        cluster: world.cluster,
+        proxy: ProxyHandle::new(world.state),
+        maps: Arc::new(reader),
         features,
         pods,
-    )
+        clients,
+        flows: Flows::new(Box::new(FakeRecorder::default())).unwrap(),
+    })
 }
 
 /// Serves `agent` on a socket in a directory of its own, which has to be kept.
@@ -181,7 +107,7 @@ async fn a_service_is_explained_down_to_its_map_entries() {
     );
     assert_eq!((near.opens, near.active), (7, 2));
     assert!(near.share > 0.98 && far.share < 0.02 && !far.local);
-    assert_eq!(detail.entries[0].key, "10.96.0.1");
+    assert_eq!(detail.entries[0].key, "10.96.0.1:80 TCP");
 }
 
 #[tokio::test]
@@ -240,7 +166,7 @@ async fn every_list_has_an_answer() {
             .into_inner()
             .services
             .len(),
-        1
+        2
     );
     assert!(
         client
@@ -314,4 +240,68 @@ async fn the_socket_is_for_root_alone_and_for_one_agent() {
     bind(&socket)
         .await
         .expect("a dead agent's socket is replaced");
+}
+
+#[tokio::test]
+async fn a_connection_is_listed_under_its_names() {
+    let (mut client, _dir) = serve(agent()).await;
+    let request = api::ListConnectionsRequest {
+        service: "shop/web".into(),
+        pod: String::new(),
+    };
+    let reply = client.list_connections(request).await.unwrap().into_inner();
+    let [connection] = &reply.connections[..] else {
+        panic!("one: {reply:?}")
+    };
+    assert_eq!(
+        (
+            connection.service.as_str(),
+            connection.backend_pod.as_str(),
+            connection.dialled.as_str()
+        ),
+        ("shop/web", "shop/web-1", "10.96.0.1:80")
+    );
+    assert_eq!(connection.handshake_seconds, Some(0.000_08));
+    assert_eq!(connection.state, "", "the kernel has no such socket");
+    let request = api::ListConnectionsRequest {
+        service: String::new(),
+        pod: "shop/other".into(),
+    };
+    let reply = client.list_connections(request).await.unwrap().into_inner();
+    assert!(reply.connections.is_empty());
+}
+
+#[tokio::test]
+async fn a_trace_says_what_would_happen_or_why_nothing_can_be_said() {
+    let (mut client, _dir) = serve(agent()).await;
+    let request = |from: &str, to: &str| api::TraceRequest {
+        from: from.into(),
+        to: to.into(),
+        protocol: String::new(),
+    };
+    let reply = client.trace(request("host", "shop/web:http")).await;
+    let traces = reply.unwrap().into_inner().traces;
+    assert_eq!((traces.len(), traces[0].outcome.as_str()), (1, "drawn"));
+    let error = client.trace(request("shop/nobody", "shop/web:80")).await;
+    assert_eq!(
+        error.unwrap_err().message(),
+        "there is no pod shop/nobody on node a"
+    );
+    let error = client.trace(request("host", "shop/web:99")).await;
+    assert_eq!(error.unwrap_err().code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_caller_hangs_up() {
+    let agent = agent();
+    let flows = agent.flows.clone();
+    let (mut client, _dir) = serve(agent).await;
+    let request = api::WatchFlowsRequest::default();
+    let stream = client.watch_flows(request).await.unwrap().into_inner();
+    assert_eq!(flows.watchers_now(), 1);
+    drop(stream);
+    drop(client);
+    while flows.watchers_now() > 0 {
+        tokio::task::yield_now().await;
+    }
 }

@@ -1,5 +1,6 @@
-//! What the agent answers: the kubelet HTTPS API and the introspection socket.
+//! What the agent answers: the kubelet HTTPS API and the introspection socket; as kube-proxy, metrics and health.
 
+pub mod as_proxy;
 pub mod https;
 pub mod introspection;
 mod logs;

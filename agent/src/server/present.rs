@@ -9,6 +9,7 @@ use super::ComponentHealth;
 use crate::cluster::{Cluster, Endpoint, Name, ObjectKey, View};
 use crate::dataplane::{MapRow, MapSummary, Totals};
 use crate::introspection as api;
+use crate::observe::quantile;
 use crate::pod::PodSummary;
 use crate::proxy::{self, Class, Inner, LbState, Live, Preference, Target};
 
@@ -249,6 +250,7 @@ impl Known<'_> {
         let stats = self.totals.backends.get(&id).copied().unwrap_or_default();
         let found = self.endpoints.get(&target.address.to_ip());
         let endpoint = found.map(|(_, endpoint)| *endpoint);
+        let handshake = |q| quantile(&stats, q).map(|time| time.as_secs_f64());
         let name = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
         let node = endpoint.and_then(|endpoint| endpoint.node.as_ref());
         let state = match class {
@@ -274,6 +276,11 @@ impl Known<'_> {
             opens: stats.opens,
             active: stats.opens.saturating_sub(stats.closes),
             services: Vec::new(),
+            failures: stats.failures,
+            handshake_p50_seconds: handshake(0.5),
+            handshake_p99_seconds: handshake(0.99),
+            bytes_sent: stats.bytes_sent,
+            bytes_received: stats.bytes_received,
         }
     }
 }

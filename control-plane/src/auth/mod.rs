@@ -38,6 +38,8 @@ pub const NODE_USER_PREFIX: &str = "system:node:";
 pub const SCHEDULER: &str = "system:kube-scheduler";
 /// The controllers' user name.
 pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
+/// The user name of a service proxy: kube-proxy, or `kernelet run --proxy-only`.
+pub const KUBE_PROXY: &str = "system:kube-proxy";
 
 /// In `spec.extra` of a signing request that came from the machine of the control plane.
 pub const SAME_MACHINE: &str = "kernelet.io/same-machine";

@@ -1,7 +1,8 @@
 //! What the fixed identities may do, as data: the part of upstream's bootstrap policy that this control plane needs.
 
 use super::{
-    AUTHENTICATED, Attributes, BOOTSTRAPPERS, CONTROLLER_MANAGER, SCHEDULER, UNAUTHENTICATED, User,
+    AUTHENTICATED, Attributes, BOOTSTRAPPERS, CONTROLLER_MANAGER, KUBE_PROXY, SCHEDULER,
+    UNAUTHENTICATED, User,
 };
 
 const READ: &[&str] = &["get", "list", "watch"];
@@ -109,6 +110,27 @@ const CONTROLLER_RULES: &[Rule] = &[
     rule(&["approve", "sign"], &["certificates.k8s.io"], &["signers"]),
 ];
 
+/// What upstream's cluster role `system:node-proxier` allows.
+const PROXIER_RULES: &[Rule] = &[
+    rule(&["list", "watch"], &[""], &["services", "endpoints"]),
+    rule(READ, &[""], &["nodes"]),
+    rule(
+        &["create", "patch", "update"],
+        &["", "events.k8s.io"],
+        &["events"],
+    ),
+    rule(
+        &["list", "watch"],
+        &["networking.k8s.io"],
+        &["servicecidrs"],
+    ),
+    rule(
+        &["list", "watch"],
+        &["discovery.k8s.io"],
+        &["endpointslices"],
+    ),
+];
+
 const BOOTSTRAP_RULES: &[Rule] = &[rule(
     &["create", "get", "list", "watch"],
     &["certificates.k8s.io"],
@@ -167,6 +189,7 @@ pub(super) fn static_policy(user: &User, a: &Attributes<'_>) -> bool {
     }
     (user.name == SCHEDULER && any(SCHEDULER_RULES, a))
         || (user.name == CONTROLLER_MANAGER && any(CONTROLLER_RULES, a))
+        || (user.name == KUBE_PROXY && any(PROXIER_RULES, a))
         || (user.is_in(BOOTSTRAPPERS) && any(BOOTSTRAP_RULES, a))
         || (user.is_in(AUTHENTICATED) && any(AUTHENTICATED_RULES, a))
 }

@@ -283,3 +283,47 @@ fn everybody_sees_health_and_members_see_discovery() {
         )
     );
 }
+
+#[test]
+fn a_service_proxy_may_do_what_system_node_proxier_may() {
+    let proxy = User::authenticated(super::KUBE_PROXY, []);
+    let may = |verb, group, resource| {
+        let attributes = Attributes {
+            verb,
+            group,
+            resource,
+            ..Default::default()
+        };
+        authorize(&proxy, &attributes).is_allowed()
+    };
+    let slices = ("discovery.k8s.io", "endpointslices");
+    for (group, resource) in [("", "services"), ("", "nodes"), slices] {
+        for verb in ["list", "watch"] {
+            assert!(may(verb, group, resource), "{verb} {resource}");
+        }
+        for verb in ["create", "update", "patch", "delete"] {
+            assert!(!may(verb, group, resource), "{verb} {resource}");
+        }
+        let get = may("get", group, resource);
+        assert_eq!(get, resource == "nodes", "get {resource}");
+    }
+    assert!(may("create", "", "events") && may("patch", "events.k8s.io", "events"));
+    for (group, resource) in [
+        ("", "pods"),
+        ("", "secrets"),
+        ("", "configmaps"),
+        ("coordination.k8s.io", "leases"),
+        ("certificates.k8s.io", "certificatesigningrequests"),
+    ] {
+        for verb in ["get", "list", "watch", "create", "update"] {
+            assert!(!may(verb, group, resource), "{verb} {resource}");
+        }
+    }
+    let status = Attributes {
+        verb: "patch",
+        resource: "nodes",
+        subresource: "status",
+        ..Default::default()
+    };
+    assert!(!authorize(&proxy, &status).is_allowed());
+}

@@ -7,4 +7,5 @@ mod application;
 mod healing;
 mod images;
 mod policies;
+mod seeing;
 mod serving;

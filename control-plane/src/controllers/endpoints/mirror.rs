@@ -17,7 +17,7 @@ const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 /// Annotations that tell about the Endpoints object itself.
 const NOT_COPIED: [&str; 2] = [
-    "endpoints.kubernetes.io/last-change-trigger-time",
+    super::trigger::LAST_CHANGE,
     "kubectl.kubernetes.io/last-applied-configuration",
 ];
 /// As many as a slice may have.

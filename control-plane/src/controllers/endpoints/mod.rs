@@ -8,8 +8,9 @@ mod mirror;
 mod slices;
 #[cfg(test)]
 mod tests;
+mod trigger;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
@@ -19,6 +20,7 @@ use kube::api::{Api, DeleteParams, PostParams};
 pub(super) use self::backends::service_index;
 use self::backends::{Backend, Family, backends, families, has_selector, selector_word, selects};
 pub(super) use self::slices::slice_index;
+use self::trigger::Triggers;
 use super::cache::{Cache, Key};
 use super::driver::{Queue, Result, queue};
 use super::pods::{has_ended, is_ready, node_of, on_node};
@@ -55,7 +57,13 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     };
     subscribe(&context.caches, &queues);
     let (slices, legacy, mirror) = (context.clone(), context.clone(), context.clone());
-    let slices = slices.drive("endpointslice", slice_wakeups, WORKERS, reconcile_slices);
+    let triggers = Mutex::new(Triggers::default());
+    let slices = slices.drive(
+        "endpointslice",
+        slice_wakeups,
+        WORKERS,
+        async move |context: &Context, key: &Key| reconcile_slices(context, &triggers, key).await,
+    );
     let legacy = legacy.drive("endpoints", legacy_wakeups, WORKERS, reconcile_legacy);
     let mirror = mirror.drive(
         "endpointslicemirroring",
@@ -178,9 +186,15 @@ fn wanted_service(context: &Context, key: &Key) -> Option<Arc<Service>> {
     (has_selector(&service) && service.metadata.deletion_timestamp.is_none()).then_some(service)
 }
 
-async fn reconcile_slices(context: &Context, key: &Key) -> Result<Option<Duration>> {
+async fn reconcile_slices(
+    context: &Context,
+    triggers: &Mutex<Triggers>,
+    key: &Key,
+) -> Result<Option<Duration>> {
+    let triggers = || triggers.lock().unwrap_or_else(PoisonError::into_inner);
     // The slices of a Service that is gone go with it, by their owner reference.
     let Some(service) = wanted_service(context, key) else {
+        triggers().forget(key);
         return Ok(None);
     };
     let caches = &context.caches;
@@ -191,7 +205,10 @@ async fn reconcile_slices(context: &Context, key: &Key) -> Result<Option<Duratio
         .collect();
     let zone_of = |name: &str| zone(&*caches.nodes.get(&Key::new("", name))?);
     let existing = caches.slices.by_index(&slices::word(slices::MANAGER, key));
-    let plan = slices::plan(&service, &wanted, zone_of, &existing);
+    let mut plan = slices::plan(&service, &wanted, zone_of, &existing);
+    let selected = pods.iter().filter(|pod| selects(&service, pod));
+    let changed = triggers().changed(key, &service, selected.map(|pod| &**pod));
+    trigger::annotate(&mut plan, changed);
     perform(&slices_of(context, key), &caches.slices, &plan).await
 }
 

@@ -1,0 +1,133 @@
+//! One flow event under the cluster's names, and whether a watcher wants it. Pure.
+
+use agent_ebpf::abi::{
+    EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_FAILED, EVENT_HOLE, EVENT_NO_BACKEND, EVENT_OPENED,
+    FlowEvent, ServiceKey, TCP,
+};
+use jiff::{SignedDuration, Timestamp};
+
+use super::clients::Client;
+use super::names::{Names, is_asked_for, protocol, socket_address};
+use crate::introspection as api;
+
+/// What a watcher may ask for.
+pub const VERDICTS: [&str; 6] = [
+    "opened",
+    "established",
+    "failed",
+    "closed",
+    "no-backend",
+    "hole",
+];
+
+/// What became of the socket.
+pub(super) fn verdict(kind: u8) -> &'static str {
+    match kind {
+        EVENT_OPENED => VERDICTS[0],
+        EVENT_ESTABLISHED => VERDICTS[1],
+        EVENT_FAILED => VERDICTS[2],
+        EVENT_CLOSED => VERDICTS[3],
+        EVENT_NO_BACKEND => VERDICTS[4],
+        EVENT_HOLE => VERDICTS[5],
+        _ => "unknown",
+    }
+}
+
+/// Whether the kernel refused what the application asked for.
+pub(super) fn is_refusal(kind: u8) -> bool {
+    matches!(kind, EVENT_NO_BACKEND | EVENT_HOLE)
+}
+
+/// The kernel's monotonic clock beside the people's, read at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    pub(super) monotonic_ns: u64,
+    pub(super) wall: Timestamp,
+}
+
+impl Clock {
+    fn at(self, ns: u64) -> Timestamp {
+        let ago = i64::try_from(self.monotonic_ns.saturating_sub(ns)).unwrap_or(i64::MAX);
+        let at = self.wall.checked_sub(SignedDuration::from_nanos(ago));
+        at.unwrap_or(self.wall)
+    }
+}
+
+pub(super) fn dialled(event: &FlowEvent) -> ServiceKey {
+    ServiceKey {
+        address: event.dialled,
+        port: event.dialled_port,
+        protocol: event.protocol,
+        pad: 0,
+    }
+}
+
+pub(super) fn flow(
+    event: &FlowEvent,
+    client: &Client,
+    names: Names<'_>,
+    clock: Clock,
+) -> api::Flow {
+    let service = names.service(&dialled(event));
+    let refused = is_refusal(event.kind);
+    let peer = if refused {
+        Default::default()
+    } else {
+        names.peer(service.map(|(service, _)| service), event.backend_address)
+    };
+    let timed = matches!(event.kind, EVENT_ESTABLISHED | EVENT_FAILED | EVENT_CLOSED);
+    let carried = event.kind == EVENT_CLOSED && event.protocol == TCP;
+    api::Flow {
+        time: clock.at(event.time_ns).to_string(),
+        verdict: verdict(event.kind).to_owned(),
+        protocol: protocol(event.protocol),
+        client: client.to_string(),
+        process: process(&event.comm),
+        pid: event.pid,
+        dialled: socket_address(event.dialled, event.dialled_port),
+        service: service.map(|(it, _)| it.to_string()).unwrap_or_default(),
+        port_name: service
+            .map(|(_, port)| port.to_string())
+            .unwrap_or_default(),
+        backend: if refused {
+            String::new()
+        } else {
+            socket_address(event.backend_address, event.backend_port)
+        },
+        backend_pod: peer.pod,
+        backend_node: peer.node,
+        cookie: event.cookie.0,
+        seconds: timed.then(|| event.duration_ns as f64 / 1e9),
+        bytes_sent: carried.then_some(event.bytes_sent),
+        bytes_received: carried.then_some(event.bytes_received),
+    }
+}
+
+/// The name of a process, up to the first zero.
+fn process(comm: &[u8]) -> String {
+    let end = comm.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&comm[..end.unwrap_or(comm.len())]).into_owned()
+}
+
+/// Whether the watcher asked for this flow.
+pub(super) fn wanted(request: &api::WatchFlowsRequest, flow: &api::Flow) -> bool {
+    let is = |filter: &str, value: &str| filter.is_empty() || filter.eq_ignore_ascii_case(value);
+    is_asked_for(&request.service, &flow.service)
+        && (is_asked_for(&request.pod, &flow.client)
+            || is_asked_for(&request.pod, &flow.backend_pod))
+        && is(&request.node, &flow.backend_node)
+        && is(&request.verdict, &flow.verdict)
+        && is(&request.protocol, &flow.protocol)
+}
+
+/// Whether a watcher of one in `every` sockets takes this one, of those that the kernel draws, one in `drawn`. All events
+/// of a socket are taken, or none.
+pub(super) fn is_drawn(cookie: u64, every: u32, drawn: u32) -> bool {
+    // The kernel's own draw knows nothing of the cookie. Fibonacci hashing: cookies count up.
+    let hash = cookie.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (hash * u64::from(every)) >> 32 < u64::from(drawn)
+}
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;
