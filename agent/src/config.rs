@@ -14,6 +14,10 @@ pub const DEFAULT_RUN_DIR: &str = "/run/kernelet";
 pub const DEFAULT_ROOT_DIR: &str = "/var/lib/kernelet";
 /// Where the programs and maps are pinned.
 pub const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/kernelet";
+/// Below which path of every cgroup hierarchy the pods' cgroups are.
+pub const DEFAULT_CGROUP_PARENT: &str = "/";
+/// Where containerd listens.
+pub const DEFAULT_CONTAINERD: &str = "/run/containerd/containerd.sock";
 
 /// What `kernelet run` is told.
 #[derive(Args, Clone, Debug)]
@@ -47,7 +51,7 @@ pub struct AgentConfig {
         long,
         env = "KERNELET_CGROUP_PARENT",
         value_name = "PATH",
-        default_value = "/"
+        default_value = DEFAULT_CGROUP_PARENT
     )]
     pub cgroup_parent: PathBuf,
     /// containerd's socket
@@ -55,7 +59,7 @@ pub struct AgentConfig {
         long,
         env = "KERNELET_CONTAINERD",
         value_name = "SOCKET",
-        default_value = "/run/containerd/containerd.sock"
+        default_value = DEFAULT_CONTAINERD
     )]
     pub containerd: PathBuf,
     /// Where connections to a service go first if neither its trafficDistribution nor its annotation kernelet.io/locality

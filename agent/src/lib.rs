@@ -1,6 +1,7 @@
 //! The Kernelet node agent: kubelet and service proxy in one program. `ARCHITECTURE.md` is the map.
 
 mod chain;
+pub mod cleanup;
 pub mod cli;
 pub mod cluster;
 pub mod config;

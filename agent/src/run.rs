@@ -49,7 +49,8 @@ use crate::node::rotation::{
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
 use crate::observe::{self, Clients, Flows, MapReader, Sources};
-use crate::pod::{Manager, Paths, PodTable, Settings};
+use crate::pod::{Loads, Manager, Paths, PodTable, Settings};
+use crate::proxy::feedback::Kernel;
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
@@ -187,13 +188,17 @@ impl Services<'_> {
         for watch in self.cluster.watches(client) {
             parts.spawn(unfailing(watch));
         }
+        let counters = Arc::new(Maps::open(&dataplane.dir)?);
         let retired = Retired::default();
         let maps = ClosingMaps::new(dataplane.maps, self.namespaces.clone());
-        let node = self.node.to_string();
         let settings = proxy::Settings {
             node: self.node.clone(),
             locality: self.config.locality,
-            events: Some(events::Events::start(client.clone(), "kernelet", node)),
+            events: Some(events::Events::start(
+                client.clone(),
+                "kernelet",
+                self.node.to_string(),
+            )),
         };
         parts.spawn(unfailing(proxy::run(
             self.cluster.clone(),
@@ -201,9 +206,12 @@ impl Services<'_> {
             proxy.clone(),
             Metrics::new(registry),
             maps.telling(retired.clone()),
+            Kernel::new(counters, Loads::new(pods.clone(), paths(self.config))),
         )));
+        let (programs, programs_seen) = watch::channel(Part::Up);
         if let Some(take_over) = dataplane.take_over {
-            parts.spawn(unfailing(take_over_when_complete(take_over, proxy.clone())));
+            let taken = take_over_when_complete(take_over, proxy.clone(), programs);
+            parts.spawn(unfailing(taken));
         }
         let observed = Observed {
             node: self.node,
@@ -215,22 +223,33 @@ impl Services<'_> {
             pods,
             features: probe.features,
         };
-        observed.start(registry, parts)
+        let mut introspection = observed.start(registry, parts)?;
+        introspection.component("programs", move || shown(&programs_seen.borrow()));
+        Ok(introspection)
     }
 }
 
 /// Lets the new programs serve once their tables are complete. Until then those of another version do.
-async fn take_over_when_complete(mut take_over: TakeOver, proxy: ProxyHandle) {
-    info!("the service programs of another version serve until the new tables are complete");
+async fn take_over_when_complete(
+    mut take_over: TakeOver,
+    proxy: ProxyHandle,
+    programs: watch::Sender<Part>,
+) {
+    const WAITING: &str = "those of another version serve until the new tables are complete";
+    info!("service programs: {WAITING}");
+    programs.send_replace(Part::Down(WAITING.to_owned()));
     proxy.complete().await;
     // System calls only, and some of them for each open socket.
     while let Err(error) = tokio::task::block_in_place(|| take_over.run()) {
+        let error = chain(&error);
         warn!(
-            error = chain(&error),
+            error,
             "the new service programs cannot take over; trying again"
         );
+        programs.send_replace(Part::Down(format!("cannot take over: {error}")));
         tokio::time::sleep(TAKE_OVER_RETRY).await;
     }
+    programs.send_replace(Part::Up);
     // The links hold the programs.
     drop(take_over);
     std::future::pending().await
@@ -247,11 +266,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         name: config.node_name().into(),
         address: node_address(&config, &node_client)?,
         cluster: Cluster::default(),
-        paths: Paths::new(
-            config.root_dir.clone(),
-            config.run_dir.clone(),
-            config.cgroup_parent.clone(),
-        ),
+        paths: paths(&config),
         config,
     };
     let config = &node.config;
@@ -316,6 +331,14 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         ended = serve_pods => ended,
         signal = told_to_end() => signal.map_err(RunError::Signal),
     }
+}
+
+fn paths(config: &AgentConfig) -> Paths {
+    Paths::new(
+        config.root_dir.clone(),
+        config.run_dir.clone(),
+        config.cgroup_parent.clone(),
+    )
 }
 
 /// The services, as people and Prometheus see them.

@@ -1,63 +1,111 @@
-//! `kernelet cleanup`: what the agent leaves in the kernel on purpose, so that services go on while it is away, is removed
-//! when a person says so.
+//! `kernelet cleanup`.
 
-use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use super::CliError;
-use crate::config::{DEFAULT_BPF_DIR, DEFAULT_RUN_DIR, socket_in};
-use crate::dataplane::{self, LoadError};
+use crate::cleanup::{Found, Places, find, remove};
+use crate::config::{
+    DEFAULT_BPF_DIR, DEFAULT_CGROUP_PARENT, DEFAULT_CONTAINERD, DEFAULT_ROOT_DIR, DEFAULT_RUN_DIR,
+    socket_in,
+};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// The agent's run directory
     #[arg(long, env = "KERNELET_RUN_DIR", value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: PathBuf,
+    /// Its directory for pods, logs, images and credentials
+    #[arg(long, env = "KERNELET_ROOT_DIR", value_name = "DIR", default_value = DEFAULT_ROOT_DIR)]
+    root_dir: PathBuf,
     /// Where its programs and maps are pinned
     #[arg(long, env = "KERNELET_BPF_DIR", value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
     bpf_dir: PathBuf,
+    /// Path, below the root of every cgroup hierarchy, under which the pods' cgroups are, in `kubepods`
+    #[arg(long, env = "KERNELET_CGROUP_PARENT", value_name = "PATH", default_value = DEFAULT_CGROUP_PARENT)]
+    cgroup_parent: PathBuf,
+    /// containerd's socket
+    #[arg(long, env = "KERNELET_CONTAINERD", value_name = "SOCKET", default_value = DEFAULT_CONTAINERD)]
+    containerd: PathBuf,
+    /// Remove the data in the root directory, too: the node's identity, logs, images
+    #[arg(long)]
+    all: bool,
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Also when an agent runs, which may make some of it anew
+    #[arg(long)]
+    force: bool,
 }
 
 /// Why nothing, or not everything, was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
-    #[error("the agent is running: it answers on {}; stop it first", socket.display())]
+    #[error("the agent is running: it answers on {}; stop it first, or say --force", socket.display())]
     Running { socket: PathBuf },
-    #[error("cannot look into {}", path.display())]
-    Look {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error(transparent)]
-    Remove(#[from] LoadError),
+    #[error("{0} things could not be removed or looked at; the reasons are above")]
+    Incomplete(usize),
 }
 
-pub(super) fn run(args: &Args) -> Result<String, CliError> {
-    Ok(clean(args)?)
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    if !args.dry_run && !args.force {
+        refuse_beside_an_agent(&args.run_dir)?;
+    }
+    let places = Places {
+        run_dir: args.run_dir.clone(),
+        root_dir: args.root_dir.clone(),
+        bpf_dir: args.bpf_dir.clone(),
+        cgroup_parent: args.cgroup_parent.clone(),
+        containerd: args.containerd.clone(),
+        all: args.all,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
+    let failures = runtime.block_on(clean(&places, args.dry_run))?;
+    if !places.all && places.root_dir.exists() {
+        let kept = places.root_dir.display();
+        super::print(format!("kept {kept}: --all removes it, too\n"))?;
+    }
+    match failures {
+        0 => Ok(()),
+        failures => Err(CleanupError::Incomplete(failures).into()),
+    }
 }
 
-fn clean(Args { run_dir, bpf_dir }: &Args) -> Result<String, CleanupError> {
+fn refuse_beside_an_agent(run_dir: &std::path::Path) -> Result<(), CleanupError> {
     let socket = socket_in(run_dir);
-    if UnixStream::connect(&socket).is_ok() {
-        return Err(CleanupError::Running { socket });
+    match UnixStream::connect(&socket) {
+        Ok(_) => Err(CleanupError::Running { socket }),
+        Err(_) => Ok(()),
     }
-    let there = bpf_dir.try_exists().map_err(|source| CleanupError::Look {
-        path: bpf_dir.clone(),
-        source,
-    })?;
-    if !there {
-        return Ok(format!(
-            "nothing to remove: there is no {}\n",
-            bpf_dir.display()
-        ));
+}
+
+/// Says each thing that goes. Gives how many did not.
+async fn clean(places: &Places, dry_run: bool) -> Result<usize, CliError> {
+    let Found { residues, unseen } = find(places).await;
+    let mut failures = unseen.len();
+    for why in unseen {
+        eprintln!("kernelet: cannot look at {why}");
     }
-    dataplane::remove(bpf_dir)?;
-    Ok(format!(
-        "removed the programs and maps in {}\n",
-        bpf_dir.display()
-    ))
+    if residues.is_empty() {
+        super::print("nothing to remove\n".to_owned())?;
+    }
+    for residue in residues {
+        if dry_run {
+            super::print(format!("would remove {residue}\n"))?;
+            continue;
+        }
+        match remove(&residue, places).await {
+            Ok(()) => super::print(format!("removed {residue}\n"))?,
+            Err(why) => {
+                failures += 1;
+                eprintln!("kernelet: cannot remove {residue}: {why}");
+            }
+        }
+    }
+    Ok(failures)
 }
 
 #[cfg(test)]
@@ -67,12 +115,8 @@ mod tests {
     #[test]
     fn a_running_agent_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let args = Args {
-            run_dir: dir.path().to_owned(),
-            bpf_dir: dir.path().join("bpf"),
-        };
-        assert!(clean(&args).unwrap().starts_with("nothing to remove"));
+        assert!(refuse_beside_an_agent(dir.path()).is_ok());
         let _agent = std::os::unix::net::UnixListener::bind(socket_in(dir.path())).unwrap();
-        assert!(matches!(clean(&args), Err(CleanupError::Running { .. })));
+        assert!(refuse_beside_an_agent(dir.path()).is_err());
     }
 }

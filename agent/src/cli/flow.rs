@@ -125,7 +125,7 @@ fn cells(cells: [&str; 9]) -> String {
         more,
     ] = cells;
     let line = format!(
-        "{at:<15} {verdict:<12} {took:<8} {client:<32} {service:<24} {dialled:<24} {backend:<22} {pod:<32} {more}"
+        "{at:<15} {verdict:<12} {took:<8} {client:<40} {service:<28} {dialled:<24} {backend:<22} {pod:<40} {more}"
     );
     line.trim_end().to_owned() + "\n"
 }

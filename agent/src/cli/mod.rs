@@ -62,7 +62,7 @@ enum Command {
     /// The pods of this node
     #[command(subcommand)]
     Pod(pod::Command),
-    /// Remove the programs and maps that a stopped agent left in the kernel
+    /// Remove what a stopped agent left on this node: programs, containers, links, routes, mounts, cgroups
     Cleanup(cleanup::Args),
     /// What a start of this program would do about the programs and maps that are pinned; changes nothing
     UpgradeCheck(upgrade_check::Args),
@@ -114,7 +114,7 @@ pub fn execute(cli: Cli) -> ExitCode {
         Command::Trace(args) => trace::run(&args).and_then(print),
         Command::Map(command) => map::run(&command).and_then(print),
         Command::Pod(command) => pod::run(&command).and_then(print),
-        Command::Cleanup(args) => cleanup::run(&args).and_then(print),
+        Command::Cleanup(args) => cleanup::run(&args),
         Command::UpgradeCheck(args) => upgrade_check::run(&args).and_then(print),
         Command::SelfTest(args) => self_test::run(&args),
         Command::LogPipe { args } => return crate::runtime::log_pipe::run(&args),
@@ -171,7 +171,7 @@ mod tests {
             "kernelet trace --from host shop/web:http --protocol tcp -o json",
             "kernelet map dump SERVICES --raw",
             "kernelet pod list",
-            "kernelet cleanup",
+            "kernelet cleanup --dry-run",
             "kernelet self-test -o json",
             "kernelet upgrade-check --bpf-dir /sys/fs/bpf/k",
             "kernelet log-pipe /var/log/0.log",

@@ -5,8 +5,8 @@ use clap::Subcommand;
 use super::table::{percent, table, time};
 use super::{Ask, CliError};
 use crate::introspection::{
-    Backend, ListServicesReply, ListServicesRequest, Service, ServiceDetail, ShowServiceReply,
-    ShowServiceRequest,
+    Backend, Ejection, ListServicesReply, ListServicesRequest, Service, ServiceDetail,
+    ShowServiceReply, ShowServiceRequest,
 };
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +107,7 @@ fn show(name: &str, reply: &ShowServiceReply) -> String {
         service,
         backends,
         entries,
+        feedback,
     } in &reply.ports
     {
         let Some(service) = service else { continue };
@@ -114,6 +115,14 @@ fn show(name: &str, reply: &ShowServiceReply) -> String {
             text += "\n";
         }
         text += &head(name, service);
+        if let Some(feedback) = feedback {
+            text += &format!("Feedback:   {}\n", feedback.explanation);
+        }
+        for backend in backends {
+            if let Some(ejection) = &backend.ejection {
+                text += &ejected(&backend.address, ejection);
+            }
+        }
         text += "\nBackends\n";
         text += &self::backends(backends);
         text += "\nMap entries\n";
@@ -159,6 +168,15 @@ fn head(name: &str, service: &Service) -> String {
     )
 }
 
+fn ejected(address: &str, ejection: &Ejection) -> String {
+    let Ejection {
+        reason,
+        seconds_left,
+        times,
+    } = ejection;
+    format!("Ejected:    {address} for another {seconds_left:.0} s, time {times}: {reason}\n")
+}
+
 fn backends(backends: &[Backend]) -> String {
     let header = [
         "ID", "ADDRESS", "NODE", "ZONE", "POD", "STATE", "LOCAL", "SHARE", "OPENS", "ACTIVE",
@@ -187,7 +205,7 @@ fn backends(backends: &[Backend]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::introspection::MapRow;
+    use crate::introspection::{Feedback, MapRow};
 
     fn service() -> Service {
         Service {
@@ -262,10 +280,24 @@ mod tests {
             value: "service 3".into(),
             ..MapRow::default()
         };
+        let out = Backend {
+            address: "10.244.2.6:8080".into(),
+            ejection: Some(Ejection {
+                reason: "3 connections failed in a row".into(),
+                seconds_left: 3.9,
+                times: 2,
+            }),
+            ..Backend::default()
+        };
+        let feedback = Feedback {
+            explanation: "20.0 % of new connections stay on the node".into(),
+            ..Feedback::default()
+        };
         let detail = ServiceDetail {
             service: Some(service()),
-            backends: vec![backend],
+            backends: vec![backend, out],
             entries: vec![entry],
+            feedback: Some(feedback),
         };
         let reply = ShowServiceReply {
             ports: vec![detail],
@@ -277,6 +309,8 @@ mod tests {
             "99.0% stay on this node",
             "10.244.1.5:8080   -      -      default/backend-x",
             "SERVICES   10.96.0.7:80 TCP   service 3\n",
+            "Feedback:   20.0 % of new connections stay on the node\n",
+            "Ejected:    10.244.2.6:8080 for another 4 s, time 2: 3 connections failed in a row\n",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }

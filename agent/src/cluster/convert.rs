@@ -153,7 +153,7 @@ pub(crate) fn slice(object: &discovery::EndpointSlice, names: &mut Names) -> Opt
             .iter()
             .any(|name| label(meta, name).is_some()),
         ignored: leftovers.into_vec().into(),
-        changed: annotation(meta, CHANGED_ANNOTATION).and_then(|at| at.parse().ok()),
+        changed: annotation(&object.metadata, CHANGED_ANNOTATION).and_then(|at| at.parse().ok()),
     })
 }
 

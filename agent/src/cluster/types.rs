@@ -110,12 +110,12 @@ pub struct Slice {
     pub service: Name,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
+    /// When the world made it as it is (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub changed: Option<Timestamp>,
     /// Labels say that no proxy, or another one, routes to it. DNS answers with it all the same.
     pub not_for_proxies: bool,
     /// What of it cannot be used.
     pub ignored: Box<[Ignored]>,
-    /// When the world made it as it is (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
-    pub changed: Option<Timestamp>,
 }
 
 /// One port of a [`Slice`]. `port` is in host order.

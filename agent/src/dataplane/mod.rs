@@ -16,17 +16,21 @@ use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey
 mod carry;
 mod diag;
 mod events;
+#[cfg(test)]
+mod events_tests;
 pub mod fake;
 #[cfg(test)]
 mod follow_tests;
 mod inspect;
 mod links;
+mod listeners;
 mod load;
 mod lookup;
 mod maps;
 mod object;
 mod probe;
 mod retired;
+mod sock_diag;
 mod sockets;
 mod sys;
 mod take_over;
@@ -43,6 +47,7 @@ pub use agent_ebpf::abi::ABI_VERSION;
 pub use diag::{Namespace, SocketInfo, TcpInfo, netns_cookie, sockets_in};
 pub use events::Events;
 pub use inspect::{MapRow, MapSummary};
+pub use listeners::{Backlog, Listeners};
 pub use load::{Config, Dataplane, LoadError, MapSizes, remove, start, upgrade_check};
 pub use lookup::Lookup;
 pub use maps::{MapError, Maps, Sum, Totals};

@@ -5,17 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
 use agent_ebpf::abi::{Address, BackendId, BackendStats, Port, SocketKey, TCP, UDP};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 use tracing::{info, warn};
 
 use super::maps::{MapError, Maps};
+use super::sock_diag::{self, ANY_STATE, Family, Found, ID_SIZE, Message, SocketId, messages};
 use super::{MapOp, PinnedState, Retired, ServiceMaps, Sockets};
 
 /// Maps that close the sockets of a backend that is gone before they remove its row.
@@ -171,11 +172,11 @@ fn close_in(
         other => other?,
     };
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let mut diag = open_diag()?;
+    let mut diag = sock_diag::open()?;
     let mut closed = 0;
     for (listener, addresses) in listeners {
         for family in [Family::V4, Family::V6] {
-            for id in list(&mut diag, family, *listener)? {
+            for Found { id, .. } in list(&mut diag, family, *listener)? {
                 let to_backend = addresses.contains(&id.destination(family));
                 if to_backend && sent_there(id.cookie()).map_err(io::Error::other)? {
                     closed += destroy(&mut diag, family, listener.0, &id)?;
@@ -186,20 +187,12 @@ fn close_in(
     Ok(closed)
 }
 
-fn open_diag() -> io::Result<Socket> {
-    Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::DGRAM,
-        Some(libc::NETLINK_SOCK_DIAG.into()),
-    )
-}
-
 /// Closes one socket; gives how many that were.
-fn destroy(diag: &mut Socket, family: Family, protocol: u8, id: &SocketId) -> io::Result<usize> {
+fn destroy(socket: &mut Socket, family: Family, protocol: u8, id: &SocketId) -> io::Result<usize> {
     let mut closed = 0;
-    diag.write_all(&request(SOCK_DESTROY, ACKNOWLEDGE, family, protocol, &id.0))?;
+    socket.write_all(&sock_diag::destroy(family, protocol, id))?;
     let mut buffer = [0; 4096];
-    let length = diag.read(&mut buffer)?;
+    let length = socket.read(&mut buffer)?;
     for message in messages(&buffer[..length]) {
         match message? {
             Message::Done => closed += 1,
@@ -213,32 +206,10 @@ fn destroy(diag: &mut Socket, family: Family, protocol: u8, id: &SocketId) -> io
 }
 
 /// The sockets in this namespace whose peer has the port.
-fn list(
-    diag: &mut Socket,
-    family: Family,
-    (protocol, port): Listener,
-) -> io::Result<Vec<SocketId>> {
-    let mut wanted = [0; ID_SIZE];
-    wanted[2..4].copy_from_slice(&port);
-    diag.write_all(&request(
-        SOCK_DIAG_BY_FAMILY,
-        DUMP,
-        family,
-        protocol,
-        &wanted,
-    ))?;
-    let mut found = Vec::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let length = diag.read(&mut buffer)?;
-        for message in messages(&buffer[..length]) {
-            match message? {
-                Message::Socket(id) => found.push(id),
-                Message::Done => return Ok(found),
-                Message::Error(errno) => return Err(io::Error::from_raw_os_error(errno)),
-            }
-        }
-    }
+fn list(socket: &mut Socket, family: Family, (protocol, port): Listener) -> io::Result<Vec<Found>> {
+    let mut peer = [0; ID_SIZE];
+    peer[2..4].copy_from_slice(&port);
+    sock_diag::list(socket, family, protocol, ANY_STATE, &SocketId(peer))
 }
 
 /// Whether this kernel closes sockets that are asked for by their ids. A module may be loaded to tell.
@@ -246,179 +217,10 @@ pub(super) fn can_close_sockets() -> bool {
     [TCP, UDP].into_iter().all(|protocol| {
         // A kernel that can looks for the socket, and there is none to port 0 with that cookie.
         let closes = || {
-            let mut diag = open_diag()?;
+            let mut diag = sock_diag::open()?;
             list(&mut diag, Family::V4, (protocol, [0; 2]))?;
             destroy(&mut diag, Family::V4, protocol, &SocketId([0xff; ID_SIZE]))
         };
         closes().is_ok()
     })
-}
-
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const SOCK_DESTROY: u16 = 21;
-/// `NLM_F_REQUEST | NLM_F_DUMP`
-const DUMP: u16 = 0x301;
-/// `NLM_F_REQUEST | NLM_F_ACK`
-const ACKNOWLEDGE: u16 = 0x5;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-
-/// `struct nlmsghdr`
-const HEADER_SIZE: usize = 16;
-/// `struct inet_diag_sockid`
-const ID_SIZE: usize = 48;
-/// What precedes the id in `struct inet_diag_msg`.
-const ID_AT: usize = 4;
-
-/// What a socket was made for. One for IPv6 may have an IPv4 peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Family {
-    V4 = libc::AF_INET as u8,
-    V6 = libc::AF_INET6 as u8,
-}
-
-/// `struct inet_diag_sockid`: ports and addresses in network order, interface, cookie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SocketId([u8; ID_SIZE]);
-
-impl SocketId {
-    fn destination(&self, family: Family) -> Address {
-        let mut address = [0; 16];
-        address.copy_from_slice(&self.0[20..36]);
-        match (family, address) {
-            (Family::V4, [a, b, c, d, ..]) => Address::v4([a, b, c, d]),
-            (Family::V6, _) => Address(address),
-        }
-    }
-
-    fn cookie(&self) -> SocketKey {
-        let half = |at: usize| u64::from(word(&self.0, at));
-        SocketKey(half(40) | half(44) << 32)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Message {
-    Socket(SocketId),
-    /// The end of a dump, or an acknowledgement.
-    Done,
-    /// A positive errno.
-    Error(i32),
-}
-
-/// A `struct inet_diag_req_v2` for sockets in any state.
-fn request(kind: u16, flags: u16, family: Family, protocol: u8, id: &[u8; ID_SIZE]) -> Vec<u8> {
-    let length = HEADER_SIZE + 8 + ID_SIZE;
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend((length as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    // Sequence number and port id: one request is under way at a time, on a socket of its own.
-    bytes.extend([0; 8]);
-    bytes.extend([family as u8, protocol, 0, 0]);
-    bytes.extend(u32::MAX.to_ne_bytes());
-    bytes.extend(id);
-    bytes
-}
-
-/// The netlink messages in one received datagram.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<Message>> {
-    std::iter::from_fn(move || {
-        if bytes.is_empty() {
-            return None;
-        }
-        match message(bytes) {
-            Some((message, rest)) => {
-                bytes = rest;
-                Some(Ok(message))
-            }
-            None => {
-                bytes = &[];
-                Some(Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "malformed netlink message",
-                )))
-            }
-        }
-    })
-}
-
-fn message(bytes: &[u8]) -> Option<(Message, &[u8])> {
-    let header = bytes.get(..HEADER_SIZE)?;
-    let length = word(header, 0) as usize;
-    let body = bytes.get(HEADER_SIZE..length)?;
-    let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    let kind = u16::from_ne_bytes([header[4], header[5]]);
-    let message = match kind {
-        NLMSG_DONE => Message::Done,
-        NLMSG_ERROR => match word(body.get(..4)?, 0) as i32 {
-            0 => Message::Done,
-            negative => Message::Error(negative.wrapping_neg()),
-        },
-        _ => Message::Socket(SocketId(body.get(ID_AT..ID_AT + ID_SIZE)?.try_into().ok()?)),
-    };
-    Some((message, rest))
-}
-
-/// The word at `at`, which the caller knows to be there.
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn framed(kind: u16, body: &[u8]) -> Vec<u8> {
-        let mut bytes = ((HEADER_SIZE + body.len()) as u32).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend([0; 10]);
-        bytes.extend(body);
-        bytes
-    }
-
-    #[test]
-    fn a_dump_is_read_message_by_message() {
-        let mut id = [0; ID_SIZE];
-        id[2..4].copy_from_slice(&8080_u16.to_be_bytes());
-        id[20..24].copy_from_slice(&[10, 244, 1, 5]);
-        id[40..44].copy_from_slice(&7_u32.to_ne_bytes());
-        id[44..48].copy_from_slice(&1_u32.to_ne_bytes());
-        let mut body = vec![0; 72];
-        body[ID_AT..ID_AT + ID_SIZE].copy_from_slice(&id);
-        let bytes = [
-            framed(SOCK_DIAG_BY_FAMILY, &body),
-            framed(NLMSG_ERROR, &(-libc::ENOENT).to_ne_bytes()),
-            framed(NLMSG_DONE, &[0; 4]),
-        ];
-        let read: Vec<_> = messages(&bytes.concat()).map(|m| m.unwrap()).collect();
-        assert_eq!(
-            read,
-            [
-                Message::Socket(SocketId(id)),
-                Message::Error(libc::ENOENT),
-                Message::Done
-            ]
-        );
-        assert_eq!(
-            SocketId(id).destination(Family::V4),
-            Address::v4([10, 244, 1, 5])
-        );
-        id[20..36].copy_from_slice(&Address::v4([10, 244, 1, 5]).0);
-        assert_eq!(
-            SocketId(id).destination(Family::V6),
-            Address::v4([10, 244, 1, 5])
-        );
-        assert_eq!(SocketId(id).cookie(), SocketKey(1 << 32 | 7));
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_read_to_an_end(bytes: Vec<u8>) {
-            prop_assert!(messages(&bytes).count() <= bytes.len());
-        }
-    }
 }

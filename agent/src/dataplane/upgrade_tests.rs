@@ -16,7 +16,7 @@ use super::testing::{
     udp_backend,
 };
 use super::tests::WEB;
-use super::{Carried, Dataplane, MapSizes, ServiceMaps, start, upgrade_check, v1};
+use super::{Carried, Dataplane, MapSizes, ServiceMaps, close_sockets, start, upgrade_check, v1};
 
 const DNS: ServiceKey = ServiceKey {
     protocol: UDP,
@@ -336,6 +336,9 @@ fn rows_of_version_1_are_carried_over() {
         assert_eq!((last.backend, last.last_use_ns), (BackendId(9), 5));
         assert_eq!(pinned(node), ["links", "v2"]);
         assert_eq!(dial(WEB).unwrap(), "a");
+        let here = ["/proc/thread-self/ns/net".into()];
+        let closed = close_sockets(&dataplane.maps, &[BackendId(9)].into(), &here).unwrap();
+        assert_eq!(closed.sockets, 1, "it is closed when its backend goes");
         drop(stream);
         assert!(soon(|| active(&dataplane, 9) == (4, 4)));
     });

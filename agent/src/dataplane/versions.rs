@@ -117,7 +117,7 @@ pub(super) fn plan(found: &Found, wanted: &Layouts) -> Plan {
 }
 
 fn carried(directory: &str, maps: &Layouts, wanted: &Layouts) -> Carried {
-    let own = format!("{}-", own_directory());
+    let own = own_directory();
     if directory == "v1" {
         return Carried::V1;
     }
@@ -126,7 +126,11 @@ fn carried(directory: &str, maps: &Layouts, wanted: &Layouts) -> Carried {
     let same = maps
         .iter()
         .all(|(name, pinned)| wanted.get(name).map(row) == Some(row(pinned)));
-    match directory.starts_with(&own) && same {
+    // `v2-0` is one that was set aside; `v20` is another version, whatever its rows look like.
+    let aside = directory
+        .strip_prefix(&own)
+        .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+    match aside && same {
         true => Carried::Same,
         false => Carried::Nothing,
     }

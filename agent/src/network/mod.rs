@@ -4,6 +4,7 @@
 //! keeps them connected, [`routing`] keeps the routes to other nodes; [`monitor`] wakes both when somebody changes the network.
 
 pub mod addresses;
+pub mod leftovers;
 mod messages;
 pub mod monitor;
 pub mod namespaces;

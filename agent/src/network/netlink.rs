@@ -1,7 +1,7 @@
 //! rtnetlink, narrowed to what the pod network does. Each function brings about a state, whatever was there before.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
@@ -291,6 +291,38 @@ impl Netlink {
         )
     }
 
+    /// Removes a route that the kernel told of. Does nothing when it is gone.
+    pub(super) async fn delete_route(&self, route: RouteMessage) -> Result<(), NetlinkError> {
+        let deleted = self.handle.route().del(route).execute().await;
+        absent_is_fine(deleted.map_err(doing("remove a route")), Errno::SRCH)
+    }
+
+    /// Takes an address from a link. Does nothing when it has none such.
+    pub(super) async fn delete_address(
+        &self,
+        index: u32,
+        address: Ipv4Net,
+    ) -> Result<(), NetlinkError> {
+        let found = self.handle.address().get().execute();
+        let of_link = found.try_filter(|message| {
+            let local = IpAddr::V4(address.addr());
+            let same = message.header.index == index
+                && message.header.prefix_len == address.prefix_len()
+                && message.attributes.contains(&AddressAttribute::Local(local));
+            std::future::ready(same)
+        });
+        let found: Vec<_> = of_link
+            .try_collect()
+            .await
+            .map_err(doing("list addresses"))?;
+        for message in found {
+            let deleted = self.handle.address().del(message).execute().await;
+            let what = format!("take the address {address} from link {index}");
+            absent_is_fine(deleted.map_err(doing(what)), Errno::ADDRNOTAVAIL)?;
+        }
+        Ok(())
+    }
+
     /// Our routes to other nodes.
     pub async fn node_routes(&self) -> Result<Routes, NetlinkError> {
         Ok(self
@@ -316,7 +348,8 @@ impl Netlink {
         Ok(routes.iter().filter_map(messages::host_route).collect())
     }
 
-    async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
+    /// Every route that is ours.
+    pub(super) async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
         let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes: Vec<_> = self
             .handle

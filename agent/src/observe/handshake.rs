@@ -42,7 +42,7 @@ pub(super) fn octaves(stats: &BackendStats) -> Vec<(f64, u64)> {
                 octaves.push((end as f64 / 1e9, std::mem::take(&mut count)));
             }
             Some(_) => {}
-            None => octaves.push((f64::MAX, std::mem::take(&mut count))),
+            None => octaves.push((f64::INFINITY, std::mem::take(&mut count))),
         }
     }
     octaves
@@ -96,7 +96,7 @@ mod tests {
             for (index, (end, _)) in octaves.iter().enumerate() {
                 let below = times.iter().filter(|ns| (**ns as f64 / 1e9) < *end).count() as u64;
                 let sum: u64 = octaves[..=index].iter().map(|(_, count)| count).sum();
-                prop_assert!(sum == below || *end == f64::MAX);
+                prop_assert!(sum == below || end.is_infinite());
             }
         }
     }

@@ -14,8 +14,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use tracing::warn;
 
+use super::encode::{
+    counter, encode_backends, encode_fill, encode_refusals, encode_services, gauge,
+};
 use super::flows::Flows;
-use super::handshake::octaves;
 use super::ledger::Ledger;
 use super::names::Names;
 use super::process::Process;
@@ -65,7 +67,7 @@ struct Scrape {
     backends: Vec<BackendSeries>,
     services: Vec<ServiceSeries>,
     refusals: Vec<(ObjectKey, ServiceStats)>,
-    fill: Vec<(&'static str, u32, u32)>,
+    fill: Vec<MapSummary>,
 }
 
 impl DataplaneCollector {
@@ -122,10 +124,7 @@ impl DataplaneCollector {
                 .totals()
                 .map(|(service, stats)| (service.clone(), stats))
                 .collect(),
-            fill: fill
-                .iter()
-                .map(|map| (map.name, map.entries, map.max_entries))
-                .collect(),
+            fill,
             backends,
         })
     }
@@ -191,187 +190,6 @@ impl fmt::Debug for DataplaneCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DataplaneCollector").finish_non_exhaustive()
     }
-}
-
-/// One metric of each backend: its name, help, and value.
-type OfBackend = (&'static str, &'static str, fn(&BackendStats) -> f64);
-
-const BACKEND_COUNTERS: [OfBackend; 6] = [
-    (
-        "kernelet_backend_opens",
-        "Sockets sent to the backend",
-        |it| it.opens as f64,
-    ),
-    (
-        "kernelet_backend_failures",
-        "TCP connections to the backend that ended before they were established",
-        |it| it.failures as f64,
-    ),
-    (
-        "kernelet_backend_sent_bytes",
-        "Bytes that the backend acknowledged on TCP connections that are over",
-        |it| it.bytes_sent as f64,
-    ),
-    (
-        "kernelet_backend_received_bytes",
-        "Bytes received from the backend on TCP connections that are over",
-        |it| it.bytes_received as f64,
-    ),
-    (
-        "kernelet_backend_handshakes",
-        "TCP connections to the backend that were established",
-        |it| it.handshakes as f64,
-    ),
-    (
-        "kernelet_backend_handshake_seconds",
-        "Time from connect to established, summed over the backend's connections",
-        |it| it.handshake_ns as f64 / 1e9,
-    ),
-];
-
-fn encode_backends(encoder: &mut DescriptorEncoder<'_>, series: &[BackendSeries]) -> fmt::Result {
-    for (name, help, value) in BACKEND_COUNTERS {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for one in series {
-            metric
-                .encode_family(&one.labels)?
-                .encode_counter::<NoLabelSet, f64, u64>(&value(&one.stats), None)?;
-        }
-    }
-    let mut active = encoder.encode_descriptor(
-        "kernelet_backend_active",
-        "Sockets at the backend now",
-        None,
-        MetricType::Gauge,
-    )?;
-    for one in series {
-        active
-            .encode_family(&one.labels)?
-            .encode_gauge(&one.active())?;
-    }
-    Ok(())
-}
-
-fn encode_services(encoder: &mut DescriptorEncoder<'_>, series: &[ServiceSeries]) -> fmt::Result {
-    let counters: [OfBackend; 4] = [
-        (
-            "kernelet_service_opens",
-            "Sockets sent to any backend of the service",
-            |it| it.opens as f64,
-        ),
-        (
-            "kernelet_service_failures",
-            "TCP connections to the service's backends that ended before they were established",
-            |it| it.failures as f64,
-        ),
-        (
-            "kernelet_service_sent_bytes",
-            "Bytes that the service's backends acknowledged on TCP connections that are over",
-            |it| it.bytes_sent as f64,
-        ),
-        (
-            "kernelet_service_received_bytes",
-            "Bytes received from the service's backends on TCP connections that are over",
-            |it| it.bytes_received as f64,
-        ),
-    ];
-    for (name, help, value) in counters {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for one in series {
-            metric
-                .encode_family(&one.labels)?
-                .encode_counter::<NoLabelSet, f64, u64>(&value(&one.stats), None)?;
-        }
-    }
-    let mut active = encoder.encode_descriptor(
-        "kernelet_service_active",
-        "Sockets at the service's backends now",
-        None,
-        MetricType::Gauge,
-    )?;
-    for one in series {
-        active
-            .encode_family(&one.labels)?
-            .encode_gauge(&one.active)?;
-    }
-    let mut handshakes = encoder.encode_descriptor(
-        "kernelet_service_handshake_seconds",
-        "Time from connect to established, of TCP connections to the service's backends",
-        None,
-        MetricType::Histogram,
-    )?;
-    for one in series {
-        let buckets = octaves(&one.stats);
-        handshakes
-            .encode_family(&one.labels)?
-            .encode_histogram::<NoLabelSet>(
-                one.stats.handshake_ns as f64 / 1e9,
-                buckets.iter().map(|(_, count)| count).sum(),
-                &buckets,
-                None,
-            )?;
-    }
-    Ok(())
-}
-
-fn encode_refusals(
-    encoder: &mut DescriptorEncoder<'_>,
-    refusals: &[(ObjectKey, ServiceStats)],
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(
-        "kernelet_service_refused",
-        "Connections and datagrams to the service that were refused",
-        None,
-        MetricType::Counter,
-    )?;
-    for (service, stats) in refusals {
-        for (reason, count) in [("no-backend", stats.no_backend), ("hole", stats.hole)] {
-            let labels = [
-                ("namespace", &*service.namespace),
-                ("service", &*service.name),
-                ("reason", reason),
-            ];
-            metric
-                .encode_family(&labels)?
-                .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
-        }
-    }
-    Ok(())
-}
-
-fn encode_fill(
-    encoder: &mut DescriptorEncoder<'_>,
-    fill: &[(&'static str, u32, u32)],
-) -> fmt::Result {
-    let metrics: [(_, _, fn(&(&'static str, u32, u32)) -> u32); 2] = [
-        ("kernelet_map_entries", "Rows that a BPF map has", |it| it.1),
-        (
-            "kernelet_map_max_entries",
-            "Rows that a BPF map may have",
-            |it| it.2,
-        ),
-    ];
-    for (name, help, value) in metrics {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for map in fill {
-            metric
-                .encode_family(&[("map", map.0)])?
-                .encode_gauge(&value(map))?;
-        }
-    }
-    Ok(())
-}
-
-fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    encoder
-        .encode_descriptor(name, help, None, MetricType::Counter)?
-        .encode_counter::<NoLabelSet, u64, u64>(&value, None)
-}
-
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    encoder
-        .encode_descriptor(name, help, None, MetricType::Gauge)?
-        .encode_gauge(&value)
 }
 
 #[cfg(test)]

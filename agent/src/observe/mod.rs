@@ -12,6 +12,8 @@
 
 mod clients;
 mod connections;
+mod destination;
+mod encode;
 mod flow;
 mod flows;
 mod handshake;
@@ -28,10 +30,11 @@ mod trace;
 
 pub use clients::{Client, Clients};
 pub use connections::{Open, connections};
+pub use destination::{TraceError, destinations};
 pub use flow::VERDICTS;
 pub use flows::{Flows, Recorder, Watch, run};
 pub use handshake::quantile;
 pub use metrics::{Sources, register};
 pub use names::Names;
 pub use reader::MapReader;
-pub use trace::{Caller, TraceError, destinations, trace};
+pub use trace::{Caller, trace};

@@ -1,13 +1,12 @@
 //! What would become of a connect, and which map entries say so. Pure: it draws from the rows that a lookup found, with
 //! the very function that the kernel runs.
 
-use std::net::{IpAddr, SocketAddr};
-
-use agent_ebpf::abi::{AffinityEntry, BackendId, ServiceEntry, ServiceKey, SlotKey, TCP, UDP};
+use agent_ebpf::abi::{AffinityEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
 use agent_ebpf::select::{self, Verdict};
 
+use super::destination::ports;
 use super::names::{Names, protocol, socket_address, text};
-use crate::cluster::{ObjectKey, Protocol, Service, ServicePort, View};
+use crate::cluster::View;
 use crate::dataplane::{Lookup, MapRow};
 use crate::introspection as api;
 use crate::proxy::{Class, LbState, Live};
@@ -20,85 +19,6 @@ pub struct Caller {
     pub netns_cookie: u64,
     /// The clock of `AffinityEntry::last_use_ns`.
     pub now_ns: u64,
-}
-
-/// Why nothing can be traced.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TraceError {
-    #[error("{0:?} is not ADDRESS:PORT, nor [NAMESPACE/]SERVICE:PORT")]
-    Malformed(String),
-    #[error("{0:?} is no protocol that is traced; TCP and UDP are")]
-    Protocol(String),
-    #[error("there is no service {0}")]
-    NoService(ObjectKey),
-    #[error("service {service} has no port {port}; it has {has}")]
-    NoPort {
-        service: ObjectKey,
-        port: String,
-        has: String,
-    },
-    #[error("service {0} has no address of its own: DNS answers with {1}")]
-    NoAddress(ObjectKey, &'static str),
-}
-
-/// The addresses that `to` means: one that is given as such, or all that a service has for the port.
-pub fn destinations(view: &View, to: &str, protocol: &str) -> Result<Vec<ServiceKey>, TraceError> {
-    let protocols: &[(Protocol, u8)] = match protocol.to_ascii_uppercase().as_str() {
-        "" => &[(Protocol::Tcp, TCP), (Protocol::Udp, UDP)],
-        "TCP" => &[(Protocol::Tcp, TCP)],
-        "UDP" => &[(Protocol::Udp, UDP)],
-        _ => return Err(TraceError::Protocol(protocol.to_owned())),
-    };
-    let key = |address: IpAddr, port: u16, protocol| ServiceKey {
-        address: address.into(),
-        port: port.to_be_bytes(),
-        protocol,
-        pad: 0,
-    };
-    if let Ok(address) = to.parse::<SocketAddr>() {
-        return Ok(vec![key(address.ip(), address.port(), protocols[0].1)]);
-    }
-    let malformed = || TraceError::Malformed(to.to_owned());
-    let (name, port) = to.rsplit_once(':').ok_or_else(malformed)?;
-    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-    if namespace.is_empty() || name.is_empty() || port.is_empty() || name.contains([':', '/']) {
-        return Err(malformed());
-    }
-    let owner = ObjectKey::new(namespace, name);
-    let Some(service) = view.services.get(&owner) else {
-        return Err(TraceError::NoService(owner));
-    };
-    if service.external_name.is_some() {
-        return Err(TraceError::NoAddress(owner, "its external name"));
-    }
-    if service.headless {
-        return Err(TraceError::NoAddress(owner, "its endpoints"));
-    }
-    let asked = |it: &&ServicePort| &*it.name == port || it.port.to_string() == port;
-    let mut keys = Vec::new();
-    for (kind, number) in protocols {
-        let ports = service.ports.iter().filter(|it| it.protocol == *kind);
-        for it in ports.filter(asked) {
-            let addresses = service.cluster_ips.iter();
-            keys.extend(addresses.map(|address| key(*address, it.port, *number)));
-        }
-    }
-    if keys.is_empty() {
-        return Err(TraceError::NoPort {
-            service: owner,
-            port: port.to_owned(),
-            has: ports(service),
-        });
-    }
-    Ok(keys)
-}
-
-fn ports(service: &Service) -> String {
-    let ports = service.ports.iter().map(|port| match &*port.name {
-        "" => format!("{}/{}", port.port, port.protocol),
-        name => format!("{name} ({}/{})", port.port, port.protocol),
-    });
-    ports.collect::<Vec<_>>().join(", ")
 }
 
 /// What would become of a connect to `dialled`; `found` is what a lookup of it found.

@@ -3,7 +3,6 @@ use agent_ebpf::abi::AffinityKey;
 use super::super::MapReader as _;
 use super::super::testing::{FakeReader, NODE, World, dialled};
 use super::*;
-use crate::cluster::Name;
 
 const CLIENT: u64 = 3;
 const NOW: u64 = 1_000_000_000_000;
@@ -134,40 +133,4 @@ fn an_address_that_is_no_services_says_whose_it_is() {
         ..port
     };
     assert!(step(&other).ends_with("connects to the address itself"));
-}
-
-#[test]
-fn what_is_dialled_may_be_an_address_or_a_service() {
-    let world = World::new();
-    let view = world.cluster.view();
-    let to = |text: &str| destinations(&view, text, "");
-    assert_eq!(to("10.96.0.1:80"), Ok(vec![dialled(1, 80)]));
-    assert_eq!(to("shop/web:80"), Ok(vec![dialled(1, 80)]));
-    assert_eq!(to("shop/web:http"), Ok(vec![dialled(1, 80)]));
-    let [v6] = to("[fd00::1]:80").unwrap()[..] else {
-        panic!("one address")
-    };
-    assert_eq!(v6.address.to_ip(), "fd00::1".parse::<IpAddr>().unwrap());
-    assert_eq!(
-        destinations(&view, "10.96.0.1:80", "udp").unwrap()[0].protocol,
-        UDP
-    );
-
-    for text in ["web", "shop/:80", "a/b/c:80", ":80", "fd00::1", "web:"] {
-        assert_eq!(to(text), Err(TraceError::Malformed(text.into())));
-    }
-    let default = ObjectKey::new("default", Name::from("web"));
-    assert_eq!(to("web:80"), Err(TraceError::NoService(default)));
-    assert_eq!(
-        to("shop/web:81").unwrap_err().to_string(),
-        "service shop/web has no port 81; it has http (80/TCP), sig (81/SCTP)"
-    );
-    assert!(matches!(
-        to("shop/headless:80"),
-        Err(TraceError::NoAddress(..))
-    ));
-    assert!(matches!(
-        destinations(&view, "shop/web:80", "sctp"),
-        Err(TraceError::Protocol(_))
-    ));
 }

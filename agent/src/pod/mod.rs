@@ -25,6 +25,7 @@ mod hosts;
 mod insecure;
 #[cfg(test)]
 mod lifecycle_tests;
+mod loads;
 mod manager;
 mod mounts;
 pub mod observed;
@@ -58,6 +59,7 @@ mod tests;
 mod volumes;
 mod worker;
 
+pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;
 pub use shared::Settings;

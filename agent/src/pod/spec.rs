@@ -54,6 +54,13 @@ pub enum QosClass {
 }
 
 impl QosClass {
+    /// All of them.
+    pub const ALL: [QosClass; 3] = [
+        QosClass::Guaranteed,
+        QosClass::Burstable,
+        QosClass::BestEffort,
+    ];
+
     /// The name in a pod's status.
     pub fn name(self) -> &'static str {
         match self {

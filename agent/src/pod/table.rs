@@ -106,6 +106,14 @@ impl PodTable {
             .remove(uid);
     }
 
+    /// The uid of the pod that alone has an address.
+    pub fn alone_at(&self, address: IpAddr) -> Option<String> {
+        let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut there = pods.values().filter(|pod| pod.addresses.contains(&address));
+        let pod = there.next()?;
+        there.next().is_none().then(|| pod.uid.clone())
+    }
+
     /// All pods, by namespace and name.
     pub fn list(&self) -> Vec<PodSummary> {
         let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);

@@ -118,7 +118,14 @@ async fn what_is_wrong_with_a_service_is_told_once() {
     let metrics = Metrics::new(&mut Registry::default());
     let (proxy, mut changes) = (ProxyHandle::new(LbState::new()), cluster.subscribe());
     let maps = FakeMaps::default();
-    let mut worker = Worker::new(cluster.clone(), settings, proxy.clone(), metrics, maps);
+    let mut worker = Worker::new(
+        cluster.clone(),
+        settings,
+        proxy.clone(),
+        metrics,
+        maps,
+        Blind,
+    );
     worker.changed(changes.next().await).await;
 
     let event = told.recv().await.unwrap();
@@ -138,7 +145,7 @@ async fn what_is_wrong_with_a_service_is_told_once() {
     );
 
     // The node gets an address that a service has: the service loses it, and gets it back when the node does.
-    let addresses = |worker: &Worker<FakeMaps>| worker.maps.state.services.len();
+    let addresses = |worker: &Worker<FakeMaps, Blind>| worker.maps.state.services.len();
     assert_eq!(addresses(&worker), 1);
     let node = Node {
         internal_ips: vec!["10.96.0.1".parse().unwrap()],

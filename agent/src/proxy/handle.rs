@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
 
+use super::feedback::Watch;
 use super::state::LbState;
 use crate::cluster::ObjectKey;
 
@@ -22,6 +23,8 @@ pub struct ProxyHandle {
 #[derive(Debug)]
 pub struct Inner {
     pub state: LbState,
+    /// What is seen of the backends that have traffic.
+    pub watch: Watch,
     /// Services whose last write failed. They are tried again.
     pub problems: BTreeMap<ObjectKey, ServiceProblem>,
 }
@@ -50,9 +53,12 @@ pub struct Health {
 impl ProxyHandle {
     /// A proxy that starts from `state`.
     pub fn new(state: LbState) -> Self {
+        let mut feedback = Watch::default();
+        feedback.adopt(&state);
         Self {
             inner: Arc::new(RwLock::new(Inner {
                 state,
+                watch: feedback,
                 problems: BTreeMap::new(),
             })),
             complete: watch::Sender::new(false),

@@ -13,6 +13,7 @@ mod adopt;
 mod backends;
 #[cfg(test)]
 mod claims_tests;
+pub mod feedback;
 mod handle;
 #[cfg(test)]
 mod kernel_tests;

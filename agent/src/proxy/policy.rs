@@ -72,6 +72,8 @@ pub struct Frontend {
     pub preference: Preference,
     /// Seconds for which a client keeps its backend; 0 without session affinity.
     pub affinity_timeout_s: u32,
+    /// Share of new connections that stays on the node with [`Preference::Node`], of [`SHARE_ONE`].
+    pub node_share: u32,
     /// Sorted, each target once.
     pub backends: Vec<Backend>,
 }
@@ -137,6 +139,7 @@ pub fn desired(
                 created: service.created,
                 preference: nearness.preference,
                 affinity_timeout_s: service.affinity_timeout_s.unwrap_or(0),
+                node_share: COMFORTABLE_SHARE,
                 backends: backends_of(&endpoints, nearness, protocol),
             });
         }
@@ -226,7 +229,7 @@ impl Preference {
         }
     }
 
-    /// Share of new connections that stay on the node, of [`SHARE_ONE`].
+    /// Share of new connections that stay on the node, of [`SHARE_ONE`], while its backends are comfortable.
     pub(super) fn local_share(self, local: u32, zone: u32, ready: u32) -> u32 {
         let one_in = |all: u32| {
             u32::try_from(u64::from(SHARE_ONE) * u64::from(local) / u64::from(all))

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::feedback::Look;
 use super::handle::{Inner, ProxyHandle, ServiceProblem};
 use super::metrics::{Measured, Metrics};
 use super::policy::{desired, has_pod};
@@ -36,30 +37,25 @@ pub struct Settings {
     pub events: Option<Events>,
 }
 
-/// Keeps the maps as the cluster wants them, until the process ends. It is their only writer.
+/// Keeps the maps as the cluster wants them, and as `look` says of the backends, until the process ends. It is their only
+/// writer.
 pub async fn run(
     cluster: Cluster,
     settings: Settings,
     proxy: ProxyHandle,
     metrics: Metrics,
     maps: impl ServiceMaps,
+    look: impl Look + Send,
 ) {
     let mut changes = cluster.subscribe();
-    let mut worker = Worker::new(cluster, settings, proxy, metrics, maps);
+    let mut worker = Worker::new(cluster, settings, proxy, metrics, maps, look);
     loop {
         let deadline = worker.deadline();
         tokio::select! {
             // Cancel-safe: what is not returned stays pending.
             pending = changes.next() => worker.changed(pending).await,
-            () = sleep_until(deadline) => worker.timer().await,
+            () = tokio::time::sleep_until(deadline) => worker.timer().await,
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -70,7 +66,7 @@ struct Retry {
     seen: std::time::Instant,
 }
 
-pub(super) struct Worker<M> {
+pub(super) struct Worker<M, L> {
     cluster: Cluster,
     node: Name,
     zone: Option<Name>,
@@ -80,6 +76,10 @@ pub(super) struct Worker<M> {
     metrics: Metrics,
     measured: Measured,
     pub(super) maps: M,
+    look: L,
+    /// What the feedback counts its time from, and when it looks next.
+    started: Instant,
+    look_at: Instant,
     retries: BTreeMap<ObjectKey, Retry>,
     collect_at: Option<Instant>,
     /// How long what a flip left behind stays: longer after a failure.
@@ -88,15 +88,17 @@ pub(super) struct Worker<M> {
     undone: Vec<MapOp>,
 }
 
-impl<M: ServiceMaps> Worker<M> {
+impl<M: ServiceMaps, L: Look> Worker<M, L> {
     pub(super) fn new(
         cluster: Cluster,
         settings: Settings,
         proxy: ProxyHandle,
         metrics: Metrics,
         maps: M,
+        look: L,
     ) -> Self {
         let (retries, undone) = (BTreeMap::new(), Vec::new());
+        let now = Instant::now();
         Self {
             cluster,
             node: settings.node,
@@ -107,6 +109,9 @@ impl<M: ServiceMaps> Worker<M> {
             metrics,
             measured: Measured::since(Timestamp::now()),
             maps,
+            look,
+            started: now,
+            look_at: now,
             retries,
             collect_at: None,
             collect_after: COLLECT_AFTER,
@@ -114,9 +119,10 @@ impl<M: ServiceMaps> Worker<M> {
         }
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self) -> Instant {
         let retries = self.retries.values().map(|retry| retry.at);
-        retries.chain(self.collect_at).min()
+        let all = retries.chain(self.collect_at);
+        all.fold(self.look_at, Instant::min)
     }
 
     pub(super) async fn changed(&mut self, pending: Pending) {
@@ -186,6 +192,9 @@ impl<M: ServiceMaps> Worker<M> {
         if self.collect_at.is_some_and(|at| at <= now) {
             self.collect();
         }
+        if self.look_at <= now {
+            self.look_around(now);
+        }
         let due = self
             .retries
             .iter()
@@ -208,9 +217,26 @@ impl<M: ServiceMaps> Worker<M> {
             }
         }
         self.drop_orphans();
-        self.proxy.tell_complete();
         self.metrics.sync.observe(begun.elapsed().as_secs_f64());
         self.metrics.synced_at.set(seconds(Timestamp::now()));
+        self.proxy.tell_complete();
+        self.collect_soon();
+    }
+
+    /// Looks at the backends that have traffic, and acts on it.
+    fn look_around(&mut self, now: Instant) {
+        let mut inner = self.proxy.write();
+        let Inner { state, watch, .. } = &mut *inner;
+        let due = watch.tick(state, &mut self.look, now - self.started);
+        self.look_at = now + watch.pause();
+        drop(inner);
+        for key in &due {
+            self.sync(key, std::time::Instant::now());
+        }
+        self.collect_soon();
+    }
+
+    fn collect_soon(&mut self) {
         if self.collect_at.is_none()
             && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
         {
@@ -220,13 +246,16 @@ impl<M: ServiceMaps> Worker<M> {
 
     /// Brings one service up to date with a change that was seen then. Returns whether anything was written.
     fn sync(&mut self, key: &ObjectKey, seen: std::time::Instant) -> bool {
-        let (frontends, ignored, uid, is_whole) = {
+        let (mut frontends, ignored, uid, is_whole) = {
             let view = self.cluster.view();
             let (frontends, ignored) = desired(&view, &self.node, self.locality, key);
             let uid = view.services.get(key).and_then(|service| service.uid);
             (frontends, ignored, uid, view.synced)
         };
         let mut inner = self.proxy.write();
+        for frontend in &mut frontends {
+            inner.watch.apply(key, frontend);
+        }
         let (mut wrote, mut failed) = (false, None);
         for frontend in inner.state.assign(key, frontends, ignored) {
             // One at a time: the next plan builds on what this one really wrote.

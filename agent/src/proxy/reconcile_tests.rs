@@ -5,11 +5,11 @@ use prometheus_client::registry::Registry;
 use super::super::state::LbState;
 use super::super::testing::*;
 use super::*;
-use crate::cluster::{Changes, Node, View};
+use crate::cluster::{Changes, Node, Slice, View};
 use crate::dataplane::fake::{FakeMaps, FaultyMaps};
 
 /// A worker on a cluster that looks like `view`, with what is pending for it.
-fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M>, Changes) {
+fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M, Blind>, Changes) {
     let cluster = Cluster::default();
     cluster.update(|known| {
         *known = view;
@@ -20,7 +20,7 @@ fn worker<M: ServiceMaps>(view: View, maps: M) -> (Worker<M>, Changes) {
     let metrics = Metrics::new(&mut Registry::default());
     let proxy = ProxyHandle::new(LbState::new());
     (
-        Worker::new(cluster, settings(None), proxy, metrics, maps),
+        Worker::new(cluster, settings(None), proxy, metrics, maps, Blind),
         changes,
     )
 }
@@ -110,7 +110,7 @@ async fn a_failed_removal_is_repeated() {
     });
     worker.changed(changes.next().await).await;
     assert!(worker.maps.inner.state.services.is_empty());
-    assert!(worker.deadline().is_some());
+    assert!(worker.collect_at.is_some());
     worker.collect();
     worker.collect();
     assert_eq!(worker.maps.inner.state.slots.len(), 2);
@@ -176,4 +176,43 @@ async fn one_change_among_ten_thousand_services_costs_one_service() {
     worker.collect();
     worker.collect();
     assert_eq!(worker.maps.log.len(), 2 + 2 + 1 + 3 + 3);
+}
+
+#[tokio::test]
+async fn a_change_is_measured_from_the_time_on_its_slice_once() {
+    let mut view = view(vec![(
+        "web",
+        service("10.96.0.1"),
+        vec![endpoint(1, NODE, "z1")],
+    )]);
+    let changed = |view: &mut View, ahead_s: i64| {
+        let at = Timestamp::now() + jiff::SignedDuration::from_secs(ahead_s);
+        let slice = Slice {
+            changed: Some(at),
+            ..slice("web", vec![endpoint(1, NODE, "z1")])
+        };
+        view.set_slice(ObjectKey::new("ns", "web-1"), Some(slice))
+    };
+    changed(&mut view, -3600);
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let count = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let name = "kubeproxy_network_programming_duration_seconds_count ";
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().to_owned()
+    };
+    let (mut worker, mut changes) = worker(view, FakeMaps::default());
+    worker.metrics = metrics.clone();
+    worker.changed(changes.next().await).await;
+    assert_eq!(count(), "0", "it is from before the agent ran");
+
+    worker.cluster.update(|view| changed(view, 1));
+    worker.changed(changes.next().await).await;
+    assert_eq!(count(), "1");
+    worker
+        .sync_all([(ObjectKey::new("ns", "web"), std::time::Instant::now())].into())
+        .await;
+    assert_eq!(count(), "1", "it counts once");
 }

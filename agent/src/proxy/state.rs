@@ -193,13 +193,7 @@ impl LbState {
             created: frontend.created,
             port_name: frontend.port_name.clone(),
             preference,
-            entry: entry(
-                service_id,
-                generation,
-                preference,
-                frontend.affinity_timeout_s,
-                &backends,
-            ),
+            entry: entry(service_id, generation, preference, frontend, &backends),
             slots,
             last_generation: if same_table {
                 last_generation
@@ -404,7 +398,7 @@ fn entry(
     service_id: u32,
     generation: u32,
     preference: Preference,
-    affinity_timeout_s: u32,
+    frontend: &Frontend,
     backends: &[Backend],
 ) -> ServiceEntry {
     let local = count(backends, |b| b.class == Class::Local);
@@ -419,8 +413,11 @@ fn entry(
         ready,
         terminating,
         flags: preference.flags(),
-        affinity_timeout_s,
-        local_share: preference.local_share(local, zone, ready),
+        affinity_timeout_s: frontend.affinity_timeout_s,
+        local_share: match preference {
+            Preference::Node if local > 0 && local < ready => frontend.node_share,
+            _ => preference.local_share(local, zone, ready),
+        },
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use agent_ebpf::abi::{BackendId, FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, SlotKey};
 
+use super::feedback::{Counters, Load, Look};
 use super::policy::{Class, Target, desired};
 use super::state::LbState;
 use crate::cluster::{
@@ -235,6 +236,19 @@ pub(super) fn pass(
         }
     }
     written
+}
+
+/// Sees no traffic.
+pub(super) struct Blind;
+
+impl Look for Blind {
+    fn counters(&mut self, _: BackendId) -> Counters {
+        Counters::default()
+    }
+
+    fn load(&mut self, _: &Target) -> Load {
+        Load::default()
+    }
 }
 
 /// Every service that either view names.

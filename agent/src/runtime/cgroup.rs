@@ -47,11 +47,11 @@ pub fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
 }
 
 impl Hierarchy {
-    fn is_unified(&self) -> bool {
+    pub(super) fn is_unified(&self) -> bool {
         self.controllers.is_empty()
     }
 
-    fn has(&self, controller: &str) -> bool {
+    pub(super) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }
 
@@ -196,7 +196,8 @@ pub fn remove(hierarchies: &[Hierarchy], cgroup: &Path) -> io::Result<()> {
         .try_for_each(|hierarchy| remove_tree(&below(hierarchy, cgroup)))
 }
 
-fn remove_tree(directory: &Path) -> io::Result<()> {
+/// Removes an empty cgroup and its empty children from one hierarchy. One that is gone already is no error.
+pub(crate) fn remove_tree(directory: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,

@@ -9,6 +9,7 @@
 mod accounts;
 pub mod cgroup;
 pub mod containerd;
+pub mod cpu;
 mod events;
 mod exec;
 pub mod host;

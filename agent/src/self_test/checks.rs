@@ -11,7 +11,7 @@ use agent_ebpf::abi::{
 
 use super::place::Place;
 use super::{Check, Outcome, Refusal, judged};
-use crate::dataplane::{self, Dataplane, MapOp, ServiceMaps as _, close_sockets};
+use crate::dataplane::{self, ABI_VERSION, Dataplane, MapOp, ServiceMaps as _, close_sockets};
 
 /// An address for documentation (RFC 5737): no machine has it.
 const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -40,6 +40,11 @@ impl Form {
             Form::Mapped => (SERVICE_V4.to_ipv6_mapped(), port).into(),
             Form::V6 => (SERVICE_V6, port).into(),
         }
+    }
+
+    /// A kernel may have no IPv6.
+    fn is_there(self) -> bool {
+        UdpSocket::bind(self.any()).is_ok()
     }
 
     fn any(self) -> SocketAddr {
@@ -83,20 +88,27 @@ pub(super) fn run(place: &Place) -> Vec<Check> {
     if !complete {
         return checks;
     }
-    for (name, form) in TCP_CHECKS {
-        checks.push(judged(name, tcp(form)));
-    }
-    for (name, form) in CONNECTED_UDP_CHECKS {
-        checks.push(judged(name, connected_udp(form)));
-    }
-    for (name, form) in UNCONNECTED_UDP_CHECKS {
-        checks.push(judged(name, unconnected_udp(form)));
+    type Try = fn(Form) -> Outcome;
+    let kinds: [(_, Try); 3] = [
+        (TCP_CHECKS, tcp),
+        (CONNECTED_UDP_CHECKS, connected_udp),
+        (UNCONNECTED_UDP_CHECKS, unconnected_udp),
+    ];
+    for (forms, check) in kinds {
+        for (name, form) in forms {
+            let outcome = match form.is_there() {
+                true => check(form),
+                false => Err(Refusal::Skipped("this kernel has no IPv6".to_owned())),
+            };
+            checks.push(judged(name, outcome));
+        }
     }
     checks.push(judged("no backend", no_backend(place.probe.set_retval)));
     checks.push(judged("other addresses", other_addresses()));
     checks.push(judged("counters", counters(&dataplane)));
     checks.push(judged("closing sockets", closing(place, &dataplane)));
     checks.push(judged("adoption", adoption(place)));
+    checks.push(judged("upgrade", upgrade(place)));
     checks
 }
 
@@ -108,6 +120,9 @@ fn fill(dataplane: &mut Dataplane) -> Outcome {
         (SERVICE_V6.into(), Ipv6Addr::LOCALHOST.into()),
     ];
     for (service, loopback) in loopbacks {
+        if loopback.is_ipv6() && !Form::V6.is_there() {
+            continue;
+        }
         for (protocol, backend) in [(TCP, tcp_echo(loopback)?), (UDP, udp_echo(loopback)?)] {
             id += 1;
             dataplane
@@ -205,7 +220,7 @@ fn no_backend(set_retval: bool) -> Outcome {
         false => ErrorKind::PermissionDenied,
     };
     let forms = TCP_CHECKS.map(|(_, form)| form);
-    for form in forms {
+    for form in forms.into_iter().filter(|form| form.is_there()) {
         let dialled = form.dialled(EMPTY_PORT);
         let refused = TcpStream::connect_timeout(&dialled, PATIENCE).err();
         expect("TCP", refused.map(|error| error.kind()), Some(expected))?;
@@ -267,6 +282,26 @@ fn adoption(place: &Place) -> Outcome {
     Ok("a second start replaces the programs and keeps the tables".to_owned())
 }
 
+/// Programs of other maps serve until new ones take over.
+fn upgrade(place: &Place) -> Outcome {
+    let directory = |suffix: &str| {
+        let name = format!("v{ABI_VERSION}{suffix}");
+        place.config.bpf_dir.join(name)
+    };
+    std::fs::rename(directory(""), directory("-before"))?;
+    let open = TcpStream::connect_timeout(&Form::V4.dialled(PORT), PATIENCE)?;
+    let mut again = dataplane::start(&place.config, &place.probe)?;
+    tcp(Form::V4)?;
+    let Some(take_over) = &mut again.take_over else {
+        return failed("the other version was not noticed".to_owned());
+    };
+    take_over.run()?;
+    tcp(Form::V4)?;
+    let dialled = Form::V4.dialled(PORT);
+    expect("getpeername", open.peer_addr()?, dialled)?;
+    Ok("new programs take over while connections go on".to_owned())
+}
+
 fn expect<T: PartialEq + std::fmt::Debug>(
     what: &str,
     found: T,
@@ -294,10 +329,12 @@ fn tcp_echo(address: IpAddr) -> io::Result<SocketAddr> {
     let bound = listener.local_addr()?;
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            let mut buffer = [0; 64];
-            while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                let _ = stream.write_all(&buffer[..length]);
-            }
+            thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    let _ = stream.write_all(&buffer[..length]);
+                }
+            });
         }
     });
     Ok(bound)

@@ -46,7 +46,7 @@ pub struct Parts {
 pub struct Introspection {
     node: Name,
     cluster: Cluster,
-    proxy: ProxyHandle,
+    pub proxy: ProxyHandle,
     maps: Arc<dyn MapReader>,
     features: Vec<Feature>,
     pods: PodTable,

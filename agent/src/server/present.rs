@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use agent_ebpf::abi::{self, BackendId, SHARE_ONE, ServiceKey};
 
@@ -11,6 +12,7 @@ use crate::dataplane::{MapRow, MapSummary, Totals};
 use crate::introspection as api;
 use crate::observe::quantile;
 use crate::pod::PodSummary;
+use crate::proxy::feedback::{Ejection, Explanation};
 use crate::proxy::{self, Class, Inner, LbState, Live, Preference, Target};
 
 pub(super) fn api_health(cluster: &Cluster) -> ComponentHealth {
@@ -124,15 +126,22 @@ pub(super) fn service_details(
     for (address, live) in inner.state.frontends_of(key) {
         let backends = live.slots.iter().enumerate().filter_map(|(slot, id)| {
             let target = inner.state.backend(*id)?;
-            Some(api::Backend {
+            let class = live.class(slot);
+            let backend = api::Backend {
                 share: live.share(slot),
-                ..known.backend(*id, target, Some(live.class(slot)))
+                ..known.backend(*id, target, Some(class))
+            };
+            let ejection = inner.watch.ejection(&target);
+            Some(match ejection.filter(|_| class == Class::Draining) {
+                Some((ejection, left)) => ejected(backend, &ejection, left),
+                None => backend,
             })
         });
         ports.push(api::ServiceDetail {
             service: Some(service(address, live, totals)),
             backends: backends.collect(),
             entries: Vec::new(),
+            feedback: inner.watch.explain(address).map(feedback),
         });
         keys.push(*address);
     }
@@ -143,6 +152,29 @@ pub(super) fn service_details(
         },
         keys,
     )
+}
+
+fn feedback(explanation: Explanation) -> api::Feedback {
+    let worst = explanation.inputs.worst();
+    api::Feedback {
+        share: explanation.share,
+        signal: worst.signal.name().to_owned(),
+        value: worst.value,
+        pressure: worst.pressure(),
+        explanation: explanation.to_string(),
+    }
+}
+
+fn ejected(backend: api::Backend, ejection: &Ejection, left: Duration) -> api::Backend {
+    api::Backend {
+        state: "ejected".to_owned(),
+        ejection: Some(api::Ejection {
+            reason: ejection.reason.to_string(),
+            seconds_left: left.as_secs_f64(),
+            times: ejection.times,
+        }),
+        ..backend
+    }
 }
 
 /// Why a service, or a part of it, is not in the maps.
@@ -281,6 +313,7 @@ impl Known<'_> {
             handshake_p99_seconds: handshake(0.99),
             bytes_sent: stats.bytes_sent,
             bytes_received: stats.bytes_received,
+            ejection: None,
         }
     }
 }

@@ -37,6 +37,8 @@ impl Identity {
 pub struct Calls {
     pub frontend: Identity,
     pub answers: Vec<Answers>,
+    /// How long each answered call took, in microseconds.
+    pub times_us: Vec<u64>,
     /// Requests that got no answer.
     pub failures: u64,
     /// Why the first of them failed.

@@ -11,7 +11,7 @@ use kernelet_tests::kernels;
 use serde_json::Value;
 
 /// Checks that may be skipped nowhere.
-const NEEDED: [&str; 14] = [
+const NEEDED: [&str; 15] = [
     "programs",
     "tables",
     "TCP over IPv4",
@@ -26,6 +26,7 @@ const NEEDED: [&str; 14] = [
     "counters",
     "closing sockets",
     "adoption",
+    "upgrade",
 ];
 
 #[test]

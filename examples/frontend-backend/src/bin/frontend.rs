@@ -1,6 +1,7 @@
 //! The sample frontend: a page that shows which backend answered, and `/calls?count=N`, which asks N times.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use frontend_backend::{Answers, Calls, Identity, Reply, serve};
 
@@ -61,9 +62,14 @@ fn calls(identity: &Identity, endpoint: &str, count: u64) -> Calls {
     let mut answers = BTreeMap::<Identity, u64>::new();
     let mut failures = 0;
     let mut first_failure = None;
+    let mut times_us = Vec::new();
     for _ in 0..count {
+        let began = Instant::now();
         match call(endpoint) {
-            Ok(backend) => *answers.entry(backend).or_default() += 1,
+            Ok(backend) => {
+                times_us.push(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+                *answers.entry(backend).or_default() += 1;
+            }
             Err(why) => {
                 failures += 1;
                 first_failure.get_or_insert(why);
@@ -77,6 +83,7 @@ fn calls(identity: &Identity, endpoint: &str, count: u64) -> Calls {
     Calls {
         frontend: identity.clone(),
         answers,
+        times_us,
         failures,
         first_failure,
     }
