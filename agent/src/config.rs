@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::cluster::Locality;
+use crate::dataplane::DEFAULT_SERVICES;
 
 /// Where the agent keeps what it needs only while it runs.
 pub const DEFAULT_RUN_DIR: &str = "/run/kernelet";
@@ -18,6 +19,9 @@ pub const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/kernelet";
 pub const DEFAULT_CGROUP_PARENT: &str = "/";
 /// Where containerd listens.
 pub const DEFAULT_CONTAINERD: &str = "/run/containerd/containerd.sock";
+
+/// More would be gigabytes of kernel memory for the tables' indexes alone.
+pub const MOST_SERVICES: i64 = 4_000_000;
 
 /// What `kernelet run` is told.
 #[derive(Args, Clone, Debug)]
@@ -72,6 +76,15 @@ pub struct AgentConfig {
         default_value_t
     )]
     pub locality: Locality,
+    /// Service ports that the maps have room for, with two backends each. Another number takes effect like an upgrade
+    #[arg(
+        long,
+        env = "KERNELET_MAX_SERVICES",
+        value_name = "N",
+        default_value_t = DEFAULT_SERVICES,
+        value_parser = clap::value_parser!(u32).range(1..=MOST_SERVICES)
+    )]
+    pub max_services: u32,
     /// Domain under which services have their names
     #[arg(
         long,

@@ -176,7 +176,7 @@ impl Services<'_> {
             &dataplane::Config {
                 bpf_dir: self.config.bpf_dir.clone(),
                 cgroup: probe.cgroup.clone(),
-                sizes: MapSizes::default(),
+                sizes: MapSizes::for_services(self.config.max_services),
             },
             &probe,
         )?;

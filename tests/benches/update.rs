@@ -1,13 +1,16 @@
-//! From an EndpointSlice change to the map entry in the kernel, and the first full sync, at 10 to 10,000 services.
+//! From an EndpointSlice change to the map entry in the kernel, the first full sync, and what both halves of that take of
+//! memory, at 10 to 50,000 services.
 //!
 //! A change is timed from before its request is sent, so the figure holds the API's own write to disk too.
 
 mod common;
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent_ebpf::abi::{ServiceKey, TCP};
+use agent_ebpf::abi::{ServiceKey, TCP, maps as names};
+use aya::maps::MapInfo;
 use common::{Report, client, services};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -16,15 +19,20 @@ use kernelet_tests::{Cluster, Program, Spec};
 use kube::api::{Api, ListParams, PostParams};
 use rustix::process::Signal;
 
-const SERVICES: [u64; 3] = [10, 1_000, 10_000];
+const SERVICES: [u64; 4] = [10, 1_000, 10_000, 50_000];
+/// What the maps need room for: three backends a service.
+const ROOM: &str = "--max-services=131072";
 const CHANGES: u64 = 300;
 const WORKER: &str = "worker-1";
 /// How long a sync may take before the benchmark gives up.
 const LIMIT: Duration = Duration::from_secs(120);
+/// How long memory may settle.
+const SETTLE: Duration = Duration::from_secs(3);
 
 fn main() {
-    let mut cluster = Cluster::up(Spec::scenario("kbu", 122, 1), |_| {})
-        .unwrap_or_else(|error| panic!("{error}"));
+    let mut spec = Spec::scenario("kbu", 122, 1);
+    spec.agent_args = vec![ROOM.to_owned()];
+    let mut cluster = Cluster::up(spec, |_| {}).unwrap_or_else(|error| panic!("{error}"));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut report = Report::new("update");
     let mut existing = 0;
@@ -44,6 +52,7 @@ fn main() {
             restart(&mut cluster, &keys).as_secs_f64(),
             "s",
         );
+        memory(&cluster, count, &mut report);
     }
     cluster.down().unwrap_or_else(|error| panic!("{error}"));
     report.finish();
@@ -148,6 +157,31 @@ async fn change(cluster: &Cluster, keys: &[ServiceKey]) -> Vec<Duration> {
         samples.push(elapsed);
     }
     samples
+}
+
+/// What the maps and the agent take.
+fn memory(cluster: &Cluster, services: u64, report: &mut Report) {
+    std::thread::sleep(SETTLE);
+    let maps: u64 = names::ALL
+        .iter()
+        .map(|name| map_bytes(&pins(cluster).join(name)))
+        .sum();
+    report.add("maps", services, "kernel memory", maps as f64 / 1e6, "MB");
+    let resident = cluster.resident().into_iter();
+    for (_, program, bytes) in resident.filter(|row| row.1 == "kernelet") {
+        report.add(program, services, "resident", bytes as f64 / 1e6, "MB");
+    }
+}
+
+/// By the kernel's own count.
+fn map_bytes(pin: &Path) -> u64 {
+    let info = MapInfo::from_pin(pin).expect("the map is pinned");
+    let map = info.fd().expect("the map can be opened");
+    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).expect("the descriptor is open");
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    line.and_then(|bytes| bytes.trim().parse().ok())
+        .expect("the kernel counts it")
 }
 
 /// Starts the agent anew with empty maps, and gives the time until every service is in them.

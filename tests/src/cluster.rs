@@ -36,6 +36,8 @@ pub struct Spec {
     pub images: Vec<PathBuf>,
     /// More arguments for `kernelet-control-plane`.
     pub control_plane_args: Vec<String>,
+    /// More arguments for `kernelet run`.
+    pub agent_args: Vec<String>,
 }
 
 impl Spec {
@@ -51,6 +53,7 @@ impl Spec {
                 .map(|name| target().join(format!("images/{name}.tar")))
                 .into(),
             control_plane_args: Vec::new(),
+            agent_args: Vec::new(),
         }
     }
 
@@ -433,6 +436,7 @@ impl Cluster {
                     .arg("--cgroup-parent")
                     .arg(format!("/{}", node.cgroup));
                 command.arg("--containerd").arg(node.containerd_socket());
+                command.args(&self.spec.agent_args);
                 command
             }
         })

@@ -83,6 +83,7 @@ pub fn up(workers: u8) -> Result<Cluster> {
             .map(|name| target().join(format!("images/{name}.tar")))
             .into(),
         control_plane_args: Vec::new(),
+        agent_args: Vec::new(),
     };
     let bar = spinner("starting the cluster");
     let cluster = Cluster::up(spec, |step| {

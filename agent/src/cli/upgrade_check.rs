@@ -6,14 +6,25 @@ use serde::Serialize;
 
 use super::table::table;
 use super::{CliError, Output};
-use crate::config::DEFAULT_BPF_DIR;
-use crate::dataplane::{ABI_VERSION, Carried, Difference, MapSizes, Plan, upgrade_check};
+use crate::config::{DEFAULT_BPF_DIR, MOST_SERVICES};
+use crate::dataplane::{
+    ABI_VERSION, Carried, DEFAULT_SERVICES, Difference, MapSizes, Plan, upgrade_check,
+};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// Where programs and maps are pinned
     #[arg(long, env = "KERNELET_BPF_DIR", value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
     bpf_dir: PathBuf,
+    /// Service ports that the maps are to have room for, as `kernelet run` is told
+    #[arg(
+        long,
+        env = "KERNELET_MAX_SERVICES",
+        value_name = "N",
+        default_value_t = DEFAULT_SERVICES,
+        value_parser = clap::value_parser!(u32).range(1..=MOST_SERVICES)
+    )]
+    max_services: u32,
     /// How to print the answer
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -29,7 +40,7 @@ struct Answer<'a> {
 }
 
 pub(super) fn run(args: &Args) -> Result<String, CliError> {
-    let plan = upgrade_check(&args.bpf_dir, MapSizes::default())?;
+    let plan = upgrade_check(&args.bpf_dir, MapSizes::for_services(args.max_services))?;
     let answer = Answer {
         abi_version: ABI_VERSION,
         bpf_dir: &args.bpf_dir,

@@ -103,6 +103,9 @@ pub struct Config {
     pub sizes: MapSizes,
 }
 
+/// Service ports for which the maps have room unless told otherwise.
+pub const DEFAULT_SERVICES: u32 = 32_768;
+
 /// Rows that a map may hold. The tables grow row by row to at most this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSizes {
@@ -120,22 +123,27 @@ pub struct MapSizes {
     pub reverse: u32,
 }
 
-/// Ten thousand services of three backends fit three times over. A table's index is allocated whole, 16 bytes a row, and
-/// a larger one is slower to search because less of it is in the CPU's caches.
+/// Ten thousand services of three backends fit three times over.
 impl Default for MapSizes {
     fn default() -> Self {
+        Self::for_services(DEFAULT_SERVICES)
+    }
+}
+
+impl MapSizes {
+    /// Room for this many service ports, with two backends each and two slots for each backend. A table's index is
+    /// allocated whole, 16 bytes a row, and a larger one is slower to search because less of it is in the CPU's caches.
+    pub fn for_services(services: u32) -> Self {
         Self {
-            services: 32_768,
-            backends: 65_536,
-            slots: 131_072,
+            services,
+            backends: services.saturating_mul(2),
+            slots: services.saturating_mul(4),
             sockets: 65_536,
             affinity: 16_384,
             reverse: 16_384,
         }
     }
-}
 
-impl MapSizes {
     /// The sizes by map.
     fn of_maps(self) -> [(&'static str, u32); 8] {
         [

@@ -48,7 +48,9 @@ pub use diag::{Namespace, SocketInfo, TcpInfo, netns_cookie, sockets_in};
 pub use events::Events;
 pub use inspect::{MapRow, MapSummary};
 pub use listeners::{Backlog, Listeners};
-pub use load::{Config, Dataplane, LoadError, MapSizes, remove, start, upgrade_check};
+pub use load::{
+    Config, DEFAULT_SERVICES, Dataplane, LoadError, MapSizes, remove, start, upgrade_check,
+};
 pub use lookup::Lookup;
 pub use maps::{MapError, Maps, Sum, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};

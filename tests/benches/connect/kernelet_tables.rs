@@ -35,6 +35,16 @@ pub fn bpf_directory() -> PathBuf {
     PathBuf::from("/sys/fs/bpf").join(PREFIX)
 }
 
+/// The agent's usual ones while they suffice.
+fn sizes(services: u32) -> MapSizes {
+    let usual = MapSizes::default();
+    if services <= usual.backends / ENDPOINTS {
+        usual
+    } else {
+        MapSizes::for_services(services.next_power_of_two() * 2)
+    }
+}
+
 /// Where one case's maps are.
 pub fn directory(case: &str) -> PathBuf {
     let version = format!("v{}", agent_ebpf::abi::ABI_VERSION);
@@ -62,7 +72,7 @@ pub fn fill(case: &Case, tables: Tables, services: u32) -> Duration {
     let config = Config {
         bpf_dir: bpf_directory().join(case.name),
         cgroup,
-        sizes: MapSizes::default(),
+        sizes: sizes(services),
     };
     let mut dataplane = dataplane::start(&config, &probe).unwrap_or_else(|error| panic!("{error}"));
 

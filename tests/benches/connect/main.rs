@@ -27,12 +27,15 @@ use client::{BLOCK, Client, Exchange, Server};
 use common::Report;
 use kernelet_tables::Tables;
 use kernelet_tests::command::run;
+use kernelet_tests::host;
 use kernelet_tests::sweep::{Residue, sweep};
 
 const PREFIX: &str = "kbc";
 const SERVICES: [u32; 3] = [10, 1_000, 10_000];
 /// What a node of a small cluster has.
 const FEW: u32 = 10;
+/// What a large cluster has: here only the writing of all of them is measured.
+const MANY: u32 = 50_000;
 const ROUNDS: usize = 20;
 const EXCHANGES_A_ROUND: usize = 500;
 const BLOCKS_A_ROUND: usize = 8;
@@ -148,6 +151,10 @@ fn main() {
     }
     between_nodes(&mut report);
     clean();
+    for name in ["kernelet", "iptables", "nftables"] {
+        first_write(name, &mut report);
+        clean();
+    }
     report.finish();
 }
 
@@ -170,6 +177,39 @@ fn fill(case: &Case, netns: &str, services: u32, report: &mut Report) {
         Way::Iptables => rules::iptables(netns, services),
         Way::Nftables => rules::nftables(netns, services, case.exchange),
     }
+}
+
+/// How long the first write of very many services takes, and how much memory the kernel has less afterwards.
+fn first_write(name: &str, report: &mut Report) {
+    let case = CASES.iter().find(|case| case.name == name);
+    let case = case.expect("it is one of them");
+    let netns = node(case, 0);
+    let available = available_memory();
+    let began = Instant::now();
+    fill(case, &netns, MANY, report);
+    let took = began.elapsed().as_secs_f64();
+    let used = available.saturating_sub(available_memory()) as f64 / 1e3;
+    let many = u64::from(MANY);
+    report.add(case.name, many, "first write of all services", took, "s");
+    report.add(
+        case.name,
+        many,
+        "memory that the kernel has less",
+        used,
+        "MB",
+    );
+}
+
+/// In kB.
+fn available_memory() -> u64 {
+    let text = host::read("/proc/meminfo").unwrap_or_else(|error| panic!("{error}"));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|line| line.trim().split(' ').next());
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("the kernel says it")
 }
 
 fn on_one_node(services: u32, report: &mut Report) {
