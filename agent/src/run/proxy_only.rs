@@ -1,6 +1,6 @@
 //! `kernelet run --proxy-only`: in the place of kube-proxy, on a node whose pods another kubelet runs.
 //!
-//! It reads Services, EndpointSlices and Nodes, and writes nothing. It answers where kube-proxy does: metrics for the
+//! It reads Services, EndpointSlices and Nodes, and writes nothing but Events about Services. It answers where kube-proxy does: metrics for the
 //! node itself, health for load balancers.
 
 use std::path::Path;

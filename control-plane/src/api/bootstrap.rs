@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::registry::{Call, Registry, Through};
 use crate::auth::{MASTERS, User};
@@ -121,11 +122,15 @@ async fn ensure_object(
     };
     // First the update: a new service `kubernetes` would ask for the address that the present one has.
     match registry.update(&call, name, Through::Main, update).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.reason == "NotFound" => {
-            let (object, _) = (kind.decode)(wanted.clone()).map_err(ApiError::internal)?;
-            registry.create(&call, object).await.map(|_| ())
+        Ok(_) => return Ok(()),
+        Err(error) if error.reason == "NotFound" => {}
+        // The server's address may be of another family now, which a slice cannot become.
+        Err(error) if error.reason == "Invalid" && plural == "endpointslices" => {
+            let options = DeleteOptions::default();
+            registry.delete(&call, name, &options).await?;
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
     }
+    let (object, _) = (kind.decode)(wanted.clone()).map_err(ApiError::internal)?;
+    registry.create(&call, object).await.map(|_| ())
 }

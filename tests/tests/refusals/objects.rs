@@ -30,7 +30,19 @@ pub fn a_manifest_is_judged_whole(scenario: &Scenario) {
         "selector": {"matchLabels": {"app": "a"}},
         "template": {"metadata": {"labels": {"app": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
     });
-    let cases: [(&str, Value, &[&str]); 6] = [
+    let nowhere = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "refused"},
+        "addressType": "IPv4", "endpoints": [{"addresses": ["127.0.0.1"]}], "ports": [{"port": 0}],
+    });
+    let cases: [(&str, Value, &[&str]); 7] = [
+        (
+            "endpoints that nobody reaches",
+            nowhere,
+            &[
+                "* endpoints[0].addresses[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+                "* ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ],
+        ),
         (
             "two problems are told at once, each with path, value and reason",
             object(

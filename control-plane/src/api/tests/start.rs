@@ -86,6 +86,14 @@ async fn a_second_start_finds_what_the_first_one_made() {
     let slice = f.get(slices).await.body;
     assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.2"]));
 
+    let six = "[2001:db8::2]:6443".parse().expect("an address");
+    bootstrap::ensure(&f.api.registry, service_ip, six)
+        .await
+        .expect("the system's objects");
+    let slice = f.get(slices).await.body;
+    assert_eq!(slice["addressType"], "IPv6");
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["2001:db8::2"]));
+
     // Nobody else reaches a loopback address: it is no endpoint, and the server runs all the same.
     let alone = "127.0.0.1:6443".parse().expect("an address");
     bootstrap::ensure(&f.api.registry, service_ip, alone)
