@@ -164,6 +164,9 @@ fn cpu(used_ms: u64, throttled: u64) -> Load {
     }
 }
 
+/// The load at each look.
+type LoadAt = fn(u64) -> Load;
+
 /// The share and the deciding signal of a port whose local backend has been like this for so long.
 fn under(load: impl Fn(u64) -> Load, looks: u32) -> (f64, Signal) {
     let mut feedback = Feedback::default();
@@ -180,7 +183,7 @@ fn under(load: impl Fn(u64) -> Load, looks: u32) -> (f64, Signal) {
 #[test]
 fn each_strain_brings_the_share_down_to_an_even_spread() {
     // A limit of half a CPU is 50 ms in a period of 100 ms.
-    let table: [(&str, fn(u64) -> Load, Signal); 3] = [
+    let table: [(&str, LoadAt, Signal); 3] = [
         ("queue", |_| full(), Signal::AcceptQueue),
         ("use", |at| cpu(at * 50, 0), Signal::CpuUse),
         ("throttling", |at| cpu(at * 30, at), Signal::Throttling),
