@@ -104,7 +104,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
             .context("cannot tell the listening address")?
             .port(),
     );
-    let service_ip = args.service_cidr.first_address();
     let (services, server) = (args.service_cidr.primary(), Family::of(advertised.ip()));
     anyhow::ensure!(
         services == server,
@@ -124,12 +123,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         data_dir: args.data_dir.clone(),
         advertise: advertised.ip(),
         port: advertised.port(),
-        service_ip,
         cluster_domain: args.cluster_domain.clone(),
         hostname: hostname(),
     };
     let pki = Pki::open(&pki_config, SystemTime::now())?;
-    let tls = tls::server_config(&pki.serving, pki.ca.certificate())?;
 
     let mut parts = Parts::new(stop.clone());
     let store = open_store(&args).await?;
@@ -146,10 +143,20 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .context("cannot read the services")?;
     let registry = Registry {
-        admission: Admission::new(store.clone(), addresses),
+        admission: Admission::new(store.clone(), addresses.clone()),
         store,
         cache,
     };
+    let mut kubernetes = bootstrap::stored_addresses(&registry)
+        .await
+        .context("cannot read the service kubernetes")?;
+    for leftover in bootstrap::leftovers(&kubernetes, &args.service_cidr, advertised.ip()) {
+        tracing::warn!("{leftover}");
+    }
+    // If somebody deletes it, it is made with this address.
+    kubernetes.insert(args.service_cidr.first_address());
+    let serving = pki.serving(&pki_config, &kubernetes, SystemTime::now())?;
+    let tls = tls::server_config(&serving, pki.ca.certificate())?;
     let kubelet = KubeletClient::new(&pki.kubelet_client, pki.ca.certificate())?;
     let api = Api::new(
         registry,
@@ -157,16 +164,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         kubelet,
         advertised.to_string(),
     );
-    bootstrap::ensure(&api.registry, service_ip, advertised)
+    bootstrap::ensure(&api.registry, &args.service_cidr, advertised)
         .await
         .context("cannot make the system's objects")?;
     let router = api::router(api.clone());
 
-    let reserved = pki_config.reserved(args.service_cidr.iter().copied().collect());
+    let reserved = pki_config.reserved(addresses.reserved());
     start_parts(&mut parts, &router, pki.ca, reserved, &args, &stop);
-    let kept = api.clone();
+    let (kept, ranges) = (api.clone(), args.service_cidr.clone());
     parts.spawn("the keeper of the system's objects", async move {
-        bootstrap::keep(&kept.registry, service_ip, advertised).await;
+        bootstrap::keep(&kept.registry, &ranges, advertised).await;
     });
     api.health.set_ready();
     tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::ServiceSpec;
 use rand::Rng;
 use serde::Deserialize;
@@ -51,6 +52,16 @@ impl ServiceAddresses {
             ranges,
             pools: Arc::new(Mutex::new(pools)),
         })
+    }
+
+    /// What nodes may not have a certificate for: the ranges, and the addresses of Services that are in none of them,
+    /// because the cluster had others before.
+    pub fn reserved(&self) -> Vec<IpNet> {
+        let pools = lock(&self.pools);
+        let in_use = pools.addresses.holders.keys();
+        let outside = in_use.filter(|address| !self.ranges.contain(**address));
+        let outside = outside.map(|address| IpNet::from(*address));
+        self.ranges.iter().copied().chain(outside).collect()
     }
 
     /// Takes note of what the stored Services hold, then follows their changes in a task of its own.

@@ -1,6 +1,7 @@
 //! What every cluster has from its first start: the system's namespaces, and the service `kubernetes` with this server
 //! behind it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -9,29 +10,71 @@ use serde_json::{Value, json};
 use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::registry::{Call, Registry, Through};
+use crate::admission::service_ip::Ranges;
 use crate::auth::{MASTERS, User};
 use crate::resources::validate::is_plain;
-use crate::resources::{self, Family};
+use crate::resources::{self, Family, Kind};
+use crate::store::cache::Freshness;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 /// What somebody deleted or changed is as it should be again after this, as upstream.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// The addresses of the stored service `kubernetes`; none before the first start. It keeps them whatever ranges the cluster
+/// has later.
+pub async fn stored_addresses(registry: &Registry) -> Result<BTreeSet<IpAddr>, ApiError> {
+    let kind = kind("", "services")?;
+    let read = registry.get(kind, "default", "kubernetes", Freshness::Latest);
+    let service: Value = match read.await {
+        Ok(object) => serde_json::from_slice(&object.json).map_err(ApiError::internal)?,
+        Err(error) if error.reason == "NotFound" => return Ok(BTreeSet::new()),
+        Err(error) => return Err(error),
+    };
+    let ips = service["spec"]["clusterIPs"].as_array();
+    let ips = ips.into_iter().flatten().filter_map(Value::as_str);
+    Ok(ips.filter_map(|ip| ip.parse().ok()).collect())
+}
+
+/// What no longer goes together since the ranges or the server's address changed, in words. `stored` are the addresses
+/// that the service `kubernetes` was made with.
+pub fn leftovers(stored: &BTreeSet<IpAddr>, ranges: &Ranges, advertised: IpAddr) -> Vec<String> {
+    let (mut found, server) = (Vec::new(), Family::of(advertised));
+    if let Some(address) = without_range(stored, ranges) {
+        found.push(format!(
+            "the service kubernetes keeps {address}, and --service-cidr has no range of its family any more: it is left as it is"
+        ));
+    }
+    if !stored.is_empty() && !stored.iter().any(|ip| Family::of(*ip) == server) {
+        found.push(format!(
+            "the service kubernetes has no address of {}, as this server's address {advertised} is: pods do not reach it by the service; delete the service to have it made anew",
+            server.as_str(),
+        ));
+    }
+    found
+}
+
+/// One of the addresses whose family the cluster no longer gives out.
+fn without_range<'a>(addresses: &'a BTreeSet<IpAddr>, ranges: &Ranges) -> Option<&'a IpAddr> {
+    let mut addresses = addresses.iter();
+    addresses.find(|address| ranges.of(Family::of(**address)).is_none())
+}
+
 /// Calls [`ensure`] again and again.
-pub async fn keep(registry: &Registry, service_ip: IpAddr, advertised: SocketAddr) {
+pub async fn keep(registry: &Registry, ranges: &Ranges, advertised: SocketAddr) {
     loop {
         tokio::time::sleep(EVERY).await;
-        if let Err(error) = ensure(registry, service_ip, advertised).await {
+        if let Err(error) = ensure(registry, ranges, advertised).await {
             tracing::warn!(error = error.message, "cannot keep the system's objects");
         }
     }
 }
 
 /// Makes what is missing and mends what names another address than `advertised`. One that no other machine reaches is no
-/// endpoint: the service `kubernetes` has none then.
+/// endpoint: the service `kubernetes` has none then. A service `kubernetes` of a family that `ranges` have no more stays as
+/// it is, as no such service can be written.
 pub async fn ensure(
     registry: &Registry,
-    service_ip: IpAddr,
+    ranges: &Ranges,
     advertised: SocketAddr,
 ) -> Result<(), ApiError> {
     for name in NAMESPACES {
@@ -55,7 +98,7 @@ pub async fn ensure(
         "metadata": {"name": "kubernetes", "labels": labels},
         "spec": {
             "type": "ClusterIP",
-            "clusterIP": service_ip.to_string(),
+            "clusterIP": ranges.first_address().to_string(),
             "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
         },
@@ -70,7 +113,10 @@ pub async fn ensure(
         "endpoints": members,
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
-    ensure_object(registry, ("", "services"), "default", &service).await?;
+    let stored = stored_addresses(registry).await?;
+    if without_range(&stored, ranges).is_none() {
+        ensure_object(registry, ("", "services"), "default", &service).await?;
+    }
     ensure_object(registry, ("", "endpoints"), "default", &endpoints).await?;
     ensure_object(
         registry,
@@ -81,6 +127,10 @@ pub async fn ensure(
     .await
 }
 
+fn kind(group: &str, plural: &str) -> Result<&'static Kind, ApiError> {
+    resources::find(group, "v1", plural).ok_or_else(ApiError::no_route)
+}
+
 /// Brings what the object is to say up to date; creates it if it is not there.
 async fn ensure_object(
     registry: &Registry,
@@ -88,7 +138,7 @@ async fn ensure_object(
     namespace: &str,
     wanted: &Value,
 ) -> Result<(), ApiError> {
-    let kind = resources::find(group, "v1", plural).ok_or_else(ApiError::no_route)?;
+    let kind = kind(group, plural)?;
     let user = User::authenticated("system:apiserver", [MASTERS.to_owned()]);
     let call = Call {
         user: &user,

@@ -8,27 +8,35 @@ use std::time::SystemTime;
 use super::registry::Registry;
 use super::{Api, KubeletClient, bootstrap, index};
 use crate::admission::Admission;
-use crate::admission::service_ip::ServiceAddresses;
+use crate::admission::service_ip::{Ranges, ServiceAddresses};
 use crate::auth::Authenticator;
 use crate::auth::pki::{Pki, PkiConfig};
 use crate::store::Store;
 use crate::store::cache::Cache;
 use crate::store::embedded::Embedded;
 
+/// The services' range.
+pub(crate) const SERVICES: &str = "10.96.0.0/12";
+
 /// Starts on what `dir` holds, with the system's objects in place.
 pub(crate) async fn start(dir: &Path) -> (Arc<Api>, Pki) {
+    start_with(dir, SERVICES).await
+}
+
+/// The same with the services in these ranges.
+pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
+    let ranges: Ranges = ranges.parse().expect("ranges");
     let config = PkiConfig {
         data_dir: dir.to_owned(),
         advertise: Ipv4Addr::LOCALHOST.into(),
         port: 6443,
-        service_ip: Ipv4Addr::new(10, 96, 0, 1).into(),
         cluster_domain: "cluster.local".into(),
         hostname: String::new(),
     };
     let pki = Pki::open(&config, SystemTime::now()).expect("keys");
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.join("store")).expect("a store"));
     let cache = Cache::start(store.clone(), index).await.expect("a cache");
-    let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+    let addresses = ServiceAddresses::new(ranges.clone());
     addresses.follow(&cache).await.expect("services");
     let registry = Registry {
         admission: Admission::new(store.clone(), addresses),
@@ -45,7 +53,7 @@ pub(crate) async fn start(dir: &Path) -> (Arc<Api>, Pki) {
     );
     bootstrap::ensure(
         &api.registry,
-        config.service_ip,
+        &ranges,
         advertised.parse().expect("an address"),
     )
     .await

@@ -50,7 +50,12 @@ impl Fixture {
 
     /// A start on what the directory holds.
     async fn start(dir: tempfile::TempDir) -> Self {
-        let (api, _) = testing::start(dir.path()).await;
+        Self::start_with(dir, testing::SERVICES).await
+    }
+
+    /// The same with the services in these ranges.
+    async fn start_with(dir: tempfile::TempDir, ranges: &str) -> Self {
+        let (api, _) = testing::start_with(dir.path(), ranges).await;
         Fixture {
             router: router(api.clone()),
             api,

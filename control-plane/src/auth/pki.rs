@@ -10,6 +10,7 @@
 //!
 //! The key that will sign service-account tokens belongs here too, as `DIR/pki/sa.key`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -34,8 +35,6 @@ pub struct PkiConfig {
     /// The address that clients and nodes use.
     pub advertise: IpAddr,
     pub port: u16,
-    /// The first address of the service range: the service `kubernetes`.
-    pub service_ip: IpAddr,
     /// As in `cluster.local`.
     pub cluster_domain: String,
     pub hostname: String,
@@ -45,7 +44,7 @@ impl PkiConfig {
     /// What the API server answers to, and `services`, the services' addresses: not for nodes.
     pub fn reserved(&self, services: Vec<IpNet>) -> Reserved {
         let host_name = self.hostname.to_ascii_lowercase();
-        let mut names = serving_subject(self).names;
+        let mut names = serving_subject(self, &BTreeSet::new()).names;
         names.remove(&host_name);
         Reserved {
             names,
@@ -88,7 +87,6 @@ pub enum PkiError {
 /// The keys and certificates of this control plane.
 pub struct Pki {
     pub ca: Ca,
-    pub serving: CertifiedKeyPem,
     pub kubelet_client: CertifiedKeyPem,
     pub join_token: JoinToken,
     /// The administrator's kubeconfig, for messages to people.
@@ -114,7 +112,6 @@ impl Pki {
             files::private_dir(dir).map_err(at(dir))?;
         }
         let ca = open_ca(dir, now)?;
-        let serving = open_pair(&ca, dir, "apiserver", &serving_subject(config), now)?;
         let kubelet_client = client("kube-apiserver-kubelet-client");
         let kubelet_client = open_pair(&ca, dir, "apiserver-kubelet-client", &kubelet_client, now)?;
         let admin_kubeconfig = config.data_dir.join("admin.kubeconfig");
@@ -122,10 +119,22 @@ impl Pki {
         Ok(Self {
             join_token: open_token(&config.data_dir.join("join-token"))?,
             ca,
-            serving,
             kubelet_client,
             admin_kubeconfig,
         })
+    }
+
+    /// What the API server shows its clients. `services` are the addresses of the service `kubernetes`: those that the
+    /// stored one has, which may be of a range that the cluster had before.
+    pub fn serving(
+        &self,
+        config: &PkiConfig,
+        services: &BTreeSet<IpAddr>,
+        now: SystemTime,
+    ) -> Result<CertifiedKeyPem, PkiError> {
+        let dir = config.data_dir.join("pki");
+        let subject = serving_subject(config, services);
+        open_pair(&self.ca, &dir, "apiserver", &subject, now)
     }
 }
 
@@ -134,27 +143,24 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> PkiError {
     |source| PkiError::Io { path, source }
 }
 
-fn serving_subject(config: &PkiConfig) -> Subject<'static> {
+fn serving_subject(config: &PkiConfig, services: &BTreeSet<IpAddr>) -> Subject<'static> {
     let names = [
         "kubernetes",
         "kubernetes.default",
         "kubernetes.default.svc",
         "localhost",
     ];
-    let mut names: std::collections::BTreeSet<String> = names.map(str::to_owned).into();
+    let mut names: BTreeSet<String> = names.map(str::to_owned).into();
     names.insert(format!("kubernetes.default.svc.{}", config.cluster_domain));
     if !config.hostname.is_empty() {
         names.insert(config.hostname.to_ascii_lowercase());
     }
+    let mut addresses = services.clone();
+    addresses.extend([Ipv4Addr::LOCALHOST.into(), config.advertise]);
     Subject {
         common_name: "kube-apiserver",
         names,
-        addresses: [
-            Ipv4Addr::LOCALHOST.into(),
-            config.service_ip,
-            config.advertise,
-        ]
-        .into(),
+        addresses,
         server: true,
         ..Default::default()
     }

@@ -10,19 +10,28 @@ use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
+use super::certificate::CertifiedKeyPem;
 use super::csr::{KUBELET_CLIENT_SIGNER, SigningRequest, sign_csr};
 use super::pki::{Pki, PkiConfig, PkiError};
 use super::*;
+
+const SERVICE: [u8; 4] = [10, 96, 0, 1];
 
 fn config(dir: &Path) -> PkiConfig {
     PkiConfig {
         data_dir: dir.to_owned(),
         advertise: [192, 0, 2, 1].into(),
         port: 6443,
-        service_ip: [10, 96, 0, 1].into(),
         cluster_domain: "cluster.local".to_owned(),
         hostname: "Box".to_owned(),
     }
+}
+
+/// The keys, and what the server shows with the service `kubernetes` at that address.
+fn open(config: &PkiConfig, service: [u8; 4], now: SystemTime) -> (Pki, CertifiedKeyPem) {
+    let pki = Pki::open(config, now).unwrap();
+    let serving = pki.serving(config, &[service.into()].into(), now).unwrap();
+    (pki, serving)
 }
 
 fn files(dir: &Path) -> Vec<(String, u32, String)> {
@@ -45,7 +54,7 @@ fn files(dir: &Path) -> Vec<(String, u32, String)> {
 fn the_first_start_makes_what_later_ones_adopt() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
-    Pki::open(&config(dir.path()), now).unwrap();
+    open(&config(dir.path()), SERVICE, now);
     let first = files(dir.path());
     let names: Vec<_> = first
         .iter()
@@ -64,7 +73,7 @@ fn the_first_start_makes_what_later_ones_adopt() {
             ("join-token", 0o600),
         ]
     );
-    Pki::open(&config(dir.path()), now).unwrap();
+    open(&config(dir.path()), SERVICE, now);
     assert_eq!(files(dir.path()), first);
 }
 
@@ -72,22 +81,24 @@ fn the_first_start_makes_what_later_ones_adopt() {
 fn only_what_no_longer_holds_is_issued_anew() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
-    let changed = |config: &PkiConfig, now| {
+    let changed = |config: &PkiConfig, service, now| {
         let before = files(dir.path());
-        Pki::open(config, now).unwrap();
+        open(config, service, now);
         let changed = files(dir.path())
             .into_iter()
             .filter(|file| !before.contains(file));
         changed.map(|(name, ..)| name).collect::<Vec<_>>()
     };
-    Pki::open(&config(dir.path()), now).unwrap();
+    open(&config(dir.path()), SERVICE, now);
+    let of_service = changed(&config(dir.path()), [10, 200, 0, 1], now);
+    assert_eq!(of_service, ["apiserver.crt", "apiserver.key"]);
 
     let elsewhere = PkiConfig {
         advertise: [192, 0, 2, 9].into(),
         ..config(dir.path())
     };
     assert_eq!(
-        changed(&elsewhere, now),
+        changed(&elsewhere, SERVICE, now),
         ["admin.kubeconfig", "apiserver.crt", "apiserver.key"]
     );
 
@@ -99,11 +110,11 @@ fn only_what_no_longer_holds_is_issued_anew() {
         "apiserver.crt",
         "apiserver.key",
     ];
-    assert_eq!(changed(&elsewhere, late), all);
+    assert_eq!(changed(&elsewhere, SERVICE, late), all);
 
     // A crash between the CA's two files.
     std::fs::remove_file(dir.path().join("pki/ca.crt")).unwrap();
-    assert_eq!(changed(&elsewhere, late)[..5], all);
+    assert_eq!(changed(&elsewhere, SERVICE, late)[..5], all);
 }
 
 #[test]
@@ -154,7 +165,8 @@ fn tokens_are_checked_whole() {
 #[tokio::test]
 async fn a_signed_request_is_an_identity_over_tls() {
     let dir = tempfile::tempdir().unwrap();
-    let pki = Pki::open(&config(dir.path()), SystemTime::now()).unwrap();
+    let (pki, serving) = open(&config(dir.path()), SERVICE, SystemTime::now());
+    let handshake = |client| handshake(&pki, &serving, client);
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -177,19 +189,15 @@ async fn a_signed_request_is_an_identity_over_tls() {
     };
     let certificate = sign_csr(&pki.ca, &request, SystemTime::now()).unwrap();
 
-    let user = handshake(&pki, Some((&certificate, &key.serialize_pem())))
-        .await
-        .unwrap();
+    let client_key = key.serialize_pem();
+    let user = handshake(Some((&certificate, &client_key))).await.unwrap();
     assert_eq!(user.name, "system:node:w1");
     assert_eq!(node_name(&user), Some("w1"));
-    assert_eq!(handshake(&pki, None).await.unwrap(), User::anonymous());
+    assert_eq!(handshake(None).await.unwrap(), User::anonymous());
     let kubelet_client = &pki.kubelet_client;
-    let user = handshake(
-        &pki,
-        Some((&kubelet_client.certificate, &kubelet_client.key)),
-    )
-    .await
-    .unwrap();
+    let user = handshake(Some((&kubelet_client.certificate, &kubelet_client.key)))
+        .await
+        .unwrap();
     assert!(user.is_in(MASTERS));
 
     let other = tempfile::tempdir().unwrap();
@@ -197,14 +205,18 @@ async fn a_signed_request_is_an_identity_over_tls() {
         .unwrap()
         .kubelet_client;
     assert!(
-        handshake(&pki, Some((&stranger.certificate, &stranger.key)))
+        handshake(Some((&stranger.certificate, &stranger.key)))
             .await
             .is_err()
     );
 }
 
 /// Who the server sees when a client with this certificate and key connects.
-async fn handshake(pki: &Pki, client: Option<(&str, &str)>) -> std::io::Result<User> {
+async fn handshake(
+    pki: &Pki,
+    serving: &CertifiedKeyPem,
+    client: Option<(&str, &str)>,
+) -> std::io::Result<User> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     roots
@@ -223,9 +235,8 @@ async fn handshake(pki: &Pki, client: Option<(&str, &str)>) -> std::io::Result<U
         None => builder.with_no_client_auth(),
     };
     let (near, far) = tokio::io::duplex(1 << 16);
-    let acceptor = tokio_rustls::TlsAcceptor::from(
-        tls::server_config(&pki.serving, pki.ca.certificate()).unwrap(),
-    );
+    let acceptor =
+        tokio_rustls::TlsAcceptor::from(tls::server_config(serving, pki.ca.certificate()).unwrap());
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
     let name = ServerName::try_from("kubernetes.default.svc.cluster.local").unwrap();
     let (server, _client) = tokio::join!(acceptor.accept(far), connector.connect(name, near));

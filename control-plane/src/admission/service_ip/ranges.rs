@@ -111,6 +111,10 @@ impl Ranges {
         std::iter::once(&self.primary).chain(&self.secondary)
     }
 
+    pub fn contain(&self, address: IpAddr) -> bool {
+        self.iter().any(|range| range.contains(&address))
+    }
+
     /// The first address of the first range: the service `kubernetes`.
     pub fn first_address(&self) -> IpAddr {
         nth(&self.primary, 0)

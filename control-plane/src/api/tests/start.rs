@@ -1,8 +1,9 @@
 //! What a server has when it starts, and says about itself.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::*;
+use crate::admission::service_ip::{Ranges, ServiceAddresses};
 use crate::api::{bootstrap, fields};
 use crate::resources;
 
@@ -48,6 +49,13 @@ async fn health_version_and_discovery_answer() {
     );
 }
 
+/// What a process that is killed leaves: the file as it is, not closed.
+fn left_by(first: &Fixture) -> tempfile::TempDir {
+    let left = tempfile::tempdir().expect("a directory");
+    std::fs::copy(first.dir.path().join("store"), left.path().join("store")).expect("a copy");
+    left
+}
+
 #[tokio::test]
 async fn a_start_after_a_kill_finds_everything_in_its_place() {
     let first = Fixture::new().await;
@@ -56,10 +64,7 @@ async fn a_start_after_a_kill_finds_everything_in_its_place() {
         "/api/v1/namespaces/default/services/kubernetes".to_owned(),
         format!("{MAPS}/a"),
     ];
-    // What a process that is killed leaves: the file as it is, not closed.
-    let left = tempfile::tempdir().expect("a directory");
-    std::fs::copy(first.dir.path().join("store"), left.path().join("store")).expect("a copy");
-    let second = Fixture::start(left).await;
+    let second = Fixture::start(left_by(&first)).await;
     for uri in &uris {
         assert_eq!(second.get(uri).await.body, first.get(uri).await.body);
     }
@@ -74,9 +79,9 @@ async fn a_second_start_finds_what_the_first_one_made() {
     let uri = "/api/v1/namespaces/default/services/kubernetes";
     let before = f.get(uri).await.body;
     assert_eq!(before["spec"]["clusterIP"], "10.96.0.1");
-    let service_ip = Ipv4Addr::new(10, 96, 0, 1).into();
+    let ranges = testing::SERVICES.parse().expect("a range");
     let moved = "192.0.2.2:7443".parse().expect("an address");
-    bootstrap::ensure(&f.api.registry, service_ip, moved)
+    bootstrap::ensure(&f.api.registry, &ranges, moved)
         .await
         .expect("the system's objects");
     let after = f.get(uri).await.body;
@@ -87,7 +92,7 @@ async fn a_second_start_finds_what_the_first_one_made() {
     assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.2"]));
 
     let six = "[2001:db8::2]:6443".parse().expect("an address");
-    bootstrap::ensure(&f.api.registry, service_ip, six)
+    bootstrap::ensure(&f.api.registry, &ranges, six)
         .await
         .expect("the system's objects");
     let slice = f.get(slices).await.body;
@@ -96,7 +101,7 @@ async fn a_second_start_finds_what_the_first_one_made() {
 
     // Nobody else reaches a loopback address: it is no endpoint, and the server runs all the same.
     let alone = "127.0.0.1:6443".parse().expect("an address");
-    bootstrap::ensure(&f.api.registry, service_ip, alone)
+    bootstrap::ensure(&f.api.registry, &ranges, alone)
         .await
         .expect("the system's objects");
     assert_eq!(f.get(slices).await.body["endpoints"], json!([]));
@@ -107,8 +112,8 @@ async fn a_second_start_finds_what_the_first_one_made() {
 #[tokio::test]
 async fn what_somebody_deletes_of_the_systems_is_made_again_and_the_rest_is_not_written() {
     let f = Fixture::new().await;
-    let (service_ip, address) = (
-        Ipv4Addr::new(10, 96, 0, 1).into(),
+    let (ranges, address) = (
+        testing::SERVICES.parse().expect("a range"),
         "127.0.0.1:6443".parse().expect("an address"),
     );
     let namespaces = "/api/v1/namespaces";
@@ -116,9 +121,55 @@ async fn what_somebody_deletes_of_the_systems_is_made_again_and_the_rest_is_not_
     let before = f.get(namespaces).await.body;
     f.call("DELETE", service, Value::Null).await;
     assert_eq!(f.get(service).await.code, 404);
-    bootstrap::ensure(&f.api.registry, service_ip, address)
+    bootstrap::ensure(&f.api.registry, &ranges, address)
         .await
         .expect("the system's objects");
     assert_eq!(f.get(service).await.body["spec"]["clusterIP"], "10.96.0.1");
     assert_eq!(f.get(namespaces).await.body["items"], before["items"]);
+}
+
+#[tokio::test]
+async fn a_start_with_other_ranges_keeps_the_service_and_moves_its_endpoint() {
+    let first = Fixture::new().await;
+    let uri = "/api/v1/namespaces/default/services/kubernetes";
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let before = first.get(uri).await.body;
+    for (ranges, advertised, warnings) in [
+        ("10.200.0.0/16", "192.0.2.2:6443", 0),
+        ("10.96.0.0/12,fd00::/108", "192.0.2.2:6443", 0),
+        ("fd00::/108,10.96.0.0/12", "[2001:db8::2]:6443", 1),
+        ("fd00::/108", "[2001:db8::2]:6443", 2),
+    ] {
+        let f = Fixture::start_with(left_by(&first), ranges).await;
+        let ranges: Ranges = ranges.parse().expect("ranges");
+        let advertised: std::net::SocketAddr = advertised.parse().expect("an address");
+        bootstrap::ensure(&f.api.registry, &ranges, advertised)
+            .await
+            .unwrap_or_else(|error| panic!("{ranges:?}: {}", error.message));
+        let after = f.get(uri).await.body;
+        for field in ["clusterIP", "clusterIPs", "ipFamilies"] {
+            assert_eq!(after["spec"][field], before["spec"][field], "{ranges:?}");
+        }
+        assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+        let slice = f.get(slices).await.body;
+        let address = advertised.ip().to_string();
+        assert_eq!(slice["endpoints"][0]["addresses"], json!([address]));
+
+        let stored = bootstrap::stored_addresses(&f.api.registry).await;
+        let stored = stored.unwrap_or_else(|error| panic!("{ranges:?}: {}", error.message));
+        let kept: IpAddr = [10, 96, 0, 1].into();
+        assert_eq!(stored, [kept].into());
+        let said = bootstrap::leftovers(&stored, &ranges, advertised.ip());
+        assert_eq!(said.len(), warnings, "{said:?}");
+
+        let addresses = ServiceAddresses::new(ranges.clone());
+        let followed = addresses.follow(&f.api.registry.cache).await;
+        followed.expect("the services");
+        let reserved = addresses.reserved();
+        assert!(
+            reserved.iter().any(|range| range.contains(&kept)),
+            "{reserved:?}"
+        );
+        assert!(reserved.len() <= 2, "no address twice: {reserved:?}");
+    }
 }

@@ -102,7 +102,6 @@ fn a_node_gets_no_certificate_for_what_is_another_ones() {
         data_dir: "/nowhere".into(),
         advertise: [192, 0, 2, 1].into(),
         port: 6443,
-        service_ip: [10, 96, 0, 1].into(),
         cluster_domain: "cluster.local".to_owned(),
         hostname: "Master-1".to_owned(),
     };
