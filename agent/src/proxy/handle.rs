@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -27,6 +28,8 @@ pub struct Inner {
     pub watch: Watch,
     /// Services whose last write failed. They are tried again.
     pub problems: BTreeMap<ObjectKey, ServiceProblem>,
+    /// When the worker's last pass ended. Each pass takes all changes that are queued.
+    pub(super) passed: Instant,
 }
 
 /// Why a service is not in the maps as it should be.
@@ -48,6 +51,8 @@ pub struct Health {
     pub ignored: Vec<(usize, &'static str)>,
     /// One of the errors, to show.
     pub first_error: Option<String>,
+    /// Since the last pass over what changed: no change has been queued for longer.
+    pub since_pass: Duration,
 }
 
 impl ProxyHandle {
@@ -60,6 +65,7 @@ impl ProxyHandle {
                 state,
                 watch: feedback,
                 problems: BTreeMap::new(),
+                passed: Instant::now(),
             })),
             complete: watch::Sender::new(false),
         }
@@ -110,6 +116,7 @@ impl ProxyHandle {
                 .into_iter()
                 .map(|(why, count)| (count, why.reason()))
                 .collect(),
+            since_pass: inner.passed.elapsed(),
             first_error: error.map(|(service, problem)| format!("{service}: {}", problem.error)),
         }
     }
