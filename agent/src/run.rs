@@ -42,6 +42,7 @@ use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
 use crate::network::{NetworkError, routing};
 use crate::node::credentials::{CredentialsError, NodeClient};
 use crate::node::facts::{Facts, FactsError};
+use crate::node::follow::follow;
 use crate::node::registration::pod_range;
 use crate::node::rotation::{
     ServingCertificate, keep_client_certificate, keep_serving_certificate,
@@ -415,15 +416,16 @@ async fn keep_node(upkeep: Upkeep) -> Result<(), RunError> {
     Ok(upkeep.run().await?)
 }
 
-/// It may have nothing to do, and ends then; the agent goes on without.
+/// Renews the certificate in the node's kubeconfig, or follows whoever made the kubeconfig and renews its files.
 fn keep_client(
     node: &Node,
     client: NodeClient,
 ) -> impl Future<Output = Result<(), RunError>> + use<> {
     let name = node.name.to_string();
     async move {
-        keep_client_certificate(client, name).await;
-        std::future::pending().await
+        keep_client_certificate(client.clone(), name).await;
+        follow(client).await;
+        Ok(())
     }
 }
 
