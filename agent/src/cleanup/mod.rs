@@ -15,7 +15,7 @@ use crate::network::leftovers::{self, Leftover};
 use crate::runtime::cgroup;
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
-use crate::runtime::{ContainerState, Runtime, RuntimeError};
+use crate::runtime::{Container, ContainerState, Runtime, RuntimeError};
 
 /// How long a container that was killed may take to end.
 const END: Duration = Duration::from_secs(10);
@@ -94,8 +94,12 @@ pub struct Found {
 /// Finds all that is left. Changes nothing.
 pub async fn find(places: &Places) -> Found {
     let mut found = Found::default();
+    let mut pods = pods::uids(places);
     match containers(places).await {
-        Ok(containers) => found.residues.extend(containers),
+        Ok(containers) => {
+            pods.extend(containers.iter().map(|it| it.pod.uid.clone()));
+            found.residues.extend(containers.into_iter().map(residue));
+        }
         Err(why) => {
             found.containers_unknown = pods::ran(places);
             found.unseen.push(format!("containers: {why}"));
@@ -119,7 +123,7 @@ pub async fn find(places: &Places) -> Found {
         })
     });
     found.residues.extend(mounts);
-    found.residues.extend(pods::cgroups(places));
+    found.residues.extend(pods::cgroups(places, &pods));
     found.residues.extend(pins);
     found.residues.extend(directories);
     found
@@ -148,7 +152,7 @@ fn runtime(places: &Places) -> Containerd {
     Containerd::new(&places.containerd, Host::probe(), unused, unused)
 }
 
-async fn containers(places: &Places) -> Result<Vec<Residue>, String> {
+async fn containers(places: &Places) -> Result<Vec<Container>, String> {
     let socket = &places.containerd;
     let absent = !socket
         .try_exists()
@@ -162,18 +166,14 @@ async fn containers(places: &Places) -> Result<Vec<Residue>, String> {
     if absent {
         return Ok(Vec::new());
     }
-    let listed = runtime(places)
-        .list()
-        .await
-        .map_err(|error| chain(&error))?;
-    let found = listed.into_iter().map(|container| Residue::Container {
-        of: format!(
-            "{} of pod {}/{}",
-            container.name, container.pod.namespace, container.pod.name
-        ),
-        id: container.id,
-    });
-    Ok(found.collect())
+    let listed = runtime(places).list().await;
+    listed.map_err(|error| chain(&error))
+}
+
+fn residue(container: Container) -> Residue {
+    let Container { pod, name, id, .. } = container;
+    let of = format!("{name} of pod {}/{}", pod.namespace, pod.name);
+    Residue::Container { id, of }
 }
 
 /// Kills a container, waits for its end and removes it.

@@ -17,8 +17,11 @@ pub(super) fn ran(places: &Places) -> bool {
     places.run_dir.exists() && signs.iter().any(|sign| sign.exists())
 }
 
-/// The UIDs of the pods that an agent ran here.
-fn uids(places: &Places) -> BTreeSet<String> {
+/// The UIDs of the pods that an agent ran here, by its directories.
+pub(super) fn uids(places: &Places) -> BTreeSet<String> {
+    if !ran(places) {
+        return BTreeSet::new();
+    }
     let directories = [
         places.root_dir.join("pods"),
         places.run_dir.join("netns"),
@@ -34,16 +37,15 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 /// The cgroups of our pods. Upstream's kubelet calls its own the same, so only those of pods that an agent ran are ours.
-pub(super) fn cgroups(places: &Places) -> Vec<Residue> {
-    if !ran(places) {
+pub(super) fn cgroups(places: &Places, ours: &BTreeSet<String>) -> Vec<Residue> {
+    if ours.is_empty() && !ran(places) {
         return Vec::new();
     }
     let parent = &places.cgroup_parent;
     let below = parent.strip_prefix("/").unwrap_or(parent).join("kubepods");
-    let ours = uids(places);
     cgroup::mounted()
         .into_iter()
-        .flat_map(|hierarchy| own(&hierarchy.mount.join(&below), &ours))
+        .flat_map(|hierarchy| own(&hierarchy.mount.join(&below), ours))
         .map(Residue::Cgroup)
         .collect()
 }
@@ -100,7 +102,7 @@ mod tests {
         for pod in ["poda/x", "burstable/podb", "besteffort"] {
             fs::create_dir_all(kubepods.join(pod)).unwrap();
         }
-        assert_eq!(own(&kubepods, &ours), [kubepods.clone()]);
+        assert_eq!(own(&kubepods, &ours), vec![kubepods.clone()]);
         fs::create_dir_all(kubepods.join("besteffort/podc")).unwrap();
         let mut found = own(&kubepods, &ours);
         found.sort();

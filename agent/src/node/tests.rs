@@ -407,9 +407,8 @@ async fn a_serving_certificate_is_asked_for_once_and_kept() {
 async fn files_that_others_renew_are_used_when_they_are_there() {
     let fake = Fake::new();
     let thing = json!({"kind": "Thing"});
-    let mut objects = fake.objects.lock().unwrap();
-    objects.insert("/thing".into(), thing.clone());
-    drop(objects);
+    let objects = [("/thing".to_owned(), thing.clone())];
+    fake.objects.lock().unwrap().extend(objects);
     let address = serve(fake.clone()).await;
     let dir = tempfile::tempdir().unwrap();
     let put = |text: &str| {
@@ -438,7 +437,7 @@ async fn files_that_others_renew_are_used_when_they_are_there() {
     assert!(!follower.pass().await.unwrap(), "nothing is new");
     assert!(ask().await.is_err(), "of another cluster");
 
-    put("half");
+    std::fs::remove_file(dir.path().join("ca.crt")).unwrap();
     for _ in 0..2 {
         assert!(follower.pass().await.is_err(), "it is tried again");
     }
