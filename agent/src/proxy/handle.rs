@@ -1,6 +1,7 @@
 //! What the rest of the agent may ask of the running proxy.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ const TRIES: u32 = 5;
 pub struct ProxyHandle {
     inner: Arc<RwLock<Inner>>,
     complete: watch::Sender<bool>,
+    /// Other programs than ours read other tables than ours.
+    waiting: Arc<AtomicBool>,
 }
 
 /// The state and what went wrong with it.
@@ -68,6 +71,7 @@ impl ProxyHandle {
                 passed: Instant::now(),
             })),
             complete: watch::Sender::new(false),
+            waiting: Arc::default(),
         }
     }
 
@@ -92,6 +96,16 @@ impl ProxyHandle {
     }
 
     /// All that was pending was written, or tried.
+    /// Whether programs of another version serve still. What a flip left behind stays meanwhile: it closes no socket and
+    /// removes no backend of which rows have yet to be carried over.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Release);
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+
     pub(super) fn tell_complete(&self) {
         let complete = {
             let inner = self.read();

@@ -371,6 +371,10 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
 
     fn collect(&mut self) {
         self.collect_at = None;
+        if self.proxy.is_waiting() {
+            self.collect_soon();
+            return;
+        }
         let mut ops = std::mem::take(&mut self.undone);
         ops.extend(self.proxy.write().state.collect());
         let failed = self.maps.remove_all(ops);

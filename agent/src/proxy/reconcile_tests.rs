@@ -91,6 +91,27 @@ async fn a_failed_write_is_a_problem_until_it_is_made_up_for() {
 }
 
 #[tokio::test]
+async fn nothing_is_collected_while_programs_of_another_version_serve() {
+    let (mut worker, mut changes) = worker(web(), FakeMaps::default());
+    worker.proxy.set_waiting(true);
+    worker.changed(changes.next().await).await;
+    let cluster = worker.cluster.clone();
+    let gone = |view: &mut View| view.set_service(ObjectKey::new("ns", "web"), None);
+    cluster.update(|view| gone(view).into_iter().collect());
+    worker.changed(changes.next().await).await;
+    let before = worker.maps.state.clone();
+    for _ in 0..3 {
+        worker.collect();
+        assert!(worker.collect_at.is_some(), "it is asked again");
+    }
+    assert_eq!(worker.maps.state, before);
+    worker.proxy.set_waiting(false);
+    worker.collect();
+    worker.collect();
+    assert!(worker.maps.state.backends.is_empty());
+}
+
+#[tokio::test]
 async fn a_failed_removal_is_repeated() {
     let broken = AtomicBool::new(true);
     let fails = |op: &MapOp| broken.load(Ordering::Relaxed) && matches!(op, MapOp::DeleteSlot(..));
