@@ -58,7 +58,8 @@ use crate::runtime::host::Host;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::server::ComponentHealth;
 use crate::server::https::{self, HttpsError, KubeletApi};
-use crate::server::introspection::{self, Introspection, SocketError};
+use crate::server::introspection::{self, Introspection};
+use crate::server::socket::{self, SocketError};
 
 /// Where the kubelet API answers.
 const KUBELET_PORT: u16 = 10250;
@@ -139,7 +140,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         return Err(RunError::NotRoot);
     }
     let path = config.socket();
-    let socket = introspection::bind(&path).await?;
+    let socket = socket::bind(&path).await?;
     let ended = run_alone(config, socket).await;
     // The socket says that an agent runs. One that cannot be removed is replaced by the next agent.
     let _ = fs::remove_file(path);

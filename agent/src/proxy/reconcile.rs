@@ -3,6 +3,8 @@
 //! An error never travels back to where the change came from. It becomes the service's problem, shown by
 //! [`ProxyHandle`], and the service is tried again with back-off.
 
+mod sweep;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -261,14 +263,6 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
         moved
     }
 
-    fn collect_soon(&mut self) {
-        if self.collect_at.is_none()
-            && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
-        {
-            self.collect_at = Some(Instant::now() + self.collect_after);
-        }
-    }
-
     /// Brings one service up to date with a change that was seen then. Returns whether anything was written.
     fn sync(&mut self, key: &ObjectKey, seen: std::time::Instant) -> bool {
         let (mut frontends, ignored, uid, is_whole) = {
@@ -346,54 +340,6 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
             let network_programming = &self.metrics.network_programming;
             network_programming.observe(took.as_secs_f64());
         }
-    }
-
-    /// Gives how many there were.
-    fn drop_orphans(&mut self) -> usize {
-        let orphans = self.proxy.read().state.orphans();
-        let count = orphans.len();
-        for key in orphans {
-            let heir = self.proxy.read().state.heir(&key);
-            if let Some(heir) = heir {
-                self.sync(&heir, std::time::Instant::now());
-            }
-            let mut inner = self.proxy.write();
-            if let Some(flip) = inner.state.remove(key)
-                && let Err(error) = perform(&mut inner, &mut self.maps, flip)
-            {
-                warn!(?key, error, "an address could not be removed; trying again");
-                drop(inner);
-                self.collect_later(1);
-            }
-        }
-        count
-    }
-
-    fn collect(&mut self) {
-        self.collect_at = None;
-        if self.proxy.is_waiting() {
-            self.collect_soon();
-            return;
-        }
-        let mut ops = std::mem::take(&mut self.undone);
-        ops.extend(self.proxy.write().state.collect());
-        let failed = self.maps.remove_all(ops);
-        match failed.first() {
-            None => self.collect_after = COLLECT_AFTER,
-            Some((op, error)) => {
-                warn!(rows = failed.len(), ?op, %error, "rows could not be removed; trying again");
-                self.collect_later(failed.len());
-            }
-        }
-        self.undone = failed.into_iter().map(|(op, _)| op).collect();
-    }
-
-    /// So many removals failed.
-    fn collect_later(&mut self, failed: usize) {
-        self.metrics.map_errors.inc_by(failed as u64);
-        self.collect_after = (self.collect_after * 2).min(RETRY_MOST);
-        let at = Instant::now() + self.collect_after;
-        self.collect_at.get_or_insert(at);
     }
 }
 

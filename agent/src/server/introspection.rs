@@ -2,16 +2,15 @@
 //! root can open.
 
 use std::collections::HashMap;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use agent_ebpf::abi::ServiceKey;
 use futures::Stream;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::time::{Instant as Tick, sleep_until};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
@@ -113,48 +112,6 @@ impl Introspection {
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
             .await
     }
-}
-
-/// Why the socket could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    #[error("another agent is running already: it answers on {}", path.display())]
-    Busy { path: PathBuf },
-    #[error("cannot open the socket {}", path.display())]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Opens the socket at `path` for root alone, in place of one that a dead agent left. Call it early: it is also what
-/// keeps two agents from sharing a run directory.
-pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
-    let failed = |source| SocketError::Open {
-        path: path.to_owned(),
-        source,
-    };
-    if UnixStream::connect(path).await.is_ok() {
-        return Err(SocketError::Busy {
-            path: path.to_owned(),
-        });
-    }
-    if let Some(dir) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(failed)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
 }
 
 fn map_status(error: &MapError) -> Status {

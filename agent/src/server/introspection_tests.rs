@@ -1,7 +1,12 @@
 //! The whole way: a question over a real Unix socket to an agent whose maps are made up.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use agent_ebpf::abi::{Address, BackendStats, ReverseEntry, SocketEntry, SocketKey, TCP};
 
+use super::super::socket::{SocketError, bind};
 use super::*;
 use crate::dataplane::{MapRow, MapSummary, Totals};
 use crate::introspection::introspection_client::IntrospectionClient;
