@@ -251,9 +251,10 @@ pub struct BackendStats {
     /// Sockets sent to this backend: TCP and connected UDP at connect, unconnected UDP at the datagram that first goes here
     /// or comes back here from elsewhere.
     pub opens: u64,
-    /// Of those, the ones released or sent elsewhere since. `active` is `opens - closes` over all CPUs.
+    /// Of those, the ones over, released or sent elsewhere since. `active` is `opens - closes` over all CPUs.
     pub closes: u64,
-    /// Connections that ended before they were established: refused, timed out, or given up by the client.
+    /// Connections that ended before they were established: refused, timed out, or given up by a client that waited for a
+    /// second at least.
     pub failures: u64,
     /// Bytes that the backend acknowledged, of connections that are over.
     pub bytes_sent: u64,

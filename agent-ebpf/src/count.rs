@@ -60,7 +60,7 @@ pub(crate) fn hole(service_id: u32) {
     of_service(service_id, |stats| stats.hole += 1);
 }
 
-/// A socket is released: it no longer counts for the backend that it was sent to. The row of a TCP connection stays until
+/// A socket is released: it no longer counts for the backend that it was sent to, if its connection did still. The row of a TCP connection stays until
 /// that is over, which is mostly a moment later.
 #[inline(always)]
 pub(crate) fn released(ctx: &SockContext) {
@@ -70,8 +70,11 @@ pub(crate) fn released(ctx: &SockContext) {
     };
     // SAFETY: only the socket's own programs write or remove its row.
     let entry = unsafe { &mut *entry };
-    closed(entry.service.backend);
+    let backend = entry.service.backend;
     let before = ctx::set_flag(entry, SOCKET_RELEASED);
+    if before & SOCKET_OVER == 0 {
+        closed(backend);
+    }
     if before & SOCKET_FOLLOWED != 0 && before & SOCKET_OVER == 0 {
         return;
     }

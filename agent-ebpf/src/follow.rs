@@ -17,6 +17,10 @@ use crate::{count, ctx, events};
 
 const AF_INET: u32 = 2;
 
+/// How long a client has to have waited for it to count as a failure that it gave up, in nanoseconds. The first SYN is
+/// then repeated (RFC 6298).
+const PATIENCE_NS: u64 = 1_000_000_000;
+
 /// The kernel tells of every TCP socket below the cgroup; most have nothing to do with services.
 #[inline(always)]
 pub(crate) fn event(ctx: &SockOpsContext) {
@@ -54,6 +58,8 @@ fn established(ctx: &SockOpsContext) {
     };
     let took = since(entry);
     entry.handshake_ns = took;
+    // Another program on the way here may have set its own flags in the place of ours.
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
     count::established(entry.service.backend, took);
     events::sampled(
         EVENT_ESTABLISHED,
@@ -77,7 +83,11 @@ fn over(ctx: &SockOpsContext) {
         ..Event::default()
     };
     if ctx.arg(0) == BPF_TCP_SYN_SENT {
-        count::failed(entry.service.backend);
+        // One that its client gave up soon says nothing of the backend.
+        let given_up = ctx::flags(entry) & SOCKET_RELEASED != 0;
+        if !given_up || event.duration_ns >= PATIENCE_NS {
+            count::failed(entry.service.backend);
+        }
         events::sampled(EVENT_FAILED, cookie, entry, event);
     } else {
         // SAFETY: the kernel passes a valid context, and the verifier checks each access.
@@ -94,6 +104,8 @@ fn over(ctx: &SockOpsContext) {
     }
     if ctx::set_flag(entry, SOCKET_OVER) & SOCKET_RELEASED != 0 {
         let _ = SOCKETS.remove(cookie);
+    } else {
+        count::closed(entry.service.backend);
     }
 }
 

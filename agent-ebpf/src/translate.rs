@@ -4,8 +4,8 @@ use core::mem::MaybeUninit;
 
 use agent_ebpf::abi::{
     AffinityEntry, AffinityKey, BackendEntry, BackendId, EVENT_HOLE, EVENT_NO_BACKEND,
-    ReverseEntry, ReverseKey, SOCKET_SAMPLED, ServiceKey, ServiceRow, SlotKey, SocketEntry,
-    SocketKey, UDP,
+    ReverseEntry, ReverseKey, SOCKET_OVER, SOCKET_SAMPLED, ServiceKey, ServiceRow, SlotKey,
+    SocketEntry, SocketKey, UDP,
 };
 use agent_ebpf::select::{Caller, Tables, Verdict, choose, mix};
 use aya_ebpf::EbpfContext;
@@ -138,8 +138,11 @@ fn remember(
         };
         let _ = SOCK_REVERSE.insert(earlier, known.service, 0);
     }
-    if known.service.backend != id {
-        count::closed(known.service.backend);
+    let over = ctx::flags(known) & SOCKET_OVER != 0;
+    if over || known.service.backend != id {
+        if !over {
+            count::closed(known.service.backend);
+        }
         count::opened(id);
     }
     *known = now;

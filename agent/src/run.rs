@@ -30,7 +30,7 @@ use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
     self, ClosingMaps, Events, Feature, LoadError, MapError, MapSizes, Maps, Probe, ProbeError,
-    Retired, ServiceMaps as _, TakeOver,
+    Retired, ServiceMaps as _, StaleSockets, TakeOver,
 };
 use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
@@ -42,6 +42,7 @@ use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
 use crate::network::{NetworkError, routing};
 use crate::node::credentials::{CredentialsError, NodeClient};
 use crate::node::facts::{Facts, FactsError};
+use crate::node::follow::follow;
 use crate::node::registration::pod_range;
 use crate::node::rotation::{
     ServingCertificate, keep_client_certificate, keep_serving_certificate,
@@ -57,7 +58,8 @@ use crate::runtime::host::Host;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::server::ComponentHealth;
 use crate::server::https::{self, HttpsError, KubeletApi};
-use crate::server::introspection::{self, Introspection, SocketError};
+use crate::server::introspection::{self, Introspection};
+use crate::server::socket::{self, SocketError};
 
 /// Where the kubelet API answers.
 const KUBELET_PORT: u16 = 10250;
@@ -68,6 +70,8 @@ const RANGE_PATIENCE: Duration = Duration::from_secs(5);
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
 /// Between two attempts to let new service programs take over.
 const TAKE_OVER_RETRY: Duration = Duration::from_secs(5);
+/// Between two looks for rows of sockets that the programs cannot remove: longer than an ended connection may linger.
+const SOCKET_SWEEP: Duration = Duration::from_secs(1800);
 /// The node's own resolvers, for names outside of the cluster.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -136,7 +140,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         return Err(RunError::NotRoot);
     }
     let path = config.socket();
-    let socket = introspection::bind(&path).await?;
+    let socket = socket::bind(&path).await?;
     let ended = run_alone(config, socket).await;
     // The socket says that an agent runs. One that cannot be removed is replaced by the next agent.
     let _ = fs::remove_file(path);
@@ -172,7 +176,7 @@ impl Services<'_> {
         registry: &mut Registry,
         parts: &mut Parts,
     ) -> Result<Introspection, RunError> {
-        let dataplane = dataplane::start(
+        let mut dataplane = dataplane::start(
             &dataplane::Config {
                 bpf_dir: self.config.bpf_dir.clone(),
                 cgroup: probe.cgroup.clone(),
@@ -184,7 +188,10 @@ impl Services<'_> {
             adopted = dataplane.adopted,
             "the service programs are in the kernel"
         );
-        let proxy = ProxyHandle::new(LbState::adopt(dataplane.maps.dump()?, rand::random()));
+        let pinned = dataplane.maps.dump()?;
+        dataplane.maps.forget_counters(&pinned)?;
+        let proxy = ProxyHandle::new(LbState::adopt(pinned, rand::random()));
+        proxy.set_waiting(dataplane.take_over.is_some());
         for watch in self.cluster.watches(client) {
             parts.spawn(unfailing(watch));
         }
@@ -208,6 +215,8 @@ impl Services<'_> {
             maps.telling(retired.clone()),
             Kernel::new(counters, Loads::new(pods.clone(), paths(self.config))),
         )));
+        let stale = StaleSockets::new(Maps::open(&dataplane.dir)?);
+        parts.spawn(unfailing(sweep_sockets(stale)));
         let (programs, programs_seen) = watch::channel(Part::Up);
         if let Some(take_over) = dataplane.take_over {
             let taken = take_over_when_complete(take_over, proxy.clone(), programs);
@@ -226,6 +235,21 @@ impl Services<'_> {
         let mut introspection = observed.start(registry, parts)?;
         introspection.component("programs", move || shown(&programs_seen.borrow()));
         Ok(introspection)
+    }
+}
+
+/// Removes rows of sockets that the programs cannot remove.
+async fn sweep_sockets(mut stale: StaleSockets) {
+    loop {
+        tokio::time::sleep(SOCKET_SWEEP).await;
+        match tokio::task::block_in_place(|| stale.sweep()) {
+            Ok(0) => {}
+            Ok(rows) => info!(rows, "removed the rows of sockets that ended unheard"),
+            Err(error) => warn!(
+                error = chain(&error),
+                "cannot look for rows of ended sockets"
+            ),
+        }
     }
 }
 
@@ -249,6 +273,7 @@ async fn take_over_when_complete(
         programs.send_replace(Part::Down(format!("cannot take over: {error}")));
         tokio::time::sleep(TAKE_OVER_RETRY).await;
     }
+    proxy.set_waiting(false);
     programs.send_replace(Part::Up);
     // The links hold the programs.
     drop(take_over);
@@ -415,15 +440,16 @@ async fn keep_node(upkeep: Upkeep) -> Result<(), RunError> {
     Ok(upkeep.run().await?)
 }
 
-/// It may have nothing to do, and ends then; the agent goes on without.
+/// Renews the certificate in the node's kubeconfig, or follows whoever made the kubeconfig and renews its files.
 fn keep_client(
     node: &Node,
     client: NodeClient,
 ) -> impl Future<Output = Result<(), RunError>> + use<> {
     let name = node.name.to_string();
     async move {
-        keep_client_certificate(client, name).await;
-        std::future::pending().await
+        keep_client_certificate(client.clone(), name).await;
+        follow(client).await;
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::{Places, Residue};
+use super::{Places, Residue, tree};
 
 /// What is mounted below an agent's directories, the innermost first.
 pub(super) fn mounts(places: &Places) -> io::Result<Vec<Residue>> {
@@ -15,12 +15,6 @@ pub(super) fn mounts(places: &Places) -> io::Result<Vec<Residue>> {
     let pods = places.root_dir.join("pods");
     let found = mounts_below(&text, &[&places.run_dir, &pods]);
     Ok(found.into_iter().map(Residue::Mount).collect())
-}
-
-/// Whether an agent has run pods here, and not just routed services.
-pub(super) fn pods_ran(places: &Places) -> bool {
-    let signs = [places.root_dir.join("pods"), places.run_dir.join("netns")];
-    signs.iter().any(|sign| sign.exists())
 }
 
 /// The mount points below the directories in the text of `/proc/self/mountinfo`, the innermost first, each once.
@@ -85,10 +79,11 @@ pub(super) fn pins(bpf_dir: &Path) -> io::Result<Vec<Residue>> {
 
 fn collect(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        match path.is_dir() {
-            true => collect(&path, found)?,
-            false => found.push(path),
+        let entry = entry?;
+        // Of a link to a directory only the link is a pin.
+        match entry.file_type()?.is_dir() {
+            true => collect(&entry.path(), found)?,
+            false => found.push(entry.path()),
         }
     }
     Ok(())
@@ -118,17 +113,22 @@ pub(super) fn remove_pin(pin: &Path, bpf_dir: &Path) -> io::Result<()> {
 /// The directories that go.
 pub(super) fn directories(places: &Places) -> io::Result<Vec<Residue>> {
     let mut found = Vec::new();
-    for directory in [
-        Some(&places.run_dir),
-        places.all.then_some(&places.root_dir),
-    ] {
-        if let Some(path) = directory
-            && path.try_exists()?
-        {
-            found.push(Residue::Directory(path.clone()));
+    let pods = places.root_dir.join("pods");
+    if places.all {
+        found.push(places.root_dir.clone());
+    } else if fs::read_dir(&pods).is_ok_and(|mut entries| entries.next().is_none()) {
+        found.push(pods);
+    }
+    // The last: while it is there, what is found may be of an agent that ran pods.
+    found.push(places.run_dir.clone());
+    let there = |path: &PathBuf| path.try_exists();
+    let mut directories = Vec::new();
+    for path in found {
+        if there(&path)? {
+            directories.push(Residue::Directory(path));
         }
     }
-    Ok(found)
+    Ok(directories)
 }
 
 /// Removes a directory with all in it. Refuses while anything is mounted in it, which would lose its content, too.
@@ -138,7 +138,15 @@ pub(super) fn remove_directory(path: &Path) -> io::Result<()> {
         let why = format!("{} is still mounted", mounted.display());
         return Err(io::Error::other(why));
     }
-    absent_is_fine(fs::remove_dir_all(path))
+    tree::remove(path)
+}
+
+/// Removes a link to a directory that is gone: an agent could not make the directory anew.
+pub(super) fn remove_dangling(link: &Path) -> io::Result<()> {
+    match link.is_symlink() && !link.try_exists()? {
+        true => absent_is_fine(fs::remove_file(link)),
+        false => Ok(()),
+    }
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -150,7 +158,11 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::mount::mount_bind;
+
+    use super::super::testing::places_in;
     use super::*;
+    use crate::testing::root_or_skip;
 
     #[test]
     fn mounts_of_ours_are_found_the_innermost_first() {
@@ -174,21 +186,35 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_only_routed_services_has_had_no_pods() {
-        let home = tempfile::tempdir().unwrap();
+    fn mounts_are_found_whatever_the_directory_is_called() {
+        if !root_or_skip("mounting needs root") {
+            return;
+        }
+        let home = tempfile::Builder::new().prefix("kn-cf").tempdir().unwrap();
+        let (real, link) = (home.path().join("real"), home.path().join("link"));
+        let point = real.join("mounts/volume");
+        let outside = home.path().join("outside");
+        fs::create_dir_all(&point).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "").unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        mount_bind(&outside, &point).unwrap();
         let places = Places {
-            run_dir: home.path().join("run"),
-            root_dir: home.path().join("root"),
-            bpf_dir: home.path().join("bpf"),
-            cgroup_parent: "/".into(),
-            containerd: home.path().join("containerd.sock"),
-            all: false,
+            run_dir: link.clone(),
+            ..places_in(home.path())
         };
-        fs::create_dir_all(&places.run_dir).unwrap();
-        fs::create_dir_all(&places.root_dir).unwrap();
-        assert!(!pods_ran(&places));
-        fs::create_dir_all(places.root_dir.join("pods")).unwrap();
-        assert!(pods_ran(&places));
+        let places = places.resolved().unwrap();
+        let found = mounts(&places).unwrap();
+        let refused = remove_directory(&places.run_dir);
+        let kept = outside.join("kept").exists();
+        unmount_whole(&point).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].to_string(), format!("mount {}", point.display()));
+        assert!(refused.is_err() && kept);
+
+        remove_directory(&places.run_dir).unwrap();
+        remove_dangling(&link).unwrap();
+        assert!(!real.exists() && !link.is_symlink());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! runs, is found and removed.
 
 mod files;
+mod pods;
+mod tree;
 
 use std::fmt;
 use std::io;
@@ -13,7 +15,7 @@ use crate::network::leftovers::{self, Leftover};
 use crate::runtime::cgroup;
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
-use crate::runtime::{ContainerState, Runtime, RuntimeError};
+use crate::runtime::{Container, ContainerState, Runtime, RuntimeError};
 
 /// How long a container that was killed may take to end.
 const END: Duration = Duration::from_secs(10);
@@ -28,6 +30,21 @@ pub struct Places {
     pub containerd: PathBuf,
     /// The data in `root_dir` go, too.
     pub all: bool,
+}
+
+impl Places {
+    /// The directories by their names without links, as the kernel calls what is mounted there.
+    pub fn resolved(mut self) -> io::Result<Self> {
+        for path in [&mut self.run_dir, &mut self.root_dir, &mut self.bpf_dir] {
+            *path = match path.canonicalize() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    std::path::absolute(&*path)?
+                }
+                resolved => resolved?,
+            };
+        }
+        Ok(self)
+    }
 }
 
 /// One thing that an agent left.
@@ -70,14 +87,23 @@ pub struct Found {
     pub residues: Vec<Residue>,
     /// What could not be looked at, and why.
     pub unseen: Vec<String>,
+    /// An agent ran pods here, and which of their containers there are could not be told: they may run.
+    pub containers_unknown: bool,
 }
 
 /// Finds all that is left. Changes nothing.
 pub async fn find(places: &Places) -> Found {
     let mut found = Found::default();
+    let mut pods = pods::uids(places);
     match containers(places).await {
-        Ok(containers) => found.residues.extend(containers),
-        Err(error) => found.unseen.push(format!("containers: {}", chain(&error))),
+        Ok(containers) => {
+            pods.extend(containers.iter().map(|it| it.pod.uid.clone()));
+            found.residues.extend(containers.into_iter().map(residue));
+        }
+        Err(why) => {
+            found.containers_unknown = pods::ran(places);
+            found.unseen.push(format!("containers: {why}"));
+        }
     }
     match leftovers::find().await {
         Ok(leftovers) => found
@@ -97,7 +123,7 @@ pub async fn find(places: &Places) -> Found {
         })
     });
     found.residues.extend(mounts);
-    found.residues.extend(cgroups(places));
+    found.residues.extend(pods::cgroups(places, &pods));
     found.residues.extend(pins);
     found.residues.extend(directories);
     found
@@ -126,19 +152,28 @@ fn runtime(places: &Places) -> Containerd {
     Containerd::new(&places.containerd, Host::probe(), unused, unused)
 }
 
-async fn containers(places: &Places) -> Result<Vec<Residue>, RuntimeError> {
-    if !places.containerd.exists() {
+async fn containers(places: &Places) -> Result<Vec<Container>, String> {
+    let socket = &places.containerd;
+    let absent = !socket
+        .try_exists()
+        .map_err(|error| format!("{}: {error}", socket.display()))?;
+    if absent && pods::ran(places) {
+        return Err(format!(
+            "pods ran here, and there is no {}; start containerd, or name its socket with --containerd",
+            socket.display()
+        ));
+    }
+    if absent {
         return Ok(Vec::new());
     }
-    let listed = runtime(places).list().await?;
-    let found = listed.into_iter().map(|container| Residue::Container {
-        of: format!(
-            "{} of pod {}/{}",
-            container.name, container.pod.namespace, container.pod.name
-        ),
-        id: container.id,
-    });
-    Ok(found.collect())
+    let listed = runtime(places).list().await;
+    listed.map_err(|error| chain(&error))
+}
+
+fn residue(container: Container) -> Residue {
+    let Container { pod, name, id, .. } = container;
+    let of = format!("{name} of pod {}/{}", pod.namespace, pod.name);
+    Residue::Container { id, of }
 }
 
 /// Kills a container, waits for its end and removes it.
@@ -155,17 +190,52 @@ async fn end(runtime: &impl Runtime, id: &str) -> Result<(), RuntimeError> {
     runtime.delete(id).await
 }
 
-/// The cgroups of our pods. Upstream's kubelet calls its own the same, so they are ours only where an agent ran pods.
-fn cgroups(places: &Places) -> impl Iterator<Item = Residue> + use<> {
-    let parent = &places.cgroup_parent;
-    let below = parent.strip_prefix("/").unwrap_or(parent).join("kubepods");
-    let hierarchies = match files::pods_ran(places) {
-        true => cgroup::mounted(),
-        false => Vec::new(),
-    };
-    hierarchies
-        .into_iter()
-        .map(move |hierarchy| hierarchy.mount.join(&below))
-        .filter(|path| path.is_dir())
-        .map(Residue::Cgroup)
+/// Removes a directory's name when it was a link, and what it led to is gone.
+pub fn remove_dangling(link: &Path) -> io::Result<()> {
+    files::remove_dangling(link)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// An agent's places below a directory, and no containerd.
+    pub(crate) fn places_in(home: &Path) -> Places {
+        Places {
+            run_dir: home.join("run"),
+            root_dir: home.join("root"),
+            bpf_dir: home.join("bpf"),
+            cgroup_parent: "/kn-cleanup-test".into(),
+            containerd: home.join("containerd.sock"),
+            all: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::places_in;
+    use super::*;
+
+    #[tokio::test]
+    async fn containers_that_cannot_be_listed_are_unknown_only_where_pods_ran() {
+        let home = tempfile::tempdir().unwrap();
+        let places = places_in(home.path());
+        std::fs::create_dir_all(&places.run_dir).unwrap();
+        let found = find(&places).await;
+        assert!(!found.containers_unknown);
+        assert_eq!(found.unseen, Vec::<String>::new());
+
+        std::fs::create_dir_all(places.root_dir.join("pods/uid")).unwrap();
+        let unknown = async || {
+            let found = find(&places).await;
+            assert!(found.containers_unknown, "{found:?}");
+            found.unseen.concat()
+        };
+        assert!(unknown().await.contains("start containerd"));
+        // One that was killed leaves its socket.
+        drop(std::os::unix::net::UnixListener::bind(&places.containerd).unwrap());
+        let why = unknown().await;
+        assert!(why.starts_with("containers: "), "{why}");
+    }
 }

@@ -11,6 +11,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use super::CliError;
+use super::table::plain;
 use crate::config::{DEFAULT_RUN_DIR, socket_in};
 use crate::introspection::introspection_client::IntrospectionClient;
 
@@ -51,6 +52,12 @@ pub enum AskError {
     Refused(Status),
 }
 
+/// Text of several lines for a terminal. Cells of tables have lost their line ends before.
+fn lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(plain).collect();
+    lines.join("\n")
+}
+
 pub(super) type Client = IntrospectionClient<Channel>;
 
 impl Ask {
@@ -62,7 +69,7 @@ impl Ask {
     ) -> Result<String, CliError> {
         let answer = self.ask(question)?;
         match self.output {
-            Output::Table => Ok(table(&answer)),
+            Output::Table => Ok(lines(&table(&answer))),
             Output::Json => Ok(serde_json::to_string_pretty(&answer)? + "\n"),
         }
     }
@@ -114,5 +121,15 @@ impl Ask {
             .await
             .map_err(AskError::Channel)?;
         Ok(Client::new(channel).max_decoding_message_size(usize::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_and_nothing_else_is_done_to_the_terminal() {
+        assert_eq!(lines("a\x1b]0;b\x07\nc\n"), "a\u{fffd}]0;b\u{fffd}\nc\n");
     }
 }

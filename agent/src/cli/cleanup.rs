@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use super::CliError;
-use crate::cleanup::{Found, Places, find, remove};
+use crate::cleanup::{Found, Places, find, remove, remove_dangling};
 use crate::config::{
     DEFAULT_BPF_DIR, DEFAULT_CGROUP_PARENT, DEFAULT_CONTAINERD, DEFAULT_ROOT_DIR, DEFAULT_RUN_DIR,
     socket_in,
@@ -33,7 +33,7 @@ pub(super) struct Args {
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// Also when an agent runs, which may make some of it anew
+    /// Also when an agent runs, which may make some of it anew, or when containers cannot be listed, which may run on
     #[arg(long)]
     force: bool,
 }
@@ -43,6 +43,16 @@ pub(super) struct Args {
 pub enum CleanupError {
     #[error("the agent is running: it answers on {}; stop it first, or say --force", socket.display())]
     Running { socket: PathBuf },
+    #[error(
+        "containers may still run, and cannot be listed; the reason is above. Nothing was removed; --force removes the rest"
+    )]
+    ContainersUnknown,
+    #[error("cannot tell where {} and the other directories are", run_dir.display())]
+    Places {
+        run_dir: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{0} things could not be removed or looked at; the reasons are above")]
     Incomplete(usize),
 }
@@ -59,11 +69,27 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         containerd: args.containerd.clone(),
         all: args.all,
     };
+    let places = places.resolved().map_err(|source| CleanupError::Places {
+        run_dir: args.run_dir.clone(),
+        source,
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let failures = runtime.block_on(clean(&places, args.dry_run))?;
+    let how = How {
+        dry_run: args.dry_run,
+        force: args.force,
+    };
+    let mut failures = runtime.block_on(clean(&places, how))?;
+    if !args.dry_run {
+        for link in [&args.run_dir, &args.root_dir] {
+            if let Err(error) = remove_dangling(link) {
+                failures += 1;
+                eprintln!("kernelet: cannot remove link {}: {error}", link.display());
+            }
+        }
+    }
     if !places.all && places.root_dir.exists() {
         let kept = places.root_dir.display();
         super::print(format!("kept {kept}: --all removes it, too\n"))?;
@@ -82,12 +108,26 @@ fn refuse_beside_an_agent(run_dir: &std::path::Path) -> Result<(), CleanupError>
     }
 }
 
+/// How to clean up.
+#[derive(Clone, Copy, Debug)]
+struct How {
+    dry_run: bool,
+    force: bool,
+}
+
 /// Says each thing that goes. Gives how many did not.
-async fn clean(places: &Places, dry_run: bool) -> Result<usize, CliError> {
-    let Found { residues, unseen } = find(places).await;
+async fn clean(places: &Places, How { dry_run, force }: How) -> Result<usize, CliError> {
+    let Found {
+        residues,
+        unseen,
+        containers_unknown,
+    } = find(places).await;
     let mut failures = unseen.len();
     for why in unseen {
         eprintln!("kernelet: cannot look at {why}");
+    }
+    if containers_unknown && !force && !dry_run {
+        return Err(CleanupError::ContainersUnknown.into());
     }
     if residues.is_empty() {
         super::print("nothing to remove\n".to_owned())?;
@@ -111,6 +151,24 @@ async fn clean(places: &Places, dry_run: bool) -> Result<usize, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cleanup::testing::places_in;
+
+    #[tokio::test]
+    async fn nothing_goes_from_under_containers_that_may_run() {
+        let home = tempfile::tempdir().unwrap();
+        let places = places_in(home.path());
+        std::fs::create_dir_all(places.run_dir.join("netns")).unwrap();
+        let how = How {
+            dry_run: false,
+            force: false,
+        };
+        let error = clean(&places, how).await.unwrap_err();
+        assert!(matches!(
+            error,
+            CliError::Cleanup(CleanupError::ContainersUnknown)
+        ));
+        assert!(places.run_dir.join("netns").exists());
+    }
 
     #[test]
     fn a_running_agent_is_left_alone() {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::{Subcommand, ValueEnum};
 
 use super::ask::Output;
-use super::table::{bytes, time};
+use super::table::{bytes, plain, time};
 use super::{Ask, CliError};
 use crate::introspection::{Flow, FlowRecord, Lost, WatchFlowsRequest};
 
@@ -127,7 +127,7 @@ fn cells(cells: [&str; 9]) -> String {
     let line = format!(
         "{at:<15} {verdict:<12} {took:<8} {client:<40} {service:<28} {dialled:<24} {backend:<22} {pod:<40} {more}"
     );
-    line.trim_end().to_owned() + "\n"
+    plain(line.trim_end()) + "\n"
 }
 
 fn header() -> String {
@@ -239,6 +239,15 @@ mod tests {
             ]
         );
         assert_eq!(header().find("POD"), text.find("default/backend-x"));
+    }
+
+    #[test]
+    fn a_process_cannot_control_the_terminal() {
+        let mut record = failed();
+        record.flow.as_mut().unwrap().process = "\x1b[2J\nx".into();
+        let text = line(&record);
+        assert!(text.ends_with("  \u{fffd}[2J\u{fffd}x (7)\n"), "{text}");
+        assert!(json(&record).contains("\\u001b[2J\\nx"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) fn table<const N: usize>(
             if cell.is_empty() {
                 "-".to_owned()
             } else {
-                cell
+                plain(&cell)
             }
         }));
     }
@@ -26,6 +26,12 @@ pub(super) fn table<const N: usize>(
         .lines()
         .map(|line| line.trim_end().to_owned() + "\n")
         .collect()
+}
+
+/// Text for one line of a terminal: names that users and processes choose may hold what would control it.
+pub(super) fn plain(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
 }
 
 /// A duration as people say it, in at most two units.
@@ -79,6 +85,12 @@ mod tests {
             [["frontend".into(), "a".into()], ["b".into(), String::new()]],
         );
         assert_eq!(text, "NAME       NODE\nfrontend   a\nb          -\n");
+    }
+
+    #[test]
+    fn a_name_cannot_control_the_terminal() {
+        let text = table(["NAME"], [["a\x1b[2Jb\u{9b}1mc\nd\te".into()]]);
+        assert_eq!(text, "NAME\na\u{fffd}[2Jb\u{fffd}1mc\u{fffd}d\u{fffd}e\n");
     }
 
     #[test]

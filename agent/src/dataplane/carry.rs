@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use agent_ebpf::abi::{BackendId, BackendStats, SocketEntry, SocketKey, TCP, maps as names};
+use agent_ebpf::abi::{
+    BackendId, BackendStats, SOCKET_OVER, SOCKET_RELEASED, SocketEntry, SocketKey, TCP,
+    maps as names,
+};
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError as AyaError, PerCpuHashMap, PerCpuValues};
 use tracing::warn;
@@ -93,6 +96,10 @@ fn stats<V: Pod>(
     let old: PerCpuHashMap<MapData, BackendId, V> = open(from, names::STATS, Map::PerCpuHashMap)?;
     for row in old.iter() {
         let (id, cpus) = row.map_err(|source| read(names::STATS, source))?;
+        // Its row would outlive it.
+        if maps.backend(id)?.is_none() {
+            continue;
+        }
         let mut total: BackendStats = cpus.iter().copied().map(&convert).sum_up();
         total.opens = total.closes;
         let mut row = vec![BackendStats::ZERO; cpus.len()];
@@ -113,7 +120,6 @@ fn sockets<V: Pod + PartialEq>(
     let Some(old) = other::<SocketKey, V>(from, MAP, hash)? else {
         return Ok(());
     };
-    let mut opened: BTreeMap<BackendId, u64> = BTreeMap::new();
     let mut full = 0;
     for socket in old.keys() {
         let socket = socket.map_err(|source| read(MAP, source))?;
@@ -130,13 +136,8 @@ fn sockets<V: Pod + PartialEq>(
                 }
             }
             last = row(MAP, old.get(&socket, 0))?;
-            if last == Some(copied) {
-                *opened.entry(entry.service.backend).or_default() += 1;
-                break;
-            }
-            if maps.sockets.remove(&socket).is_err() {
-                // Our own program has ended it, and counted that.
-                *opened.entry(entry.service.backend).or_default() += 1;
+            // It may be that our own program has ended it, and counted that.
+            if last == Some(copied) || maps.sockets.remove(&socket).is_err() {
                 break;
             }
         }
@@ -147,12 +148,23 @@ fn sockets<V: Pod + PartialEq>(
             "the map SOCKETS is full: of these, getpeername shows the backend from now on"
         );
     }
-    for (backend, count) in opened {
+    let mut open: BTreeMap<BackendId, u64> = BTreeMap::new();
+    for (_, entry) in maps.sockets()? {
+        if entry.flags & (SOCKET_RELEASED | SOCKET_OVER) == 0 {
+            *open.entry(entry.service.backend).or_default() += 1;
+        }
+    }
+    // From what is there and not from what was copied just now: a crash in between is made up for.
+    for (backend, count) in open {
         let cpus = row(names::STATS, maps.stats.get(&backend, 0))?;
         if let Some(cpus) = cpus {
             let mut cpus = cpus.to_vec();
-            cpus[0].opens += count;
-            put_stats(maps, backend, cpus, 0)?;
+            let total = cpus.iter().copied().sum_up();
+            let missing = (total.closes + count).saturating_sub(total.opens);
+            if missing > 0 {
+                cpus[0].opens += missing;
+                put_stats(maps, backend, cpus, 0)?;
+            }
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use super::testing::{
     Scratch, dialled, entry, on_scratch_node, put, service, soon, tcp_backend, tcp_backend_at,
     udp_backend, udp_backend_at,
 };
-use super::{Dataplane, MapOp, ServiceMaps, close_sockets};
+use super::{Dataplane, MapOp, ServiceMaps, StaleSockets, close_sockets};
 
 /// The key of a service on fd00:96::`host`.
 fn service6(host: u16, port: u16, protocol: u8) -> ServiceKey {
@@ -384,5 +384,100 @@ fn sockets_of_a_gone_ipv6_backend_are_closed() {
         assert_eq!(open, std::io::ErrorKind::WouldBlock);
         let answer = unconnected.recv_from(&mut [0; 8]).unwrap();
         assert_eq!(answer.1, dialled(dns));
+    });
+}
+
+#[test]
+fn a_dial_that_its_client_gives_up_is_no_failure_of_the_backend() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let web = service(1, 80, TCP);
+        // A full accept queue: the SYN is dropped, and nobody says so.
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let listener = listener.unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let backend = listener.local_addr().unwrap().as_socket().unwrap();
+        let _fills = TcpStream::connect(backend).unwrap();
+        dataplane
+            .maps
+            .apply_all(&put(web, entry(1, 1, 1, 1), &[(1, backend)]))
+            .unwrap();
+        let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let client = client.unwrap();
+        client.set_nonblocking(true).unwrap();
+        client.connect(&dialled(web).into()).unwrap_err();
+        assert_eq!(sockets(&dataplane), 1);
+        drop(client);
+        assert!(soon(|| sockets(&dataplane) == 0));
+        let seen = stats(&dataplane, 1);
+        assert_eq!((seen.opens, seen.closes, seen.failures), (1, 1, 0));
+    });
+}
+
+#[test]
+fn a_row_that_waits_in_vain_for_its_second_end_is_swept_and_no_other() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let web = service(1, 80, TCP);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let backend = listener.local_addr().unwrap();
+        dataplane
+            .maps
+            .apply_all(&put(web, entry(1, 1, 1, 1), &[(1, backend)]))
+            .unwrap();
+        let _open = TcpStream::connect(dialled(web)).unwrap();
+        // Its connection is over, and nobody releases it.
+        let broken = TcpStream::connect(dialled(web)).unwrap();
+        let _first = listener.accept().unwrap();
+        let second = socket2::Socket::from(listener.accept().unwrap().0);
+        second.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(second);
+        assert!(
+            soon(|| stats(&dataplane, 1).closes == 1),
+            "over counts as closed"
+        );
+
+        let mut stale = StaleSockets::new(super::Maps::open(&dataplane.dir).unwrap());
+        assert_eq!(stale.sweep().unwrap(), 0, "one look says nothing");
+        assert_eq!(stale.sweep().unwrap(), 1);
+        assert_eq!(sockets(&dataplane), 1);
+        drop(broken);
+        let seen = stats(&dataplane, 1);
+        assert_eq!((seen.opens, seen.closes), (2, 1));
+    });
+}
+
+#[test]
+fn sockets_are_closed_in_every_namespace_that_has_some() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let web = service(1, 80, TCP);
+        let at = "127.0.0.1:8080";
+        let _here = TcpListener::bind(at).unwrap();
+        dataplane
+            .maps
+            .apply_all(&put(web, entry(1, 1, 1, 1), &[(1, at.parse().unwrap())]))
+            .unwrap();
+        let mut near = TcpStream::connect(dialled(web)).unwrap();
+        let (mut far, netns) = thread::spawn(move || {
+            crate::self_test::place::enter_new_netns().unwrap();
+            let listener = TcpListener::bind(at).unwrap();
+            let far = TcpStream::connect(dialled(web)).unwrap();
+            let netns = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+            std::mem::forget(listener);
+            (far, netns)
+        })
+        .join()
+        .unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&netns));
+        let all = [path.into(), "/proc/thread-self/ns/net".into()];
+        let closed = close_sockets(&dataplane.maps, &[BackendId(1)].into(), &all).unwrap();
+        assert_eq!((closed.sockets, closed.failed.len()), (2, 0));
+        for victim in [&mut near, &mut far] {
+            let error = victim.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
+        }
     });
 }

@@ -23,7 +23,7 @@ use super::maps::{MapError, Maps};
 use super::object::object;
 use super::probe::Probe;
 use super::take_over::{Ends, TakeOver};
-use super::versions::{Found, Layout, Layouts, Plan, own_directory, plan};
+use super::versions::{Found, Layout, Layouts, Plan, is_version, own_directory, plan};
 use super::{carry, links};
 
 /// `BPF_FS_MAGIC`
@@ -206,7 +206,9 @@ pub fn start(config: &Config, probe: &Probe) -> Result<Dataplane, LoadError> {
             adopted &= links::attach(name, program, &cgroup, &pin, &[links_of(&dir).join(name)])?;
         }
     }
-    for source in &plan.sources {
+    // Once a take-over has begun our tables are complete, and theirs are old.
+    let begun = link_of(bpf_dir, FIRST_TAKEN, Ends::Sockets).exists();
+    for source in plan.sources.iter().filter(|_| !begun) {
         carry::tables(&bpf_dir.join(&source.directory), source.carried, &mut maps)?;
     }
     let take_over = (!plan.sources.is_empty()).then(|| TakeOver {
@@ -260,7 +262,7 @@ fn found(bpf_dir: &Path) -> Result<Found, LoadError> {
     for entry in fs::read_dir(bpf_dir).map_err(at(bpf_dir))? {
         let path = entry.map_err(at(bpf_dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !path.is_dir() || name == LINKS {
+        if !path.is_dir() || !is_version(&name) {
             continue;
         }
         let mut maps = Layouts::new();
@@ -289,6 +291,9 @@ pub fn remove(bpf_dir: &Path) -> Result<(), LoadError> {
         _ => Ok(()),
     }
 }
+
+/// The first program that a take-over attaches.
+const FIRST_TAKEN: &str = "kn_sock_release";
 
 /// Name of the directories of links.
 const LINKS: &str = "links";
@@ -335,10 +340,11 @@ fn load(object: &[u8], dir: &Path, sizes: MapSizes, set_retval: bool) -> Result<
 
 /// Sees to it that `dir` lies on a BPF file system, mounting the usual one if it is not there yet.
 fn ensure_bpf_fs(dir: &Path) -> Result<(), LoadError> {
-    if on_bpf_fs(dir)? {
+    // The root itself is everybody's.
+    if dir != Path::new(BPF_FS_ROOT) && on_bpf_fs(dir)? {
         return Ok(());
     }
-    if !dir.starts_with(BPF_FS_ROOT) {
+    if !dir.starts_with(BPF_FS_ROOT) || dir == Path::new(BPF_FS_ROOT) {
         return Err(LoadError::NotBpfFs {
             dir: dir.to_owned(),
         });

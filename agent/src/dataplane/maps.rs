@@ -1,7 +1,8 @@
 //! The pinned maps, typed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
@@ -15,6 +16,7 @@ use aya::maps::{
     PerCpuHashMap,
 };
 
+use super::sys::each_row;
 use super::{MapOp, PinnedState, ServiceMaps};
 
 /// Why a map could not be opened, read or written.
@@ -132,11 +134,6 @@ impl Maps {
         )
     }
 
-    /// Where a client socket was last sent; `None` when the programs sent it nowhere.
-    pub(super) fn socket(&self, socket: SocketKey) -> Result<Option<SocketEntry>, MapError> {
-        or_default(names::SOCKETS, self.sockets.get(&socket, 0).map(Some))
-    }
-
     /// Records one in `every` sockets in `EVENTS`; 0 for none.
     pub fn set_sampling(&mut self, every: u32) -> Result<(), MapError> {
         let config = ProgramConfig {
@@ -157,8 +154,46 @@ impl Maps {
 
     /// Every client socket that was sent to a backend.
     pub fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
-        let rows = self.sockets.iter().collect::<Result<_, _>>();
-        rows.map_err(|source| read(names::SOCKETS, source))
+        let mut rows = Vec::new();
+        let (key, value) = (size_of::<SocketKey>(), size_of::<SocketEntry>());
+        let read = each_row(self.sockets.map().fd().as_fd(), key, value, |key, value| {
+            // SAFETY: so many bytes of each, and any bytes are a value.
+            rows.push(unsafe {
+                (
+                    key.as_ptr().cast::<SocketKey>().read_unaligned(),
+                    value.as_ptr().cast::<SocketEntry>().read_unaligned(),
+                )
+            });
+        });
+        read.map_err(|error| self::read(names::SOCKETS, AyaError::IoError(error)))?;
+        Ok(rows)
+    }
+
+    /// Removes a socket's row that no program will remove.
+    pub(super) fn forget_socket(&mut self, socket: SocketKey) {
+        // It may have gone meanwhile.
+        let _ = self.sockets.remove(&socket);
+    }
+
+    /// Removes the counters of backends and services that `state` does not have: what stays behind when a row goes and its
+    /// counters do not, because somebody died in between.
+    pub fn forget_counters(&mut self, state: &PinnedState) -> Result<(), MapError> {
+        let named: BTreeSet<u32> = state.services.values().map(|e| e.service_id).collect();
+        let backends: Result<Vec<BackendId>, _> = self.stats.keys().collect();
+        let services: Result<Vec<u32>, _> = self.service_stats.keys().collect();
+        let backends = backends.map_err(|source| read(names::STATS, source))?;
+        for id in backends
+            .iter()
+            .filter(|id| !state.backends.contains_key(id))
+        {
+            // Both: one that has gone meanwhile is as it should be.
+            let _ = self.stats.remove(id);
+        }
+        let services = services.map_err(|source| read(names::SERVICE_STATS, source))?;
+        for id in services.iter().filter(|id| !named.contains(id)) {
+            let _ = self.service_stats.remove(id);
+        }
+        Ok(())
     }
 
     /// All counters at once.

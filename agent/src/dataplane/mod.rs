@@ -32,6 +32,7 @@ mod probe;
 mod retired;
 mod sock_diag;
 mod sockets;
+mod stale;
 mod sys;
 mod take_over;
 #[cfg(test)]
@@ -56,6 +57,7 @@ pub use maps::{MapError, Maps, Sum, Totals};
 pub use probe::{Feature, Probe, ProbeError, probe};
 pub use retired::Retired;
 pub use sockets::{CloseError, Closed, ClosingMaps, close_sockets};
+pub use stale::StaleSockets;
 pub use sys::monotonic_ns;
 pub use take_over::TakeOver;
 pub use versions::{Carried, Difference, Layout, Plan, Source};

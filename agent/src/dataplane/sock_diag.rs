@@ -22,9 +22,11 @@ pub(super) const ID_SIZE: usize = 48;
 const ID_AT: usize = 4;
 /// What precedes the two queues there: id and timer.
 const QUEUES_AT: usize = ID_AT + ID_SIZE + 4;
-/// A set of states of sockets: all of them, or `TCP_LISTEN` only.
-pub(super) const ANY_STATE: u32 = u32::MAX;
+/// A set of states of sockets: all of them, `TCP_LISTEN` only, or those with a peer that may be closed, which a socket in
+/// `TCP_TIME_WAIT`, `TCP_CLOSE` (an unconnected UDP socket too) or `TCP_LISTEN` is not.
+const ANY_STATE: u32 = u32::MAX;
 pub(super) const LISTENING: u32 = 1 << 10;
+pub(super) const WITH_PEER: u32 = !(1 << 6 | 1 << 7 | LISTENING);
 
 /// A socket for requests about the network namespace in which it was opened, wherever its thread goes later.
 pub(super) fn open() -> io::Result<Socket> {

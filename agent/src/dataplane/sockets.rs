@@ -10,14 +10,16 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 
-use agent_ebpf::abi::{Address, BackendId, BackendStats, Port, SocketKey, TCP, UDP};
+use agent_ebpf::abi::{Address, BackendId, Port, SocketEntry, SocketKey, TCP, UDP};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::Socket;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tracing::{info, warn};
 
 use super::maps::{MapError, Maps};
-use super::sock_diag::{self, ANY_STATE, Family, Found, ID_SIZE, Message, SocketId, messages};
-use super::{MapOp, PinnedState, Retired, ServiceMaps, Sockets};
+use super::sock_diag::{self, Family, Found, ID_SIZE, Message, SocketId, WITH_PEER, messages};
+use super::{MapOp, PinnedState, Retired, ServiceMaps, Sockets, sys};
 
 /// Maps that close the sockets of a backend that is gone before they remove its row.
 pub struct ClosingMaps {
@@ -75,7 +77,8 @@ impl ServiceMaps for ClosingMaps {
             MapOp::DeleteBackend(id, Sockets::Close) => Some(*id),
             _ => None,
         });
-        if let Err(error) = self.close(&gone.collect()) {
+        let gone = gone.collect();
+        if let Err(error) = off_the_runtime(|| self.close(&gone)) {
             warn!(%error, "sockets of backends that are gone stay open");
         }
         for op in &ops {
@@ -91,6 +94,14 @@ impl ServiceMaps for ClosingMaps {
 
     fn dump(&self) -> Result<PinnedState, MapError> {
         self.maps.dump()
+    }
+}
+
+/// Runs work that takes a while, so that other tasks go on meanwhile where there are other threads.
+fn off_the_runtime<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        _ => work(),
     }
 }
 
@@ -112,42 +123,33 @@ pub struct CloseError {
 }
 
 /// Closes every connected socket that was sent to one of the backends `gone`, in each of the network namespaces named by a
-/// path (`/proc/self/ns/net`, or a pin). A namespace that is gone has no sockets; one that fails does not keep the others.
+/// path (`/proc/self/ns/net`, or a pin) that has such a socket. A namespace that is gone has no sockets; one that fails
+/// does not keep the others.
 pub fn close_sockets(
     maps: &Maps,
     gone: &BTreeSet<BackendId>,
     netns: &[PathBuf],
 ) -> Result<Closed, MapError> {
-    let mut listeners: BTreeMap<Listener, BTreeSet<Address>> = BTreeMap::new();
-    for id in gone {
-        let BackendStats { opens, closes, .. } = maps.backend_stats(*id)?;
-        if opens != closes
-            && let Some(backend) = maps.backend(*id)?
-        {
-            let listener = (backend.protocol, backend.port);
-            let addresses = listeners.entry(listener).or_default();
-            addresses.insert(backend.address);
+    let mut victims = Victims::default();
+    if !gone.is_empty() {
+        for (socket, entry) in maps.sockets()? {
+            if gone.contains(&entry.service.backend) {
+                victims.add(socket, &entry);
+            }
         }
     }
-    if listeners.is_empty() {
+    if victims.sockets.is_empty() {
         return Ok(Closed::default());
     }
-    let sent_there = |socket: SocketKey| {
-        let entry = maps.socket(socket)?;
-        Ok(entry.is_some_and(|entry| gone.contains(&entry.service.backend)))
-    };
     // A thread of its own, because it changes its namespace; it opens all of them from where it starts.
     thread::scope(|scope| {
         let each = || {
             let opened: Vec<_> = netns.iter().map(|path| (path, File::open(path))).collect();
             let mut closed = Closed::default();
             for (path, file) in opened {
-                match close_in(file, &listeners, &sent_there) {
-                    Ok(sockets) => closed.sockets += sockets,
-                    Err(source) => closed.failed.push(CloseError {
-                        netns: path.clone(),
-                        source,
-                    }),
+                if let Err(source) = close_in(file, &victims, &mut closed.sockets) {
+                    let netns = path.clone();
+                    closed.failed.push(CloseError { netns, source });
                 }
             }
             closed
@@ -162,29 +164,54 @@ pub fn close_sockets(
 /// Protocol and port, which many backends share: their sockets are listed together.
 type Listener = (u8, Port);
 
-fn close_in(
-    netns: io::Result<File>,
-    listeners: &BTreeMap<Listener, BTreeSet<Address>>,
-    sent_there: &impl Fn(SocketKey) -> Result<bool, MapError>,
-) -> io::Result<usize> {
+/// The sockets to close, and where to look for them.
+#[derive(Default)]
+struct Victims {
+    /// With where the programs sent it: its application may have connected it elsewhere since.
+    sockets: BTreeMap<SocketKey, Address>,
+    listeners: BTreeSet<Listener>,
+    /// Cookies of their network namespaces.
+    namespaces: BTreeSet<u64>,
+}
+
+impl Victims {
+    fn add(&mut self, socket: SocketKey, entry: &SocketEntry) {
+        self.sockets.insert(socket, entry.backend_address);
+        self.listeners.insert((entry.protocol, entry.backend_port));
+        self.namespaces.insert(entry.netns_cookie);
+    }
+
+    /// Of a row that was carried over from the first version the namespace is not known: 0.
+    fn may_be_in(&self, namespace: u64) -> bool {
+        self.namespaces.contains(&namespace) || self.namespaces.contains(&0)
+    }
+}
+
+/// Adds to `closed`. A socket that cannot be closed does not keep the others; the first error of all is given.
+fn close_in(netns: io::Result<File>, victims: &Victims, closed: &mut usize) -> io::Result<()> {
     let netns = match netns {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
     let mut diag = sock_diag::open()?;
-    let mut closed = 0;
-    for (listener, addresses) in listeners {
+    if !victims.may_be_in(sys::netns_cookie(diag.as_fd())?) {
+        return Ok(());
+    }
+    let mut outcome = Ok(());
+    for listener in &victims.listeners {
         for family in [Family::V4, Family::V6] {
             for Found { id, .. } in list(&mut diag, family, *listener)? {
-                let to_backend = addresses.contains(&id.destination(family));
-                if to_backend && sent_there(id.cookie()).map_err(io::Error::other)? {
-                    closed += destroy(&mut diag, family, listener.0, &id)?;
+                if victims.sockets.get(&id.cookie()) == Some(&id.destination(family)) {
+                    match destroy(&mut diag, family, listener.0, &id) {
+                        Ok(count) => *closed += count,
+                        Err(error) => outcome = outcome.and(Err(error)),
+                    }
                 }
             }
         }
     }
-    Ok(closed)
+    outcome
 }
 
 /// Closes one socket; gives how many that were.
@@ -205,11 +232,11 @@ fn destroy(socket: &mut Socket, family: Family, protocol: u8, id: &SocketId) -> 
     Ok(closed)
 }
 
-/// The sockets in this namespace whose peer has the port.
+/// The sockets in this namespace that have a peer, and that with this port.
 fn list(socket: &mut Socket, family: Family, (protocol, port): Listener) -> io::Result<Vec<Found>> {
     let mut peer = [0; ID_SIZE];
     peer[2..4].copy_from_slice(&port);
-    sock_diag::list(socket, family, protocol, ANY_STATE, &SocketId(peer))
+    sock_diag::list(socket, family, protocol, WITH_PEER, &SocketId(peer))
 }
 
 /// Whether this kernel closes sockets that are asked for by their ids. A module may be loaded to tell.

@@ -195,18 +195,19 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// How many rows a hash map has. Reads many with one call: asking for one key after the other takes a hundred times as
-/// long. `value_size` is that of all CPUs' values.
-pub(super) fn count_rows(
+/// Gives every row of a hash map as bytes. Reads many with one call: asking for one key after the other takes a hundred
+/// times as long, and begins anew where a key has gone meanwhile. `value_size` is that of all CPUs' values.
+pub(super) fn each_row(
     map: BorrowedFd<'_>,
     key_size: usize,
     value_size: usize,
-) -> io::Result<u32> {
+    mut row: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
     let most = (BATCH_BYTES / (key_size + value_size)).clamp(64, 4096);
     let (mut keys, mut values) = (vec![0_u8; most * key_size], vec![0_u8; most * value_size]);
     // The kernel's place between two batches: a bucket's number.
     let mut place = 0_u32;
-    let (mut total, mut first) = (0, true);
+    let mut first = true;
     loop {
         let mut attr = BatchAttr {
             before: if first { 0 } else { &raw const place as u64 },
@@ -220,13 +221,30 @@ pub(super) fn count_rows(
         };
         let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
         first = false;
-        match result {
-            Ok(_) => total += attr.count,
-            // The end of the map, after the rows that are told.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                return Ok(total + attr.count);
-            }
-            Err(error) => return Err(error),
+        // The end of the map comes with the last rows.
+        let ended = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::ENOENT));
+        if !ended {
+            result?;
+        }
+        let read = keys
+            .chunks_exact(key_size)
+            .zip(values.chunks_exact(value_size));
+        for (key, value) in read.take(attr.count as usize) {
+            row(key, value);
+        }
+        if ended {
+            return Ok(());
         }
     }
+}
+
+/// How many rows a hash map has. `value_size` is as in [`each_row`].
+pub(super) fn count_rows(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+) -> io::Result<u32> {
+    let mut total = 0;
+    each_row(map, key_size, value_size, |_, _| total += 1)?;
+    Ok(total)
 }

@@ -19,7 +19,7 @@ use tracing::info;
 
 use super::load::{LoadError, PROGRAMS, link_of, links_of, remove};
 use super::maps::Maps;
-use super::versions::{Source, own_directory};
+use super::versions::{Source, is_version, own_directory};
 use super::{carry, links};
 
 /// Programs that are in the kernel and wait for their tables to be complete.
@@ -102,7 +102,7 @@ fn remove_others(bpf_dir: &Path) -> Result<(), LoadError> {
                     fs::remove_file(&link).map_err(at(&link))?;
                 }
             }
-        } else if name != keep.as_str() && path.is_dir() {
+        } else if name != keep.as_str() && is_version(&name.to_string_lossy()) {
             for pin in entries(&path)?.iter().filter(|path| !path.is_dir()) {
                 fs::remove_file(pin).map_err(at(pin))?;
             }

@@ -73,6 +73,17 @@ pub struct Plan {
     pub sources: Vec<Source>,
 }
 
+/// Whether a directory of this name is one version's, or one that was set aside. Others below the same directory are not
+/// ours to touch.
+pub(super) fn is_version(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix('v') else {
+        return false;
+    };
+    let (number, aside) = rest.split_once('-').unwrap_or((rest, "0"));
+    let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+    is_number && !aside.is_empty()
+}
+
 /// The directory of this version's maps.
 pub(super) fn own_directory() -> String {
     format!("v{ABI_VERSION}")
@@ -161,6 +172,16 @@ mod tests {
         sources
             .map(|source| (source.directory.as_str(), source.carried))
             .collect()
+    }
+
+    #[test]
+    fn only_directories_of_versions_are_ours() {
+        for ours in ["v1", "v2", "v10", "v2-0", "v2-before"] {
+            assert!(is_version(ours), "{ours}");
+        }
+        for other in ["links", "v", "vx", "v2x", "v2-", "tc", "cilium", "v-1", ""] {
+            assert!(!is_version(other), "{other}");
+        }
     }
 
     #[test]

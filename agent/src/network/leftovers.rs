@@ -45,7 +45,19 @@ pub async fn find() -> Result<Vec<Leftover>, NetworkError> {
     let links = netlink.links().await?;
     let loopback = links.iter().find(|link| link.name == "lo");
     let loopback = loopback.map_or(0, |link| link.index);
+    let gateways: Vec<Ipv4Net> = netlink
+        .unreachable_ranges()
+        .await?
+        .into_iter()
+        .map(|range| gateway(range).into())
+        .collect();
     let mut found = Vec::new();
+    // The first: only by its range's route is it known as ours, and a clean-up may be interrupted.
+    for (link, address) in netlink.addresses().await? {
+        if link == loopback && gateways.contains(&address) {
+            found.push(Leftover::Gateway { link, address });
+        }
+    }
     let mut pods = Vec::new();
     for link in &links {
         if let Some(pod) = recorded_address(&link.name, &link.mac) {
@@ -54,23 +66,12 @@ pub async fn find() -> Result<Vec<Leftover>, NetworkError> {
             pods.push(link.index);
         }
     }
-    let gateways: Vec<Ipv4Net> = netlink
-        .unreachable_ranges()
-        .await?
-        .into_iter()
-        .map(|range| gateway(range).into())
-        .collect();
     let with_its_link = |route: &RouteMessage| {
         messages::host_route(route).is_some_and(|(_, link)| pods.contains(&link))
     };
     let routes = netlink.own_routes().await?;
     let routes = routes.into_iter().filter(|route| !with_its_link(route));
     found.extend(routes.map(Leftover::Route));
-    for (link, address) in netlink.addresses().await? {
-        if link == loopback && gateways.contains(&address) {
-            found.push(Leftover::Gateway { link, address });
-        }
-    }
     Ok(found)
 }
 

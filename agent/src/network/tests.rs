@@ -12,7 +12,7 @@ use super::addresses::{gateway, host_mac, pod_mac, veth_name};
 use super::namespaces::{Namespace, create_pinned, remove_pinned, within};
 use super::netlink::{Netlink, VethPair};
 use super::pods::{self, VethNetwork, adopted_range};
-use super::{NetworkError, PodNetwork, routing};
+use super::{NetworkError, PodNetwork, leftovers, routing};
 use crate::cluster::{Cluster, Node};
 use crate::testing::root_or_skip;
 
@@ -488,4 +488,35 @@ fn what_somebody_flushes_is_put_back() {
         address
     });
     assert_eq!(reach(&node, &pod, address).unwrap(), gateway(range(1)));
+}
+
+#[test]
+fn a_clean_up_that_was_interrupted_can_be_repeated() {
+    if !root_or_skip("network namespaces need root") {
+        return;
+    }
+    let mut lab = Lab::new();
+    let [one, _two] = two_nodes(&mut lab);
+    let pod = lab.netns("pod");
+    // One more than there are things.
+    for done in 0..=3 {
+        attach(&one, 1, &[("uid", &pod)]);
+        on_node(&one, move || async move {
+            let found = leftovers::find().await.unwrap();
+            assert_eq!(found.len(), 3, "gateway, link, route: {found:?}");
+            for leftover in found.iter().take(done) {
+                leftovers::remove(leftover).await.unwrap();
+            }
+            for leftover in leftovers::find().await.unwrap() {
+                leftovers::remove(&leftover).await.unwrap();
+            }
+            let netlink = Netlink::open().unwrap();
+            let addresses = netlink.addresses().await.unwrap();
+            let gateway = Ipv4Net::from(gateway(range(1)));
+            assert!(
+                !addresses.iter().any(|(_, address)| *address == gateway),
+                "after {done}: {addresses:?}"
+            );
+        });
+    }
 }

@@ -6,6 +6,7 @@
 pub mod certificates;
 pub mod credentials;
 pub mod facts;
+pub mod follow;
 pub mod join;
 mod lease;
 pub mod registration;

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::credentials::NodeClient;
+use super::follow::Follower;
 use super::join::{Join, JoinError, Joined, join};
 use super::rotation::{ServingCertificate, keep_serving_certificate};
 use super::status::{Health, Identity, Part};
@@ -400,4 +401,47 @@ async fn a_serving_certificate_is_asked_for_once_and_kept() {
         running.abort();
     }
     assert_eq!(fake.writes.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn files_that_others_renew_are_used_when_they_are_there() {
+    let fake = Fake::new();
+    let thing = json!({"kind": "Thing"});
+    let objects = [("/thing".to_owned(), thing.clone())];
+    fake.objects.lock().unwrap().extend(objects);
+    let address = serve(fake.clone()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let put = |text: &str| {
+        let (new, path) = (dir.path().join("new"), dir.path().join("ca.crt"));
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    };
+    put(&Fake::new().ca_pem);
+    let path = dir.path().join("kubeconfig");
+    // Relative to the kubeconfig, as it may be.
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+         clusters: [{{name: a, cluster: {{server: \"https://{address}\", certificate-authority: ca.crt}}}}]\n\
+         users: [{{name: a, user: {{token: {TOKEN}}}}}]\n\
+         contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    let node_client = NodeClient::load(&path).await.unwrap();
+    let client = node_client.client();
+    let ask = async || {
+        let request = http::Request::get("/thing").body(Vec::new()).unwrap();
+        client.request::<Value>(request).await
+    };
+    let mut follower = Follower::new(node_client);
+    assert!(follower.pass().await.unwrap());
+    assert!(!follower.pass().await.unwrap(), "nothing is new");
+    assert!(ask().await.is_err(), "of another cluster");
+
+    std::fs::remove_file(dir.path().join("ca.crt")).unwrap();
+    for _ in 0..2 {
+        assert!(follower.pass().await.is_err(), "it is tried again");
+    }
+    put(&fake.ca_pem);
+    assert!(follower.pass().await.unwrap());
+    assert_eq!(ask().await.unwrap(), thing);
 }

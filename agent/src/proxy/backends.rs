@@ -37,8 +37,8 @@ struct Row {
     holders: u32,
     /// Whether the map is known to have it.
     written: bool,
-    /// What becomes of its sockets when the row goes.
-    sockets: Sockets,
+    /// What becomes of its sockets when the row goes; nobody has said so while it is held.
+    sockets: Option<Sockets>,
 }
 
 /// All backends that the maps have or are about to have.
@@ -101,7 +101,7 @@ impl Backends {
                 target,
                 holders: 0,
                 written,
-                sockets: Sockets::Close,
+                sockets: None,
             },
         );
         self.by_target.entry(target).or_insert(id);
@@ -128,6 +128,7 @@ impl Backends {
         for id in ids {
             if let Some(row) = self.rows.get_mut(id) {
                 row.holders += 1;
+                row.sockets = None;
             }
         }
     }
@@ -144,10 +145,13 @@ impl Backends {
         }
     }
 
-    /// What should become of the backend's sockets once no table names it.
+    /// What should become of the backend's sockets once no table names it. That one of its services has seen it go weighs
+    /// more than that another is deleted.
     pub(super) fn when_idle(&mut self, id: BackendId, sockets: Sockets) {
-        if let Some(row) = self.rows.get_mut(&id) {
-            row.sockets = sockets;
+        if let Some(row) = self.rows.get_mut(&id)
+            && row.sockets != Some(Sockets::Close)
+        {
+            row.sockets = Some(sockets);
         }
     }
 
@@ -193,7 +197,7 @@ impl Backends {
                 if self.by_target.get(&row.target) == Some(&id) {
                     self.by_target.remove(&row.target);
                 }
-                gone.push((id, row.sockets));
+                gone.push((id, row.sockets.unwrap_or(Sockets::Close)));
             }
         }
         gone

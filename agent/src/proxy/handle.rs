@@ -1,7 +1,9 @@
 //! What the rest of the agent may ask of the running proxy.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -17,6 +19,8 @@ const TRIES: u32 = 5;
 pub struct ProxyHandle {
     inner: Arc<RwLock<Inner>>,
     complete: watch::Sender<bool>,
+    /// Other programs than ours read other tables than ours.
+    waiting: Arc<AtomicBool>,
 }
 
 /// The state and what went wrong with it.
@@ -27,6 +31,8 @@ pub struct Inner {
     pub watch: Watch,
     /// Services whose last write failed. They are tried again.
     pub problems: BTreeMap<ObjectKey, ServiceProblem>,
+    /// When the worker's last pass ended. Each pass takes all changes that are queued.
+    pub(super) passed: Instant,
 }
 
 /// Why a service is not in the maps as it should be.
@@ -48,6 +54,8 @@ pub struct Health {
     pub ignored: Vec<(usize, &'static str)>,
     /// One of the errors, to show.
     pub first_error: Option<String>,
+    /// Since the last pass over what changed: no change has been queued for longer.
+    pub since_pass: Duration,
 }
 
 impl ProxyHandle {
@@ -60,8 +68,10 @@ impl ProxyHandle {
                 state,
                 watch: feedback,
                 problems: BTreeMap::new(),
+                passed: Instant::now(),
             })),
             complete: watch::Sender::new(false),
+            waiting: Arc::default(),
         }
     }
 
@@ -86,6 +96,16 @@ impl ProxyHandle {
     }
 
     /// All that was pending was written, or tried.
+    /// Whether programs of another version serve still. What a flip left behind stays meanwhile: it closes no socket and
+    /// removes no backend of which rows have yet to be carried over.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Release);
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+
     pub(super) fn tell_complete(&self) {
         let complete = {
             let inner = self.read();
@@ -110,6 +130,7 @@ impl ProxyHandle {
                 .into_iter()
                 .map(|(why, count)| (count, why.reason()))
                 .collect(),
+            since_pass: inner.passed.elapsed(),
             first_error: error.map(|(service, problem)| format!("{service}: {}", problem.error)),
         }
     }

@@ -15,7 +15,7 @@ use super::reconcile::COLLECT_AFTER;
 use super::state::LbState;
 use super::testing::{NODE, endpoint, not_ready, service, slice, terminating, view};
 use crate::cluster::{Endpoint, ObjectKey, View};
-use crate::dataplane::testing::{Dialler, on_scratch_node, soon, tcp_backend_at};
+use crate::dataplane::testing::{Dialler, on_scratch_node, tcp_backend_at};
 use crate::dataplane::{Maps, ServiceMaps as _};
 
 const CHANGES: usize = 10_000;
@@ -98,9 +98,9 @@ fn ten_thousand_random_endpoint_changes_refuse_nobody_and_lead_to_no_stranger() 
                 collected = Instant::now();
             }
         }
-        assert!(soon(|| diallers
-            .iter()
-            .all(|dialler| dialler.count() > 1_000)));
+        // While the endpoints changed, not after it.
+        let dialled: Vec<u32> = diallers.iter().map(Dialler::count).collect();
+        assert!(dialled.iter().all(|count| *count > 100), "{dialled:?}");
         for dialler in diallers {
             assert_eq!(dialler.stop(), Vec::<String>::new());
         }

@@ -52,13 +52,13 @@ impl Metrics {
         );
         registry.register_with_unit(
             "kubeproxy_sync_proxy_rules_last_timestamp",
-            "When the last pass ended, in seconds since the epoch",
+            "When the last pass with something to do ended, in seconds since the epoch",
             Unit::Seconds,
             metrics.synced_at.clone(),
         );
         registry.register_with_unit(
             "kubeproxy_sync_proxy_rules_last_queued_timestamp",
-            "When the last pass was asked for, in seconds since the epoch",
+            "When the newest change that a pass was for was seen, in seconds since the epoch",
             Unit::Seconds,
             metrics.queued_at.clone(),
         );

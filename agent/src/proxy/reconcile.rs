@@ -3,6 +3,8 @@
 //! An error never travels back to where the change came from. It becomes the service's problem, shown by
 //! [`ProxyHandle`], and the service is tried again with back-off.
 
+mod sweep;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -127,7 +129,7 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
 
     pub(super) async fn changed(&mut self, pending: Pending) {
         let now = std::time::Instant::now();
-        self.metrics.queued_at.set(seconds(Timestamp::now()));
+        let newest = pending.values().max().copied().unwrap_or(now);
         let mut dirty: BTreeMap<ObjectKey, std::time::Instant> = BTreeMap::new();
         let mut everything = false;
         let mut nodes = Vec::new();
@@ -161,7 +163,11 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
                 dirty.entry(key).or_insert(now);
             }
         }
-        self.sync_all(dirty).await;
+        // What concerns nothing here asks for no pass, and none would answer it.
+        if everything || !dirty.is_empty() {
+            self.queued(newest);
+        }
+        self.sync_all(dirty, BTreeSet::new()).await;
         if everything && self.cluster.view().synced {
             let health = self.proxy.health();
             info!(addresses = health.addresses, backends = health.backends, took = ?now.elapsed(), "services are in the maps");
@@ -192,8 +198,12 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
         if self.collect_at.is_some_and(|at| at <= now) {
             self.collect();
         }
+        let mut moved = BTreeSet::new();
         if self.look_at <= now {
-            self.look_around(now);
+            moved = self.look_around(now);
+        }
+        if !moved.is_empty() {
+            self.queued(std::time::Instant::now());
         }
         let due = self
             .retries
@@ -201,47 +211,56 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
             .filter(|(_, retry)| retry.at <= now)
             .map(|(key, retry)| (key.clone(), retry.seen))
             .collect();
-        self.sync_all(due).await;
+        self.sync_all(due, moved).await;
     }
 
-    async fn sync_all(&mut self, dirty: BTreeMap<ObjectKey, std::time::Instant>) {
+    /// A pass was asked for then.
+    fn queued(&self, at: std::time::Instant) {
+        let at = Timestamp::now().as_duration().as_secs_f64() - at.elapsed().as_secs_f64();
+        self.metrics.queued_at.set(at);
+    }
+
+    /// One pass: over services that changed, with the time at which that was seen, and those whose feedback `moved`.
+    async fn sync_all(
+        &mut self,
+        dirty: BTreeMap<ObjectKey, std::time::Instant>,
+        moved: BTreeSet<ObjectKey>,
+    ) {
         let begun = std::time::Instant::now();
-        for (done, (key, seen)) in dirty.into_iter().enumerate() {
-            if self.sync(&key, seen) {
+        let moved = moved.into_iter().filter(|key| !dirty.contains_key(key));
+        let moved: Vec<_> = moved.map(|key| (key, None)).collect();
+        let dirty = dirty.into_iter().map(|(key, seen)| (key, Some(seen)));
+        let mut done = 0;
+        for (key, seen) in dirty.chain(moved) {
+            let wrote = self.sync(&key, seen.unwrap_or(begun));
+            if let Some(seen) = seen.filter(|_| wrote) {
                 self.metrics
                     .programming
                     .observe(seen.elapsed().as_secs_f64());
             }
-            if done % SERVICES_AT_ONCE == SERVICES_AT_ONCE - 1 {
+            done += 1;
+            if done % SERVICES_AT_ONCE == 0 {
                 tokio::task::yield_now().await;
             }
         }
-        self.drop_orphans();
-        self.metrics.sync.observe(begun.elapsed().as_secs_f64());
-        self.metrics.synced_at.set(seconds(Timestamp::now()));
+        done += self.drop_orphans();
+        // A look that found nothing to do is no pass to others.
+        if done > 0 {
+            self.metrics.sync.observe(begun.elapsed().as_secs_f64());
+            self.metrics.synced_at.set(seconds(Timestamp::now()));
+        }
+        self.proxy.write().passed = std::time::Instant::now();
         self.proxy.tell_complete();
         self.collect_soon();
     }
 
-    /// Looks at the backends that have traffic, and acts on it.
-    fn look_around(&mut self, now: Instant) {
+    /// Looks at the backends that have traffic. Gives the services that are to be written anew.
+    fn look_around(&mut self, now: Instant) -> BTreeSet<ObjectKey> {
         let mut inner = self.proxy.write();
         let Inner { state, watch, .. } = &mut *inner;
-        let due = watch.tick(state, &mut self.look, now - self.started);
+        let moved = watch.tick(state, &mut self.look, now - self.started);
         self.look_at = now + watch.pause();
-        drop(inner);
-        for key in &due {
-            self.sync(key, std::time::Instant::now());
-        }
-        self.collect_soon();
-    }
-
-    fn collect_soon(&mut self) {
-        if self.collect_at.is_none()
-            && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
-        {
-            self.collect_at = Some(Instant::now() + self.collect_after);
-        }
+        moved
     }
 
     /// Brings one service up to date with a change that was seen then. Returns whether anything was written.
@@ -321,47 +340,6 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
             let network_programming = &self.metrics.network_programming;
             network_programming.observe(took.as_secs_f64());
         }
-    }
-
-    fn drop_orphans(&mut self) {
-        let orphans = self.proxy.read().state.orphans();
-        for key in orphans {
-            let heir = self.proxy.read().state.heir(&key);
-            if let Some(heir) = heir {
-                self.sync(&heir, std::time::Instant::now());
-            }
-            let mut inner = self.proxy.write();
-            if let Some(flip) = inner.state.remove(key)
-                && let Err(error) = perform(&mut inner, &mut self.maps, flip)
-            {
-                warn!(?key, error, "an address could not be removed; trying again");
-                drop(inner);
-                self.collect_later(1);
-            }
-        }
-    }
-
-    fn collect(&mut self) {
-        self.collect_at = None;
-        let mut ops = std::mem::take(&mut self.undone);
-        ops.extend(self.proxy.write().state.collect());
-        let failed = self.maps.remove_all(ops);
-        match failed.first() {
-            None => self.collect_after = COLLECT_AFTER,
-            Some((op, error)) => {
-                warn!(rows = failed.len(), ?op, %error, "rows could not be removed; trying again");
-                self.collect_later(failed.len());
-            }
-        }
-        self.undone = failed.into_iter().map(|(op, _)| op).collect();
-    }
-
-    /// So many removals failed.
-    fn collect_later(&mut self, failed: usize) {
-        self.metrics.map_errors.inc_by(failed as u64);
-        self.collect_after = (self.collect_after * 2).min(RETRY_MOST);
-        let at = Instant::now() + self.collect_after;
-        self.collect_at.get_or_insert(at);
     }
 }
 

@@ -91,6 +91,27 @@ async fn a_failed_write_is_a_problem_until_it_is_made_up_for() {
 }
 
 #[tokio::test]
+async fn nothing_is_collected_while_programs_of_another_version_serve() {
+    let (mut worker, mut changes) = worker(web(), FakeMaps::default());
+    worker.proxy.set_waiting(true);
+    worker.changed(changes.next().await).await;
+    let cluster = worker.cluster.clone();
+    let gone = |view: &mut View| view.set_service(ObjectKey::new("ns", "web"), None);
+    cluster.update(|view| gone(view).into_iter().collect());
+    worker.changed(changes.next().await).await;
+    let before = worker.maps.state.clone();
+    for _ in 0..3 {
+        worker.collect();
+        assert!(worker.collect_at.is_some(), "it is asked again");
+    }
+    assert_eq!(worker.maps.state, before);
+    worker.proxy.set_waiting(false);
+    worker.collect();
+    worker.collect();
+    assert!(worker.maps.state.backends.is_empty());
+}
+
+#[tokio::test]
 async fn a_failed_removal_is_repeated() {
     let broken = AtomicBool::new(true);
     let fails = |op: &MapOp| broken.load(Ordering::Relaxed) && matches!(op, MapOp::DeleteSlot(..));
@@ -211,8 +232,60 @@ async fn a_change_is_measured_from_the_time_on_its_slice_once() {
     worker.cluster.update(|view| changed(view, 1));
     worker.changed(changes.next().await).await;
     assert_eq!(count(), "1");
-    worker
-        .sync_all([(ObjectKey::new("ns", "web"), std::time::Instant::now())].into())
-        .await;
+    let again = [(ObjectKey::new("ns", "web"), std::time::Instant::now())];
+    worker.sync_all(again.into(), BTreeSet::new()).await;
     assert_eq!(count(), "1", "it counts once");
+}
+
+#[tokio::test]
+async fn only_passes_with_something_to_do_are_measured() {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let count = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let name = "kubeproxy_sync_proxy_rules_duration_seconds_count ";
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().to_owned()
+    };
+    let (mut worker, mut changes) = worker(web(), FakeMaps::default());
+    worker.metrics = metrics.clone();
+    worker.changed(changes.next().await).await;
+    assert_eq!(count(), "1");
+    let ended = metrics.synced_at.get();
+    for _ in 0..3 {
+        worker.look_at = Instant::now();
+        worker.timer().await;
+    }
+    assert_eq!(count(), "1", "nothing changed");
+    assert_eq!(metrics.synced_at.get(), ended);
+
+    // What the feedback moved counts, and is no change of the cluster.
+    let web = ObjectKey::new("ns", "web");
+    worker.sync_all(BTreeMap::new(), [web.clone()].into()).await;
+    assert_eq!(count(), "2");
+    assert!(metrics.synced_at.get() > ended);
+
+    // The time of a change is that at which it was queued.
+    let queued = metrics.queued_at.get();
+    let earlier = std::time::Instant::now() - Duration::from_secs(1000);
+    worker
+        .changed([(Change::Service(web), earlier)].into())
+        .await;
+    assert!(metrics.queued_at.get() < queued - 900.0);
+    let queued = metrics.queued_at.get();
+    let other = (Change::Node("other".into()), std::time::Instant::now());
+    worker.changed([other].into()).await;
+    assert_eq!(metrics.queued_at.get(), queued, "it asks for no pass");
+    assert_eq!(count(), "3");
+}
+
+#[tokio::test]
+async fn each_pass_says_that_no_change_waits() {
+    let (mut worker, _changes) = worker(web(), FakeMaps::default());
+    let begun = std::time::Instant::now() - Duration::from_secs(1000);
+    worker.proxy.write().passed = begun;
+    assert!(worker.proxy.health().since_pass >= Duration::from_secs(1000));
+    worker.timer().await;
+    assert!(worker.proxy.read().passed > begun);
 }

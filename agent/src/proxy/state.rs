@@ -214,8 +214,11 @@ impl LbState {
             .collect();
         // Whoever leaves the table while its service stays has gone.
         let left = self.frontends.get(&key).into_iter();
+        let stays: HashSet<&BackendId> = next.slots.iter().collect();
         for id in left.flat_map(|live| live.slots.iter()) {
-            self.backends.when_idle(*id, Sockets::Close);
+            if !stays.contains(id) {
+                self.backends.when_idle(*id, Sockets::Close);
+            }
         }
         if !same_table {
             ops.extend(

@@ -488,6 +488,27 @@ fn sockets_are_closed_when_their_backend_goes_and_kept_when_only_its_service_doe
 }
 
 #[test]
+fn a_backend_that_one_service_saw_go_is_closed_though_another_is_only_deleted() {
+    let pods = || vec![endpoint(1, "a", "z1"), endpoint(2, "b", "z1")];
+    let two = |web| {
+        view(vec![
+            ("web", service("10.96.0.1"), web),
+            ("shop", service("10.96.0.2"), pods()),
+        ])
+    };
+    let (both, one) = (two(pods()), two(vec![endpoint(1, "a", "z1")]));
+    let none = view(vec![]);
+    let mut state = synced();
+    let services = services_of(&[&both]);
+    for view in [&both, &one, &none] {
+        pass(&mut state, view, &services, |_| true);
+    }
+    let ops = [state.collect(), state.collect()].concat();
+    let closed = |op: &&MapOp| matches!(op, MapOp::DeleteBackend(_, Sockets::Close));
+    assert_eq!(ops.iter().filter(closed).count(), 1, "{ops:?}");
+}
+
+#[test]
 fn shares_are_what_the_kernel_draws() {
     let backends = vec![
         endpoint(1, "a", "z1"),

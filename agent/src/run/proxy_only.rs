@@ -1,7 +1,7 @@
 //! `kernelet run --proxy-only`: in the place of kube-proxy, on a node whose pods another kubelet runs.
 //!
-//! It reads Services, EndpointSlices and Nodes, and writes nothing but Events about Services. It answers where kube-proxy does: metrics for the
-//! node itself, health for load balancers.
+//! It reads Services, EndpointSlices and Nodes, and writes nothing but Events about Services. It answers where kube-proxy
+//! does: metrics for the node itself, health for load balancers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::cluster::Cluster;
 use crate::config::AgentConfig;
 use crate::dataplane;
 use crate::node::credentials::NodeClient;
+use crate::node::follow::follow;
 use crate::pod::PodTable;
 use crate::server::as_proxy::{self, health_api, metrics_api};
 
@@ -24,7 +25,8 @@ const NAMESPACES: &str = "/run/netns";
 /// Runs until a signal ends it. What it left in the kernel goes on serving.
 pub(super) async fn run(config: AgentConfig, socket: UnixListener) -> Result<(), RunError> {
     let probe = dataplane::probe(config.cgroup_root.as_deref())?;
-    let client = NodeClient::load(&config.kubeconfig()).await?.client();
+    let node_client = NodeClient::load(&config.kubeconfig()).await?;
+    let client = node_client.client();
     // Before anything is put into the kernel: what may fail because of others leaves nothing there.
     let metrics = listen("metrics", config.metrics_bind_address).await?;
     let healthz = listen("health checks", config.healthz_bind_address).await?;
@@ -47,6 +49,7 @@ pub(super) async fn run(config: AgentConfig, socket: UnixListener) -> Result<(),
     )?;
     let proxy = introspection.proxy().clone();
     parts.spawn(introspect(introspection, socket));
+    parts.spawn(unfailing(follow(node_client)));
     let registry = Arc::new(registry);
     let shown = move || text(&registry);
     parts.spawn(unfailing(as_proxy::serve(metrics, metrics_api(shown))));

@@ -2,15 +2,15 @@
 //! root can open.
 
 use std::collections::HashMap;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
+use agent_ebpf::abi::ServiceKey;
 use futures::Stream;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::time::{Instant as Tick, sleep_until};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use super::{ComponentHealth, present};
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name, ObjectKey};
-use crate::dataplane::{Feature, MapError, monotonic_ns, sockets_in};
+use crate::dataplane::{Feature, Lookup, MapError, monotonic_ns, sockets_in};
 use crate::introspection as api;
 use crate::introspection::introspection_server::{Introspection as Api, IntrospectionServer};
 use crate::observe::{self, Caller, Client, Clients, Flows, MapReader, Names, Open, Watch};
@@ -114,48 +114,6 @@ impl Introspection {
     }
 }
 
-/// Why the socket could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    #[error("another agent is running already: it answers on {}", path.display())]
-    Busy { path: PathBuf },
-    #[error("cannot open the socket {}", path.display())]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Opens the socket at `path` for root alone, in place of one that a dead agent left. Call it early: it is also what
-/// keeps two agents from sharing a run directory.
-pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
-    let failed = |source| SocketError::Open {
-        path: path.to_owned(),
-        source,
-    };
-    if UnixStream::connect(path).await.is_ok() {
-        return Err(SocketError::Busy {
-            path: path.to_owned(),
-        });
-    }
-    if let Some(dir) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(failed)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
-}
-
 fn map_status(error: &MapError) -> Status {
     let text = chain(error);
     match error {
@@ -164,30 +122,64 @@ fn map_status(error: &MapError) -> Status {
     }
 }
 
+/// Does what makes system calls, however many, on a thread where it holds nobody up.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| {
+        Err(Status::internal(
+            "a look panicked; its message is in the log",
+        ))
+    })
+}
+
 impl Introspection {
-    /// Who dials in `trace`. A pod on the host's network is as the host.
-    fn caller(&self, client: &Client) -> Result<Caller, Status> {
-        let found = match client {
-            Client::Pod(key) => {
-                let pod = self.clients.pod(key);
-                let pod = pod.ok_or_else(|| {
-                    Status::not_found(format!("there is no pod {key} on node {}", self.node))
-                })?;
-                let on_host = !self.clients.has_namespace(&pod);
-                self.clients
-                    .cookie(if on_host { &Client::Host } else { client })
-            }
-            other => self.clients.cookie(other),
-        };
-        let netns_cookie = found.ok_or_else(|| {
-            Status::failed_precondition(format!("the network namespace of {client} is not known"))
-        })?;
-        Ok(Caller {
-            name: client.to_string(),
-            netns_cookie,
-            now_ns: monotonic_ns(),
-        })
+    /// Reads the maps.
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn MapReader) -> Result<T, MapError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let maps = self.maps.clone();
+        aside(move || look(&*maps).map_err(|error| map_status(&error))).await
     }
+
+    async fn lookups(
+        &self,
+        keys: Vec<ServiceKey>,
+        netns_cookie: Option<u64>,
+    ) -> Result<Vec<(ServiceKey, Option<Lookup>)>, Status> {
+        let look = move |maps: &dyn MapReader| {
+            let found = keys
+                .into_iter()
+                .map(|key| Ok((key, maps.lookup(&key, netns_cookie)?)));
+            found.collect()
+        };
+        self.read(look).await
+    }
+}
+
+/// Who dials in `trace`. A pod on the host's network is as the host.
+fn caller(clients: &Clients, node: &Name, client: &Client) -> Result<Caller, Status> {
+    let found = match client {
+        Client::Pod(key) => {
+            let pod = clients.pod(key);
+            let pod = pod.ok_or_else(|| {
+                Status::not_found(format!("there is no pod {key} on node {node}"))
+            })?;
+            let on_host = !clients.has_namespace(&pod);
+            clients.cookie(if on_host { &Client::Host } else { client })
+        }
+        other => clients.cookie(other),
+    };
+    let netns_cookie = found.ok_or_else(|| {
+        Status::failed_precondition(format!("the network namespace of {client} is not known"))
+    })?;
+    Ok(Caller {
+        name: client.to_string(),
+        netns_cookie,
+        now_ns: monotonic_ns(),
+    })
 }
 
 /// What a watcher is sent: flows, and now and then what was lost.
@@ -247,7 +239,7 @@ impl Api for Introspection {
         &self,
         request: Request<api::ListServicesRequest>,
     ) -> Result<Response<api::ListServicesReply>, Status> {
-        let totals = self.maps.totals().map_err(|error| map_status(&error))?;
+        let totals = self.read(|maps| maps.totals()).await?;
         let namespace = request.into_inner().namespace;
         let services = present::services(&self.proxy.read().state, &totals, &namespace);
         Ok(Response::new(api::ListServicesReply { services }))
@@ -259,7 +251,7 @@ impl Api for Introspection {
     ) -> Result<Response<api::ShowServiceReply>, Status> {
         let api::ShowServiceRequest { namespace, name } = request.into_inner();
         let key = ObjectKey::new(namespace, name);
-        let totals = self.maps.totals().map_err(|error| map_status(&error))?;
+        let totals = self.read(|maps| maps.totals()).await?;
         let (mut reply, keys) = {
             let view = self.cluster.view();
             let inner = self.proxy.read();
@@ -269,9 +261,8 @@ impl Api for Introspection {
             }
             present::service_details(&view, &self.node, &inner, &totals, &key)
         };
-        for (detail, key) in reply.ports.iter_mut().zip(&keys) {
-            let found = self.maps.lookup(key, None);
-            let found = found.map_err(|error| map_status(&error))?;
+        let found = self.lookups(keys, None).await?;
+        for (detail, (_, found)) in reply.ports.iter_mut().zip(found) {
             let rows = found.iter().flat_map(|found| found.rows());
             detail.entries = rows.map(present::row).collect();
         }
@@ -282,7 +273,7 @@ impl Api for Introspection {
         &self,
         _: Request<api::ListBackendsRequest>,
     ) -> Result<Response<api::ListBackendsReply>, Status> {
-        let totals = self.maps.totals().map_err(|error| map_status(&error))?;
+        let totals = self.read(|maps| maps.totals()).await?;
         let backends = present::backends(
             &self.cluster.view(),
             &self.node,
@@ -296,26 +287,23 @@ impl Api for Introspection {
         &self,
         request: Request<api::ListConnectionsRequest>,
     ) -> Result<Response<api::ListConnectionsReply>, Status> {
-        let rows = self.maps.sockets().map_err(|error| map_status(&error))?;
-        let open: Vec<Open> = rows
-            .into_iter()
-            .map(|(cookie, entry)| Open {
+        let rows = self.read(|maps| maps.sockets()).await?;
+        let clients = self.clients.clone();
+        // Each look takes a thread of its own into the namespace, and waits for it.
+        let (open, looks) = aside(move || {
+            let open = rows.into_iter().map(|(cookie, entry)| Open {
                 cookie,
                 entry,
-                client: self.clients.find(entry.netns_cookie),
-            })
-            .collect();
-        let (mut infos, mut notes) = (HashMap::new(), Vec::new());
-        let namespaces = self.clients.namespaces();
-        // Each look takes a thread of its own into the namespace, and waits for it.
-        let looks = tokio::task::spawn_blocking(move || {
+                client: clients.find(entry.netns_cookie),
+            });
+            let open: Vec<Open> = open.collect();
             let look = |path: PathBuf| (sockets_in(&path), path);
-            namespaces.into_iter().map(look).collect::<Vec<_>>()
-        });
-        for (found, path) in looks
-            .await
-            .map_err(|_| Status::internal("a look panicked"))?
-        {
+            let looks = clients.namespaces().into_iter().map(look);
+            Ok((open, looks.collect::<Vec<_>>()))
+        })
+        .await?;
+        let (mut infos, mut notes) = (HashMap::new(), Vec::new());
+        for (found, path) in looks {
             match found {
                 Ok(found) => infos.extend(found.sockets.into_iter().map(|it| (it.cookie, it))),
                 // The pod ended meanwhile.
@@ -358,27 +346,21 @@ impl Api for Introspection {
             None => Client::Pod(ObjectKey::new("default", from)),
             Some((namespace, name)) => Client::Pod(ObjectKey::new(namespace, name)),
         };
-        let caller = self.caller(&client)?;
+        let (clients, node) = (self.clients.clone(), self.node.clone());
+        let caller = aside(move || caller(&clients, &node, &client)).await?;
         let keys = observe::destinations(&self.cluster.view(), &to, &protocol);
         let keys = keys.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let mut traces = Vec::new();
-        for key in keys {
-            let found = self.maps.lookup(&key, Some(caller.netns_cookie));
-            let found = found.map_err(|error| map_status(&error))?;
-            let view = self.cluster.view();
-            let inner = self.proxy.read();
-            let names = Names {
-                view: &view,
-                state: &inner.state,
-            };
-            traces.push(observe::trace(
-                &key,
-                found.as_ref(),
-                &caller,
-                names,
-                &self.node,
-            ));
-        }
+        let found = self.lookups(keys, Some(caller.netns_cookie)).await?;
+        let view = self.cluster.view();
+        let inner = self.proxy.read();
+        let names = Names {
+            view: &view,
+            state: &inner.state,
+        };
+        let traces = found
+            .iter()
+            .map(|(key, found)| observe::trace(key, found.as_ref(), &caller, names, &self.node))
+            .collect();
         Ok(Response::new(api::TraceReply { traces }))
     }
 
@@ -386,7 +368,7 @@ impl Api for Introspection {
         &self,
         _: Request<api::ListMapsRequest>,
     ) -> Result<Response<api::ListMapsReply>, Status> {
-        let maps = self.maps.summaries().map_err(|error| map_status(&error))?;
+        let maps = self.read(|maps| maps.summaries()).await?;
         Ok(Response::new(api::ListMapsReply {
             maps: maps.into_iter().map(present::map).collect(),
         }))
@@ -398,10 +380,8 @@ impl Api for Introspection {
         &self,
         request: Request<api::DumpMapRequest>,
     ) -> Result<Response<Self::DumpMapStream>, Status> {
-        let rows = self
-            .maps
-            .rows(&request.into_inner().name)
-            .map_err(|error| map_status(&error))?;
+        let name = request.into_inner().name;
+        let rows = self.read(move |maps| maps.rows(&name)).await?;
         Ok(Response::new(Box::pin(futures::stream::iter(
             rows.into_iter().map(|row| Ok(present::row(row))),
         ))))

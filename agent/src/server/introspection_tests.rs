@@ -1,10 +1,16 @@
 //! The whole way: a question over a real Unix socket to an agent whose maps are made up.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use agent_ebpf::abi::{Address, BackendStats, ReverseEntry, SocketEntry, SocketKey, TCP};
 
+use super::super::socket::{SocketError, bind};
 use super::*;
+use crate::dataplane::{MapRow, MapSummary, Totals};
 use crate::introspection::introspection_client::IntrospectionClient;
-use crate::observe::testing::{FakeRecorder, NODE, World, dialled};
+use crate::observe::testing::{FakeReader, FakeRecorder, NODE, World, dialled};
 use crate::pod::PodSummary;
 
 /// An agent on node `a` that knows one service with two backends, one with none, and a headless one. A process of the
@@ -57,12 +63,46 @@ fn agent() -> Introspection {
         node: NODE.into(),
         cluster: world.cluster,
         proxy: ProxyHandle::new(world.state),
-        maps: Arc::new(reader),
+        maps: Arc::new(Elsewhere {
+            reader,
+            worker: std::thread::current().id(),
+        }),
         features,
         pods,
         clients,
         flows: Flows::new(Box::new(FakeRecorder::default())).unwrap(),
     })
+}
+
+/// Maps that must not be read on the thread that answers everybody.
+struct Elsewhere {
+    reader: FakeReader,
+    worker: std::thread::ThreadId,
+}
+
+impl Elsewhere {
+    fn reader(&self) -> &FakeReader {
+        assert_ne!(std::thread::current().id(), self.worker, "it would wait");
+        &self.reader
+    }
+}
+
+impl MapReader for Elsewhere {
+    fn summaries(&self) -> Result<Vec<MapSummary>, MapError> {
+        self.reader().summaries()
+    }
+    fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError> {
+        self.reader().rows(name)
+    }
+    fn lookup(&self, key: &ServiceKey, netns: Option<u64>) -> Result<Option<Lookup>, MapError> {
+        self.reader().lookup(key, netns)
+    }
+    fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
+        self.reader().sockets()
+    }
+    fn totals(&self) -> Result<Totals, MapError> {
+        self.reader().totals()
+    }
 }
 
 /// Serves `agent` on a socket in a directory of its own, which has to be kept.

@@ -5,6 +5,7 @@ pub mod https;
 pub mod introspection;
 mod logs;
 mod present;
+pub mod socket;
 
 /// How one part of the agent is, at the moment it is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -137,6 +137,7 @@ fn it_routes_services_with_what_kube_proxy_may_ask() {
     let manifest = format!(
         r#"{{"apiVersion": "v1", "kind": "List", "items": [
             {{"apiVersion": "v1", "kind": "Service", "metadata": {{"name": "web"}}, "spec": {{"ports": [{{"port": 80}}]}}}},
+            {{"apiVersion": "v1", "kind": "Service", "metadata": {{"name": "odd"}}, "spec": {{"ports": [{{"port": 81, "protocol": "SCTP"}}]}}}},
             {{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
               "metadata": {{"name": "web-by-hand", "labels": {{"kubernetes.io/service-name": "web"}}}},
               "addressType": "IPv4", "ports": [{{"port": {port}}}],
@@ -173,7 +174,16 @@ fn it_routes_services_with_what_kube_proxy_may_ask() {
         "{metrics}"
     );
 
-    // Nothing that it asked was refused, and it left no trace in the cluster.
+    // All that it writes: what it cannot serve is told by an Event.
+    eventually("the odd service has an Event", PATIENCE, || {
+        let told = scenario.kubectl("get events --field-selector involvedObject.name=odd");
+        match told.contains("81/SCTP") {
+            true => Ok(()),
+            false => Err(told),
+        }
+    });
+
+    // Nothing that it asked was refused, and it left no other trace in the cluster.
     assert_eq!(refusals(&scenario), 0);
     for what in ["node edge", "lease edge -n kube-node-lease"] {
         let found = scenario.try_kubectl(&format!("get {what}"));

@@ -54,6 +54,11 @@ impl Gauge {
         }
     }
 
+    /// The next look is the first again.
+    pub(super) fn forget(&mut self) {
+        self.last = None;
+    }
+
     /// Lifetimes of the connections, with what was seen of them.
     pub(super) fn lifetimes(&mut self, seen: &Seen) -> &Lifetimes {
         let (ended, dt) = (seen.counted.closes, seen.dt);

@@ -51,9 +51,13 @@ impl Shape {
         self.local.iter().chain(&self.others)
     }
 
-    /// Whether there is a share to find.
-    fn is_steered(&self) -> bool {
-        self.preference == Preference::Node && !(self.local.is_empty() || self.others.is_empty())
+    /// Whether there is a share to find. Not for UDP: an unconnected socket draws by the share at each datagram, and would
+    /// change its backend with it.
+    pub(super) fn is_steered(&self) -> bool {
+        let local = self.local.first();
+        self.preference == Preference::Node
+            && local.is_some_and(|member| member.target.protocol == TCP)
+            && !self.others.is_empty()
     }
 }
 
@@ -131,6 +135,12 @@ impl Feedback {
         let ids: HashSet<BackendId> = offered.chain(shape.resting.iter().copied()).collect();
         port.gauges.retain(|id, _| ids.contains(id));
         port.shape = shape;
+        // What happens to the connections of one that rests says nothing of how it is when it is back.
+        for id in &port.shape.resting {
+            if let Some(gauge) = port.gauges.get_mut(id) {
+                gauge.forget();
+            }
+        }
     }
 
     /// Looks at it no more.

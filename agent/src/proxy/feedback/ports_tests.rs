@@ -140,6 +140,45 @@ fn only_where_nothing_is_said_there_is_a_share_to_find() {
     }
 }
 
+#[test]
+fn the_share_of_a_udp_port_stays() {
+    let mut shape = shape(0..1, 1..3);
+    for member in shape.local.iter_mut().chain(&mut shape.others) {
+        member.target.protocol = agent_ebpf::abi::UDP;
+    }
+    let mut feedback = Feedback::default();
+    feedback.set(key(1), shape, MOST, Duration::ZERO);
+    let mut told = Told {
+        load: full(),
+        ..Told::default()
+    };
+    assert_eq!(look(&mut feedback, &mut told, 1..100), Changes::default());
+}
+
+#[test]
+fn what_happened_while_a_backend_was_out_is_not_held_against_it() {
+    let mut feedback = Feedback::default();
+    let mut told = Told::default();
+    feedback.set(key(1), shape(0..2, 2..4), MOST, Duration::ZERO);
+    look(&mut feedback, &mut told, 1..3);
+    let resting = Shape {
+        resting: vec![BackendId(0)],
+        ..shape(1..2, 2..4)
+    };
+    feedback.set(key(1), resting, MOST, TICK * 3);
+    look(&mut feedback, &mut told, 3..5);
+    // Connections from before it went out fail late.
+    let late = Counters {
+        opens: 9,
+        failures: 9,
+        ..Counters::default()
+    };
+    told.counters.insert(BackendId(0), late);
+    look(&mut feedback, &mut told, 5..7);
+    feedback.set(key(1), shape(0..2, 2..4), MOST, TICK * 7);
+    assert_eq!(look(&mut feedback, &mut told, 7..20).ejected, [].into());
+}
+
 /// An accept queue without room.
 fn full() -> Load {
     Load {

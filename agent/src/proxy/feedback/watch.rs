@@ -46,6 +46,7 @@ impl Watch {
             if live.preference == Preference::Node
                 && share < MOST
                 && let Some(shape) = shape(state, live)
+                && shape.is_steered()
             {
                 self.tables
                     .insert(*key, (live.entry.generation, live.preference));
@@ -76,6 +77,10 @@ impl Watch {
         let changes = self.feedback.step(look, now, since_last);
         for key in self.feedback.quiet(now) {
             self.stop(&key);
+            // It is watched again as soon as a glance finds another number there.
+            if let Some(live) = state.frontend(&key) {
+                self.opens.insert(key, opens(live, look));
+            }
         }
         self.owners(state, &changes)
     }
@@ -116,10 +121,8 @@ impl Watch {
             if live.entry.ready < 2 || self.tables.contains_key(&key) {
                 continue;
             }
-            let some = (live.entry.ready as usize).min(OF_ONE);
-            let ids = live.slots.iter().take(some);
-            let opens = ids.map(|id| look.counters(*id).opens).sum();
-            left = left.saturating_sub(some);
+            let opens = opens(live, look);
+            left = left.saturating_sub(glances(live));
             if self
                 .opens
                 .insert(key, opens)
@@ -176,6 +179,16 @@ impl Watch {
         }
         owners
     }
+}
+
+/// How many counters a glance at a port reads.
+fn glances(live: &Live) -> usize {
+    (live.entry.ready as usize).min(OF_ONE)
+}
+
+fn opens(live: &Live, look: &mut impl Look) -> u64 {
+    let ids = live.slots.iter().take(glances(live));
+    ids.map(|id| look.counters(*id).opens).sum()
 }
 
 /// The backends of a table.
