@@ -34,18 +34,26 @@ pub fn fetch(series: &str) -> Result<()> {
             "Debian's archive has no linux-image-{series}.*-cloud-amd64; run `apt-get update`"
         ))
     })?;
-    let directory = directory(series);
-    match std::fs::remove_dir_all(&directory) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::File {
-                path: directory,
-                source,
-            });
-        }
-        _ => {}
+    // Beside its place: what was unpacked in part is not taken for a kernel.
+    let (place, part) = (directory(series), directory(&format!("{series}.part")));
+    remove(&place)?;
+    remove(&part)?;
+    host::create_dir(&part)?;
+    debian::fetch(newest, &part)?;
+    std::fs::rename(&part, &place).map_err(|source| Error::File {
+        path: place,
+        source,
+    })
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::File {
+            path: directory.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
-    host::create_dir(&directory)?;
-    debian::fetch(newest, &directory)
 }
 
 fn directory(series: &str) -> PathBuf {

@@ -146,6 +146,10 @@ pub fn run(check: bool) -> Result<()> {
     if toolchain.is_none() {
         bpf::install()?;
     }
+    if !kernels.is_empty() && missing.is_empty() {
+        // Of an old list the archive may not have the kernel any more.
+        run_quietly(Command::new("apt-get").args(["update", "-q"]))?;
+    }
     for series in kernels {
         // Nothing but a test needs it, and the test says so.
         if let Err(error) = kernels::fetch(series) {

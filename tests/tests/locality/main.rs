@@ -105,10 +105,6 @@ fn a_throttled_local_backend_is_relieved_and_a_comfortable_one_keeps_its_clients
         "{:.3} stayed on the node, in comfort {stays:.4}",
         locality(&busy)
     );
-    assert!(
-        slowest * 2 < even_slowest * 3,
-        "p99 {slowest} us, of an even spread {even_slowest} us; {shown}"
-    );
     assert!(locality(&busy) < 0.3, "{}; {shown}", locality(&busy));
     let feedback = &shown["ports"][0]["feedback"];
     assert!(feedback["share"].as_f64().unwrap() < 0.5, "{shown}");
