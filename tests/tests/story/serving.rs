@@ -138,8 +138,8 @@ fn a_rolling_update_under_load_replaces_every_backend_and_fails_no_call() {
         .inspect(|frontend| await_answers(&scenario, frontend))
         .map(|frontend| Load::start(&scenario, frontend))
         .collect();
-    for _ in 0..2 {
-        scenario.kubectl("rollout restart deployment backend");
+    for round in 0..2 {
+        scenario.kubectl(&format!("set env deployment backend ROUND={round}"));
         scenario.kubectl("rollout status deployment backend --timeout=60s");
     }
     let after = await_ready(&scenario);

@@ -87,20 +87,12 @@ async fn reconcile(
     if !ranges_of(&node).is_empty() {
         return Ok(None);
     }
-    let mut taken: Vec<IpNet> = context
-        .caches
-        .nodes
-        .list()
-        .iter()
-        .flat_map(|node| ranges_of(node))
-        .collect();
-    let before = lock(given).get(&key.name).copied();
-    taken.extend(
-        lock(given)
-            .iter()
-            .filter(|(name, _)| **name != key.name)
-            .map(|(_, range)| *range),
-    );
+    // Before the nodes: a range leaves here when it is seen there, so it is in one of the two at least.
+    let mut others = lock(given).clone();
+    let before = others.remove(&key.name);
+    let mut taken: Vec<IpNet> = others.into_values().collect();
+    let nodes = context.caches.nodes.list();
+    taken.extend(nodes.iter().flat_map(|node| ranges_of(node)));
     let cluster = context.config.pod_cidr;
     let Some(range) = before.or_else(|| first_free(cluster, &taken)) else {
         let message = format!(
