@@ -4,10 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use agent_ebpf::abi::{
-    BackendId, BackendStats, SOCKET_OVER, SOCKET_RELEASED, SocketEntry, SocketKey, TCP,
-    maps as names,
-};
+use agent_ebpf::abi::{BackendId, BackendStats, SocketEntry, SocketKey, TCP, maps as names};
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError as AyaError, PerCpuHashMap, PerCpuValues};
 use tracing::warn;
@@ -120,6 +117,7 @@ fn sockets<V: Pod + PartialEq>(
     let Some(old) = other::<SocketKey, V>(from, MAP, hash)? else {
         return Ok(());
     };
+    let mut opened: BTreeMap<BackendId, u64> = BTreeMap::new();
     let mut full = 0;
     for socket in old.keys() {
         let socket = socket.map_err(|source| read(MAP, source))?;
@@ -138,6 +136,7 @@ fn sockets<V: Pod + PartialEq>(
             last = row(MAP, old.get(&socket, 0))?;
             // It may be that our own program has ended it, and counted that.
             if last == Some(copied) || maps.sockets.remove(&socket).is_err() {
+                *opened.entry(entry.service.backend).or_default() += 1;
                 break;
             }
         }
@@ -148,23 +147,12 @@ fn sockets<V: Pod + PartialEq>(
             "the map SOCKETS is full: of these, getpeername shows the backend from now on"
         );
     }
-    let mut open: BTreeMap<BackendId, u64> = BTreeMap::new();
-    for (_, entry) in maps.sockets()? {
-        if entry.flags & (SOCKET_RELEASED | SOCKET_OVER) == 0 {
-            *open.entry(entry.service.backend).or_default() += 1;
-        }
-    }
-    // From what is there and not from what was copied just now: a crash in between is made up for.
-    for (backend, count) in open {
+    for (backend, count) in opened {
         let cpus = row(names::STATS, maps.stats.get(&backend, 0))?;
         if let Some(cpus) = cpus {
             let mut cpus = cpus.to_vec();
-            let total = cpus.iter().copied().sum_up();
-            let missing = (total.closes + count).saturating_sub(total.opens);
-            if missing > 0 {
-                cpus[0].opens += missing;
-                put_stats(maps, backend, cpus, 0)?;
-            }
+            cpus[0].opens += count;
+            put_stats(maps, backend, cpus, 0)?;
         }
     }
     Ok(())
