@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 
 use kernelet_tests::host::netns_path;
 
-use super::client::Exchange;
 use super::{ENDPOINTS, Family, PORT};
 
 fn service(number: u32) -> SocketAddr {
@@ -68,11 +67,7 @@ pub fn iptables(netns: &str, services: u32) {
 }
 
 /// One map from address to chain, one chain a service and an endpoint: kube-proxy's nftables mode.
-pub fn nftables(netns: &str, services: u32, exchange: Exchange) {
-    let protocol = match exchange {
-        Exchange::Request => "udp",
-        Exchange::Connect | Exchange::Stream => "tcp",
-    };
+pub fn nftables(netns: &str, services: u32) {
     let mut text = String::from("table ip kube-proxy {\n");
     let mut elements = String::new();
     for number in 0..services {
@@ -83,7 +78,7 @@ pub fn nftables(netns: &str, services: u32, exchange: Exchange) {
             let end = format!("endpoint-{number}-{index}");
             let _ = writeln!(
                 text,
-                " chain {end} {{\n  ip saddr {} jump mark-for-masquerade\n  meta l4proto {protocol} dnat to {target}\n }}",
+                " chain {end} {{\n  ip saddr {} jump mark-for-masquerade\n  meta l4proto tcp dnat to {target}\n }}",
                 target.ip()
             );
             let _ = write!(choices, "{index} : goto {end}, ");
@@ -94,7 +89,7 @@ pub fn nftables(netns: &str, services: u32, exchange: Exchange) {
         );
         let _ = writeln!(
             elements,
-            "{} . {protocol} . {PORT} : goto service-{number},",
+            "{} . tcp . {PORT} : goto service-{number},",
             address.ip()
         );
     }
