@@ -2,15 +2,19 @@
 
 use std::{env, fs, path::Path};
 
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 12] = [
     "k8s.io/api/apps/v1.proto",
+    "k8s.io/api/authentication/v1.proto",
+    "k8s.io/api/authorization/v1.proto",
     "k8s.io/api/autoscaling/v1.proto",
     "k8s.io/api/certificates/v1.proto",
     "k8s.io/api/coordination/v1.proto",
     "k8s.io/api/core/v1.proto",
     "k8s.io/api/discovery/v1.proto",
     "k8s.io/api/events/v1.proto",
+    "k8s.io/api/networking/v1.proto",
     "k8s.io/api/policy/v1.proto",
+    "k8s.io/api/rbac/v1.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,6 +1,6 @@
 //! `kernelet-control-plane`: arguments to parts, nothing else.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,14 +9,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use axum::Router;
 use clap::Parser;
-use ipnet::Ipv4Net;
 use kernelet_control_plane::admission::Admission;
 use kernelet_control_plane::admission::service_ip::{Ranges, ServiceAddresses};
 use kernelet_control_plane::api::registry::Registry;
-use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, server};
+use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, default_roles, server};
 use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
+use kernelet_control_plane::auth::rbac::Policies;
+use kernelet_control_plane::auth::tokens::Authority;
 use kernelet_control_plane::auth::{Authenticator, Ca, User, csr, tls};
-use kernelet_control_plane::controllers::{self, ControllersConfig};
+use kernelet_control_plane::controllers::{self, Accounts, ControllersConfig, PodRanges};
 use kernelet_control_plane::parts::Parts;
 use kernelet_control_plane::resources::Family;
 use kernelet_control_plane::resources::validate::is_plain;
@@ -57,9 +58,21 @@ struct Args {
     /// The key of that certificate, PEM.
     #[arg(long, requires = "etcd_certfile", value_name = "FILE")]
     etcd_keyfile: Option<PathBuf>,
-    /// Pods' addresses; every node gets a part of it.
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pod_cidr: Ipv4Net,
+    /// Pods' addresses: one range, or one of IPv4 and one of IPv6 with a comma between; every node gets a part of each. The
+    /// first is of the family that a pod's first address has.
+    #[arg(
+        long,
+        visible_alias = "cluster-cidr",
+        default_value = "10.244.0.0/16",
+        value_name = "CIDR[,CIDR]"
+    )]
+    pod_cidr: PodRanges,
+    /// How long the prefix of a node's part of the IPv4 range is [default: 24].
+    #[arg(long, value_name = "LENGTH")]
+    node_cidr_mask_size_ipv4: Option<u8>,
+    /// How long the prefix of a node's part of the IPv6 range is [default: 64].
+    #[arg(long, value_name = "LENGTH")]
+    node_cidr_mask_size_ipv6: Option<u8>,
     /// Services' addresses: one range, or one of IPv4 and one of IPv6 with a comma between. The first is where a service
     /// gets its address unless it says otherwise.
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
@@ -112,6 +125,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         advertised.ip(),
         server.as_str(),
     );
+    let pods = args.pod_cidr.clone();
+    let pods = pods.cut(args.node_cidr_mask_size_ipv4, args.node_cidr_mask_size_ipv6)?;
+    pods.apart_from(args.service_cidr.iter())?;
+    pods.without_machine(advertised.ip())?;
     if !is_plain(advertised.ip()) {
         tracing::warn!(
             address = %advertised.ip(),
@@ -142,10 +159,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .follow(&cache)
         .await
         .context("cannot read the services")?;
+    let policies = Arc::new(Policies::default());
     let registry = Registry {
-        admission: Admission::new(store.clone(), addresses.clone()),
+        admission: Admission::new(store.clone(), addresses.clone(), policies.clone()),
         store,
         cache,
+        policies,
     };
     let mut kubernetes = bootstrap::stored_addresses(&registry)
         .await
@@ -158,19 +177,38 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let serving = pki.serving(&pki_config, &kubernetes, SystemTime::now())?;
     let tls = tls::server_config(&serving, pki.ca.certificate())?;
     let kubelet = KubeletClient::new(&pki.kubelet_client, pki.ca.certificate())?;
+    let issuer = format!("https://kubernetes.default.svc.{}", args.cluster_domain);
+    let tokens = Arc::new(Authority::new(pki.token_keys, issuer));
     let api = Api::new(
         registry,
-        Authenticator::new(pki.join_token.clone()),
+        Authenticator::new(pki.join_token.clone(), tokens.clone()),
         kubelet,
         advertised.to_string(),
     );
     bootstrap::ensure(&api.registry, &args.service_cidr, advertised)
         .await
         .context("cannot make the system's objects")?;
+    default_roles::ensure(&api.registry)
+        .await
+        .context("cannot make the default roles")?;
+    let Registry {
+        policies, cache, ..
+    } = &api.registry;
+    let following = policies.follow(cache).await;
+    following.context("cannot read the roles")?;
     let router = api::router(api.clone());
 
-    let reserved = pki_config.reserved(addresses.reserved());
-    start_parts(&mut parts, &router, pki.ca, reserved, &args, &stop);
+    let accounts = Accounts {
+        authority: pki.ca.certificate().to_owned(),
+        tokens,
+    };
+    let config = ControllersConfig {
+        node_grace_period: Duration::from_secs(args.node_monitor_grace_period),
+        service_ranges: args.service_cidr.iter().copied().collect(),
+        reserved: pki_config.reserved(addresses.reserved()),
+        ..ControllersConfig::new(pods, accounts, signer(pki.ca))
+    };
+    start_parts(&mut parts, &router, config, &stop);
     let (kept, ranges) = (api.clone(), args.service_cidr.clone());
     parts.spawn("the keeper of the system's objects", async move {
         bootstrap::keep(&kept.registry, &ranges, advertised).await;
@@ -217,9 +255,7 @@ async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
 fn start_parts(
     parts: &mut Parts,
     router: &Router,
-    ca: Ca,
-    reserved: csr::Reserved,
-    args: &Args,
+    config: ControllersConfig,
     stop: &CancellationToken,
 ) {
     let scheduler = api::local_client(router.clone(), User::scheduler());
@@ -227,18 +263,15 @@ fn start_parts(
         "the scheduler",
         scheduler::run(scheduler, SchedulerConfig::default(), stop.clone()),
     );
-    let signer: controllers::Signer =
-        Arc::new(move |request, now| csr::sign_csr(&ca, request, now));
-    let config = ControllersConfig {
-        node_grace_period: Duration::from_secs(args.node_monitor_grace_period),
-        reserved,
-        ..ControllersConfig::new(args.pod_cidr.into(), signer)
-    };
     let controllers = api::local_client(router.clone(), User::controller_manager());
     parts.spawn(
         "the controllers",
         controllers::run(controllers, config, stop.clone()),
     );
+}
+
+fn signer(ca: Ca) -> controllers::Signer {
+    Arc::new(move |request, now| csr::sign_csr(&ca, request, now))
 }
 
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
@@ -260,13 +293,21 @@ fn reachable_address(listen: IpAddr) -> IpAddr {
     if !listen.is_unspecified() {
         return listen;
     }
-    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .and_then(|socket| {
-            socket
-                .connect((Ipv4Addr::new(192, 0, 2, 1), 9))
-                .and_then(|()| socket.local_addr())
-        })
-        .map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
+    // Of the addresses for documentation.
+    let probes: [(IpAddr, IpAddr); 2] = [
+        (Ipv4Addr::UNSPECIFIED.into(), [192, 0, 2, 1].into()),
+        (
+            Ipv6Addr::UNSPECIFIED.into(),
+            [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(),
+        ),
+    ];
+    let speaks_from = |(any, somewhere)| {
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((somewhere, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let found = probes.into_iter().find_map(speaks_from);
+    found.unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
 fn hostname() -> String {

@@ -15,10 +15,20 @@ pub(super) fn identify(review: &Review<'_>, object: &mut Value) {
     if let Some(spec) = object["spec"].as_object_mut() {
         spec.insert("username".to_owned(), json!(review.user.name));
         spec.insert("groups".to_owned(), json!(review.user.groups));
-        spec.shift_remove("uid");
-        spec.shift_remove("extra");
+        spec.insert("uid".to_owned(), json!(review.user.uid));
+        let mut extra = review.user.extra.clone();
+        extra.remove(SAME_MACHINE);
         if review.user.same_machine {
-            spec.insert("extra".to_owned(), json!({ SAME_MACHINE: ["true"] }));
+            extra.insert(SAME_MACHINE.to_owned(), vec!["true".to_owned()]);
+        }
+        spec.insert("extra".to_owned(), json!(extra));
+        for (field, empty) in [
+            ("uid", review.user.uid.is_empty()),
+            ("extra", extra.is_empty()),
+        ] {
+            if empty {
+                spec.shift_remove(field);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! object or refuse. What one of them took from a pool is given back unless the write succeeds.
 
 mod certificates;
+mod escalation;
 mod namespace;
 mod node;
 mod service_account;
@@ -15,6 +16,7 @@ use serde_json::Value;
 
 use crate::api::error::ApiError;
 use crate::auth::User;
+use crate::auth::rbac::Policies;
 use crate::resources::Kind;
 use crate::store::Store;
 use service_ip::{Held, ServiceAddresses};
@@ -49,11 +51,20 @@ impl Review<'_> {
 pub struct Admission {
     store: Arc<dyn Store>,
     addresses: Arc<ServiceAddresses>,
+    policies: Arc<Policies>,
 }
 
 impl Admission {
-    pub fn new(store: Arc<dyn Store>, addresses: Arc<ServiceAddresses>) -> Self {
-        Admission { store, addresses }
+    pub fn new(
+        store: Arc<dyn Store>,
+        addresses: Arc<ServiceAddresses>,
+        policies: Arc<Policies>,
+    ) -> Self {
+        Admission {
+            store,
+            addresses,
+            policies,
+        }
     }
 
     /// Runs the chain. `old` is the present state for an update. For a deletion `object` is what is to be deleted.
@@ -66,7 +77,8 @@ impl Admission {
         namespace::lifecycle(review, object, self.store.as_ref()).await?;
         certificates::identify(review, object);
         node::restrict(review, object, old)?;
-        service_account::default(review, object);
+        escalation::refuse(review, object, old, &self.policies.current())?;
+        service_account::admit(review, object, self.store.as_ref()).await?;
         if review.is("", "services") && review.operation != Operation::Delete {
             return self.addresses.admit(review, object, old);
         }

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 pub use pool::Held;
 use pool::{Holding, Pool, Pools, lock};
-use ports::give_ports;
+use ports::{give_health_check_port, give_ports, is_health_checked};
 pub use ranges::{Ranges, RangesError};
 
 use super::Review;
@@ -165,7 +165,8 @@ impl ServiceAddresses {
             .give_addresses(&mut pools, &mut spec, &before, &mut held)
             .and_then(|()| {
                 families::write_back(&spec, &mut service["spec"]);
-                give_ports(&mut pools, service, &before, &mut held)
+                give_ports(&mut pools, service, &before, &mut held)?;
+                give_health_check_port(&mut pools, service, &before, &mut held)
             });
         drop(pools);
         match outcome {
@@ -261,8 +262,12 @@ impl ServiceAddresses {
 /// An update that does not name the node ports keeps them, as far as the type still has them.
 fn carry_ports_over(service: &mut Value, old: &Value) {
     let (old_type, new_type) = (old["spec"]["type"].clone(), service["spec"]["type"].clone());
-    let spec = &mut service["spec"];
     let unset = |value: &Value| value.is_null() || value == "" || value == 0;
+    let health_checked = is_health_checked(old) && is_health_checked(service);
+    let spec = &mut service["spec"];
+    if health_checked && unset(&spec["healthCheckNodePort"]) {
+        spec["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
+    }
     let had = matches!(old_type.as_str(), Some("NodePort" | "LoadBalancer"));
     let has = matches!(new_type.as_str(), Some("NodePort" | "LoadBalancer"));
     let old_ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
@@ -333,6 +338,10 @@ fn holding_of(spec: &Value) -> Holding {
                 .filter(|n| *n > 0)?;
             Some((number, protocol(port)))
         });
+    let health_check = spec["healthCheckNodePort"].as_u64();
+    let health_check = health_check.and_then(|number| u16::try_from(number).ok());
+    let health_check = health_check.filter(|number| *number > 0);
+    let ports = ports.chain(health_check.map(|number| (number, "TCP")));
     Holding {
         addresses: addresses.into_iter().collect(),
         ports: ports.collect(),

@@ -9,23 +9,42 @@ use crate::auth::{self, Attributes, Decision, Referenced, User};
 use crate::resources;
 use crate::store::cache::Freshness;
 
-/// Why the user may not do this; None if it may.
+/// The authorizer's answer, complete.
+pub enum Access {
+    /// And why, where there is more to say than who the user is.
+    Allowed(String),
+    /// And why, where there is more to say than that nothing allows it.
+    Refused(String),
+}
+
+/// Why the user may not do this, as a sentence; None if it may.
 pub async fn refusal(
     registry: &Registry,
     user: &User,
     attributes: &Attributes<'_>,
 ) -> Result<Option<String>, ApiError> {
-    Ok(match auth::authorize(user, attributes) {
-        Decision::Allow => None,
-        Decision::Deny(why) => Some(why),
-        Decision::IfReferredTo {
-            node,
-            object,
-            refusal,
-        } => {
+    Ok(match decide(registry, user, attributes).await? {
+        Access::Allowed(_) => None,
+        Access::Refused(hint) => Some(auth::refusal(user, attributes, &hint)),
+    })
+}
+
+/// Whether the user may do this.
+pub async fn decide(
+    registry: &Registry,
+    user: &User,
+    attributes: &Attributes<'_>,
+) -> Result<Access, ApiError> {
+    let policy = registry.policies.current();
+    Ok(match auth::authorize(&policy, user, attributes) {
+        Decision::Allow(why) => Access::Allowed(why),
+        Decision::Deny { hint } => Access::Refused(hint),
+        Decision::IfReferredTo { node, object, hint } => {
             let (namespace, name) = (attributes.namespace, attributes.name);
-            let referred = is_referred_to(registry, &node, namespace, object, name).await?;
-            (!referred).then_some(refusal)
+            match is_referred_to(registry, &node, namespace, object, name).await? {
+                true => Access::Allowed(String::new()),
+                false => Access::Refused(hint),
+            }
         }
     })
 }

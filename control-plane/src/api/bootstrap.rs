@@ -1,5 +1,5 @@
-//! What every cluster has from its first start: the system's namespaces, and the service `kubernetes` with this server
-//! behind it.
+//! What every cluster has from its first start: the system's namespaces, the default roles, and the service `kubernetes` with
+//! this server behind it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::apply::Manager;
 use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::registry::{Call, Registry, Through};
@@ -140,11 +141,13 @@ async fn ensure_object(
 ) -> Result<(), ApiError> {
     let kind = kind(group, plural)?;
     let user = User::authenticated("system:apiserver", [MASTERS.to_owned()]);
+    let manager = Manager::server(kind);
     let call = Call {
         user: &user,
         kind,
         namespace,
         dry_run: false,
+        manager: &manager,
     };
     let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
     let update = |old: &Value| {

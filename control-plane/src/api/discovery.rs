@@ -4,6 +4,7 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::content;
+use super::reviews::{self, Review};
 use crate::resources::{self, Kind, Subresource};
 
 const VERBS: [&str; 8] = [
@@ -34,11 +35,19 @@ fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
         kind: kind.kind,
         verbs,
     };
+    let stream = |name, options| Sub {
+        kind: options,
+        ..own(name, &["create", "get"])
+    };
     Some(match subresource {
         Subresource::Status => own("status", &["get", "patch", "update"]),
         Subresource::Approval => own("approval", &["get", "patch", "update"]),
         Subresource::Finalize => own("finalize", &["update"]),
+        Subresource::EphemeralContainers => own("ephemeralcontainers", &["get", "patch", "update"]),
         Subresource::Log => own("log", &["get"]),
+        Subresource::Exec => stream("exec", "PodExecOptions"),
+        Subresource::Attach => stream("attach", "PodAttachOptions"),
+        Subresource::PortForward => stream("portforward", "PodPortForwardOptions"),
         Subresource::Scale => Sub {
             name: "scale",
             group: "autoscaling",
@@ -51,6 +60,13 @@ fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
             group: "",
             version: "v1",
             kind: "Binding",
+            verbs: &["create"],
+        },
+        Subresource::Token => Sub {
+            name: "token",
+            group: "authentication.k8s.io",
+            version: "v1",
+            kind: "TokenRequest",
             verbs: &["create"],
         },
         Subresource::Eviction => Sub {
@@ -70,11 +86,17 @@ fn subs(kind: &Kind) -> impl Iterator<Item = Sub> {
 /// The groups that are served, but for the core group, each with its versions.
 fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for kind in resources::kinds().iter().filter(|k| !k.group.is_empty()) {
-        match groups.iter_mut().find(|(group, _)| *group == kind.group) {
-            Some((_, versions)) if versions.contains(&kind.version) => {}
-            Some((_, versions)) => versions.push(kind.version),
-            None => groups.push((kind.group, vec![kind.version])),
+    let kinds = resources::kinds()
+        .iter()
+        .map(|kind| (kind.group, kind.version));
+    let reviews = reviews::all()
+        .iter()
+        .map(|review| (review.group, review.version));
+    for (name, version) in kinds.chain(reviews).filter(|(group, _)| !group.is_empty()) {
+        match groups.iter_mut().find(|(group, _)| *group == name) {
+            Some((_, versions)) if versions.contains(&version) => {}
+            Some((_, versions)) => versions.push(version),
+            None => groups.push((name, vec![version])),
         }
     }
     groups
@@ -84,6 +106,12 @@ fn kinds_of(group: &str, version: &str) -> Vec<&'static Kind> {
     resources::kinds()
         .iter()
         .filter(|k| k.group == group && k.version == version)
+        .collect()
+}
+
+fn reviews_of(group: &str, version: &str) -> Vec<&'static Review> {
+    let all = reviews::all().iter();
+    all.filter(|r| r.group == group && r.version == version)
         .collect()
 }
 
@@ -124,8 +152,8 @@ pub fn group(name: &str) -> Option<Value> {
 
 /// `/api/v1` and `/apis/GROUP/VERSION`.
 pub fn resource_list(group: &str, version: &str) -> Option<Value> {
-    let kinds = kinds_of(group, version);
-    if kinds.is_empty() {
+    let (kinds, reviews) = (kinds_of(group, version), reviews_of(group, version));
+    if kinds.is_empty() && reviews.is_empty() {
         return None;
     }
     let mut all = Vec::new();
@@ -158,6 +186,15 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
             }
             all.push(entry);
         }
+    }
+    for review in reviews {
+        all.push(json!({
+            "name": review.plural,
+            "singularName": review.singular,
+            "namespaced": review.namespaced,
+            "kind": review.kind,
+            "verbs": ["create"],
+        }));
     }
     if group.is_empty() {
         all.push(json!({"name": "bindings", "singularName": "binding", "namespaced": true, "kind": "Binding", "verbs": ["create"]}));
@@ -249,6 +286,15 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
             entry
         })
         .collect();
+    for review in reviews_of(group, version) {
+        all.push(json!({
+            "resource": review.plural,
+            "responseKind": kind_value(group, version, review.kind),
+            "scope": if review.namespaced { "Namespaced" } else { "Cluster" },
+            "singularResource": review.singular,
+            "verbs": ["create"],
+        }));
+    }
     if group.is_empty() {
         all.push(json!({
             "resource": "bindings",

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
+use super::apply::ApplyError;
 use crate::resources::{FieldError, Kind};
 
 /// How many of the things that are wrong with an object are named.
@@ -90,6 +91,23 @@ impl ApiError {
         .about(kind, name)
     }
 
+    /// An apply would change what others own. Each conflict is a field and what is said of it.
+    pub fn apply_conflict(kind: &Kind, name: &str, why: &ApplyError) -> Self {
+        let mut error = Self::new(StatusCode::CONFLICT, "Conflict", why.to_string());
+        let mut details = details(kind.group, kind.plural, name);
+        if let ApplyError::Conflicts(conflicts) = why {
+            details["causes"] = conflicts
+                .iter()
+                .map(|one| {
+                    let message = format!("conflict with {}", one.with);
+                    json!({"reason": "FieldManagerConflict", "message": message, "field": one.field})
+                })
+                .collect();
+        }
+        error.details = Box::new(details);
+        error
+    }
+
     /// Everything that validation found, as one answer. `errors` is not empty.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
         let shown = &errors[..errors.len().min(SHOWN)];
@@ -118,6 +136,11 @@ impl ApiError {
         let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
         error.details = Box::new(details);
         error
+    }
+
+    /// Parameters of a request that contradict each other, or lack something.
+    pub fn unprocessable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {

@@ -83,7 +83,6 @@ pub fn prepare_create(object: &mut Value, namespace: &str, uid: String, now: i64
         "selfLink",
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
-        "managedFields",
         "generation",
     ] {
         metadata.shift_remove(field);
@@ -114,9 +113,7 @@ pub fn prepare_create(object: &mut Value, namespace: &str, uid: String, now: i64
 /// Carries over from `old` what no update may change.
 pub fn prepare_update(new: &mut Value, old: &Value) {
     let metadata = of(new);
-    for field in ["selfLink", "managedFields"] {
-        metadata.shift_remove(field);
-    }
+    metadata.shift_remove("selfLink");
     // What a client leaves out means "as it is"; what it sets must be the same, which validation checks.
     for field in ["uid", "namespace"] {
         let missing = metadata.get(field).is_none_or(|v| v.is_null() || v == "");

@@ -4,15 +4,21 @@
 //! Everything up to "decode" is about the request and lives here; the rest is the generic [`registry`].
 
 pub mod access;
+pub mod apply;
+pub mod applying;
+pub mod authenticate;
 pub mod body;
 pub mod bootstrap;
 pub mod content;
+pub mod default_roles;
 pub mod deletion;
 pub mod discovery;
 pub mod error;
 pub mod eviction;
 pub mod health;
+mod impersonate;
 pub mod inflight;
+pub mod kubelet;
 pub mod list;
 pub mod local;
 pub mod log;
@@ -28,26 +34,29 @@ pub mod present;
 pub mod protobuf;
 pub mod registry;
 pub mod request;
+pub mod reviews;
 pub mod scale;
 pub mod selectors;
 pub mod server;
 mod shares;
 pub mod stored;
+pub mod streams;
 pub mod subresources;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub mod token_request;
 pub mod verbs;
 pub mod watch;
 
 use std::sync::Arc;
 
 pub use health::Health;
+pub use kubelet::KubeletClient;
 pub use list::{fields, index};
 pub use local::local_client;
-pub use log::KubeletClient;
 pub use pipeline::router;
 
 use crate::auth::Authenticator;
@@ -59,12 +68,13 @@ use registry::Registry;
 pub struct Api {
     pub registry: Registry,
     pub authenticator: Authenticator,
-    /// How agents are asked for logs.
+    /// How agents are asked for what only they know.
     pub kubelet: KubeletClient,
     /// `ADDRESS:PORT` that clients reach this server at, for discovery.
     pub advertised: String,
     pub health: Health,
     inflight: Inflight,
+    streams: streams::Open,
     documents: openapi::Documents,
     metrics: Metrics,
 }
@@ -83,6 +93,7 @@ impl Api {
             advertised,
             health: Health::default(),
             inflight: Inflight::default(),
+            streams: streams::Open::default(),
             documents: openapi::Documents::default(),
             metrics: Metrics::default(),
         })

@@ -47,7 +47,7 @@ pub fn apply(patch: &Patch, kind: Option<&Kind>, object: &Value) -> Result<Value
 }
 
 /// The kind's OpenAPI definition is named after the first label of its group.
-fn schema_of(kind: &Kind) -> Option<&'static schema::Type> {
+pub(super) fn schema_of(kind: &Kind) -> Option<&'static schema::Type> {
     let package = match kind.group.split('.').next() {
         None | Some("") => "core",
         Some(package) => package,

@@ -30,11 +30,13 @@ pub(super) async fn serve(
     let path = request.uri().path();
     let verb = request.method().as_str().to_ascii_lowercase();
     let attributes = Attributes {
-        verb: &verb,
+        // Who may read may ask whether there is something to read.
+        verb: if verb == "head" { "get" } else { &verb },
         path,
         ..Attributes::default()
     };
-    if !auth::authorize(user, &attributes).is_allowed() {
+    let policy = api.registry.policies.current();
+    if !auth::authorize(&policy, user, &attributes).is_allowed() {
         return Err(ApiError::forbidden_path(&user.name, &verb, path));
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -53,6 +55,14 @@ pub(super) async fn serve(
         ["api" | "apis"] if discovery::aggregated_version(request.headers()).is_some() => {
             return Ok(aggregated(&request, parts[0] == "api"));
         }
+        [".well-known", "openid-configuration"] => {
+            let document = api.authenticator.tokens().discovery(&api.advertised);
+            return Ok(relying_parties("application/json", &document));
+        }
+        ["openid", "v1", "jwks"] => {
+            let keys = api.authenticator.tokens().key_set();
+            return Ok(relying_parties("application/jwk-set+json", &keys));
+        }
         ["openapi", path @ ..] => {
             return openapi_document(&api.documents, path, request.headers()).await;
         }
@@ -62,13 +72,23 @@ pub(super) async fn serve(
         ["apis", group] => discovery::group(group),
         ["apis", group, version] => discovery::resource_list(group, version),
         [""] => Some(
-            json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+            json!({"paths": ["/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]}),
         ),
         _ => None,
     };
     let found = found.ok_or_else(ApiError::no_route)?;
     content::require_json(request.headers())?;
     Ok(present::value(StatusCode::OK, &found))
+}
+
+/// What those are told who verify service accounts' tokens themselves.
+fn relying_parties(content_type: &'static str, document: &serde_json::Value) -> Response {
+    let mut response = Response::new(Body::from(document.to_string()));
+    let headers = response.headers_mut();
+    let kept = HeaderValue::from_static("public, max-age=3600");
+    headers.insert(header::CACHE_CONTROL, kept);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }
 
 async fn openapi_document(

@@ -7,24 +7,29 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue};
 use tokio::runtime::Handle;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::{CompressionLayer, Predicate};
 
 use super::Api;
 use super::access;
+use super::applying;
+use super::authenticate;
 use super::body;
 use super::error::ApiError;
 use super::eviction;
+use super::impersonate;
 use super::log;
 use super::paths;
 use super::registry::Through;
 use super::request::{self, Query, ResourceRequest, Target};
+use super::reviews;
 use super::scale;
 use super::selectors::FieldSelector;
-use super::server::{PeerCertificate, SameMachine};
+use super::streams;
 use super::subresources;
+use super::token_request;
 use super::verbs::{self, Input};
 use crate::auth::{Attributes, User};
 use crate::resources::{self, Kind, Subresource};
@@ -115,7 +120,11 @@ async fn serve(api: &Arc<Api>, request: Request) -> (Labels, Result<Response, Ap
     let Some(target) = request::target(request.method(), request.uri(), &query) else {
         return (("", ""), Err(ApiError::no_route()));
     };
-    let user = match authenticate(api, &request) {
+    let user = match authenticate::caller(api, request.extensions(), request.headers()).await {
+        Ok(user) => impersonate::effective(&api.registry, user, request.headers()).await,
+        Err(error) => Err(error),
+    };
+    let user = match user {
         Ok(user) => user,
         Err(error) => return (("", ""), Err(error)),
     };
@@ -126,7 +135,8 @@ async fn serve(api: &Arc<Api>, request: Request) -> (Labels, Result<Response, Ap
         }
         Target::Resource(target) => {
             let kind = kind_of(&target);
-            let labels = (target.verb, kind.map_or("", |k| k.plural));
+            let review = reviews::find(&target).map_or("", |review| review.plural);
+            let labels = (target.verb, kind.map_or(review, |k| k.plural));
             (labels, receive(api, user, kind, target, query, request))
         }
     };
@@ -147,7 +157,16 @@ async fn receive(
 ) -> Result<Response, ApiError> {
     authorize(api, &user, &target, &query).await?;
     let share = api.inflight.share(&user)?;
+    if let Some(review) = reviews::find(&target) {
+        let _slot = api.inflight.enter(&user, target.verb)?;
+        let (parts, body) = request.into_parts();
+        let body = body::read(body).await?;
+        return reviews::create(api, &user, review, &target, &parts.headers, &body).await;
+    }
     let kind = kind.ok_or_else(ApiError::no_route)?;
+    if let Some(stream) = streams::Stream::of(kind, &target) {
+        return streams::serve(api, &user, kind, &target, stream, request).await;
+    }
     let (parts, body) = request.into_parts();
     let asked = Asked {
         user,
@@ -174,24 +193,7 @@ async fn receive(
     })
 }
 
-fn authenticate(api: &Api, request: &Request) -> Result<User, ApiError> {
-    if let Some(user) = request.extensions().get::<User>() {
-        return Ok(user.clone());
-    }
-    let certificate = request.extensions().get::<PeerCertificate>().map(|c| &*c.0);
-    let authorization = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok());
-    let mut user = api
-        .authenticator
-        .authenticate(certificate, authorization)
-        .map_err(|_| ApiError::unauthorized())?;
-    user.same_machine = request.extensions().get::<SameMachine>().is_some();
-    Ok(user)
-}
-
-async fn authorize(
+pub(super) async fn authorize(
     api: &Api,
     user: &User,
     target: &ResourceRequest,
@@ -272,6 +274,7 @@ async fn serve_resource(api: &Api, asked: &Asked) -> Result<Response, ApiError> 
         query: &asked.query,
         headers: &asked.headers,
         body: asked.body.clone(),
+        manager: applying::manager(kind, target, &asked.query, &asked.headers)?,
     };
     let registry = &api.registry;
     if target.resource == "bindings" {
@@ -299,7 +302,12 @@ async fn serve_resource(api: &Api, asked: &Asked) -> Result<Response, ApiError> 
     }
     let subresource = subresource_of(kind, &target.subresource).ok_or_else(ApiError::no_route)?;
     match (subresource, target.verb) {
-        (Subresource::Status | Subresource::Approval, "get") => verbs::get(registry, &input).await,
+        (Subresource::Status | Subresource::Approval | Subresource::EphemeralContainers, "get") => {
+            verbs::get(registry, &input).await
+        }
+        (Subresource::EphemeralContainers, "update" | "patch") => {
+            subresources::add_ephemeral(registry, &input).await
+        }
         (Subresource::Status, "update") => verbs::update(registry, &input, Through::Status).await,
         (Subresource::Status, "patch") => verbs::patch(registry, &input, Through::Status).await,
         (Subresource::Approval, "update" | "patch") => {
@@ -311,12 +319,13 @@ async fn serve_resource(api: &Api, asked: &Asked) -> Result<Response, ApiError> 
         (Subresource::Scale, "patch") => scale::patch(registry, &input).await,
         (Subresource::Binding, "create") => subresources::bind(registry, &input).await,
         (Subresource::Eviction, "create") => eviction::create(registry, &input).await,
+        (Subresource::Token, "create") => token_request::create(api, &input).await,
         (Subresource::Log, "get") => log::serve(api, &input).await,
         _ => Err(ApiError::method_not_allowed()),
     }
 }
 
-fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
+pub(super) fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
     let subresource = match name {
         "status" => Subresource::Status,
         "scale" => Subresource::Scale,
@@ -325,6 +334,11 @@ fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "approval" => Subresource::Approval,
         "finalize" => Subresource::Finalize,
         "eviction" => Subresource::Eviction,
+        "exec" => Subresource::Exec,
+        "attach" => Subresource::Attach,
+        "portforward" => Subresource::PortForward,
+        "ephemeralcontainers" => Subresource::EphemeralContainers,
+        "token" => Subresource::Token,
         _ => return None,
     };
     kind.has(subresource).then_some(subresource)

@@ -9,13 +9,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::apply::{self, Manager, Operation as By, Part, Writer};
 use super::deletion::{self, DeleteOptions, Step};
 use super::error::ApiError;
 use super::meta;
+use super::patching::schema_of;
 use super::stored::{bytes_of, key, object_of, read_error, set_version, storable, store_error};
 use crate::admission::service_ip::Held;
 use crate::admission::{Admission, Operation, Review};
 use crate::auth::User;
+use crate::auth::rbac::Policies;
 use crate::resources::Kind;
 use crate::store::cache::{Cache, Freshness, Object};
 use crate::store::{Expect, Revision, Store, StoreError};
@@ -28,6 +31,8 @@ pub struct Registry {
     pub store: Arc<dyn Store>,
     pub cache: Arc<Cache>,
     pub admission: Admission,
+    /// Who may do what.
+    pub policies: Arc<Policies>,
 }
 
 /// Who asks for what kind of object, where.
@@ -39,6 +44,8 @@ pub struct Call<'a> {
     pub namespace: &'a str,
     /// Go all the way, but store nothing.
     pub dry_run: bool,
+    /// In whose name fields are set.
+    pub manager: &'a Manager,
 }
 
 /// Which part of an object an update may change.
@@ -50,6 +57,9 @@ pub enum Through {
     /// A subresource that made the new object from the old one itself.
     Subresource(&'static str),
 }
+
+/// The subresource that adds containers to a pod that runs.
+pub const EPHEMERAL: &str = "ephemeralcontainers";
 
 /// A write of one key.
 enum Write {
@@ -111,6 +121,7 @@ impl Registry {
         let review = self.review(call, Operation::Create, "");
         let held = self.admission.admit(&review, &mut object, None).await?;
         (kind.prepare_create)(&mut object);
+        track(call, None, &mut object)?;
         let name = meta::text(&object, "name").to_owned();
         let errors = (kind.validate)(&object, None);
         if !errors.is_empty() {
@@ -216,9 +227,16 @@ impl Registry {
                 Some(old),
             )
             .await?;
-        // A binding changes what an update may not, a pod's node; the result must still be a valid object.
+        track(call, Some(old), &mut new)?;
+        // A binding changes what an update may not, a pod's node; the result must still be a valid object. So does what
+        // adds containers, which has checked them itself.
+        let adjusted = (through == Through::Subresource(EPHEMERAL)).then(|| {
+            let mut adjusted = old.clone();
+            adjusted["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
+            adjusted
+        });
         let before = (through != Through::Subresource("binding")).then_some(old);
-        let errors = (kind.validate)(&new, before);
+        let errors = (kind.validate)(&new, adjusted.as_ref().or(before));
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
         }
@@ -329,6 +347,20 @@ impl Registry {
             dry_run: call.dry_run,
         }
     }
+}
+
+/// Notes who set which fields. An apply has done so already.
+fn track(call: &Call<'_>, old: Option<&Value>, new: &mut Value) -> Result<(), ApiError> {
+    if call.manager.operation == By::Apply {
+        return Ok(());
+    }
+    let writer = Writer {
+        manager: call.manager,
+        part: Part::Whole,
+        now: &meta::rfc3339(meta::now()),
+    };
+    apply::track(old, new, writer, schema_of(call.kind))
+        .map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
 fn check_preconditions(

@@ -93,14 +93,8 @@ pub struct Query(HashMap<String, String>);
 impl Query {
     pub fn of(uri: &Uri) -> Self {
         let mut all = HashMap::new();
-        for pair in uri
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter(|p| !p.is_empty())
-        {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            all.entry(unescape(name)).or_insert_with(|| unescape(value));
+        for (name, value) in pairs(uri) {
+            all.entry(name).or_insert(value);
         }
         Query(all)
     }
@@ -132,6 +126,18 @@ impl Query {
     }
 }
 
+/// Every parameter after the `?`, in order, decoded.
+pub fn pairs(uri: &Uri) -> impl Iterator<Item = (String, String)> {
+    let query = uri.query().unwrap_or_default();
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (unescape(name), unescape(value))
+        })
+}
+
 /// One part of a path, decoded. None for what cannot be part of a name.
 fn segment(text: &str) -> Option<String> {
     let decoded = String::from_utf8(decode(text)).ok()?;
@@ -141,6 +147,11 @@ fn segment(text: &str) -> Option<String> {
 /// Undoes form encoding: `+` is a space, `%41` is a byte.
 fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&decode(&text.replace('+', " "))).into_owned()
+}
+
+/// The text without percent encoding, for what is no part of a path.
+pub fn decoded(text: &str) -> String {
+    String::from_utf8_lossy(&decode(text)).into_owned()
 }
 
 /// Undoes percent encoding; leaves what is none.

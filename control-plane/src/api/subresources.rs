@@ -11,9 +11,9 @@ use super::error::ApiError;
 use super::meta;
 use super::patching;
 use super::present;
-use super::registry::{Registry, Through};
+use super::registry::{EPHEMERAL, Registry, Through};
 use super::verbs::Input;
-use crate::resources::Kind;
+use crate::resources::{Kind, pod::ephemeral};
 
 /// POST of a `Binding`: puts a pod on a node.
 pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
@@ -111,7 +111,7 @@ pub async fn approve(registry: &Registry, input: &Input<'_>) -> Result<Response,
     change(registry, input, "approval", |old, new| {
         let mut next = old.clone();
         next["status"]["conditions"] = new["status"]["conditions"].clone();
-        next
+        Ok(next)
     })
     .await
 }
@@ -124,7 +124,24 @@ pub async fn finalize(registry: &Registry, input: &Input<'_>) -> Result<Response
             next["spec"] = json!({});
         }
         next["spec"]["finalizers"] = new["spec"]["finalizers"].clone();
-        next
+        Ok(next)
+    })
+    .await
+}
+
+/// PUT or PATCH of `ephemeralcontainers`: only those of the pod change, and only by more of them.
+pub async fn add_ephemeral(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let kind = input.kind;
+    change(registry, input, EPHEMERAL, |old, new| {
+        let mut next = old.clone();
+        next["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
+        (kind.default)(&mut next);
+        let errors = ephemeral::errors(&next, old);
+        if !errors.is_empty() {
+            let name = meta::text(old, "name");
+            return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
+        }
+        Ok(next)
     })
     .await
 }
@@ -134,7 +151,7 @@ async fn change(
     registry: &Registry,
     input: &Input<'_>,
     subresource: &'static str,
-    take: impl Fn(&Value, &Value) -> Value,
+    take: impl Fn(&Value, &Value) -> Result<Value, ApiError>,
 ) -> Result<Response, ApiError> {
     let presenter = input.presenter()?;
     let patch = if input.request.verb == "patch" {
@@ -168,7 +185,7 @@ async fn change(
                     }
                     None => sent.clone(),
                 };
-                let mut next = take(old, &new);
+                let mut next = take(old, &new)?;
                 let asked = meta::text(&new, "resourceVersion");
                 meta::of(&mut next).insert("resourceVersion".to_owned(), json!(asked));
                 // What was null before stays away.

@@ -5,16 +5,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::registry::Registry;
-use super::{Api, KubeletClient, bootstrap, index};
+use super::apply::Manager;
+use super::registry::{Call, Registry};
+use super::{Api, KubeletClient, bootstrap, default_roles, index};
 use crate::admission::Admission;
 use crate::admission::service_ip::{Ranges, ServiceAddresses};
-use crate::auth::Authenticator;
 use crate::auth::pki::{Pki, PkiConfig};
+use crate::auth::rbac::Policies;
+use crate::auth::tokens::{Authority, Keys};
+use crate::auth::{Authenticator, MASTERS, User};
+use crate::resources;
 use crate::store::Store;
 use crate::store::cache::Cache;
 use crate::store::embedded::Embedded;
 
+/// The issuer of service accounts' tokens.
+pub(crate) const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 /// The services' range.
 pub(crate) const SERVICES: &str = "10.96.0.0/12";
 
@@ -38,16 +44,20 @@ pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
     let cache = Cache::start(store.clone(), index).await.expect("a cache");
     let addresses = ServiceAddresses::new(ranges.clone());
     addresses.follow(&cache).await.expect("services");
+    let policies = Arc::new(Policies::default());
     let registry = Registry {
-        admission: Admission::new(store.clone(), addresses),
+        admission: Admission::new(store.clone(), addresses, policies.clone()),
         store,
         cache,
+        policies,
     };
     let kubelet = KubeletClient::new(&pki.kubelet_client, pki.ca.certificate()).expect("a client");
     let advertised = "127.0.0.1:6443";
+    let keys = Keys::open(&dir.join("pki")).expect("keys");
+    let tokens = Arc::new(Authority::new(keys, ISSUER.to_owned()));
     let api = Api::new(
         registry,
-        Authenticator::new(pki.join_token.clone()),
+        Authenticator::new(pki.join_token.clone(), tokens),
         kubelet,
         advertised.to_owned(),
     );
@@ -58,5 +68,26 @@ pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
     )
     .await
     .expect("the system's objects");
+    default_roles::ensure(&api.registry).await.expect("roles");
+    let Registry {
+        policies, cache, ..
+    } = &api.registry;
+    policies.follow(cache).await.expect("roles");
+    // What a controller makes, and pods need.
+    let kind = resources::find("", "v1", "serviceaccounts").expect("a kind");
+    let user = User::authenticated("system:apiserver", [MASTERS.to_owned()]);
+    let manager = Manager::server(kind);
+    let call = Call {
+        user: &user,
+        kind,
+        namespace: "default",
+        dry_run: false,
+        manager: &manager,
+    };
+    let account = serde_json::json!({"metadata": {"name": "default"}});
+    match api.registry.create(&call, account).await {
+        Err(error) if error.reason != "AlreadyExists" => panic!("{error:?}"),
+        _ => {}
+    }
     (api, pki)
 }

@@ -6,7 +6,10 @@ mod input;
 mod kinds;
 mod lists;
 mod objects;
+mod reviews;
+mod roles;
 mod start;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;

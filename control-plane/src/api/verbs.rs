@@ -6,6 +6,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
+use super::apply::Manager;
+use super::applying;
 use super::body::{self, Decoded, FieldValidation};
 use super::content;
 use super::deletion::{self, DeleteOptions};
@@ -35,10 +37,12 @@ pub struct Input<'a> {
     pub query: &'a Query,
     pub headers: &'a HeaderMap,
     pub body: Bytes,
+    /// In whose name fields are set.
+    pub manager: Manager,
 }
 
 impl<'a> Input<'a> {
-    pub fn call(&self) -> Result<Call<'a>, ApiError> {
+    pub fn call(&self) -> Result<Call<'_>, ApiError> {
         let dry_run = match self.query.get("dryRun") {
             "" => false,
             "All" => true,
@@ -53,6 +57,7 @@ impl<'a> Input<'a> {
             kind: self.kind,
             namespace: &self.request.namespace,
             dry_run,
+            manager: &self.manager,
         })
     }
 
@@ -87,7 +92,7 @@ impl<'a> Input<'a> {
         Ok(decoded)
     }
 
-    fn check_place(&self, object: &Value) -> Result<(), ApiError> {
+    pub(super) fn check_place(&self, object: &Value) -> Result<(), ApiError> {
         let namespace = meta::text(object, "namespace");
         if !namespace.is_empty() && namespace != self.request.namespace {
             return Err(ApiError::bad_request(format!(
@@ -189,6 +194,9 @@ pub async fn patch(
     input: &Input<'_>,
     through: Through,
 ) -> Result<Response, ApiError> {
+    if applying::is_apply(input.headers) {
+        return applying::apply(registry, input, through).await;
+    }
     let presenter = input.presenter()?;
     let validation = FieldValidation::parse(input.query.get("fieldValidation"))?;
     let patch = patching::patch_of(input.headers, &input.body)?;

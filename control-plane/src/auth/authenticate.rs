@@ -1,10 +1,13 @@
 //! From what a client showed to who it is: a certificate of the cluster's authority, or a bearer token.
 
+use std::sync::Arc;
+
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::certificate::{common_name, organizations};
 use super::token::JoinToken;
+use super::tokens::{Authority, Refused, Verified};
 use super::{BOOTSTRAPPERS, User};
 
 /// A credential was shown and is not valid: 401. Showing none at all makes the caller anonymous instead.
@@ -12,38 +15,64 @@ use super::{BOOTSTRAPPERS, User};
 #[error("Unauthorized")]
 pub struct Unauthorized;
 
-/// What can be checked. Service-account tokens will be a second kind of bearer token here.
+/// A credential that is good by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    User(User),
+    /// The token of a service account, if that, and what the token is bound to, are still there.
+    Account(Verified),
+}
+
+/// What can be checked without the cluster's objects.
 pub struct Authenticator {
     join_token: JoinToken,
+    tokens: Arc<Authority>,
 }
 
 impl Authenticator {
-    pub fn new(join_token: JoinToken) -> Self {
-        Self { join_token }
+    pub fn new(join_token: JoinToken, tokens: Arc<Authority>) -> Self {
+        Self { join_token, tokens }
     }
 
-    /// Who is calling. `certificate` is the client's, which TLS has verified against the cluster's authority; `authorization`
-    /// the header of that name. The certificate decides if there is one, as upstream.
+    /// Makes service accounts' tokens.
+    pub fn tokens(&self) -> &Authority {
+        &self.tokens
+    }
+
+    /// Who is calling. `certificate` is the client's, which TLS has verified against the cluster's authority; `token` a bearer
+    /// token. The certificate decides if there is one, as upstream. `now` is seconds since the epoch.
     pub fn authenticate(
         &self,
         certificate: Option<&CertificateDer<'_>>,
-        authorization: Option<&str>,
-    ) -> Result<User, Unauthorized> {
+        token: Option<&str>,
+        now: i64,
+    ) -> Result<Credential, Unauthorized> {
         if let Some(certificate) = certificate {
-            return from_certificate(certificate);
+            return from_certificate(certificate).map(Credential::User);
         }
-        match authorization.and_then(bearer) {
-            Some(token) => self.check_token(token),
-            None => Ok(User::anonymous()),
+        match token {
+            Some(token) => self
+                .token(token, &self.tokens.audiences(), now)
+                .map_err(|_| Unauthorized),
+            None => Ok(Credential::User(User::anonymous())),
         }
     }
 
-    fn check_token(&self, token: &str) -> Result<User, Unauthorized> {
-        if !self.join_token.is(token) {
-            return Err(Unauthorized);
+    /// Whose bearer token it is. Of a service account's, one of `audiences` must be its.
+    pub fn token(
+        &self,
+        token: &str,
+        audiences: &[String],
+        now: i64,
+    ) -> Result<Credential, Refused> {
+        if self.join_token.is(token) {
+            let name = format!("system:bootstrap:{}", self.join_token.id());
+            let user = User::authenticated(name, [BOOTSTRAPPERS.to_owned()]);
+            return Ok(Credential::User(user));
         }
-        let name = format!("system:bootstrap:{}", self.join_token.id());
-        Ok(User::authenticated(name, [BOOTSTRAPPERS.to_owned()]))
+        self.tokens
+            .verify(token, audiences, now)
+            .map(Credential::Account)
     }
 }
 
@@ -58,7 +87,7 @@ fn from_certificate(certificate: &CertificateDer<'_>) -> Result<User, Unauthoriz
 }
 
 /// The token of a `Bearer` header. Other schemes are ignored, as upstream does.
-fn bearer(header: &str) -> Option<&str> {
+pub fn bearer(header: &str) -> Option<&str> {
     let (scheme, token) = header.trim().split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)

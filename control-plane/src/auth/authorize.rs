@@ -1,6 +1,7 @@
 //! The authorizer: may this user do this? Pure; the API server calls it once for each request.
 
-use super::{MASTERS, NODES, Referenced, User, node, rules};
+use super::rbac::{Policy, Verdict};
+use super::{MASTERS, NODES, Referenced, User, node};
 
 /// What a request asks for. Fields that do not apply are empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,49 +32,59 @@ impl Attributes<'_> {
 /// The authorizer's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Allow,
+    /// Allowed, and why, where there is more to say than who the user is.
+    Allow(String),
     /// Allowed to the node `node` if one of its pods, in the request's namespace, refers to the object (see
-    /// [`super::references`]); else forbidden, with the sentence `refusal`.
+    /// [`super::references`]); else forbidden, and `hint` says why.
     IfReferredTo {
         node: String,
         object: Referenced,
-        refusal: String,
+        hint: String,
     },
-    /// Forbidden, with the sentence that clients show after `<resource> "<name>" is forbidden: `.
-    Deny(String),
+    /// Forbidden. The hint says why, where there is more to say than that nothing allows it.
+    Deny { hint: String },
 }
 
 impl Decision {
     pub fn is_allowed(&self) -> bool {
-        matches!(self, Decision::Allow)
+        matches!(self, Decision::Allow(_))
     }
 }
 
-/// Decides on the attributes alone. A node's access to one object also needs [`super::node_may_touch`].
-pub fn authorize(user: &User, a: &Attributes<'_>) -> Decision {
-    if user.is_in(MASTERS) || rules::static_policy(user, a) {
-        return Decision::Allow;
+/// Decides on the attributes alone, by `policy` and by what nodes may do. A node's access to one object also needs
+/// [`super::node_may_touch`].
+pub fn authorize(policy: &Policy, user: &User, a: &Attributes<'_>) -> Decision {
+    if user.is_in(MASTERS) {
+        return Decision::Allow(String::new());
     }
-    let mut hint = "";
+    let mut hint = String::new();
+    let mut if_referred_to = None;
     if user.is_in(NODES)
         && let Some(node) = super::node_name(user)
     {
         match node::authorize(node, a) {
-            Ok(()) => return Decision::Allow,
-            Err(reason) => hint = reason,
+            Ok(()) => return Decision::Allow(String::new()),
+            Err(reason) => reason.clone_into(&mut hint),
         }
-        if let Some(object) = node::if_referred_to(a) {
-            return Decision::IfReferredTo {
-                node: node.to_owned(),
-                object,
-                refusal: refusal(user, a, hint),
-            };
-        }
+        if_referred_to = node::if_referred_to(a).map(|object| (node, object));
     }
-    Decision::Deny(refusal(user, a, hint))
+    match policy.authorize(user, a) {
+        Verdict::Allowed(why) => return Decision::Allow(why),
+        Verdict::NoOpinion { problems } if hint.is_empty() => hint = problems,
+        Verdict::NoOpinion { .. } => {}
+    }
+    match if_referred_to {
+        Some((node, object)) => Decision::IfReferredTo {
+            node: node.to_owned(),
+            object,
+            hint,
+        },
+        None => Decision::Deny { hint },
+    }
 }
 
-fn refusal(user: &User, a: &Attributes<'_>, hint: &str) -> String {
+/// What was refused, in the sentence that clients show after `<resource> "<name>" is forbidden: `.
+pub fn refusal(user: &User, a: &Attributes<'_>, hint: &str) -> String {
     let mut text = if a.is_resource_request() {
         let slash = if a.subresource.is_empty() { "" } else { "/" };
         let scope = if a.namespace.is_empty() {

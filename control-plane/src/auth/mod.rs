@@ -1,5 +1,6 @@
 //! Who asks, and may they: the cluster CA, client certificates, tokens, the authorizer.
 
+mod account;
 mod authenticate;
 mod authorize;
 mod certificate;
@@ -8,15 +9,20 @@ mod files;
 mod kubeconfig;
 mod node;
 pub mod pki;
+pub mod rbac;
 mod references;
 mod rules;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 mod token;
+pub mod tokens;
 
-pub use authenticate::{Authenticator, Unauthorized};
-pub use authorize::{Attributes, Decision, authorize};
+use std::collections::BTreeMap;
+
+pub use account::{service_account, service_account_of};
+pub use authenticate::{Authenticator, Credential, Unauthorized, bearer};
+pub use authorize::{Attributes, Decision, authorize, refusal};
 pub use certificate::{Ca, CertificateError, CertifiedKeyPem};
 pub use node::{node_may_touch, node_name};
 pub use references::{Referenced, references};
@@ -28,6 +34,8 @@ pub const MASTERS: &str = "system:masters";
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// Everyone who showed none.
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// Every service account; followed by `:NAMESPACE` those of one namespace.
+pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 /// The agents.
 pub const NODES: &str = "system:nodes";
 /// Those who hold a join token.
@@ -49,6 +57,10 @@ pub const SAME_MACHINE: &str = "kernelet.io/same-machine";
 pub struct User {
     pub name: String,
     pub groups: Vec<String>,
+    /// Tells one bearer of the name from a later one; empty where there is none.
+    pub uid: String,
+    /// What else is known, by key.
+    pub extra: BTreeMap<String, Vec<String>>,
     /// Whether the request came from the machine that the control plane runs on.
     pub same_machine: bool,
 }
@@ -66,7 +78,21 @@ impl User {
         Self {
             name: name.into(),
             groups,
+            uid: String::new(),
+            extra: BTreeMap::new(),
             same_machine: false,
+        }
+    }
+
+    /// A service account.
+    pub fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
+        let groups = [
+            SERVICE_ACCOUNTS.to_owned(),
+            format!("{SERVICE_ACCOUNTS}:{namespace}"),
+        ];
+        Self {
+            uid: uid.to_owned(),
+            ..Self::authenticated(service_account(namespace, name), groups)
         }
     }
 
@@ -75,6 +101,8 @@ impl User {
         Self {
             name: "system:anonymous".to_owned(),
             groups: vec![UNAUTHENTICATED.to_owned()],
+            uid: String::new(),
+            extra: BTreeMap::new(),
             same_machine: false,
         }
     }

@@ -37,6 +37,8 @@ pub(super) fn authorize(node: &str, a: &Attributes<'_>) -> Result<(), &'static s
         },
         ("coordination.k8s.io", "leases", "") if a.namespace == LEASE_NAMESPACE => match a.verb {
             "create" => Ok(()),
+            // Each other's signs of life: whoever announces an address is replaced when it is silent.
+            "list" | "watch" => Ok(()),
             "get" | "update" | "patch" | "delete" => own("a node may only use its own Lease"),
             _ => Err("a node may not do this to Leases"),
         },
@@ -44,11 +46,11 @@ pub(super) fn authorize(node: &str, a: &Attributes<'_>) -> Result<(), &'static s
             Err("a node may only use Leases in the namespace kube-node-lease")
         }
         ("", "pods", "") => match a.verb {
+            // Single pods are checked again when it is known where they run.
             "get" | "delete" => Ok(()),
-            "list" | "watch" if selects_node(a.field_selector, node) => Ok(()),
-            "list" | "watch" => Err(
-                "a node lists and watches Pods only with the field selector spec.nodeName=<itself>",
-            ),
+            // All of them: a NetworkPolicy names its peers by labels, and packets show addresses. Upstream's node
+            // authorizer insists on the field selector spec.nodeName, and leaves this to the network plugin's own account.
+            "list" | "watch" => Ok(()),
             _ => Err("a node may not do this to Pods"),
         },
         ("", "pods", "status") => match a.verb {
@@ -59,24 +61,25 @@ pub(super) fn authorize(node: &str, a: &Attributes<'_>) -> Result<(), &'static s
             "get" => Err("no pod on this node refers to it"),
             _ => Err("a node may only get ConfigMaps and Secrets"),
         },
+        ("", "serviceaccounts", "token") => match a.verb {
+            "create" => Err("no pod on this node uses it"),
+            _ => Err("a node may only create tokens of ServiceAccounts"),
+        },
         _ => Err(""),
     }
 }
 
 /// Whether a refusal by [`authorize`] is lifted by a pod that refers to the object.
 pub(super) fn if_referred_to(a: &Attributes<'_>) -> Option<Referenced> {
-    if a.verb != "get" || !a.subresource.is_empty() || a.namespace.is_empty() || a.name.is_empty() {
+    if a.namespace.is_empty() || a.name.is_empty() {
         return None;
     }
-    Referenced::of_resource(a.group, a.resource)
-}
-
-fn selects_node(selector: &str, node: &str) -> bool {
-    selector.split(',').any(|term| {
-        term.split_once('=').is_some_and(|(path, value)| {
-            path == "spec.nodeName" && value.strip_prefix('=').unwrap_or(value) == node
-        })
-    })
+    let object = Referenced::of_resource(a.group, a.resource)?;
+    let asked = match object {
+        Referenced::ConfigMap | Referenced::Secret => ("get", ""),
+        Referenced::ServiceAccount => ("create", "token"),
+    };
+    (asked == (a.verb, a.subresource)).then_some(object)
 }
 
 /// Whether the user may act on this very object, after [`super::authorize`] allowed the attributes. Pods must run on the
@@ -106,9 +109,15 @@ pub fn node_may_touch(user: &User, object: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Decision, authorize};
+    use super::super::rbac::Policy;
+    use super::super::{Attributes, Decision};
     use super::*;
     use serde_json::json;
+
+    /// Without any role.
+    fn authorize(user: &User, a: &Attributes<'_>) -> Decision {
+        super::super::authorize(&Policy::default(), user, a)
+    }
 
     fn node() -> User {
         User::authenticated("system:node:w1", [NODES.to_owned()])
@@ -141,6 +150,10 @@ mod tests {
             field_selector,
             ..core("watch", "pods", "", "")
         };
+        let policies = |verb| Attributes {
+            group: "networking.k8s.io",
+            ..core(verb, "networkpolicies", "", "")
+        };
         for (allowed, a) in [
             (true, core("list", "services", "", "")),
             (true, core("watch", "nodes", "", "")),
@@ -153,12 +166,19 @@ mod tests {
             (false, core("create", "services", "", "")),
             (true, lease("update", "w1", "kube-node-lease")),
             (false, lease("update", "w2", "kube-node-lease")),
+            (true, lease("watch", "", "kube-node-lease")),
+            (false, lease("list", "", "")),
             (false, lease("update", "w1", "default")),
             (true, pods("spec.nodeName=w1")),
             (true, pods("status.phase!=Failed,spec.nodeName==w1")),
-            (false, pods("spec.nodeName=w2")),
-            (false, pods("spec.nodeName!=w1")),
-            (false, pods("")),
+            (true, pods("")),
+            (false, core("deletecollection", "pods", "", "")),
+            (true, core("list", "namespaces", "", "")),
+            (false, core("update", "namespaces", "", "a")),
+            (true, policies("list")),
+            (true, policies("watch")),
+            (false, policies("create")),
+            (false, policies("delete")),
             (true, core("patch", "pods", "status", "p")),
             (false, core("create", "pods", "binding", "p")),
         ] {
@@ -172,7 +192,7 @@ mod tests {
         assert_eq!(node_name(&user), None);
         assert!(matches!(
             authorize(&user, &core("list", "services", "", "")),
-            Decision::Deny(_)
+            Decision::Deny { .. }
         ));
     }
 

@@ -4,11 +4,12 @@
 //! DIR/pki/ca.crt ca.key                      the cluster's authority: signs all below and the nodes' certificates
 //! DIR/pki/apiserver.crt .key                 what the API server shows its clients
 //! DIR/pki/apiserver-kubelet-client.crt .key  what it shows an agent when it fetches logs
+//! DIR/pki/sa.key                             signs service accounts' tokens
 //! DIR/admin.kubeconfig                       the administrator's access, in group system:masters
 //! DIR/join-token                             what a machine shows to become a node
 //! ```
 //!
-//! The key that will sign service-account tokens belongs here too, as `DIR/pki/sa.key`.
+//! The keys of service accounts' tokens are there too: see [`super::tokens`].
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,6 +27,7 @@ use super::csr::Reserved;
 use super::files::{self, Access};
 use super::kubeconfig::Kubeconfig;
 use super::token::JoinToken;
+use super::tokens::{Keys, KeysError};
 
 /// Where the keys are, and where the API server is found.
 #[derive(Clone, Debug)]
@@ -80,6 +82,8 @@ pub enum PkiError {
         "{path}: this is no join token (abcdef.0123456789abcdef); remove the file to have a new one made"
     )]
     Token { path: PathBuf },
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     #[error("cannot make a certificate: {0}")]
     Issue(#[from] CertificateError),
 }
@@ -89,6 +93,8 @@ pub struct Pki {
     pub ca: Ca,
     pub kubelet_client: CertifiedKeyPem,
     pub join_token: JoinToken,
+    /// Of service accounts' tokens.
+    pub token_keys: Keys,
     /// The administrator's kubeconfig, for messages to people.
     pub admin_kubeconfig: PathBuf,
 }
@@ -117,6 +123,7 @@ impl Pki {
         let admin_kubeconfig = config.data_dir.join("admin.kubeconfig");
         open_kubeconfig(&ca, &admin_kubeconfig, config, now)?;
         Ok(Self {
+            token_keys: Keys::open(dir)?,
             join_token: open_token(&config.data_dir.join("join-token"))?,
             ca,
             kubelet_client,

@@ -1,4 +1,5 @@
-//! Which ConfigMaps and Secrets a pod names. Pure: these are the ones that its node may read.
+//! Which ConfigMaps, Secrets and ServiceAccounts a pod names. Pure: these are the ones that its node may read, or have tokens
+//! of.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +10,7 @@ use serde_json::Value;
 pub enum Referenced {
     ConfigMap,
     Secret,
+    ServiceAccount,
 }
 
 impl Referenced {
@@ -16,6 +18,7 @@ impl Referenced {
         match (group, plural) {
             ("", "configmaps") => Some(Referenced::ConfigMap),
             ("", "secrets") => Some(Referenced::Secret),
+            ("", "serviceaccounts") => Some(Referenced::ServiceAccount),
             _ => None,
         }
     }
@@ -24,12 +27,16 @@ impl Referenced {
 /// The names, in the pod's own namespace, that the pod refers to.
 pub fn references(pod: &Value, to: Referenced) -> BTreeSet<&str> {
     let spec = &pod["spec"];
+    if to == Referenced::ServiceAccount {
+        let name = spec["serviceAccountName"].as_str();
+        return name.into_iter().filter(|name| !name.is_empty()).collect();
+    }
     let containers = ["initContainers", "containers", "ephemeralContainers"];
     let mut names: Vec<&Value> = Vec::new();
     for container in containers.iter().flat_map(|field| items(&spec[*field])) {
         let (whole, one) = match to {
             Referenced::ConfigMap => ("configMapRef", "configMapKeyRef"),
-            Referenced::Secret => ("secretRef", "secretKeyRef"),
+            _ => ("secretRef", "secretKeyRef"),
         };
         names.extend(items(&container["envFrom"]).map(|from| &from[whole]["name"]));
         names.extend(items(&container["env"]).map(|env| &env["valueFrom"][one]["name"]));
@@ -47,7 +54,7 @@ pub fn references(pod: &Value, to: Referenced) -> BTreeSet<&str> {
 fn volume_names<'a>(volume: &'a Value, to: Referenced, names: &mut Vec<&'a Value>) {
     let source = match to {
         Referenced::ConfigMap => "configMap",
-        Referenced::Secret => "secret",
+        _ => "secret",
     };
     let projected = items(&volume["projected"]["sources"]);
     names.extend(projected.map(|from| &from[source]["name"]));
@@ -78,6 +85,7 @@ mod tests {
     #[test]
     fn every_place_of_a_pod_that_names_one_counts() {
         let pod = json!({"spec": {
+            "serviceAccountName": "a",
             "imagePullSecrets": [{"name": "s-pull"}],
             "initContainers": [{"envFrom": [{"configMapRef": {"name": "c-init"}}]}],
             "containers": [
@@ -108,6 +116,7 @@ mod tests {
             names(Referenced::ConfigMap),
             ["c-debug", "c-env", "c-init", "c-projected", "c-volume"]
         );
+        assert_eq!(names(Referenced::ServiceAccount), ["a"]);
         assert_eq!(
             names(Referenced::Secret),
             [

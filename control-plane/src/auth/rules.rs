@@ -1,21 +1,23 @@
-//! What the fixed identities may do, as data: the part of upstream's bootstrap policy that this control plane needs.
+//! Permissions as constants: what nodes may do, and the form in which the default roles are written down.
 
-use super::{
-    AUTHENTICATED, Attributes, BOOTSTRAPPERS, CONTROLLER_MANAGER, KUBE_PROXY, SCHEDULER,
-    UNAUTHENTICATED, User,
-};
+use k8s_openapi::api::rbac::v1::PolicyRule;
 
-const READ: &[&str] = &["get", "list", "watch"];
-const ANY: &[&str] = &["*"];
+use super::Attributes;
 
-/// A permission: any of the verbs on any of the resources (`plural` or `plural/subresource`) in any of the groups.
+pub(super) const READ: &[&str] = &["get", "list", "watch"];
+
+/// A permission: any of the verbs on any of the resources (`plural` or `plural/subresource`) in any of the groups, or on any
+/// of the paths.
+#[derive(Clone, Copy)]
 pub(super) struct Rule {
     verbs: &'static [&'static str],
     groups: &'static [&'static str],
     resources: &'static [&'static str],
+    names: &'static [&'static str],
+    urls: &'static [&'static str],
 }
 
-const fn rule(
+pub(super) const fn rule(
     verbs: &'static [&'static str],
     groups: &'static [&'static str],
     resources: &'static [&'static str],
@@ -24,152 +26,53 @@ const fn rule(
         verbs,
         groups,
         resources,
+        names: &[],
+        urls: &[],
     }
 }
 
-const SCHEDULER_RULES: &[Rule] = &[
-    rule(
-        READ,
-        &[""],
-        &[
-            "nodes",
-            "namespaces",
-            "pods",
-            "services",
-            "persistentvolumeclaims",
-            "persistentvolumes",
-        ],
-    ),
-    rule(READ, &["apps"], &["replicasets", "statefulsets"]),
-    rule(READ, &["policy"], &["poddisruptionbudgets"]),
-    rule(
-        READ,
-        &["storage.k8s.io"],
-        &[
-            "storageclasses",
-            "csinodes",
-            "csidrivers",
-            "csistoragecapacities",
-        ],
-    ),
-    rule(&["delete"], &[""], &["pods"]),
-    rule(&["create"], &[""], &["pods/binding", "bindings"]),
-    rule(&["patch", "update"], &[""], &["pods/status"]),
-    rule(
-        &["create", "patch", "update"],
-        &["", "events.k8s.io"],
-        &["events"],
-    ),
-    rule(
-        &["create", "get", "list", "watch", "update", "patch"],
-        &["coordination.k8s.io"],
-        &["leases"],
-    ),
-];
-
-/// One identity runs all controllers. Garbage collection and namespace deletion are why it may remove anything.
-const CONTROLLER_RULES: &[Rule] = &[
-    rule(
-        &[
-            "get",
-            "list",
-            "watch",
-            "update",
-            "patch",
-            "delete",
-            "deletecollection",
-        ],
-        ANY,
-        ANY,
-    ),
-    rule(
-        &["create"],
-        &[""],
-        &[
-            "pods",
-            "pods/eviction",
-            "services",
-            "endpoints",
-            "events",
-            "serviceaccounts",
-            "serviceaccounts/token",
-            "secrets",
-            "configmaps",
-            "namespaces",
-        ],
-    ),
-    rule(
-        &["create"],
-        &["apps"],
-        &["replicasets", "controllerrevisions"],
-    ),
-    rule(&["create"], &["batch"], &["jobs"]),
-    rule(&["create"], &["discovery.k8s.io"], &["endpointslices"]),
-    rule(&["create"], &["events.k8s.io"], &["events"]),
-    rule(&["create"], &["coordination.k8s.io"], &["leases"]),
-    rule(&["approve", "sign"], &["certificates.k8s.io"], &["signers"]),
-];
-
-/// What upstream's cluster role `system:node-proxier` allows.
-const PROXIER_RULES: &[Rule] = &[
-    rule(&["list", "watch"], &[""], &["services", "endpoints"]),
-    rule(READ, &[""], &["nodes"]),
-    rule(
-        &["create", "patch", "update"],
-        &["", "events.k8s.io"],
-        &["events"],
-    ),
-    rule(
-        &["list", "watch"],
-        &["networking.k8s.io"],
-        &["servicecidrs"],
-    ),
-    rule(
-        &["list", "watch"],
-        &["discovery.k8s.io"],
-        &["endpointslices"],
-    ),
-];
-
-const BOOTSTRAP_RULES: &[Rule] = &[rule(
-    &["create", "get", "list", "watch"],
-    &["certificates.k8s.io"],
-    &["certificatesigningrequests"],
-)];
-
-const AUTHENTICATED_RULES: &[Rule] = &[
-    rule(
-        &["create"],
-        &["authorization.k8s.io"],
-        &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
-    ),
-    rule(
-        &["create"],
-        &["authentication.k8s.io"],
-        &["selfsubjectreviews"],
-    ),
-];
-
-/// Paths open to everyone, as upstream's `system:public-info-viewer` leaves them.
-const PUBLIC_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version", "/version/"];
-/// Paths open to whoever is authenticated, as upstream's `system:discovery`.
-const DISCOVERY_PATHS: &[&str] = &[
-    "/api",
-    "/api/*",
-    "/apis",
-    "/apis/*",
-    "/openapi",
-    "/openapi/*",
-];
+/// To read these paths.
+pub(super) const fn paths(urls: &'static [&'static str]) -> Rule {
+    Rule {
+        verbs: &["get"],
+        groups: &[],
+        resources: &[],
+        names: &[],
+        urls,
+    }
+}
 
 impl Rule {
+    /// The same of these objects only.
+    pub(super) const fn of(self, names: &'static [&'static str]) -> Self {
+        Self { names, ..self }
+    }
+
+    /// The same on every path.
+    pub(super) const fn on_paths(self, urls: &'static [&'static str]) -> Self {
+        Self { urls, ..self }
+    }
+
     fn allows(&self, a: &Attributes<'_>) -> bool {
-        let has = |list: &[&str], item: &str| list.iter().any(|l| *l == "*" || *l == item);
         let resource = self.resources.iter().any(|r| match r.split_once('/') {
             Some((plural, sub)) => plural == a.resource && sub == a.subresource,
-            None => *r == "*" || (*r == a.resource && a.subresource.is_empty()),
+            None => *r == a.resource && a.subresource.is_empty(),
         });
-        resource && has(self.verbs, a.verb) && has(self.groups, a.group)
+        resource && self.verbs.contains(&a.verb) && self.groups.contains(&a.group)
+    }
+}
+
+impl From<&Rule> for PolicyRule {
+    fn from(rule: &Rule) -> Self {
+        let owned = |list: &[&str]| list.iter().map(|item| (*item).to_owned()).collect();
+        let some = |list: &[&str]| (!list.is_empty()).then(|| owned(list));
+        Self {
+            verbs: owned(rule.verbs),
+            api_groups: some(rule.groups),
+            resources: some(rule.resources),
+            resource_names: some(rule.names),
+            non_resource_urls: some(rule.urls),
+        }
     }
 }
 
@@ -178,33 +81,14 @@ pub(super) fn any(rules: &[Rule], a: &Attributes<'_>) -> bool {
     rules.iter().any(|r| r.allows(a))
 }
 
-/// Whether the fixed policy allows the request to the user, by name or by group.
-pub(super) fn static_policy(user: &User, a: &Attributes<'_>) -> bool {
-    if !a.is_resource_request() {
-        let get = a.verb == "get" || a.verb == "head";
-        let known = user.is_in(AUTHENTICATED);
-        return get
-            && ((matches(PUBLIC_PATHS, a.path) && (known || user.is_in(UNAUTHENTICATED)))
-                || (matches(DISCOVERY_PATHS, a.path) && known));
-    }
-    (user.name == SCHEDULER && any(SCHEDULER_RULES, a))
-        || (user.name == CONTROLLER_MANAGER && any(CONTROLLER_RULES, a))
-        || (user.name == KUBE_PROXY && any(PROXIER_RULES, a))
-        || (user.is_in(BOOTSTRAPPERS) && any(BOOTSTRAP_RULES, a))
-        || (user.is_in(AUTHENTICATED) && any(AUTHENTICATED_RULES, a))
-}
-
-fn matches(patterns: &[&str], path: &str) -> bool {
-    patterns.iter().any(|p| match p.strip_suffix('*') {
-        Some(prefix) => path.starts_with(prefix),
-        None => *p == path,
-    })
-}
-
 /// What a node may do whatever the object: its reads of what it routes to, its events, its certificates, its reviews.
 pub(super) const NODE_RULES: &[Rule] = &[
     rule(READ, &[""], &["services", "nodes", "endpoints"]),
     rule(READ, &["discovery.k8s.io"], &["endpointslices"]),
+    // The agent is the network plugin, too. Upstream's `system:node` has neither of these; plugins bring an account that
+    // may read them, and all pods.
+    rule(READ, &[""], &["namespaces"]),
+    rule(READ, &["networking.k8s.io"], &["networkpolicies"]),
     rule(READ, &["node.k8s.io"], &["runtimeclasses"]),
     rule(READ, &["storage.k8s.io"], &["csidrivers"]),
     rule(

@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use super::certificate::CertifiedKeyPem;
 use super::csr::{KUBELET_CLIENT_SIGNER, SigningRequest, sign_csr};
 use super::pki::{Pki, PkiConfig, PkiError};
+use super::rbac::defaults;
 use super::*;
 
 const SERVICE: [u8; 4] = [10, 96, 0, 1];
@@ -71,6 +72,7 @@ fn the_first_start_makes_what_later_ones_adopt() {
             ("ca.crt", 0o644),
             ("ca.key", 0o600),
             ("join-token", 0o600),
+            ("sa.key", 0o600),
         ]
     );
     open(&config(dir.path()), SERVICE, now);
@@ -149,8 +151,14 @@ fn tokens_are_checked_whole() {
         assert_eq!(bad.parse::<JoinToken>().unwrap_err(), NotAToken);
     }
     assert!(!format!("{token:?}").contains("0123456789abcdef"));
-    let authenticator = Authenticator::new(token);
-    let ask = |header| authenticator.authenticate(None, header);
+    let dir = tempfile::tempdir().unwrap();
+    let authenticator = Authenticator::new(token, authority(dir.path()));
+    let ask =
+        |header: Option<&str>| match authenticator.authenticate(None, header.and_then(bearer), 0) {
+            Ok(Credential::User(user)) => Ok(user),
+            Ok(Credential::Account(account)) => panic!("{account:?}"),
+            Err(error) => Err(error),
+        };
     let user = ask(Some("Bearer abcdef.0123456789abcdef")).unwrap();
     assert_eq!(user.name, "system:bootstrap:abcdef");
     assert!(user.is_in(BOOTSTRAPPERS) && user.is_in(AUTHENTICATED));
@@ -246,8 +254,21 @@ async fn handshake(
         .1
         .peer_certificates()
         .and_then(|chain| chain.first());
-    let user = Authenticator::new(pki.join_token.clone()).authenticate(peer, None);
-    Ok(user.unwrap())
+    let dir = tempfile::tempdir().unwrap();
+    let authenticator = Authenticator::new(pki.join_token.clone(), authority(dir.path()));
+    match authenticator.authenticate(peer, None, 0).unwrap() {
+        Credential::User(user) => Ok(user),
+        Credential::Account(account) => panic!("{account:?}"),
+    }
+}
+
+fn authority(dir: &Path) -> Arc<tokens::Authority> {
+    let keys = tokens::Keys::open(dir).unwrap();
+    Arc::new(tokens::Authority::new(keys, "https://issuer".to_owned()))
+}
+
+fn authorize(user: &User, a: &Attributes<'_>) -> Decision {
+    super::authorize(&defaults::policy(), user, a)
 }
 
 #[test]
@@ -287,11 +308,10 @@ fn everybody_sees_health_and_members_see_discovery() {
         namespace: "default",
         ..Default::default()
     };
+    assert!(!authorize(&member, &pods).is_allowed());
     assert_eq!(
-        authorize(&member, &pods),
-        Decision::Deny(
-            "User \"somebody\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\"".to_owned()
-        )
+        refusal(&member, &pods, ""),
+        "User \"somebody\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
     );
 }
 

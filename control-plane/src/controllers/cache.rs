@@ -150,7 +150,18 @@ where
 
     /// Follows the API server until `shutdown`; survives every error with a back-off.
     pub(crate) async fn run(self: Arc<Self>, api: Api<K>, shutdown: CancellationToken) {
-        let events = watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
+        self.run_selected(api, watcher::Config::default(), shutdown)
+            .await;
+    }
+
+    /// The same, of the objects that `config` selects.
+    pub(super) async fn run_selected(
+        self: Arc<Self>,
+        api: Api<K>,
+        config: watcher::Config,
+        shutdown: CancellationToken,
+    ) {
+        let events = watcher(api, config).backoff(WatchBackoff::new());
         let mut events = std::pin::pin!(events);
         let mut listed: BTreeMap<Key, Arc<K>> = BTreeMap::new();
         loop {
@@ -255,7 +266,8 @@ where
     }
 }
 
-fn version<K: Resource>(object: &K) -> u64 {
+/// The revision of the object's last write.
+pub(super) fn version<K: Resource>(object: &K) -> u64 {
     object
         .meta()
         .resource_version

@@ -6,47 +6,62 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, Resource};
+use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
-use super::{endpoints, pods};
+use super::{endpoints, load_balancer, pods, root_ca, token_secrets};
 
 /// Where nodes keep their Leases.
 pub(super) const NODE_LEASES: &str = "kube-node-lease";
 
 pub(super) struct Caches {
+    pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
     pub(super) endpoints: Arc<Cache<Endpoints>>,
     pub(super) leases: Arc<Cache<Lease>>,
+    /// The one that names the load balancers' addresses.
+    pub(super) load_balancer_pools: Arc<Cache<ConfigMap>>,
     pub(super) namespaces: Arc<Cache<Namespace>>,
     pub(super) nodes: Arc<Cache<Node>>,
     pub(super) pods: Arc<Cache<Pod>>,
     pub(super) replica_sets: Arc<Cache<ReplicaSet>>,
+    /// The ConfigMaps that hold the authority's certificate.
+    pub(super) root_cas: Arc<Cache<ConfigMap>>,
     pub(super) service_accounts: Arc<Cache<ServiceAccount>>,
     pub(super) services: Arc<Cache<Service>>,
     pub(super) slices: Arc<Cache<EndpointSlice>>,
+    /// Those that hold a token of a service account.
+    pub(super) token_secrets: Arc<Cache<Secret>>,
 }
 
 impl Caches {
     pub(super) fn new() -> Self {
         Self {
+            cluster_roles: Cache::new(|_| (), None),
             csrs: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
             endpoints: Cache::new(|_| (), None),
             leases: Cache::new(|_| (), None),
+            load_balancer_pools: Cache::new(|_| (), None),
             namespaces: Cache::new(|_| (), None),
             nodes: Cache::new(slim_node, None),
             pods: Cache::new(slim_pod, Some(pods::index)),
             replica_sets: Cache::new(|_| (), None),
+            root_cas: Cache::new(|_| (), None),
             service_accounts: Cache::new(|_| (), None),
             services: Cache::new(|_| (), Some(endpoints::service_index)),
             slices: Cache::new(|_| (), Some(endpoints::slice_index)),
+            token_secrets: Cache::new(|_| (), None),
         }
     }
 
@@ -57,6 +72,12 @@ impl Caches {
         shutdown: &CancellationToken,
         tasks: &mut JoinSet<()>,
     ) {
+        follow(
+            &self.cluster_roles,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
         follow(&self.csrs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.deployments, Api::all(client.clone()), shutdown, tasks);
         follow(&self.endpoints, Api::all(client.clone()), shutdown, tasks);
@@ -66,6 +87,12 @@ impl Caches {
             shutdown,
             tasks,
         );
+        let one = format!("metadata.name={}", load_balancer::CONFIG_MAP);
+        tasks.spawn(self.load_balancer_pools.clone().run_selected(
+            Api::namespaced(client.clone(), load_balancer::NAMESPACE),
+            watcher::Config::default().fields(&one),
+            shutdown.clone(),
+        ));
         follow(&self.namespaces, Api::all(client.clone()), shutdown, tasks);
         follow(&self.nodes, Api::all(client.clone()), shutdown, tasks);
         follow(&self.pods, Api::all(client.clone()), shutdown, tasks);
@@ -83,21 +110,37 @@ impl Caches {
         );
         follow(&self.services, Api::all(client.clone()), shutdown, tasks);
         follow(&self.slices, Api::all(client.clone()), shutdown, tasks);
+        let named = format!("metadata.name={}", root_ca::NAME);
+        tasks.spawn(self.root_cas.clone().run_selected(
+            Api::all(client.clone()),
+            watcher::Config::default().fields(&named),
+            shutdown.clone(),
+        ));
+        let typed = format!("type={}", token_secrets::TYPE);
+        tasks.spawn(self.token_secrets.clone().run_selected(
+            Api::all(client.clone()),
+            watcher::Config::default().fields(&typed),
+            shutdown.clone(),
+        ));
     }
 
     /// Until everything was listed once. A decision on less could take what is not yet seen for missing.
     pub(super) async fn wait_synced(&self) {
+        self.cluster_roles.wait_synced().await;
         self.csrs.wait_synced().await;
         self.deployments.wait_synced().await;
         self.endpoints.wait_synced().await;
         self.leases.wait_synced().await;
+        self.load_balancer_pools.wait_synced().await;
         self.namespaces.wait_synced().await;
         self.nodes.wait_synced().await;
         self.pods.wait_synced().await;
         self.replica_sets.wait_synced().await;
+        self.root_cas.wait_synced().await;
         self.service_accounts.wait_synced().await;
         self.services.wait_synced().await;
         self.slices.wait_synced().await;
+        self.token_secrets.wait_synced().await;
     }
 }
 

@@ -10,15 +10,19 @@ mod event_expiry;
 pub(crate) mod events;
 mod garbage;
 mod kinds;
+mod load_balancer;
 mod namespaces;
 mod node;
 mod pods;
 mod replica_set;
+mod role_aggregation;
+mod root_ca;
 #[cfg(test)]
 mod scenarios;
 mod service_accounts;
 #[cfg(test)]
 pub(crate) mod testing;
+mod token_secrets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,13 +36,26 @@ use self::caches::Caches;
 use self::driver::Wakeups;
 
 pub use self::certificates::Signer;
+pub use self::node::{PodRanges, PodRangesError};
 use crate::auth::csr::Reserved;
+use crate::auth::tokens::Authority;
+
+/// What service accounts get.
+#[derive(Clone)]
+pub struct Accounts {
+    /// The certificate of the cluster's authority, PEM.
+    pub authority: String,
+    /// Makes tokens for Secrets.
+    pub tokens: Arc<Authority>,
+}
 
 /// How the controllers shall behave.
 #[derive(Clone)]
 pub struct ControllersConfig {
-    /// Every node's range of pod addresses is cut from it.
-    pub pod_cidr: IpNet,
+    /// Every node's ranges of pod addresses are cut from them.
+    pub pod_ranges: PodRanges,
+    /// Where Services' addresses come from. No load balancer gets one of them.
+    pub service_ranges: Vec<IpNet>,
     /// A node that gives no sign of life for so long is taken to be gone.
     pub node_grace_period: Duration,
     /// Pods of a Node that is deleted are removed after this, if it has not come back.
@@ -46,20 +63,23 @@ pub struct ControllersConfig {
     /// Events go after this.
     pub event_ttl: Duration,
     pub signer: Signer,
+    pub accounts: Accounts,
     /// What no node gets a serving certificate for.
     pub reserved: Reserved,
 }
 
 impl ControllersConfig {
     /// Upstream's times.
-    pub fn new(pod_cidr: IpNet, signer: Signer) -> Self {
+    pub fn new(pod_ranges: PodRanges, accounts: Accounts, signer: Signer) -> Self {
         let grace = Duration::from_secs(40);
         Self {
             event_ttl: Duration::from_secs(3600),
-            pod_cidr,
+            pod_ranges,
+            service_ranges: Vec::new(),
             node_grace_period: grace,
             orphan_quarantine: grace,
             signer,
+            accounts,
             reserved: Reserved::default(),
         }
     }
@@ -108,9 +128,13 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(deployment::start(&context));
     tasks.spawn(replica_set::start(&context));
     tasks.spawn(endpoints::start(&context));
+    tasks.spawn(load_balancer::start(&context));
     tasks.spawn(node::start(&context));
     tasks.spawn(certificates::start(&context));
     tasks.spawn(service_accounts::start(&context));
+    tasks.spawn(root_ca::start(&context));
+    tasks.spawn(token_secrets::start(&context));
+    tasks.spawn(role_aggregation::start(&context));
     tasks.spawn(namespaces::start(&context));
     tasks.spawn(garbage::start(&context));
     tasks.spawn(event_expiry::start(&context));

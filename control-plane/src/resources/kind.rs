@@ -74,6 +74,11 @@ pub enum Subresource {
     Approval,
     Finalize,
     Eviction,
+    Exec,
+    Attach,
+    PortForward,
+    EphemeralContainers,
+    Token,
 }
 
 /// How a kind that is stored as another one gets there and back. Both functions take decoded objects.

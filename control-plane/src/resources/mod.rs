@@ -14,10 +14,12 @@ mod event;
 mod kind;
 mod lease;
 mod namespace;
+mod networkpolicy;
 mod node;
 pub mod pod;
 pub mod print;
 pub mod quantity;
+pub mod rbac;
 mod replicaset;
 mod secret;
 mod service;
@@ -33,6 +35,8 @@ use k8s_openapi::api::{
     },
     discovery::v1::EndpointSlice,
     events::v1::Event as EventsV1Event,
+    networking::v1::NetworkPolicy,
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 
 pub use decode::{DecodeError, duplicate_fields};
@@ -40,7 +44,7 @@ pub use kind::{Column, Conversion, Decode, Kind, Strategy, Subresource};
 pub use service::{Family, service_address_errors};
 pub use validate::{FieldError, FieldErrorReason};
 
-static KINDS: [Kind; 15] = [
+static KINDS: [Kind; 20] = [
     Kind::of::<ConfigMap>(),
     Kind::of::<Endpoints>(),
     Kind::of::<Event>(),
@@ -56,6 +60,11 @@ static KINDS: [Kind; 15] = [
     Kind::of::<Lease>(),
     Kind::of::<EndpointSlice>(),
     Kind::of::<EventsV1Event>(),
+    Kind::of::<NetworkPolicy>(),
+    Kind::of::<ClusterRole>(),
+    Kind::of::<ClusterRoleBinding>(),
+    Kind::of::<Role>(),
+    Kind::of::<RoleBinding>(),
 ];
 
 /// Every kind that is served, the core group first.

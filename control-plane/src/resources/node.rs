@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use k8s_openapi::api::core::v1::Node;
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Node, NodeSpec};
 use serde_json::{Value, json};
 
 use super::{
@@ -60,6 +61,9 @@ impl Strategy for Node {
     }
 
     fn set_defaults(&mut self) {
+        if let Some(spec) = &mut self.spec {
+            one_list_of_ranges(spec);
+        }
         let Some(status) = &mut self.status else {
             return;
         };
@@ -89,12 +93,18 @@ impl Strategy for Node {
         let mut errors = Vec::new();
         let cidrs = spec.pod_cidrs.as_deref().unwrap_or_default();
         for (index, cidr) in cidrs.iter().enumerate() {
-            if cidr.parse::<ipnet::IpNet>().is_err() {
+            if cidr.parse::<IpNet>().is_err() {
                 errors.push(path.child("podCIDRs").index(index).invalid(
                     cidr.as_str(),
                     "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
                 ));
             }
+        }
+        if more_than_one_of_a_family(cidrs) {
+            errors.push(path.child("podCIDRs").invalid(
+                json!(cidrs),
+                "may specify no more than one CIDR for each IP family",
+            ));
         }
         let mut seen = HashSet::new();
         for (index, taint) in spec.taints.iter().flatten().enumerate() {
@@ -159,6 +169,27 @@ impl Strategy for Node {
             .unwrap_or_default();
         vec![("spec.unschedulable", unschedulable.to_string())]
     }
+}
+
+/// `podCIDR` is the first of `podCIDRs`; where a client says otherwise, it knows only the former.
+fn one_list_of_ranges(spec: &mut NodeSpec) {
+    let first = spec.pod_cidrs.iter().flatten().next();
+    match (&spec.pod_cidr, first) {
+        (None, Some(first)) => spec.pod_cidr = Some(first.clone()),
+        (Some(one), first) if !one.is_empty() && first != Some(one) => {
+            spec.pod_cidrs = Some(vec![one.clone()]);
+        }
+        _ => {}
+    }
+}
+
+fn more_than_one_of_a_family(cidrs: &[String]) -> bool {
+    let families = cidrs.iter().filter_map(|cidr| cidr.parse().ok());
+    let mut seen = HashSet::new();
+    cidrs.len() > 1
+        && !families
+            .into_iter()
+            .all(|range: IpNet| seen.insert(range.addr().is_ipv4()))
 }
 
 /// An error for a field that was set before and is set to something else now.
@@ -286,5 +317,43 @@ mod tests {
                 "spec.podCIDRs: Forbidden: node updates may not change podCIDRs except from \"\" to valid",
             ]
         );
+    }
+
+    #[test]
+    fn a_node_has_one_range_of_each_family_and_both_fields_say_so() {
+        let errors = |cidrs: Value| -> Vec<String> {
+            let node = node(json!({ "spec": { "podCIDRs": cidrs } }));
+            let errors = Strategy::validate(&node, None);
+            errors.iter().map(ToString::to_string).collect()
+        };
+        assert!(errors(json!(["fd00::/64", "10.244.1.0/24"])).is_empty());
+        let refused = errors(json!(["10.244.1.0/24", "10.244.2.0/24"]));
+        assert!(
+            refused[0].ends_with("may specify no more than one CIDR for each IP family"),
+            "{refused:?}"
+        );
+        for (said, one, all) in [
+            (
+                json!({"podCIDR": "10.1.0.0/24"}),
+                "10.1.0.0/24",
+                vec!["10.1.0.0/24"],
+            ),
+            (
+                json!({"podCIDRs": ["fd00::/64", "10.1.0.0/24"]}),
+                "fd00::/64",
+                vec!["fd00::/64", "10.1.0.0/24"],
+            ),
+            (
+                json!({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.2.0.0/24"]}),
+                "10.1.0.0/24",
+                vec!["10.1.0.0/24"],
+            ),
+        ] {
+            let mut node = node(json!({ "spec": said }));
+            node.set_defaults();
+            let spec = node.spec.unwrap();
+            assert_eq!(spec.pod_cidr.as_deref(), Some(one));
+            assert_eq!(spec.pod_cidrs.unwrap(), all);
+        }
     }
 }

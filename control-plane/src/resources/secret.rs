@@ -11,6 +11,8 @@ use super::{
 };
 
 const OPAQUE: &str = "Opaque";
+const SERVICE_ACCOUNT_TOKEN: &str = "kubernetes.io/service-account-token";
+const SERVICE_ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 
 impl Strategy for Secret {
     const SINGULAR: &'static str = "secret";
@@ -60,6 +62,14 @@ impl Strategy for Secret {
                 .is_some_and(|data| data.contains_key(*key))
             {
                 errors.push(path.key(key).required(""));
+            }
+        }
+        if self.type_.as_deref() == Some(SERVICE_ACCOUNT_TOKEN) {
+            let account = self.metadata.annotations.iter().flatten();
+            let mut account = account.filter(|(key, _)| *key == SERVICE_ACCOUNT_NAME);
+            if account.all(|(_, name)| name.is_empty()) {
+                let path = Path::new("metadata").child("annotations");
+                errors.push(path.key(SERVICE_ACCOUNT_NAME).required(""));
             }
         }
         if let Some(old) = old {

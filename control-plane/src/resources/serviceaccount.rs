@@ -3,11 +3,12 @@
 use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::{Value, json};
 
-use super::{Column, Strategy, age, print};
+use super::{Column, Strategy, Subresource, age, print};
 
 impl Strategy for ServiceAccount {
     const SINGULAR: &'static str = "serviceaccount";
     const SHORT_NAMES: &'static [&'static str] = &["sa"];
+    const SUBRESOURCES: &'static [Subresource] = &[Subresource::Token];
     const COLUMNS: &'static [Column] = &[
         Column::NAME,
         Column::text(

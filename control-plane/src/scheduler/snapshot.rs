@@ -197,9 +197,10 @@ fn requests(spec: &PodSpec) -> Resources {
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     let on_host = spec.host_network == Some(true);
-    let ports = spec
-        .containers
-        .iter()
+    let init = spec.init_containers.iter().flatten();
+    let sidecars = init.filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    let ports = sidecars
+        .chain(&spec.containers)
         .flat_map(|container| container.ports.iter().flatten());
     let ports = ports.filter_map(|port| {
         let number = port

@@ -134,6 +134,58 @@ fn an_update_keeps_node_ports() {
     assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
 }
 
+#[test]
+fn a_service_whose_health_is_asked_has_a_port_for_that_and_keeps_it() {
+    let addresses = ServiceAddresses::new("10.96.0.0/12".parse().expect("a range"));
+    let balanced = |more: Value| {
+        let mut service = service(
+            "a",
+            json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]}),
+        );
+        for (field, value) in more.as_object().into_iter().flatten() {
+            service["spec"][field] = value.clone();
+        }
+        service
+    };
+    let mut old = balanced(json!({}));
+    let held = admit(&addresses, &mut old, None).expect("admitted");
+    let given = old["spec"]["healthCheckNodePort"].clone();
+    assert!((30_000..=32_767).contains(&given.as_u64().expect("a port")));
+    assert_ne!(given, old["spec"]["ports"][0]["nodePort"]);
+    held.keep();
+
+    let mut new = balanced(json!({}));
+    admit(&addresses, &mut new, Some(&old))
+        .expect("admitted")
+        .keep();
+    assert_eq!(new["spec"]["healthCheckNodePort"], given);
+
+    let node_port = old["spec"]["ports"][0]["nodePort"].clone();
+    for (asked, why) in [
+        (json!(1), "not in the valid range"),
+        (given, "already allocated"),
+        (node_port, "already allocated"),
+    ] {
+        let mut other = balanced(json!({"healthCheckNodePort": asked}));
+        other["metadata"]["name"] = json!("b");
+        let refused = admit(&addresses, &mut other, None).err().expect("refused");
+        assert!(refused.contains(why), "{refused}");
+    }
+    let mut twice = balanced(json!({
+        "healthCheckNodePort": 30_500, "ports": [{"port": 80, "nodePort": 30_500}],
+    }));
+    twice["metadata"]["name"] = json!("c");
+    assert!(admit(&addresses, &mut twice, None).is_err());
+
+    for other in ["NodePort", "ClusterIP"] {
+        let mut plain = service("d", json!({"type": other, "ports": [{"port": 80}]}));
+        admit(&addresses, &mut plain, None)
+            .expect("admitted")
+            .keep();
+        assert!(plain["spec"].get("healthCheckNodePort").is_none());
+    }
+}
+
 #[tokio::test]
 async fn what_went_unseen_is_free_again() {
     use crate::store::embedded::Embedded;

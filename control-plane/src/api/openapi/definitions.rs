@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::{api::patch::schema, resources::Kind};
+use crate::{
+    api::patch::schema::{self, Topology},
+    resources::Kind,
+};
 
 /// Version 2 and version 3 of OpenAPI differ in small ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +101,7 @@ fn finish(name: &str, schema: &mut Value, dialect: Dialect) {
             if let Some(key) = field.merge.key() {
                 property["x-kubernetes-patch-merge-key"] = json!(key);
             }
+            owned(field, property);
         }
     }
     adapt(schema, dialect);
@@ -106,6 +110,20 @@ fn finish(name: &str, schema: &mut Value, dialect: Dialect) {
         schema["type"] = json!("string");
         if let Value::Object(fields) = schema {
             fields.shift_remove("format");
+        }
+    }
+}
+
+/// Adds what has one owner.
+fn owned(field: &schema::Field, property: &mut Value) {
+    match field.topology() {
+        Topology::Fields => {}
+        Topology::Whole => property["x-kubernetes-map-type"] = json!("atomic"),
+        Topology::Values => property["x-kubernetes-list-type"] = json!("set"),
+        Topology::Items(keys) => {
+            let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
+            property["x-kubernetes-list-type"] = json!("map");
+            property["x-kubernetes-list-map-keys"] = json!(names);
         }
     }
 }

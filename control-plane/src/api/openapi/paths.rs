@@ -78,7 +78,11 @@ const DELETE: &[Query] = &[
     ),
 ];
 
-const PATCH_TYPES: [&str; 3] = crate::api::patch::PatchKind::CONTENT_TYPES;
+/// An apply comes first, as upstream lists it.
+const PATCH_TYPES: [&str; 4] = {
+    let [json, merge, strategic] = crate::api::patch::PatchKind::CONTENT_TYPES;
+    [crate::api::applying::CONTENT_TYPE, json, merge, strategic]
+};
 
 /// One operation: HTTP verb, action, query parameters.
 type Operation = (&'static str, &'static str, &'static [Query]);

@@ -1,7 +1,8 @@
-//! What strategic merging must know of the types: which lists are merged, and by which key.
+//! What merging must know of the types: which lists are merged, and by which keys, and what has one owner.
 //!
-//! Only types with such a list below them are here. OpenAPI documents carry the same facts as
-//! `x-kubernetes-patch-strategy` and `x-kubernetes-patch-merge-key`, made from these tables.
+//! Only types with such a field below them are here. OpenAPI documents carry the same facts as
+//! `x-kubernetes-patch-strategy` and `x-kubernetes-patch-merge-key`, for server-side apply as `x-kubernetes-list-type`,
+//! `x-kubernetes-list-map-keys` and `x-kubernetes-map-type`, made from these tables.
 
 /// A structure, under the name of its OpenAPI definition.
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub struct Type {
 pub struct Field {
     pub name: &'static str,
     pub merge: Merge,
+    pub owned: Owned,
     /// The type of the field, or of the items of its list.
     pub of: Option<&'static Type>,
 }
@@ -24,21 +26,66 @@ pub struct Field {
 pub enum Merge {
     /// Structures are merged, lists replaced.
     Plain,
-    /// A list of structures, told apart by a field.
-    ByKey(&'static str),
+    /// A list of structures, told apart by the first of these.
+    ByKey(&'static [Key]),
     /// The same, and clients say in `$retainKeys` which fields an item keeps.
-    ByKeyRetaining(&'static str),
+    ByKeyRetaining(&'static [Key]),
     /// A list of plain values, without duplicates.
     Set,
     /// A structure of which clients say in `$retainKeys` what it keeps.
     Retaining,
 }
 
+/// A field that tells the items of a list apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub name: &'static str,
+    /// What it is where an item does not say it.
+    pub default: Option<&'static str>,
+}
+
+/// What server-side apply takes as one thing, which has one owner or several that agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owned {
+    /// Of structures and maps each field, of lists that are merged each item, of others the whole.
+    AsMerged,
+    /// All of it.
+    Whole,
+    /// Each item of a list that strategic merging replaces.
+    Items(&'static [Key]),
+}
+
+/// The same, for a value at its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// Of a structure or map each field; of a list the whole.
+    Fields,
+    Whole,
+    /// Of a list each item, told apart by these.
+    Items(&'static [Key]),
+    /// Of a list each value.
+    Values,
+}
+
+impl Field {
+    pub fn topology(&self) -> Topology {
+        match (self.owned, self.merge) {
+            (Owned::Whole, _) => Topology::Whole,
+            (Owned::Items(keys), _)
+            | (Owned::AsMerged, Merge::ByKey(keys) | Merge::ByKeyRetaining(keys)) => {
+                Topology::Items(keys)
+            }
+            (Owned::AsMerged, Merge::Set) => Topology::Values,
+            (Owned::AsMerged, Merge::Plain | Merge::Retaining) => Topology::Fields,
+        }
+    }
+}
+
 impl Merge {
     /// The field that tells items apart.
     pub fn key(self) -> Option<&'static str> {
         match self {
-            Self::ByKey(key) | Self::ByKeyRetaining(key) => Some(key),
+            Self::ByKey(keys) | Self::ByKeyRetaining(keys) => keys.first().map(|key| key.name),
             Self::Plain | Self::Set | Self::Retaining => None,
         }
     }
@@ -55,41 +102,44 @@ impl Merge {
 }
 
 impl Type {
-    pub(super) fn field(&self, name: &str) -> Option<&'static Field> {
+    pub fn field(&self, name: &str) -> Option<&'static Field> {
         self.fields.iter().find(|field| field.name == name)
     }
 }
 
 /// What is known of a kind's type, by its OpenAPI definition: `io.k8s.api.core.v1.Pod`.
 pub fn of(definition: &str) -> Option<&'static Type> {
-    TYPES.into_iter().find(|known| known.name == definition)
+    TYPES.iter().copied().find(|known| known.name == definition)
 }
 
 /// Every type that is known.
 pub fn all() -> &'static [&'static Type] {
-    &TYPES
+    TYPES
 }
 
 const fn plain(name: &'static str, of: &'static Type) -> Field {
     Field {
         name,
         merge: Merge::Plain,
+        owned: Owned::AsMerged,
         of: Some(of),
     }
 }
 
-const fn by_key(name: &'static str, key: &'static str, of: Option<&'static Type>) -> Field {
+const fn by_key(name: &'static str, keys: &'static [Key], of: Option<&'static Type>) -> Field {
     Field {
         name,
-        merge: Merge::ByKey(key),
+        merge: Merge::ByKey(keys),
+        owned: Owned::AsMerged,
         of,
     }
 }
 
-const fn retaining(name: &'static str, key: &'static str) -> Field {
+const fn retaining(name: &'static str, keys: &'static [Key]) -> Field {
     Field {
         name,
-        merge: Merge::ByKeyRetaining(key),
+        merge: Merge::ByKeyRetaining(keys),
+        owned: Owned::AsMerged,
         of: None,
     }
 }
@@ -98,16 +148,70 @@ const fn set(name: &'static str) -> Field {
     Field {
         name,
         merge: Merge::Set,
+        owned: Owned::AsMerged,
         of: None,
     }
 }
 
+/// A structure or map with one owner.
+const fn whole(name: &'static str) -> Field {
+    Field {
+        name,
+        merge: Merge::Plain,
+        owned: Owned::Whole,
+        of: None,
+    }
+}
+
+/// A list that strategic merging replaces and server-side apply merges.
+const fn items(name: &'static str, keys: &'static [Key]) -> Field {
+    Field {
+        name,
+        merge: Merge::Plain,
+        owned: Owned::Items(keys),
+        of: None,
+    }
+}
+
+const fn key(name: &'static str) -> Key {
+    Key {
+        name,
+        default: None,
+    }
+}
+
+const PROTOCOL: Key = Key {
+    name: "protocol",
+    default: Some("TCP"),
+};
+const NAME: &[Key] = &[key("name")];
+const TYPE: &[Key] = &[key("type")];
+const IP: &[Key] = &[key("ip")];
+
 static OBJECT_META: Type = Type {
     name: "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta",
-    fields: &[by_key("ownerReferences", "uid", None), set("finalizers")],
+    fields: &[
+        by_key("ownerReferences", &[key("uid")], None),
+        set("finalizers"),
+    ],
 };
 
 const METADATA: Field = plain("metadata", &OBJECT_META);
+
+static ENV_VAR: Type = Type {
+    name: "io.k8s.api.core.v1.EnvVar",
+    fields: &[plain("valueFrom", &ENV_VAR_SOURCE)],
+};
+
+static ENV_VAR_SOURCE: Type = Type {
+    name: "io.k8s.api.core.v1.EnvVarSource",
+    fields: &[
+        whole("configMapKeyRef"),
+        whole("fieldRef"),
+        whole("resourceFieldRef"),
+        whole("secretKeyRef"),
+    ],
+};
 
 static CONTAINER: Type = Type {
     name: "io.k8s.api.core.v1.Container",
@@ -120,34 +224,39 @@ static EPHEMERAL_CONTAINER: Type = Type {
 };
 
 const CONTAINER_FIELDS: &[Field] = &[
-    by_key("env", "name", None),
-    by_key("ports", "containerPort", None),
-    by_key("volumeMounts", "mountPath", None),
-    by_key("volumeDevices", "devicePath", None),
+    by_key("env", NAME, Some(&ENV_VAR)),
+    by_key("ports", &[key("containerPort"), PROTOCOL], None),
+    by_key("volumeMounts", &[key("mountPath")], None),
+    by_key("volumeDevices", &[key("devicePath")], None),
 ];
 
 static POD_SPEC: Type = Type {
     name: "io.k8s.api.core.v1.PodSpec",
     fields: &[
-        by_key("containers", "name", Some(&CONTAINER)),
-        by_key("initContainers", "name", Some(&CONTAINER)),
-        by_key("ephemeralContainers", "name", Some(&EPHEMERAL_CONTAINER)),
-        retaining("volumes", "name"),
-        retaining("resourceClaims", "name"),
-        by_key("imagePullSecrets", "name", None),
-        by_key("hostAliases", "ip", None),
-        by_key("schedulingGates", "name", None),
-        by_key("topologySpreadConstraints", "topologyKey", None),
+        by_key("containers", NAME, Some(&CONTAINER)),
+        by_key("initContainers", NAME, Some(&CONTAINER)),
+        by_key("ephemeralContainers", NAME, Some(&EPHEMERAL_CONTAINER)),
+        retaining("volumes", NAME),
+        retaining("resourceClaims", NAME),
+        by_key("imagePullSecrets", NAME, None),
+        by_key("hostAliases", IP, None),
+        by_key("schedulingGates", NAME, None),
+        whole("nodeSelector"),
+        by_key(
+            "topologySpreadConstraints",
+            &[key("topologyKey"), key("whenUnsatisfiable")],
+            None,
+        ),
     ],
 };
 
 static POD_STATUS: Type = Type {
     name: "io.k8s.api.core.v1.PodStatus",
     fields: &[
-        by_key("conditions", "type", None),
-        by_key("podIPs", "ip", None),
-        by_key("hostIPs", "ip", None),
-        retaining("resourceClaimStatuses", "name"),
+        by_key("conditions", TYPE, None),
+        by_key("podIPs", IP, None),
+        by_key("hostIPs", IP, None),
+        retaining("resourceClaimStatuses", NAME),
     ],
 };
 
@@ -171,15 +280,17 @@ static DEPLOYMENT_SPEC: Type = Type {
         Field {
             name: "strategy",
             merge: Merge::Retaining,
+            owned: Owned::AsMerged,
             of: None,
         },
+        whole("selector"),
         plain("template", &POD_TEMPLATE_SPEC),
     ],
 };
 
 static DEPLOYMENT_STATUS: Type = Type {
     name: "io.k8s.api.apps.v1.DeploymentStatus",
-    fields: &[by_key("conditions", "type", None)],
+    fields: &[by_key("conditions", TYPE, None)],
 };
 
 static DEPLOYMENT: Type = Type {
@@ -193,12 +304,12 @@ static DEPLOYMENT: Type = Type {
 
 static REPLICA_SET_SPEC: Type = Type {
     name: "io.k8s.api.apps.v1.ReplicaSetSpec",
-    fields: &[plain("template", &POD_TEMPLATE_SPEC)],
+    fields: &[whole("selector"), plain("template", &POD_TEMPLATE_SPEC)],
 };
 
 static REPLICA_SET_STATUS: Type = Type {
     name: "io.k8s.api.apps.v1.ReplicaSetStatus",
-    fields: &[by_key("conditions", "type", None)],
+    fields: &[by_key("conditions", TYPE, None)],
 };
 
 static REPLICA_SET: Type = Type {
@@ -212,12 +323,15 @@ static REPLICA_SET: Type = Type {
 
 static SERVICE_SPEC: Type = Type {
     name: "io.k8s.api.core.v1.ServiceSpec",
-    fields: &[by_key("ports", "port", None)],
+    fields: &[
+        by_key("ports", &[key("port"), PROTOCOL], None),
+        whole("selector"),
+    ],
 };
 
 static SERVICE_STATUS: Type = Type {
     name: "io.k8s.api.core.v1.ServiceStatus",
-    fields: &[by_key("conditions", "type", None)],
+    fields: &[by_key("conditions", TYPE, None)],
 };
 
 static SERVICE: Type = Type {
@@ -231,7 +345,7 @@ static SERVICE: Type = Type {
 
 static SERVICE_ACCOUNT: Type = Type {
     name: "io.k8s.api.core.v1.ServiceAccount",
-    fields: &[METADATA, by_key("secrets", "name", None)],
+    fields: &[METADATA, by_key("secrets", NAME, None)],
 };
 
 static NODE_SPEC: Type = Type {
@@ -242,8 +356,8 @@ static NODE_SPEC: Type = Type {
 static NODE_STATUS: Type = Type {
     name: "io.k8s.api.core.v1.NodeStatus",
     fields: &[
-        by_key("conditions", "type", None),
-        by_key("addresses", "type", None),
+        by_key("conditions", TYPE, None),
+        by_key("addresses", TYPE, None),
     ],
 };
 
@@ -258,7 +372,7 @@ static NODE: Type = Type {
 
 static NAMESPACE_STATUS: Type = Type {
     name: "io.k8s.api.core.v1.NamespaceStatus",
-    fields: &[by_key("conditions", "type", None)],
+    fields: &[by_key("conditions", TYPE, None)],
 };
 
 static NAMESPACE: Type = Type {
@@ -294,13 +408,44 @@ static ENDPOINT_SLICE: Type = Type {
     name: "io.k8s.api.discovery.v1.EndpointSlice",
     fields: &[METADATA],
 };
+static NETWORK_POLICY_SPEC: Type = Type {
+    name: "io.k8s.api.networking.v1.NetworkPolicySpec",
+    fields: &[whole("podSelector")],
+};
+static NETWORK_POLICY: Type = Type {
+    name: "io.k8s.api.networking.v1.NetworkPolicy",
+    fields: &[METADATA, plain("spec", &NETWORK_POLICY_SPEC)],
+};
+static SIGNING_REQUEST_STATUS: Type = Type {
+    name: "io.k8s.api.certificates.v1.CertificateSigningRequestStatus",
+    fields: &[items("conditions", TYPE)],
+};
 static SIGNING_REQUEST: Type = Type {
     name: "io.k8s.api.certificates.v1.CertificateSigningRequest",
-    fields: &[METADATA],
+    fields: &[METADATA, plain("status", &SIGNING_REQUEST_STATUS)],
 };
 
-static TYPES: [&Type; 30] = [
+static ROLE: Type = Type {
+    name: "io.k8s.api.rbac.v1.Role",
+    fields: &[METADATA],
+};
+static ROLE_BINDING: Type = Type {
+    name: "io.k8s.api.rbac.v1.RoleBinding",
+    fields: &[METADATA, whole("roleRef")],
+};
+static CLUSTER_ROLE: Type = Type {
+    name: "io.k8s.api.rbac.v1.ClusterRole",
+    fields: &[METADATA],
+};
+static CLUSTER_ROLE_BINDING: Type = Type {
+    name: "io.k8s.api.rbac.v1.ClusterRoleBinding",
+    fields: &[METADATA, whole("roleRef")],
+};
+
+static TYPES: &[&Type] = &[
     &OBJECT_META,
+    &ENV_VAR,
+    &ENV_VAR_SOURCE,
     &CONTAINER,
     &EPHEMERAL_CONTAINER,
     &POD_SPEC,
@@ -329,5 +474,12 @@ static TYPES: [&Type; 30] = [
     &NEWER_EVENT,
     &LEASE,
     &ENDPOINT_SLICE,
+    &NETWORK_POLICY_SPEC,
+    &NETWORK_POLICY,
+    &SIGNING_REQUEST_STATUS,
     &SIGNING_REQUEST,
+    &ROLE,
+    &ROLE_BINDING,
+    &CLUSTER_ROLE,
+    &CLUSTER_ROLE_BINDING,
 ];

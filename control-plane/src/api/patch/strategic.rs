@@ -232,16 +232,16 @@ fn merge_lists(
     path: &str,
 ) -> Result<Vec<Value>, PatchError> {
     let merge = field.map_or(Merge::Plain, |field| field.merge);
-    let merged = match merge {
-        Merge::Plain | Merge::Retaining => return Ok(change.iter().map(plain).collect()),
-        Merge::Set => union(&before, change),
-        Merge::ByKey(key) | Merge::ByKeyRetaining(key) => merge_items(
+    let merged = match (merge, merge.key()) {
+        (Merge::Set, _) => union(&before, change),
+        (_, Some(key)) => merge_items(
             before.clone(),
             change,
             key,
             field.and_then(|field| field.of),
             path,
         )?,
+        (_, None) => return Ok(change.iter().map(plain).collect()),
     };
     match order {
         Some(Value::Array(order)) => Ok(ordered(merged, order, &before, merge.key())),

@@ -202,11 +202,60 @@ async fn json_and_merge_patches_change_an_object() {
         strategic.body["metadata"]["labels"],
         json!({"app": "a", "l": "1"})
     );
-    assert_eq!(patch("application/apply-patch+yaml", "{}").await.code, 415);
+    assert_eq!(patch("application/apply-patch+cbor", "{}").await.code, 415);
     let stale = patch(
         "application/merge-patch+json",
         r#"{"metadata":{"resourceVersion":"1"}}"#,
     )
     .await;
     assert_eq!(stale.code, 409);
+}
+
+#[tokio::test]
+async fn applying_makes_an_object_changes_it_and_names_conflicts() {
+    let f = Fixture::new().await;
+    let apply = |manager: &'static str, body: &'static str| {
+        let uri = format!("{MAPS}/a?fieldManager={manager}");
+        let f = &f;
+        async move {
+            f.call_as(admin(), "PATCH", &uri, "application/apply-patch+yaml", body)
+                .await
+        }
+    };
+    let nobody = apply("", "{}").await;
+    assert_eq!(nobody.code, 422);
+    let one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {k: '1', l: '1'}\n";
+    let made = apply("one", one).await;
+    assert_eq!((made.code, &made.body["data"]["k"]), (201, &json!("1")));
+    assert_eq!(
+        made.body["metadata"]["managedFields"][0]["fieldsV1"],
+        json!({"f:data": {"f:k": {}, "f:l": {}}})
+    );
+    let again = apply("one", one).await;
+    assert_eq!(
+        (again.code, &again.body),
+        (200, &made.body),
+        "nothing is written"
+    );
+
+    let two = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {k: '2'}\n";
+    let conflict = apply("two", two).await;
+    assert_eq!(conflict.code, 409);
+    let cause = &conflict.body["details"]["causes"][0];
+    assert_eq!(
+        (&cause["reason"], &cause["field"]),
+        (&json!("FieldManagerConflict"), &json!(".data.k"))
+    );
+    assert_eq!(apply("two&force=true", two).await.body["data"]["k"], "2");
+    let rest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
+    assert_eq!(apply("one", rest).await.body["data"], json!({"k": "2"}));
+
+    let unknown = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nspec: {}\n";
+    let refused = apply("one", unknown).await;
+    assert_eq!(refused.code, 400);
+    let message = refused.body["message"].as_str().unwrap();
+    assert!(
+        message.ends_with("field not declared in schema"),
+        "{message}"
+    );
 }

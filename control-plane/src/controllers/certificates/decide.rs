@@ -1,5 +1,6 @@
 //! What is to be done about a CertificateSigningRequest. The signers' rules themselves are in `auth::csr`. No I/O.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::certificates::v1::{
@@ -82,6 +83,8 @@ pub(super) fn decide(csr: &CertificateSigningRequest, names: &Names<'_>, now: Ti
     let user = User {
         name: csr.spec.username.clone().unwrap_or_default(),
         groups,
+        uid: String::new(),
+        extra: BTreeMap::new(),
         same_machine: extra.is_some_and(|extra| extra.contains_key(SAME_MACHINE)),
     };
     let pem = String::from_utf8_lossy(&csr.spec.request.0);

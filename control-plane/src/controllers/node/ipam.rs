@@ -1,7 +1,7 @@
-//! Gives each node a range of pod addresses that no other node has. What is given is what the Node objects say, so a
+//! Gives each node a range of pod addresses, one of each family that the cluster has, that no other node has. What is given is what the Node objects say, so a
 //! restart loses nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,29 +10,14 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
+use super::ranges::PodRanges;
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
 use crate::controllers::driver::{Error, Result, drive, queue};
 use crate::controllers::events::{Recorder, Severity, reference};
 
-/// A /24 of IPv4, a /64 of IPv6.
-fn node_prefix(cluster: &IpNet) -> u8 {
-    let wanted = if cluster.addr().is_ipv4() { 24 } else { 64 };
-    wanted.max(cluster.prefix_len())
-}
-
-/// The first range of `cluster` that overlaps none of `taken`.
-pub(super) fn first_free(cluster: IpNet, taken: &[IpNet]) -> Option<IpNet> {
-    let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    let exact: HashSet<&IpNet> = taken.iter().collect();
-    // Ranges of another size are rare: somebody gave them by hand.
-    let odd: Vec<&IpNet> = taken
-        .iter()
-        .filter(|range| range.prefix_len() != node_prefix(&cluster))
-        .collect();
-    let mut ranges = cluster.subnets(node_prefix(&cluster)).ok()?;
-    ranges.find(|range| !exact.contains(range) && !odd.iter().any(|other| overlaps(range, other)))
-}
+/// Ranges by node.
+type Given = BTreeMap<String, Vec<IpNet>>;
 
 pub(super) fn ranges_of(node: &Node) -> Vec<IpNet> {
     let Some(spec) = &node.spec else {
@@ -45,7 +30,7 @@ pub(super) fn ranges_of(node: &Node) -> Vec<IpNet> {
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (keys, wakeups) = queue();
     // Given, but perhaps not yet seen in the cache.
-    let given: Arc<Mutex<BTreeMap<String, IpNet>>> = Arc::default();
+    let given: Arc<Mutex<Given>> = Arc::default();
     let ledger = given.clone();
     context.caches.nodes.on_change(move |old, new| {
         let Some(node) = new.or(old) else { return };
@@ -69,15 +54,13 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     }
 }
 
-fn lock(
-    given: &Mutex<BTreeMap<String, IpNet>>,
-) -> std::sync::MutexGuard<'_, BTreeMap<String, IpNet>> {
+fn lock(given: &Mutex<Given>) -> std::sync::MutexGuard<'_, Given> {
     given.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn reconcile(
     context: &Context,
-    given: &Mutex<BTreeMap<String, IpNet>>,
+    given: &Mutex<Given>,
     events: &Recorder,
     key: &Key,
 ) -> Result<Option<Duration>> {
@@ -90,32 +73,57 @@ async fn reconcile(
     // Before the nodes: a range leaves here when it is seen there, so it is in one of the two at least.
     let mut others = lock(given).clone();
     let before = others.remove(&key.name);
-    let mut taken: Vec<IpNet> = others.into_values().collect();
+    let mut taken: Vec<IpNet> = others.into_values().flatten().collect();
     let nodes = context.caches.nodes.list();
     taken.extend(nodes.iter().flat_map(|node| ranges_of(node)));
-    let cluster = context.config.pod_cidr;
-    let Some(range) = before.or_else(|| first_free(cluster, &taken)) else {
-        let message = format!(
-            "no free pod address range for node {} is left in {cluster}",
-            key.name
-        );
-        events.report(
-            reference(&*node),
-            Severity::Warning,
-            "CIDRNotAvailable",
-            message.clone(),
-        );
-        return Err(Error::Object(message));
+    let cluster = &context.config.pod_ranges;
+    let ranges = match before {
+        Some(ranges) => Ok(ranges),
+        None => choose(cluster, &node, &taken),
     };
-    lock(given).insert(key.name.clone(), range);
+    let ranges = match ranges {
+        Ok(ranges) => ranges,
+        Err(message) => {
+            events.report(
+                reference(&*node),
+                Severity::Warning,
+                "CIDRNotAvailable",
+                message.clone(),
+            );
+            return Err(Error::Object(message));
+        }
+    };
+    lock(given).insert(key.name.clone(), ranges.clone());
     let api: Api<Node> = Api::all(context.client.clone());
-    let text = range.to_string();
+    let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     // The version makes the server refuse if somebody else gave it one meanwhile.
     let patch = json!({
         "metadata": {"resourceVersion": node.metadata.resource_version},
-        "spec": {"podCIDR": text, "podCIDRs": [text]},
+        "spec": {"podCIDR": texts.first(), "podCIDRs": texts},
     });
     api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
         .await?;
     Ok(None)
+}
+
+/// Free ranges for a node, or why it gets none.
+fn choose(
+    cluster: &PodRanges,
+    node: &Node,
+    taken: &[IpNet],
+) -> std::result::Result<Vec<IpNet>, String> {
+    let addresses = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten());
+    let internal = addresses.filter(|address| address.type_ == "InternalIP");
+    for address in internal.filter_map(|address| address.address.parse().ok()) {
+        cluster
+            .without_machine(address)
+            .map_err(|error| error.to_string())?;
+    }
+    cluster.first_free(taken).map_err(|cluster| {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        format!("no free pod address range for node {name} is left in {cluster}")
+    })
 }

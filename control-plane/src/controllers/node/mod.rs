@@ -5,10 +5,13 @@ mod health;
 mod ipam;
 mod lifecycle;
 mod orphans;
+mod ranges;
 #[cfg(test)]
 mod tests;
 
 use super::Context;
+
+pub use self::ranges::{PodRanges, PodRangesError};
 
 /// Registers with the caches; the returned future works until shutdown.
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {

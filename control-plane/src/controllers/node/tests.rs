@@ -3,20 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use proptest::prelude::*;
 
 use super::eviction::{FirstSeen, Stay, stay};
 use super::health::{NO_EXECUTE, NOT_READY, Readiness, UNREACHABLE, readiness, silenced, taints};
-use super::ipam::first_free;
 use super::orphans::{Verdict, verdict};
 use crate::controllers::testing::{at, pod};
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
 
 fn node(ready: &str) -> Node {
     let mut node = Node::default();
@@ -36,26 +29,6 @@ fn keys(taints: &[Taint]) -> Vec<(&str, &str)> {
         .iter()
         .map(|taint| (taint.key.as_str(), taint.effect.as_str()))
         .collect()
-}
-
-#[test]
-fn ranges_are_given_in_order_and_gaps_are_filled() {
-    let cluster = net("10.244.0.0/16");
-    assert_eq!(first_free(cluster, &[]), Some(net("10.244.0.0/24")));
-    assert_eq!(
-        first_free(cluster, &[net("10.244.0.0/24"), net("10.244.2.0/24")]),
-        Some(net("10.244.1.0/24"))
-    );
-    assert_eq!(
-        first_free(cluster, &[net("10.244.0.0/23")]),
-        Some(net("10.244.2.0/24")),
-        "a larger one is in the way"
-    );
-    assert_eq!(
-        first_free(net("10.0.0.0/24"), &[net("10.0.0.128/25")]),
-        None
-    );
-    assert_eq!(first_free(net("fd00::/56"), &[]), Some(net("fd00::/64")));
 }
 
 #[test]
@@ -255,21 +228,4 @@ fn pods_that_nobody_will_finish_are_found() {
         verdict(&pod("p").terminating().build(), None),
         Verdict::Remove
     );
-}
-
-proptest! {
-    #[test]
-    fn no_two_nodes_ever_share_an_address(taken in prop::collection::vec((0u8..40, 20u8..28), 0..20), more in 1usize..20) {
-        let cluster = net("10.244.0.0/16");
-        let mut given: Vec<IpNet> =
-            taken.into_iter().map(|(third, prefix)| net(&format!("10.244.{third}.0/{prefix}")).trunc()).collect();
-        let by_hand = given.len();
-        for _ in 0..more {
-            let Some(range) = first_free(cluster, &given) else { break };
-            prop_assert!(cluster.contains(&range));
-            prop_assert!(!given.iter().any(|other| other.contains(&range) || range.contains(other)));
-            given.push(range);
-        }
-        prop_assert_eq!(given.len(), by_hand + more);
-    }
 }

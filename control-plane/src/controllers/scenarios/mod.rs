@@ -2,6 +2,7 @@
 //! played: they hold their Lease, start what is bound to them, and stop what is deleted.
 
 mod edges;
+mod load_balancers;
 mod stories;
 
 use std::collections::BTreeSet;
@@ -20,9 +21,10 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{ControllersConfig, Signer};
+use super::{Accounts, ControllersConfig, Signer};
 use crate::api::{local_client, router, testing};
 use crate::auth::csr::sign_csr;
+use crate::auth::tokens::{Authority, Keys};
 use crate::auth::{MASTERS, User};
 use crate::scheduler::{self, SchedulerConfig};
 
@@ -46,12 +48,21 @@ impl Drop for Cluster {
 
 impl Cluster {
     async fn new(nodes: &[&str]) -> Self {
+        Self::with_pods_in("10.244.0.0/16", nodes).await
+    }
+
+    async fn with_pods_in(ranges: &str, nodes: &[&str]) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
         let dir = tempfile::tempdir().unwrap();
         let (api, pki) = testing::start(dir.path()).await;
+        let keys = Keys::open(&dir.path().join("pki")).unwrap();
+        let accounts = Accounts {
+            authority: "the authority".to_owned(),
+            tokens: Arc::new(Authority::new(keys, testing::ISSUER.to_owned())),
+        };
         let router = router(api);
         let admin = User::authenticated("admin", [MASTERS.to_owned()]);
         let cluster = Self {
@@ -65,7 +76,8 @@ impl Cluster {
             cluster.join(node).await;
         }
         let signer: Signer = Arc::new(move |request, now| sign_csr(&pki.ca, request, now));
-        let mut config = ControllersConfig::new("10.244.0.0/16".parse().unwrap(), signer);
+        let mut config = ControllersConfig::new(ranges.parse().unwrap(), accounts, signer);
+        config.service_ranges = vec![testing::SERVICES.parse().unwrap()];
         config.node_grace_period = Duration::from_secs(4);
         config.orphan_quarantine = Duration::from_millis(200);
         cluster.start(config);

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::{Value, json};
@@ -293,6 +295,33 @@ async fn every_node_gets_a_range_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_both_families_gives_every_node_a_range_of_each() {
+    let names = ["n0", "n1", "n2", "n3"];
+    let cluster = Cluster::with_pods_in("10.244.0.0/16,fd00:10:244::/48", &names).await;
+    let nodes: Api<Node> = cluster.cluster_wide();
+    let ranges = until("all have them", || async {
+        let nodes = list(&nodes, "").await;
+        let specs = nodes.into_iter().map(|node| node.spec);
+        specs
+            .map(|spec| {
+                let all = spec.as_ref()?.pod_cidrs.clone()?;
+                assert_eq!(spec?.pod_cidr.as_ref(), all.first());
+                Some(all)
+            })
+            .collect::<Option<Vec<Vec<String>>>>()
+    })
+    .await;
+    assert!(
+        ranges
+            .iter()
+            .all(|of_node| of_node.len() == 2 && of_node[1].starts_with("fd00:10:244:")),
+        "{ranges:?}"
+    );
+    let different: BTreeSet<&String> = ranges.iter().flatten().collect();
+    assert_eq!(different.len(), 2 * names.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_time_from_ready_to_endpoint_is_short() {
     let cluster = Cluster::new(&["n1"]).await;
     cluster.apply::<Service>(service()).await;
@@ -443,4 +472,69 @@ async fn a_namespace_gets_its_account_and_goes_with_all_that_is_in_it() {
     })
     .await;
     assert!(list(&pods, "").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_namespace_has_its_account_and_the_authoritys_certificate() {
+    let cluster = Cluster::new(&[]).await;
+    let namespaces: Api<Namespace> = cluster.cluster_wide();
+    let new = serde_json::from_value(json!({"metadata": {"name": "new"}})).unwrap();
+    namespaces
+        .create(&PostParams::default(), &new)
+        .await
+        .unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "new");
+    let root = async || maps.get_opt("kube-root-ca.crt").await.unwrap();
+    let map = until("the certificate is there", root).await;
+    assert_eq!(map.data.unwrap()["ca.crt"], "the authority");
+    // Whoever changes it, it is as it was.
+    let other = Patch::Merge(json!({"data": {"ca.crt": "another"}}));
+    maps.patch("kube-root-ca.crt", &PatchParams::default(), &other)
+        .await
+        .unwrap();
+    until("the certificate is back", async || {
+        let data = root().await?.data?;
+        (data["ca.crt"] == "the authority").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_secret_for_a_token_is_filled_and_goes_with_the_account() {
+    let cluster = Cluster::new(&[]).await;
+    let accounts: Api<ServiceAccount> = cluster.default_namespace();
+    let account = serde_json::from_value(json!({"metadata": {"name": "robot"}})).unwrap();
+    accounts
+        .create(&PostParams::default(), &account)
+        .await
+        .unwrap();
+    let secrets: Api<Secret> = cluster.default_namespace();
+    let secret = serde_json::from_value(json!({
+        "metadata": {"name": "token", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token",
+    }))
+    .unwrap();
+    secrets
+        .create(&PostParams::default(), &secret)
+        .await
+        .unwrap();
+    let data = until("the token is there", async || {
+        secrets.get("token").await.unwrap().data
+    })
+    .await;
+    assert_eq!(data["namespace"].0, b"default");
+    assert!(!data["token"].0.is_empty() && !data["ca.crt"].0.is_empty());
+    accounts
+        .delete("robot", &DeleteParams::default())
+        .await
+        .unwrap();
+    until("the secret is gone", async || {
+        secrets
+            .get_opt("token")
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    })
+    .await;
 }

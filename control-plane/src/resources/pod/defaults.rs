@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{
     Toleration, Volume,
 };
 
+use super::ephemeral;
 use crate::resources::quantity::{self, Amounts};
 
 const FILE_MODE: i32 = 0o644;
@@ -27,6 +28,15 @@ fn or_text(field: &mut Option<String>, default: &str) {
 pub fn pod(spec: &mut PodSpec) {
     template(spec);
     or(&mut spec.enable_service_links, &true);
+    for container in spec.ephemeral_containers.iter_mut().flatten() {
+        let mut common = ephemeral::common(container);
+        default_container(&mut common, false);
+        container.image_pull_policy = common.image_pull_policy;
+        container.env = common.env;
+        container.termination_message_path = common.termination_message_path;
+        container.termination_message_policy = common.termination_message_policy;
+        container.resources.get_or_insert_default();
+    }
     for container in spec
         .containers
         .iter_mut()

@@ -1,9 +1,11 @@
 //! Pod, and what pods share with the templates of workloads.
 
+mod addresses;
 mod affinity;
 mod columns;
 mod containers;
 pub mod defaults;
+pub mod ephemeral;
 pub mod qos;
 mod update;
 pub mod validate;
@@ -27,6 +29,10 @@ impl Strategy for Pod {
         Subresource::Binding,
         Subresource::Log,
         Subresource::Eviction,
+        Subresource::Exec,
+        Subresource::Attach,
+        Subresource::PortForward,
+        Subresource::EphemeralContainers,
     ];
     const COLUMNS: &'static [Column] = columns::COLUMNS;
     const PRIVATE_TO_NODE: bool = true;
@@ -40,6 +46,9 @@ impl Strategy for Pod {
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
         defaults::pod(spec);
+        if let Some(status) = &mut self.status {
+            addresses::default(status);
+        }
     }
 
     fn prepare_create(&mut self) {
@@ -112,6 +121,9 @@ impl Strategy for Pod {
                 path.child("ephemeralContainers")
                     .forbidden("cannot be set on create"),
             );
+        }
+        if let Some(status) = &self.status {
+            errors.extend(addresses::errors(&Path::new("status"), status));
         }
         errors
     }

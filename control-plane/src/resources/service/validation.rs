@@ -155,11 +155,17 @@ fn addresses(path: &Path, spec: &ServiceSpec) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let ips = spec.cluster_ips.as_deref().unwrap_or_default();
     if !has_cluster_ip(spec) {
-        if !ips.is_empty() || !spec.cluster_ip.as_deref().unwrap_or_default().is_empty() {
-            errors.push(
-                path.child("clusterIPs")
-                    .forbidden("may not be set for ExternalName services"),
-            );
+        let has_ips = !ips.is_empty() || spec.cluster_ip.as_ref().is_some_and(|ip| !ip.is_empty());
+        let has_families = spec.ip_families.as_ref().is_some_and(|it| !it.is_empty());
+        for (field, is_set) in [
+            ("clusterIPs", has_ips),
+            ("ipFamilies", has_families),
+            ("ipFamilyPolicy", spec.ip_family_policy.is_some()),
+        ] {
+            if is_set {
+                let detail = "may not be set for ExternalName services";
+                errors.push(path.child(field).forbidden(detail));
+            }
         }
         let name = spec.external_name.as_deref().unwrap_or_default();
         match name {
@@ -294,6 +300,16 @@ mod tests {
         assert_eq!(
             texts(json!({ "type": "ExternalName" }), None),
             ["spec.externalName: Required value"]
+        );
+        assert_eq!(
+            texts(
+                json!({ "type": "ExternalName", "externalName": "x.y", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack" }),
+                None
+            ),
+            [
+                "spec.ipFamilies: Forbidden: may not be set for ExternalName services",
+                "spec.ipFamilyPolicy: Forbidden: may not be set for ExternalName services",
+            ]
         );
     }
 

@@ -1,0 +1,173 @@
+//! PATCH as server-side apply: from a request to the registry. And in whose name any write sets fields.
+
+use axum::response::Response;
+use http::{HeaderMap, StatusCode, header};
+use serde_json::Value;
+
+use super::apply::{self, ApplyError, Manager, Operation, Part, Writer};
+use super::body::{self, FieldValidation};
+use super::content::{self, Encoding};
+use super::error::ApiError;
+use super::meta;
+use super::patching::schema_of;
+use super::registry::{Registry, Through};
+use super::request::{Query, ResourceRequest};
+use super::verbs::Input;
+use crate::resources::{Kind, Subresource};
+
+pub const CONTENT_TYPE: &str = "application/apply-patch+yaml";
+
+/// How long the name of a manager may be, in bytes.
+const NAME: usize = 128;
+
+/// How often an apply that finds no object, and then somebody else's, begins anew.
+const ATTEMPTS: usize = 3;
+
+pub fn is_apply(headers: &HeaderMap) -> bool {
+    content::content_type(headers) == CONTENT_TYPE
+}
+
+/// In whose name a request sets fields: what it says itself, else what its program calls itself.
+pub fn manager(
+    kind: &Kind,
+    request: &ResourceRequest,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Manager, ApiError> {
+    let operation = if request.verb == "patch" && is_apply(headers) {
+        Operation::Apply
+    } else {
+        Operation::Update
+    };
+    let said = query.get("fieldManager");
+    let wrong = |detail: &str| {
+        Err(ApiError::unprocessable(format!(
+            "PatchOptions.meta.k8s.io \"\" is invalid: {detail}"
+        )))
+    };
+    if said.len() > NAME || said.chars().any(char::is_control) {
+        return wrong("fieldManager: Invalid value: must be at most 128 printable characters");
+    }
+    if operation == Operation::Apply && said.is_empty() {
+        return wrong("fieldManager: Required value: is required for apply patch");
+    }
+    if operation == Operation::Update && request.verb == "patch" && query.has("force") {
+        return wrong("force: Forbidden: may not be specified for non-apply patch");
+    }
+    let program = || {
+        let agent = headers.get(header::USER_AGENT)?.to_str().ok()?;
+        let name: String = agent.split('/').next()?.chars().take(NAME).collect();
+        (!name.is_empty()).then_some(name)
+    };
+    let name = if said.is_empty() {
+        program().unwrap_or_else(|| "unknown".to_owned())
+    } else {
+        said.to_owned()
+    };
+    Ok(Manager {
+        name,
+        operation,
+        api_version: kind.api_version(),
+        subresource: request.subresource.clone(),
+    })
+}
+
+/// Applies the body to the object, which is made if there is none.
+pub async fn apply(
+    registry: &Registry,
+    input: &Input<'_>,
+    through: Through,
+) -> Result<Response, ApiError> {
+    let presenter = input.presenter()?;
+    let (config, force) = (configuration(input)?, input.query.flag("force"));
+    let (call, name) = (input.call()?, &input.request.name);
+    let part = match through {
+        Through::Status => Part::Status,
+        _ if input.kind.has(Subresource::Status) => Part::WithoutStatus,
+        _ => Part::Whole,
+    };
+    let change = |live: &Value| {
+        let writer = Writer {
+            manager: &input.manager,
+            part,
+            now: &meta::rfc3339(meta::now()),
+        };
+        let applied = apply::apply(live, &config, writer, force, schema_of(input.kind));
+        let applied = applied.map_err(|error| match error {
+            ApplyError::Conflicts(_) => ApiError::apply_conflict(input.kind, name, &error),
+            _ => ApiError::bad_request(format!(
+                "failed to create typed patch object ({}/{name}; {}, Kind={}): {error}",
+                input.request.namespace,
+                input.kind.api_version(),
+                input.kind.kind
+            )),
+        })?;
+        let decoded = body::typed(input.kind, applied, Vec::new(), FieldValidation::Ignore)?;
+        input.check_place(&decoded.object)?;
+        Ok(decoded.object)
+    };
+    for _ in 0..ATTEMPTS {
+        match registry.update(&call, name, through, change).await {
+            Err(error) if error.code == StatusCode::NOT_FOUND && through == Through::Main => {}
+            outcome => return Ok(presenter.object(StatusCode::OK, outcome?)),
+        }
+        let uid = meta::text(&config, "uid");
+        if !uid.is_empty() {
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
+            return Err(ApiError::conflict(input.kind, name, &why));
+        }
+        let nothing = Value::Object(serde_json::Map::new());
+        match registry.create(&call, change(&nothing)?).await {
+            Err(error) if error.reason == "AlreadyExists" => {}
+            outcome => return Ok(presenter.object(StatusCode::CREATED, outcome?)),
+        }
+    }
+    Err(ApiError::modified(input.kind, name))
+}
+
+/// The configuration that a request applies. What it says is null it says nothing of.
+fn configuration(input: &Input<'_>) -> Result<Value, ApiError> {
+    let mut config = body::parse(&input.body, Encoding::Yaml)?;
+    let said = &config["metadata"]["managedFields"];
+    if said.as_array().is_some_and(|entries| !entries.is_empty()) {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    drop_nulls(&mut config);
+    let decoded = body::typed(
+        input.kind,
+        config.clone(),
+        Vec::new(),
+        FieldValidation::Warn,
+    )?;
+    // An owner of a field that does not exist could never be rid of it.
+    if let [first, ..] = decoded.warnings.as_slice() {
+        return Err(ApiError::bad_request(format!(
+            "failed to create typed patch object ({}/{}; {}, Kind={}): {first}: field not declared in schema",
+            input.request.namespace,
+            input.request.name,
+            input.kind.api_version(),
+            input.kind.kind
+        )));
+    }
+    let named = meta::text(&config, "name");
+    if !named.is_empty() {
+        input.check_place(&config)?;
+    }
+    if named.is_empty() {
+        meta::of(&mut config).insert("name".to_owned(), input.request.name.clone().into());
+    }
+    Ok(config)
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
