@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use agent_ebpf::abi::{Address, Port, ServiceKey, SocketEntry, SocketKey, TCP, UDP};
+use agent_ebpf::abi::{Address, Port, Scope, ServiceKey, SocketEntry, SocketKey, TCP, UDP};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
@@ -23,14 +23,14 @@ impl Form for V4 {
     #[inline(always)]
     fn address(ctx: &SockAddrContext) -> Address {
         // SAFETY: the kernel passes a valid context, and the verifier checks each access.
-        Address::v4(unsafe { (*ctx.sock_addr).user_ip4 }.to_ne_bytes())
+        Address::v4_word(unsafe { (*ctx.sock_addr).user_ip4 })
     }
 
     #[inline(always)]
     fn set_address(ctx: &SockAddrContext, address: &Address) {
-        let [.., a, b, c, d] = address.0;
+        let [.., word] = address.words();
         // SAFETY: as above; the field is writable in every program that calls this.
-        unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes([a, b, c, d]) };
+        unsafe { (*ctx.sock_addr).user_ip4 = word };
     }
 }
 
@@ -39,29 +39,25 @@ impl Form for V6 {
     fn address(ctx: &SockAddrContext) -> Address {
         // SAFETY: as above.
         let words = unsafe { &raw const (*ctx.sock_addr).user_ip6 };
-        let mut address = [0; 16];
-        for n in 0..4 {
-            // SAFETY: as above. Each word is read by itself: the verifier takes no copy of the whole.
-            let word = unsafe { (&raw const (*words)[n]).read_volatile() };
-            address[4 * n..4 * n + 4].copy_from_slice(&word.to_ne_bytes());
-        }
-        Address(address)
+        // SAFETY: as above. Each word is read by itself: the verifier takes no copy of the whole.
+        let word = |n: usize| unsafe { (&raw const (*words)[n]).read_volatile() };
+        Address::from_words([word(0), word(1), word(2), word(3)])
     }
 
     #[inline(always)]
     fn set_address(ctx: &SockAddrContext, address: &Address) {
         // SAFETY: as above.
         let words = unsafe { &raw mut (*ctx.sock_addr).user_ip6 };
-        for (n, word) in address.0.as_chunks::<4>().0.iter().enumerate() {
+        for (n, word) in address.words().into_iter().enumerate() {
             // SAFETY: as above; the field is writable in every program that calls this.
-            unsafe { (&raw mut (*words)[n]).write_volatile(u32::from_ne_bytes(*word)) };
+            unsafe { (&raw mut (*words)[n]).write_volatile(word) };
         }
     }
 }
 
-/// What the application dialled; `None` for a protocol that services do not have.
+/// What the application dialled or binds; `None` for a protocol that services do not have.
 #[inline(always)]
-pub(crate) fn dialled<F: Form>(ctx: &SockAddrContext) -> Option<ServiceKey> {
+pub(crate) fn key<F: Form>(ctx: &SockAddrContext) -> Option<ServiceKey> {
     // SAFETY: as above.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
     if protocol != u32::from(TCP) && protocol != u32::from(UDP) {
@@ -72,7 +68,7 @@ pub(crate) fn dialled<F: Form>(ctx: &SockAddrContext) -> Option<ServiceKey> {
         address,
         port,
         protocol: protocol as u8,
-        pad: 0,
+        scope: Scope::CLUSTER,
     })
 }
 

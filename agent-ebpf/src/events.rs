@@ -102,14 +102,20 @@ fn process(event: &mut FlowEvent) {
     unsafe { bpf_get_current_comm(event.comm.as_mut_ptr().cast(), 16) };
 }
 
+/// Counts a record that is not made.
+#[inline(always)]
+pub(crate) fn lost() {
+    if let Some(lost) = EVENTS_LOST.get_ptr_mut(0) {
+        // SAFETY: this CPU's own row.
+        unsafe { *lost += 1 };
+    }
+}
+
 /// Fills a record where it lies in the ring: on a program's stack it would take a quarter of it.
 #[inline(always)]
 fn write(fill: impl FnOnce(&mut FlowEvent)) {
     let Some(mut record) = EVENTS.reserve(0) else {
-        if let Some(lost) = EVENTS_LOST.get_ptr_mut(0) {
-            // SAFETY: this CPU's own row.
-            unsafe { *lost += 1 };
-        }
+        lost();
         return;
     };
     let words = record.as_mut_ptr().cast::<u64>();

@@ -3,5 +3,16 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod checksum;
+pub mod flow;
+pub mod forward;
+pub mod guard;
 pub mod histogram;
+pub mod nat;
+pub mod node_port;
+pub mod outside;
+pub mod packet;
+pub mod policy;
+pub mod rewrite;
+pub mod router;
 pub mod select;

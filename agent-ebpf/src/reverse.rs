@@ -16,7 +16,8 @@ pub(crate) fn getpeername<F: Form>(ctx: &SockAddrContext) {
 #[inline(always)]
 pub(crate) fn recvmsg<F: Form>(ctx: &SockAddrContext) {
     let cookie = ctx::socket(ctx);
-    if latest::<F>(ctx, cookie) {
+    // A socket without a row has dialled no service, so it has no earlier backends either: mostly a server's.
+    if latest::<F>(ctx, cookie) != Some(false) {
         return;
     }
     let (address, port) = ctx::address::<F>(ctx);
@@ -34,16 +35,14 @@ pub(crate) fn recvmsg<F: Form>(ctx: &SockAddrContext) {
     }
 }
 
-/// Translates if the address is the socket's latest backend.
+/// Translates if the address is the socket's latest backend; says whether it was. `None`: the socket has no backend.
 #[inline(always)]
-fn latest<F: Form>(ctx: &SockAddrContext, socket: SocketKey) -> bool {
+fn latest<F: Form>(ctx: &SockAddrContext, socket: SocketKey) -> Option<bool> {
     // SAFETY: only the socket's own programs write or remove its row.
-    let Some(entry) = (unsafe { SOCKETS.get(socket) }) else {
-        return false;
-    };
+    let entry = unsafe { SOCKETS.get(socket) }?;
     if (entry.backend_address, entry.backend_port) != ctx::address::<F>(ctx) {
-        return false;
+        return Some(false);
     }
     ctx::set_address::<F>(ctx, &entry.service.address, entry.service.port);
-    true
+    Some(true)
 }

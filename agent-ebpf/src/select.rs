@@ -5,22 +5,22 @@
 //!    │ yes
 //! ready or terminating? ──no──> NoBackend
 //!    │ yes
-//! affinity still valid? ──yes──> that backend
+//! affinity still valid, or a UDP socket's last backend still offered? ──yes──> that backend
 //!    │ no
 //! draw a slot ──> slot row ──> backend row ──> Backend
 //!                    └── gone ──────┴──> read the service again (its table has flipped), at most [`ATTEMPTS`] times
 //! ```
 
 use crate::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, FLAG_LOCAL_ONLY, SHARE_ONE, ServiceEntry,
-    ServiceKey, ServiceRow, SlotKey,
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, FLAG_LOCAL_ONLY, Place, SHARE_ONE,
+    ServiceEntry, ServiceKey, ServiceRow, SlotKey,
 };
 
 /// How often the service entry is read before a missing row counts as a hole.
 pub const ATTEMPTS: u32 = 3;
 
-/// How many slots are searched for a client's backend after its service's table has changed. A backend that stands
-/// further behind loses its clients' affinity at a change.
+/// How many slots are searched for a client's backend, or a UDP socket's, after its service's table has changed. A backend
+/// that stands further behind loses its clients at a change.
 pub const AFFINITY_SCAN: u32 = 128;
 
 /// How old the last use in a client's affinity row may be before it is written anew, in nanoseconds. A client's timeout
@@ -45,6 +45,15 @@ pub trait Caller {
     fn netns_cookie(&self) -> u64;
     /// Monotonic clock.
     fn now_ns(&self) -> u64;
+    /// The backend that a UDP socket was sent to last, if what it dialled then is what it dials now.
+    fn last(&self) -> Option<Picked>;
+}
+
+/// A backend in its service's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Picked {
+    pub backend: BackendId,
+    pub place: Place,
 }
 
 /// What becomes of one connect or one datagram.
@@ -55,7 +64,7 @@ pub enum Verdict {
     /// Send it to this backend.
     Backend {
         service_id: u32,
-        id: BackendId,
+        picked: Picked,
         entry: BackendEntry,
     },
     /// A service without a backend that could answer: refuse.
@@ -85,16 +94,17 @@ pub fn choose(tables: &impl Tables, caller: &impl Caller, dialled: &ServiceKey) 
             return Verdict::NoBackend { service_id };
         };
         let picked = if service.affinity_timeout_s == 0 {
-            tables.slot(&slot_key(&service, drawn))
+            let last = caller.last().and_then(|last| find(tables, &service, last));
+            last.or_else(|| at(tables, &service, drawn))
         } else {
             with_affinity(tables, caller, &service, drawn)
         };
-        if let Some(id) = picked
-            && let Some(entry) = tables.backend(id)
+        if let Some(picked) = picked
+            && let Some(entry) = tables.backend(picked.backend)
         {
             return Verdict::Backend {
                 service_id,
-                id,
+                picked,
                 entry,
             };
         }
@@ -136,12 +146,12 @@ pub fn draw(service: &ServiceEntry, bits: u64) -> Option<u32> {
 /// The client's backend of last time if it is still among those the service offers, else the drawn one. Either way the
 /// client will have the same one next time.
 #[inline(always)]
-fn with_affinity(
+pub(crate) fn with_affinity(
     tables: &impl Tables,
     caller: &impl Caller,
     service: &ServiceEntry,
     drawn: u32,
-) -> Option<BackendId> {
+) -> Option<Picked> {
     let key = AffinityKey {
         netns_cookie: caller.netns_cookie(),
         service_id: service.service_id,
@@ -153,59 +163,76 @@ fn with_affinity(
     if let Some(last) = tables.affinity(&key) {
         let age = now.saturating_sub(last.last_use_ns);
         if age < timeout {
-            chosen = find(tables, service, &last).map(|slot| (slot, last.backend));
-            let current = chosen == Some((last.slot, last.backend));
-            if current && last.generation == service.generation && age < AFFINITY_REFRESH_NS {
-                return Some(last.backend);
+            let place = Place {
+                generation: last.generation,
+                slot: last.slot,
+            };
+            let last = Picked {
+                backend: last.backend,
+                place,
+            };
+            chosen = find(tables, service, last);
+            if chosen == Some(last) && age < AFFINITY_REFRESH_NS {
+                return chosen;
             }
         }
     }
     if chosen.is_none() {
-        chosen = tables
-            .slot(&slot_key(service, drawn))
-            .map(|backend| (drawn, backend));
+        chosen = at(tables, service, drawn);
     }
-    let (slot, backend) = chosen?;
-    let generation = service.generation;
+    let Picked { backend, place } = chosen?;
     tables.remember(
         &key,
         &AffinityEntry {
             last_use_ns: now,
             backend,
-            generation,
-            slot,
+            generation: place.generation,
+            slot: place.slot,
             pad: 0,
         },
     );
-    Some(backend)
+    chosen
 }
 
-/// The slot in the live table that holds the backend of `last`.
+/// Where the backend of `last` stands in the live table, if it is offered.
 #[inline(always)]
-fn find(tables: &impl Tables, service: &ServiceEntry, last: &AffinityEntry) -> Option<u32> {
+fn find(tables: &impl Tables, service: &ServiceEntry, last: Picked) -> Option<Picked> {
     let offered = if service.ready > 0 {
         service.ready
     } else {
         service.terminating
     };
-    if last.generation == service.generation {
-        let same =
-            last.slot < offered && tables.slot(&slot_key(service, last.slot)) == Some(last.backend);
-        return if same { Some(last.slot) } else { None };
+    let Place { generation, slot } = last.place;
+    if generation == service.generation {
+        let same = slot < offered && tables.slot(&slot_key(service, slot)) == Some(last.backend);
+        return if same { Some(last) } else { None };
     }
     for slot in 0..AFFINITY_SCAN {
         if slot >= offered {
             break;
         }
-        if tables.slot(&slot_key(service, slot)) == Some(last.backend) {
-            return Some(slot);
+        if let Some(found) = at(tables, service, slot)
+            && found.backend == last.backend
+        {
+            return Some(found);
         }
     }
     None
 }
 
+/// What stands in a slot of the live table.
 #[inline(always)]
-fn slot_key(service: &ServiceEntry, slot: u32) -> SlotKey {
+fn at(tables: &impl Tables, service: &ServiceEntry, slot: u32) -> Option<Picked> {
+    let backend = tables.slot(&slot_key(service, slot))?;
+    let place = Place {
+        generation: service.generation,
+        slot,
+    };
+    Some(Picked { backend, place })
+}
+
+#[inline(always)]
+pub(crate) fn slot_key(service: &ServiceEntry, slot: u32) -> SlotKey {
     SlotKey {
         service_id: service.service_id,
         generation: service.generation,

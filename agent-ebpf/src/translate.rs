@@ -3,101 +3,116 @@
 use core::mem::MaybeUninit;
 
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, EVENT_HOLE, EVENT_NO_BACKEND,
-    ReverseEntry, ReverseKey, SOCKET_OVER, SOCKET_SAMPLED, ServiceKey, ServiceRow, SlotKey,
-    SocketEntry, SocketKey, UDP,
+    BackendEntry, EVENT_HOLE, EVENT_NO_BACKEND, Place, ReverseEntry, ReverseKey, SOCKET_FOLLOWED,
+    SOCKET_OVER, SOCKET_SAMPLED, ServiceKey, SocketEntry, SocketKey, UDP,
 };
-use agent_ebpf::select::{Caller, Tables, Verdict, choose, mix};
+use agent_ebpf::node_port;
+use agent_ebpf::select::{Caller, Picked, Verdict, choose, mix};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval,
-};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32};
 use aya_ebpf::programs::SockAddrContext;
 
+use crate::bind::ThisNode;
 use crate::count::IF_ABSENT;
 use crate::ctx::Form;
-use crate::maps::{
-    AFFINITY, BACKEND_TABLE, BACKENDS, SERVICES, SOCK_REVERSE, SOCKETS, has_set_retval,
-};
-use crate::{PROCEED, REJECT, count, ctx, events};
+use crate::maps::{SOCK_REVERSE, SOCKETS};
+use crate::tables::KernelTables;
+use crate::{PROCEED, clock, count, ctx, events, refuse};
 
 const ECONNREFUSED: i32 = 111;
 
 /// A socket connects, or a datagram leaves a UDP socket that names its destination.
 #[inline(always)]
 pub(crate) fn dial<F: Form>(ctx: &SockAddrContext) -> i32 {
-    let Some(dialled) = &ctx::dialled::<F>(ctx) else {
+    let Some(dialled) = &ctx::key::<F>(ctx) else {
         return PROCEED;
     };
-    match choose(&KernelTables, &Socket { ctx, dialled }, dialled) {
+    let socket = Socket {
+        ctx,
+        dialled,
+        known: known(ctx, dialled),
+    };
+    match chosen(&socket, dialled) {
         Verdict::NotService => PROCEED,
         Verdict::Backend {
             service_id,
-            id,
+            picked,
             entry,
         } => {
-            remember(ctx, dialled, service_id, id, &entry);
+            // A UDP socket sends many datagrams to one place: what is likely costs least.
+            if socket.last() != Some(picked) {
+                let chosen = Chosen {
+                    service_id,
+                    picked,
+                    entry,
+                };
+                remember(ctx, dialled, &chosen);
+            }
             ctx::set_address::<F>(ctx, &entry.address, entry.port);
             PROCEED
         }
         Verdict::NoBackend { service_id } => {
             count::refused(service_id);
             events::refused(ctx, dialled, service_id, EVENT_NO_BACKEND);
-            refuse()
+            refuse(ECONNREFUSED)
         }
         Verdict::Hole { service_id } => {
             count::hole(service_id);
             events::refused(ctx, dialled, service_id, EVENT_HOLE);
-            refuse()
+            refuse(ECONNREFUSED)
         }
     }
 }
 
-/// Fails the system call with ECONNREFUSED, or with EPERM where the kernel cannot choose the error.
+/// What becomes of the dial. The rows of node ports and host ports stand under another address than is dialled.
 #[inline(always)]
-fn refuse() -> i32 {
-    if has_set_retval() {
-        // SAFETY: a plain helper call; the value is a valid negative errno.
-        unsafe { bpf_set_retval(-ECONNREFUSED) };
+fn chosen(socket: &Socket<'_>, dialled: &ServiceKey) -> Verdict {
+    let node = ThisNode(socket.ctx);
+    // A host port may be of the node's loopback alone.
+    if node_port::is_elsewhere(&node, &dialled.address) {
+        return Verdict::NotService;
     }
-    REJECT
+    let mut key = *dialled;
+    for _ in 0..2 {
+        let verdict = choose(&KernelTables, socket, &key);
+        if verdict != Verdict::NotService || !node_port::is_dialled(&node, dialled) {
+            return verdict;
+        }
+        key.address = node_port::any(&dialled.address);
+    }
+    Verdict::NotService
+}
+
+/// The row of a UDP socket that has dialled before.
+#[inline(always)]
+fn known(ctx: &SockAddrContext, dialled: &ServiceKey) -> Option<*mut SocketEntry> {
+    if dialled.protocol == UDP {
+        SOCKETS.get_ptr_mut(ctx::socket(ctx))
+    } else {
+        None
+    }
+}
+
+/// A backend, and whose.
+struct Chosen {
+    service_id: u32,
+    picked: Picked,
+    entry: BackendEntry,
 }
 
 /// Notes where the socket goes now, and counts it when that is not where it went before. Not inlined: a program has 512
 /// bytes of stack, and what the choice used is free again by now. It may call nothing, not even memset: the two frames
 /// alone reach what Linux 6.1 allows.
 #[inline(never)]
-fn remember(
-    ctx: &SockAddrContext,
-    dialled: &ServiceKey,
-    service_id: u32,
-    id: BackendId,
-    backend: &BackendEntry,
-) {
+fn remember(ctx: &SockAddrContext, dialled: &ServiceKey, chosen: &Chosen) {
     let socket = ctx::socket(ctx);
-    if dialled.protocol == UDP
-        && let Some(known) = SOCKETS.get_ptr_mut(socket)
-    {
-        // A UDP socket sends many datagrams to one place: what is likely costs least.
-        // SAFETY: only the socket's own programs write or remove its row.
-        let known = unsafe { &*known };
-        if known.service.backend == id
-            && (known.backend_address, known.backend_port) == (backend.address, backend.port)
-            && (known.service.address, known.service.port) == (dialled.address, dialled.port)
-        {
-            return;
-        }
-    }
+    let (id, backend) = (chosen.picked.backend, &chosen.entry);
+    let flags = if events::drawn() { SOCKET_SAMPLED } else { 0 };
     let now = SocketEntry {
-        started_ns: if dialled.protocol == UDP {
-            // SAFETY: a plain helper call.
-            unsafe { bpf_ktime_get_ns() }
-        } else {
-            0
-        },
+        started_ns: clock::socket_ns(flags),
         // SAFETY: a plain helper call on the program's own context.
         netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
-        flags: if events::drawn() { SOCKET_SAMPLED } else { 0 },
+        flags,
         backend_address: backend.address,
         backend_port: backend.port,
         protocol: dialled.protocol,
@@ -107,9 +122,12 @@ fn remember(
             port: dialled.port,
             pad: [0; 2],
             backend: id,
-            service_id,
+            service_id: chosen.service_id,
         },
-        handshake_ns: 0,
+        detail: match dialled.protocol {
+            UDP => chosen.picked.place.to_detail(),
+            _ => 0,
+        },
     };
     if SOCKETS.insert(socket, now, IF_ABSENT).is_ok() {
         count::opened(id);
@@ -120,9 +138,15 @@ fn remember(
     let Some(known) = SOCKETS.get_ptr_mut(socket) else {
         return;
     };
-    // SAFETY: as above.
+    // SAFETY: only the socket's own programs write or remove its row.
     let known = unsafe { &mut *known };
     if dialled.protocol == UDP {
+        let service = &known.service;
+        if (service.backend, service.address, service.port) == (id, dialled.address, dialled.port) {
+            // It stands elsewhere in a new table.
+            known.detail = now.detail;
+            return;
+        }
         // Answers from the earlier backend may still come.
         let mut earlier = MaybeUninit::<ReverseKey>::uninit();
         let key = earlier.as_mut_ptr();
@@ -138,10 +162,13 @@ fn remember(
         };
         let _ = SOCK_REVERSE.insert(earlier, known.service, 0);
     }
-    let over = ctx::flags(known) & SOCKET_OVER != 0;
-    if over || known.service.backend != id {
+    let (before, flags) = (known.service.backend, ctx::flags(known));
+    let over = flags & SOCKET_OVER != 0;
+    // A TCP socket that dials anew without having been followed was refused.
+    let refused = dialled.protocol != UDP && flags & (SOCKET_FOLLOWED | SOCKET_OVER) == 0;
+    if over || refused || before != id {
         if !over {
-            count::closed(known.service.backend);
+            count::ended(before, refused && known.started_ns != 0);
         }
         count::opened(id);
     }
@@ -149,53 +176,11 @@ fn remember(
     events::opened(socket, &now);
 }
 
-/// The maps, as the choice sees them.
-struct KernelTables;
-
-impl Tables for KernelTables {
-    #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<ServiceRow> {
-        let row = SERVICES.get_ptr(key)?;
-        // SAFETY: a row's memory stays mapped while the program runs. The key is read after the entry: if that memory
-        // was handed to another service meanwhile, the key says so.
-        unsafe {
-            let entry = (&raw const (*row).entry).read_volatile();
-            Some(ServiceRow {
-                key: (&raw const (*row).key).read_volatile(),
-                entry,
-            })
-        }
-    }
-
-    #[inline(always)]
-    fn slot(&self, key: &SlotKey) -> Option<BackendId> {
-        // SAFETY: user space removes a slot only after no service entry has named its generation for a while.
-        unsafe { BACKEND_TABLE.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn backend(&self, id: BackendId) -> Option<BackendEntry> {
-        // SAFETY: as for slots.
-        unsafe { BACKENDS.get(id) }.copied()
-    }
-
-    #[inline(always)]
-    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
-        // SAFETY: a row that the LRU hands to another client meanwhile names a backend that is checked against the
-        // service's own table before use.
-        unsafe { AFFINITY.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn remember(&self, key: &AffinityKey, entry: &AffinityEntry) {
-        let _ = AFFINITY.insert(key, entry, 0);
-    }
-}
-
 /// The dialling socket, as the choice sees it. Each answer is a helper call, made only when asked for.
 struct Socket<'a> {
     ctx: &'a SockAddrContext,
     dialled: &'a ServiceKey,
+    known: Option<*mut SocketEntry>,
 }
 
 impl Caller for Socket<'_> {
@@ -207,8 +192,8 @@ impl Caller for Socket<'_> {
         }
         let SocketKey(cookie) = ctx::socket(self.ctx);
         let mut destination = u32::from(u16::from_ne_bytes(self.dialled.port));
-        for word in self.dialled.address.0.as_chunks().0 {
-            destination ^= u32::from_ne_bytes(*word);
+        for word in self.dialled.address.words() {
+            destination ^= word;
         }
         (mix(cookie as u32 ^ (cookie >> 32) as u32) >> 32) as u32 ^ destination
     }
@@ -221,7 +206,19 @@ impl Caller for Socket<'_> {
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // SAFETY: a plain helper call.
-        unsafe { bpf_ktime_get_ns() }
+        clock::coarse_ns()
+    }
+
+    #[inline(always)]
+    fn last(&self) -> Option<Picked> {
+        // SAFETY: only the socket's own programs write or remove its row. Two threads that send at once may read each
+        // other's half: what they read is checked against the service's own table before use.
+        let known = unsafe { &*self.known? };
+        let same = (known.service.address, known.service.port)
+            == (self.dialled.address, self.dialled.port);
+        same.then(|| Picked {
+            backend: known.service.backend,
+            place: Place::from_detail(known.detail),
+        })
     }
 }

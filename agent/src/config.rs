@@ -5,9 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use ipnet::IpNet;
 
 use crate::cluster::Locality;
-use crate::dataplane::DEFAULT_SERVICES;
+use crate::dataplane::{DEFAULT_CONNECTIONS, DEFAULT_SERVICES};
+use crate::network::node_addresses::NodePortAddresses;
+use crate::network::tunnel::{DEFAULT_PORT, DEFAULT_VNI};
+use crate::network::xdp::Xdp;
 
 /// Where the agent keeps what it needs only while it runs.
 pub const DEFAULT_RUN_DIR: &str = "/run/kernelet";
@@ -23,6 +27,9 @@ pub const DEFAULT_CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// More would be gigabytes of kernel memory for the tables' indexes alone.
 pub const MOST_SERVICES: i64 = 4_000_000;
 
+/// More would be gigabytes of kernel memory.
+pub const MOST_CONNECTIONS: i64 = 8_000_000;
+
 /// What `kernelet run` is told.
 #[derive(Args, Clone, Debug)]
 pub struct AgentConfig {
@@ -32,9 +39,23 @@ pub struct AgentConfig {
     /// Name of this node [default: the host name]
     #[arg(long, env = "KERNELET_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address at which other nodes reach this one [default: the one from which it reaches the API server]
-    #[arg(long, env = "KERNELET_NODE_IP", value_name = "ADDRESS")]
-    pub node_ip: Option<IpAddr>,
+    /// Address at which other nodes reach this one, or one of each family with a comma between, the primary one first
+    /// [default: the one from which it reaches the API server]
+    #[arg(long, env = "KERNELET_NODE_IP", value_name = "ADDRESS[,ADDRESS]", value_parser = node_ips)]
+    pub node_ip: Option<NodeIps>,
+    /// The largest packet of a pod, in bytes [default: what the node's link takes]
+    #[arg(long, env = "KERNELET_POD_MTU", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65_535))]
+    pub pod_mtu: Option<u32>,
+    /// Whether pods' packets go past the node's routes where that makes no difference to them. Rules of iptables and nft on the
+    /// node do not see them then
+    #[arg(long, env = "KERNELET_POD_FAST_PATH", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub pod_fast_path: bool,
+    /// UDP port of the VXLAN tunnel between nodes that share no link; the same on all nodes
+    #[arg(long, env = "KERNELET_VXLAN_PORT", value_name = "PORT", default_value_t = DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_port: u16,
+    /// Network identifier in that tunnel's packets
+    #[arg(long, env = "KERNELET_VXLAN_ID", value_name = "ID", default_value_t = DEFAULT_VNI, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    pub vxlan_id: u32,
     /// Labels of the Node object, as KEY=VALUE,…
     #[arg(long, env = "KERNELET_NODE_LABELS", value_name = "LABELS", value_delimiter = ',', value_parser = label)]
     pub node_labels: Vec<(String, String)>,
@@ -85,6 +106,53 @@ pub struct AgentConfig {
         value_parser = clap::value_parser!(u32).range(1..=MOST_SERVICES)
     )]
     pub max_services: u32,
+    /// Addresses of this node at which node ports are answered: CIDR,…, or `primary` for the Node object's [default: all that
+    /// other machines reach]
+    #[arg(
+        long,
+        env = "KERNELET_NODEPORT_ADDRESSES",
+        value_name = "CIDRS",
+        value_delimiter = ','
+    )]
+    pub nodeport_addresses: Vec<NodePortAddresses>,
+    /// Ports that node ports are among, as the API server has it
+    #[arg(
+        long,
+        env = "KERNELET_SERVICE_NODE_PORT_RANGE",
+        value_name = "FIRST-LAST",
+        default_value = "30000-32767",
+        value_parser = port_range
+    )]
+    pub service_node_port_range: (u16, u16),
+    /// Destinations outside of the cluster that see pods' own addresses, not the node's: those that have routes to pods. All,
+    /// with 0.0.0.0/0,::/0
+    #[arg(
+        long,
+        env = "KERNELET_MASQUERADE_EXEMPT",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub masquerade_exempt: Vec<IpNet>,
+    /// Connections from outside, and of pods to the world, that the maps have room for, 320 bytes each. When they are full
+    /// the longest idle give way. Another number takes effect like an upgrade
+    #[arg(
+        long,
+        env = "KERNELET_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = DEFAULT_CONNECTIONS,
+        value_parser = clap::value_parser!(u32).range(1..=MOST_CONNECTIONS)
+    )]
+    pub max_connections: u32,
+    /// At which links to other machines packets that only pass through the node, to a service's backend on another one and
+    /// back, are sent on before the network stack sees them: rules of iptables or nft do not see them either
+    #[arg(
+        long,
+        env = "KERNELET_XDP",
+        value_name = "WHERE",
+        value_enum,
+        default_value_t
+    )]
+    pub xdp: Xdp,
     /// Domain under which services have their names
     #[arg(
         long,
@@ -97,6 +165,10 @@ pub struct AgentConfig {
     /// what upstream's cluster role system:node-proxier allows
     #[arg(long, env = "KERNELET_PROXY_ONLY")]
     pub proxy_only: bool,
+    /// Leave network policies to another program. Unless told so, the agent needs to list and watch NetworkPolicies,
+    /// Namespaces and Pods of the whole cluster, and closes new pods until it could
+    #[arg(long, env = "KERNELET_IGNORE_NETWORK_POLICIES")]
+    pub ignore_network_policies: bool,
     /// Where metrics are served with --proxy-only
     #[arg(
         long,
@@ -152,11 +224,45 @@ pub fn host_name() -> String {
         .to_lowercase()
 }
 
+/// A node's addresses, as `--node-ip` names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeIps(pub Vec<IpAddr>);
+
+fn node_ips(text: &str) -> Result<NodeIps, String> {
+    let parse = |text: &str| {
+        let address = text.trim().parse::<IpAddr>();
+        let address = address.map_err(|_| format!("{text:?} is no IP address"))?;
+        let usable = !address.is_unspecified() && !address.is_multicast();
+        // Other nodes would have to know on which of their links it is.
+        let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        match usable && !link_local {
+            true => Ok(address),
+            false => Err(format!(
+                "{address} is no address at which other nodes reach this one"
+            )),
+        }
+    };
+    let addresses: Vec<IpAddr> = text.split(',').map(parse).collect::<Result<_, _>>()?;
+    match *addresses {
+        [_] => Ok(NodeIps(addresses)),
+        [first, second] if first.is_ipv4() != second.is_ipv4() => Ok(NodeIps(addresses)),
+        _ => Err("give one address, or one of IPv4 and one of IPv6".to_owned()),
+    }
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not KEY=VALUE")),
     }
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let parse = |(first, last): (&str, &str)| Some((first.parse().ok()?, last.parse().ok()?));
+    let range = text.split_once('-').and_then(parse);
+    range
+        .filter(|(first, last)| 0 < *first && first <= last)
+        .ok_or_else(|| format!("{text:?} is not FIRST-LAST, ports from 1 to 65535"))
 }
 
 #[cfg(test)]
@@ -193,6 +299,48 @@ mod tests {
         let config = parse(&["--locality", "zone"]).unwrap();
         assert_eq!(config.locality, Locality::Zone);
         assert!(parse(&["--locality", "planet"]).is_err());
+    }
+
+    #[test]
+    fn node_ports_have_a_range_and_addresses() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.service_node_port_range, (30_000, 32_767));
+        assert!(config.nodeport_addresses.is_empty());
+        let config = parse(&[
+            "--service-node-port-range",
+            "80-8080",
+            "--nodeport-addresses",
+            "primary,10.0.0.0/8",
+        ]);
+        let config = config.unwrap();
+        assert_eq!(config.service_node_port_range, (80, 8080));
+        assert_eq!(config.nodeport_addresses.len(), 2);
+        for wrong in ["30000", "2-1", "0-9", "1-65536"] {
+            assert!(parse(&["--service-node-port-range", wrong]).is_err());
+        }
+        assert!(parse(&["--nodeport-addresses", "eth0"]).is_err());
+    }
+
+    #[test]
+    fn a_node_has_one_address_of_each_family_at_most() {
+        let addresses = |text| parse(&["--node-ip", text]).map(|config| config.node_ip.unwrap().0);
+        let parsed = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let dual: Vec<IpAddr> = parsed(&["2001:db8::1", "192.0.2.1"]);
+        assert_eq!(addresses("2001:db8::1,192.0.2.1").unwrap(), dual);
+        assert_eq!(addresses("192.0.2.1").unwrap(), dual[1..]);
+        for (text, why) in [
+            ("192.0.2.1,192.0.2.2", "one of IPv4 and one of IPv6"),
+            (
+                "192.0.2.1,2001:db8::1,2001:db8::2",
+                "one of IPv4 and one of IPv6",
+            ),
+            ("fe80::1", "no address at which other nodes reach this one"),
+            ("::", "no address at which other nodes reach this one"),
+            ("worker", "is no IP address"),
+        ] {
+            let error = addresses(text).err().unwrap().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The Kernelet node agent: kubelet and service proxy in one program. `ARCHITECTURE.md` is the map.
 
+pub mod announce;
 mod chain;
 pub mod cleanup;
 pub mod cli;
@@ -12,6 +13,7 @@ pub mod network;
 pub mod node;
 pub mod observe;
 pub mod pod;
+pub mod policy;
 pub mod proxy;
 pub mod run;
 pub mod runtime;

@@ -9,15 +9,16 @@
 //! The services come first and need nothing of the rest: they are served again before the node is known to anybody.
 //! [`proxy_only`] runs that half alone.
 
+mod connect;
+mod policy;
 mod proxy_only;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
 
-use ipnet::Ipv4Net;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,25 +26,27 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::announce::{Announcements, Announcer, Pulse};
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
-    self, ClosingMaps, Events, Feature, LoadError, MapError, MapSizes, Maps, Probe, ProbeError,
-    Retired, ServiceMaps as _, StaleSockets, TakeOver,
+    self, ClosingMaps, Connections, Events, Feature, LoadError, MapError, MapSizes, Maps, PodLinks,
+    Probe, ProbeError, Retired, ServiceMaps as _, StaleSockets, TakeOver, Uplinks,
 };
-use crate::dns::forward::Forwarder;
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
-use crate::dns::server::{DnsError, DnsServer};
+use crate::dns::server::DnsError;
 use crate::events;
-use crate::network::addresses::gateway;
 use crate::network::netlink::NetlinkError;
-use crate::network::pods::{self as pod_network, VethNetwork, adopted_range};
-use crate::network::{NetworkError, routing};
+use crate::network::pods::{self as pod_network, VethNetwork};
+use crate::network::routes::Peers;
+use crate::network::xdp::Why;
+use crate::network::{
+    LinkGuard, NetworkError, PodNetwork, masquerade, near, node_addresses, uplinks,
+};
 use crate::node::credentials::{CredentialsError, NodeClient};
 use crate::node::facts::{Facts, FactsError};
 use crate::node::follow::follow;
-use crate::node::registration::pod_range;
 use crate::node::rotation::{
     ServingCertificate, keep_client_certificate, keep_serving_certificate,
 };
@@ -51,27 +54,29 @@ use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
 use crate::observe::{self, Clients, Flows, MapReader, Sources};
 use crate::pod::{Loads, Manager, Paths, PodTable, Settings};
+use crate::policy::connect::{PolicedNetwork, PolicyGuard};
 use crate::proxy::feedback::Kernel;
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
 use crate::runtime::{Runtime, RuntimeError};
-use crate::server::ComponentHealth;
+use crate::server::access::Access;
 use crate::server::https::{self, HttpsError, KubeletApi};
 use crate::server::introspection::{self, Introspection};
 use crate::server::socket::{self, SocketError};
+use crate::server::streaming::routes::Sessions;
+use crate::server::{ComponentHealth, health_checks};
 
 /// Where the kubelet API answers.
 const KUBELET_PORT: u16 = 10250;
-const DNS_PORT: u16 = 53;
-/// How long the API server may take to tell the pod range when an earlier agent knew one.
-const RANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
 /// Between two attempts to let new service programs take over.
 const TAKE_OVER_RETRY: Duration = Duration::from_secs(5);
 /// Between two looks for rows of sockets that the programs cannot remove: longer than an ended connection may linger.
 const SOCKET_SWEEP: Duration = Duration::from_secs(1800);
+/// Between two looks for translated connections that are over.
+const CONNECTION_SWEEP: Duration = Duration::from_secs(15);
 /// The node's own resolvers, for names outside of the cluster.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -84,8 +89,6 @@ pub enum RunError {
     Credentials(#[from] CredentialsError),
     #[error("the node's address cannot be told from the route to {server}; name it with --node-ip")]
     NoNodeAddress { server: String },
-    #[error("{0} cannot be the node's address: pods have IPv4 addresses only")]
-    NodeAddress(IpAddr),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error(transparent)]
@@ -94,6 +97,8 @@ pub enum RunError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error(transparent)]
+    PolicyMap(#[from] dataplane::PolicyMapError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -151,7 +156,8 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
 struct Node {
     config: AgentConfig,
     name: Name,
-    address: Ipv4Addr,
+    /// At most one of each family, the primary one first.
+    addresses: Vec<IpAddr>,
     cluster: Cluster,
     paths: Paths,
 }
@@ -161,6 +167,8 @@ struct Services<'a> {
     config: &'a AgentConfig,
     node: &'a Name,
     cluster: &'a Cluster,
+    /// The node's addresses among those of its uplinks.
+    addresses: &'a [IpAddr],
     /// Directory of the pins of the pods' network namespaces.
     namespaces: PathBuf,
 }
@@ -175,12 +183,13 @@ impl Services<'_> {
         pods: PodTable,
         registry: &mut Registry,
         parts: &mut Parts,
-    ) -> Result<Introspection, RunError> {
+    ) -> Result<(Introspection, PodLinks, PathBuf), RunError> {
         let mut dataplane = dataplane::start(
             &dataplane::Config {
                 bpf_dir: self.config.bpf_dir.clone(),
                 cgroup: probe.cgroup.clone(),
-                sizes: MapSizes::for_services(self.config.max_services),
+                sizes: MapSizes::for_services(self.config.max_services)
+                    .with_connections(self.config.max_connections),
             },
             &probe,
         )?;
@@ -188,6 +197,8 @@ impl Services<'_> {
             adopted = dataplane.adopted,
             "the service programs are in the kernel"
         );
+        let (first, last) = self.config.service_node_port_range;
+        dataplane.maps.set_node_ports(first, last)?;
         let pinned = dataplane.maps.dump()?;
         dataplane.maps.forget_counters(&pinned)?;
         let proxy = ProxyHandle::new(LbState::adopt(pinned, rand::random()));
@@ -198,14 +209,11 @@ impl Services<'_> {
         let counters = Arc::new(Maps::open(&dataplane.dir)?);
         let retired = Retired::default();
         let maps = ClosingMaps::new(dataplane.maps, self.namespaces.clone());
+        let events = events::Events::start(client.clone(), "kernelet", self.node.to_string());
         let settings = proxy::Settings {
             node: self.node.clone(),
             locality: self.config.locality,
-            events: Some(events::Events::start(
-                client.clone(),
-                "kernelet",
-                self.node.to_string(),
-            )),
+            events: Some(events.clone()),
         };
         parts.spawn(unfailing(proxy::run(
             self.cluster.clone(),
@@ -215,6 +223,22 @@ impl Services<'_> {
             maps.telling(retired.clone()),
             Kernel::new(counters, Loads::new(pods.clone(), paths(self.config))),
         )));
+        let keeping = node_addresses::run(
+            self.cluster.clone(),
+            self.node.clone(),
+            self.addresses.to_vec(),
+            self.config.nodeport_addresses.clone(),
+            Maps::open(&dataplane.dir)?,
+        );
+        parts.spawn(async { Ok(keeping.await?) });
+        parts.spawn(unfailing(health_checks::run(
+            self.cluster.clone(),
+            self.node.clone(),
+            proxy.clone(),
+            events,
+        )));
+        let connections = Connections::new(Maps::open(&dataplane.dir)?);
+        parts.spawn(unfailing(sweep_connections(connections)));
         let stale = StaleSockets::new(Maps::open(&dataplane.dir)?);
         parts.spawn(unfailing(sweep_sockets(stale)));
         let (programs, programs_seen) = watch::channel(Part::Up);
@@ -233,8 +257,58 @@ impl Services<'_> {
             features: probe.features,
         };
         let mut introspection = observed.start(registry, parts)?;
+        let uplinks = Uplinks::new(dataplane.link_programs.clone(), &dataplane.dir)?;
+        let (left, left_seen) = watch::channel(uplinks::LeftOut::default());
+        let (paths, paths_seen) = watch::channel(uplinks::Paths::default());
+        let settings = uplinks::Settings {
+            addresses: self.addresses.to_vec(),
+            xdp: self.config.xdp,
+            paths,
+            left,
+        };
+        parts.spawn(keep_uplinks(settings, uplinks, programs_seen.clone()));
+        introspection.component("xdp", move || ways(&paths_seen.borrow()));
+        introspection.component("uplinks", move || {
+            let left = left_seen.borrow();
+            ComponentHealth {
+                healthy: !left.is_own,
+                detail: left.to_string(),
+            }
+        });
         introspection.component("programs", move || shown(&programs_seen.borrow()));
-        Ok(introspection)
+        let pod_links = PodLinks::new(dataplane.link_programs, &dataplane.dir)?;
+        pod_links.refuse_at(self.addresses)?;
+        Ok((introspection, pod_links, dataplane.dir))
+    }
+}
+
+/// Keeps the programs at the uplinks, from when the tables that they read are complete.
+async fn keep_uplinks(
+    settings: uplinks::Settings,
+    uplinks: Uplinks,
+    mut programs: watch::Receiver<Part>,
+) -> Result<(), RunError> {
+    // An error means that nobody will say more: they are up then.
+    let _ = programs.wait_for(|part| *part == Part::Up).await;
+    Ok(uplinks::run(settings, uplinks).await?)
+}
+
+/// Removes translated connections that are over.
+async fn sweep_connections(mut connections: Connections) {
+    loop {
+        tokio::time::sleep(CONNECTION_SWEEP).await;
+        match tokio::task::block_in_place(|| connections.sweep(dataplane::monotonic_ns())) {
+            Ok(swept) if swept.is_crowded() => warn!(
+                rows = swept.rows,
+                most = swept.most,
+                "the table of translated connections is nearly full: the longest idle give way to new ones"
+            ),
+            Ok(_) => {}
+            Err(error) => warn!(
+                error = chain(&error),
+                "cannot look for translated connections that are over"
+            ),
+        }
     }
 }
 
@@ -285,11 +359,14 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     if config.proxy_only {
         return proxy_only::run(config, socket).await;
     }
-    let probe = dataplane::probe(config.cgroup_root.as_deref())?;
+    let mut probe = dataplane::probe(config.cgroup_root.as_deref())?;
+    if !config.pod_fast_path {
+        probe.without_fast_paths();
+    }
     let node_client = NodeClient::load(&config.kubeconfig()).await?;
     let node = Node {
         name: config.node_name().into(),
-        address: node_address(&config, &node_client)?,
+        addresses: own_addresses(&config, &node_client)?,
         cluster: Cluster::default(),
         paths: paths(&config),
         config,
@@ -297,12 +374,17 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let config = &node.config;
     let client = node_client.client();
     // Before anything is put into the kernel: what may fail because of others leaves nothing there.
-    let kubelet = listen(SocketAddr::new(node.address.into(), KUBELET_PORT)).await?;
+    let mut kubelet = Vec::new();
+    for address in &node.addresses {
+        kubelet.push(listen(SocketAddr::new(*address, KUBELET_PORT)).await?);
+    }
     let logger = std::env::current_exe().map_err(RunError::Program)?;
     let scratch = config.run_dir.join("exec");
     let runtime = Containerd::new(&config.containerd, Host::probe(), &logger, &scratch);
-    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     runtime.version().await?;
+    runtime.resume_logs();
+    runtime.end_orphans().await;
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     let fresh = !config.bpf_dir.exists();
 
     let mut registry = Registry::default();
@@ -313,31 +395,79 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         config,
         node: &node.name,
         cluster: &node.cluster,
+        addresses: &node.addresses,
         namespaces: config.run_dir.join("netns"),
     };
-    let mut introspection =
+    let (mut introspection, pod_links, dir) =
         services.start(probe, &client, pods.clone(), &mut registry, &mut parts)?;
+    let announcements = introspection.announcements();
     show_health(&mut introspection, &health_seen);
+    let engine = match config.ignore_network_policies {
+        true => {
+            policy::release(&dir)?;
+            None
+        }
+        false => {
+            let client = client.clone();
+            let pins = config.run_dir.join("netns");
+            let flows = introspection.flows();
+            let (name, own) = (&node.name, &node.addresses);
+            let engine = policy::start(name, own, client, &dir, pins, flows, &mut parts)?;
+            policy::show(&mut introspection, engine.clone());
+            Some(engine)
+        }
+    };
+    let (peers, peers_seen) = watch::channel(Peers::default());
+    let neighbours = Maps::open(&dir)?;
+    parts.spawn(unfailing(near::run(peers_seen.clone(), neighbours)));
+    introspection.peers(peers_seen.clone());
+    let telling = connect::tell_routes(peers_seen, health.clone());
+    parts.spawn(unfailing(telling));
     parts.spawn(introspect(introspection, socket));
-    parts.spawn(keep_node(upkeep(&node, client.clone(), health_seen)));
+    let (announcer, upkeep) = announcing(&node, &client, health_seen, announcements);
+    parts.spawn(keep_node(upkeep));
+    parts.spawn(async { Ok(announcer.run().await?) });
     parts.spawn(keep_client(&node, node_client.clone()));
     let serving = Arc::new(ServingCertificate::default());
     parts.spawn(keep_serving(&node, client.clone(), serving.clone()));
-    parts.spawn(keep_routes(&node));
+    let events = events::Events::start(client.clone(), "kernelet", node.name.to_string());
+    parts.spawn(connect::keep_routes(&node, events.clone(), peers));
     let tls = https::tls_config(node_client.authorities(), serving)?;
+    let access = Access::new(client.clone(), node.name.to_string());
     let api = KubeletApi {
+        node: node.name.to_string(),
+        access: Arc::new(access),
         pods: pods.clone(),
         paths: node.paths.clone(),
+        runtime: runtime.clone(),
+        sessions: Sessions::default(),
         metrics: Arc::new(move || text(&registry)),
     };
-    parts.spawn(unfailing(https::serve(kubelet, tls, api)));
-    info!(node = %node.name, address = %node.address, "the agent runs");
+    for listener in kubelet {
+        let served = https::serve(listener, tls.clone(), api.clone());
+        parts.spawn(unfailing(served));
+    }
+    info!(node = %node.name, addresses = ?node.addresses, "the agent runs");
 
     parts.spawn(unfailing(watch_runtime(runtime.clone(), health.clone())));
 
     let serve_pods = async {
         // None: a part ended while the node waited for its range.
-        let connected = connect(&node, &health, &mut parts).await;
+        let exempt = Maps::open(&dir)?;
+        let told = node.config.masquerade_exempt.clone();
+        parts.spawn(unfailing(masquerade::run(
+            node.cluster.clone(),
+            told,
+            exempt,
+        )));
+        let mut guard: Arc<dyn LinkGuard> = Arc::new(pod_links);
+        if let Some(engine) = &engine {
+            guard = Arc::new(PolicyGuard {
+                engine: engine.clone(),
+                inner: guard,
+            });
+        }
+        let connected = connect::connect(&node, guard, &health, &events, &mut parts).await;
         if connected.is_err() && fresh {
             // No pod of this node has come to rely on them.
             dataplane::remove(&config.bpf_dir)?;
@@ -347,7 +477,15 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         };
         let network = Arc::new(network);
         parts.spawn(keep_network(network.clone()));
-        let settings = settings(&node, network.gateway(), &Facts::read(&config.root_dir)?);
+        parts.spawn(unfailing(connect::confirm_ranges(&node, network.clone())));
+        let settings = settings(&node, &network.gateways(), &Facts::read(&config.root_dir)?);
+        let network: Arc<dyn PodNetwork> = match engine {
+            None => network,
+            Some(engine) => Arc::new(PolicedNetwork {
+                engine,
+                inner: network,
+            }),
+        };
         let manager = Manager::start(client, settings, runtime, network, pods);
         parts.spawn(unfailing(manager.ended()));
         outcome(parts.join_next().await)
@@ -396,6 +534,7 @@ impl Observed<'_> {
             maps: maps.clone(),
             retired: self.retired,
             flows: flows.clone(),
+            pods: self.pods.clone(),
         };
         observe::register(registry, sources);
         Ok(Introspection::new(introspection::Parts {
@@ -422,18 +561,37 @@ async fn introspect(introspection: Introspection, socket: UnixListener) -> Resul
     served.map_err(RunError::Introspection)
 }
 
-fn upkeep(node: &Node, client: kube::Client, health: watch::Receiver<Health>) -> Upkeep {
-    Upkeep {
-        client,
+/// What keeps the Node object and its Lease, and what announces load balancers' addresses, which says how fast.
+fn announcing(
+    node: &Node,
+    client: &kube::Client,
+    health: watch::Receiver<Health>,
+    shown: Announcements,
+) -> (Announcer, Upkeep) {
+    let (pulse, pulse_seen) = watch::channel(Pulse::default());
+    let (fit, fit_seen) = watch::channel(false);
+    let announcer = Announcer {
+        node: node.name.clone(),
+        cluster: node.cluster.clone(),
+        client: client.clone(),
+        pulse,
+        fit: fit_seen,
+        shown,
+    };
+    let upkeep = Upkeep {
+        client: client.clone(),
         identity: Identity {
             name: node.name.to_string(),
-            address: node.address.into(),
+            addresses: node.addresses.clone(),
             labels: node.config.labels(),
             kubelet_port: KUBELET_PORT,
         },
         root_dir: node.config.root_dir.clone(),
         health,
-    }
+        pulse: pulse_seen,
+        fit,
+    };
+    (announcer, upkeep)
 }
 
 async fn keep_node(upkeep: Upkeep) -> Result<(), RunError> {
@@ -458,17 +616,12 @@ fn keep_serving(
     client: kube::Client,
     serving: Arc<ServingCertificate>,
 ) -> impl Future<Output = Result<(), RunError>> + use<> {
-    let (name, address) = (node.name.to_string(), node.address.into());
+    let (name, addresses) = (node.name.to_string(), node.addresses.clone());
     let root_dir = node.config.root_dir.clone();
     async move {
-        keep_serving_certificate(client, name, address, &root_dir, serving).await;
+        keep_serving_certificate(client, name, addresses, &root_dir, serving).await;
         Ok(())
     }
-}
-
-fn keep_routes(node: &Node) -> impl Future<Output = Result<(), RunError>> + use<> {
-    let (cluster, name, address) = (node.cluster.clone(), node.name.to_string(), node.address);
-    async move { Ok(routing::run(cluster, name, address).await?) }
 }
 
 async fn keep_network(network: Arc<VethNetwork>) -> Result<(), RunError> {
@@ -480,52 +633,18 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
     listener.map_err(|source| RunError::Listen { address, source })
 }
 
-/// Waits for the node's pod range, then makes the node its pods' router and name server.
-async fn connect(
-    node: &Node,
-    health: &watch::Sender<Health>,
-    parts: &mut Parts,
-) -> Result<Option<VethNetwork>, RunError> {
-    let range = tokio::select! {
-        range = known_range(&node.cluster, &node.name) => range?,
-        ended = parts.join_next() => return outcome(ended).map(|()| None),
-    };
-    let gateway = gateway(range);
-    let dns = DnsServer::bind(
-        SocketAddr::new(gateway.into(), DNS_PORT),
-        &node.config.cluster_domain,
-        node.cluster.clone(),
-        Forwarder::new(RESOLV_CONF.into(), gateway.into()),
-    )?;
-    let network = VethNetwork::set_up(range, node.address).await?;
-    parts.spawn(unfailing(dns.run()));
-    health.send_modify(|health| health.network = Part::Up);
-    info!(%range, %gateway, "pods can be connected");
-    Ok(Some(network))
-}
-
-/// The node's pod range: what the API says, or without an answer what an earlier agent set up.
-async fn known_range(cluster: &Cluster, node: &str) -> Result<Ipv4Net, RunError> {
-    match tokio::time::timeout(RANGE_PATIENCE, pod_range(cluster, node)).await {
-        Ok(range) => Ok(range),
-        Err(_) => match adopted_range().await? {
-            Some(range) => Ok(range),
-            None => Ok(pod_range(cluster, node).await),
-        },
-    }
-}
-
-fn settings(node: &Node, gateway: Ipv4Addr, facts: &Facts) -> Settings {
+fn settings(node: &Node, gateways: &[IpAddr], facts: &Facts) -> Settings {
     let domain = node.config.cluster_domain.trim_matches('.').to_owned();
     let (cluster, own) = (node.cluster.clone(), node.name.clone());
+    let gateway = gateways.first().copied();
     Settings {
         node_name: node.name.to_string(),
-        host_addresses: vec![node.address.into()],
+        host_addresses: node.addresses.clone(),
         paths: node.paths.clone(),
         allocatable: allocatable(facts),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
-            addresses: servers(&cluster.view(), &own, gateway),
+            addresses: gateway.map_or_else(Vec::new, |it| servers(&cluster.view(), &own, it)),
             domain: domain.clone(),
             node: ResolvConf::of_node(RESOLV_CONF.as_ref()),
         }),
@@ -568,6 +687,19 @@ fn show_health(introspection: &mut Introspection, health: &watch::Receiver<Healt
     introspection.component("network", move || shown(&network.borrow().network));
 }
 
+/// Where packets go round the network stack, and why not elsewhere: neither is amiss.
+fn ways(paths: &uplinks::Paths) -> ComponentHealth {
+    let way = |(link, why): (&String, &Option<Why>)| match why {
+        None => format!("{link}: native"),
+        Some(why) => format!("{link}: none, {why}"),
+    };
+    let ways: Vec<String> = paths.iter().map(way).collect();
+    ComponentHealth {
+        healthy: true,
+        detail: ways.join("; "),
+    }
+}
+
 fn shown(part: &Part) -> ComponentHealth {
     match part {
         Part::Up => ComponentHealth {
@@ -588,21 +720,21 @@ fn text(registry: &Registry) -> String {
     text
 }
 
-/// The address at which other nodes reach this one: what was said, else the one from which the API server is reached.
-fn node_address(config: &AgentConfig, client: &NodeClient) -> Result<Ipv4Addr, RunError> {
-    let address = match config.node_ip {
-        Some(address) => address,
-        None => {
-            let server = client.server().to_owned();
-            // Connecting a UDP socket sends nothing; it only chooses a route.
-            let local = UdpSocket::bind("0.0.0.0:0")
-                .and_then(|socket| socket.connect(&*server).and_then(|()| socket.local_addr()));
-            local.map_err(|_| RunError::NoNodeAddress { server })?.ip()
-        }
+/// The addresses at which other nodes reach this one: what was said, else the one from which the API server is reached.
+fn own_addresses(config: &AgentConfig, client: &NodeClient) -> Result<Vec<IpAddr>, RunError> {
+    if let Some(said) = &config.node_ip {
+        return Ok(said.0.clone());
+    }
+    let server = client.server().to_owned();
+    // Connecting a UDP socket sends nothing; it only chooses a route. Of the server's addresses, the first that has one.
+    let towards = |any: &str| {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(&*server)?;
+        socket.local_addr()
     };
-    match address {
-        IpAddr::V4(address) => Ok(address),
-        other => Err(RunError::NodeAddress(other)),
+    match towards("0.0.0.0:0").or_else(|_| towards("[::]:0")) {
+        Ok(local) => Ok(vec![local.ip()]),
+        Err(_) => Err(RunError::NoNodeAddress { server }),
     }
 }
 

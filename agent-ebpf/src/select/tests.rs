@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::abi::{Address, TCP};
+use crate::abi::{Address, Scope, TCP};
 
 const DIALLED: ServiceKey = ServiceKey {
     address: Address::v4([10, 96, 0, 1]),
     port: [0, 80],
     protocol: TCP,
-    pad: 0,
+    scope: Scope::CLUSTER,
 };
 
 #[derive(Default)]
@@ -91,6 +91,7 @@ struct Client {
     spread: u32,
     netns: u64,
     now_s: u64,
+    last: Option<Picked>,
 }
 
 impl Caller for Client {
@@ -103,6 +104,9 @@ impl Caller for Client {
     fn now_ns(&self) -> u64 {
         self.now_s * 1_000_000_000
     }
+    fn last(&self) -> Option<Picked> {
+        self.last
+    }
 }
 
 fn client(spread: u32) -> Client {
@@ -110,6 +114,7 @@ fn client(spread: u32) -> Client {
         spread,
         netns: 1,
         now_s: 1000,
+        last: None,
     }
 }
 
@@ -140,11 +145,11 @@ fn chosen(tables: &Fake, client: &Client) -> u32 {
     match choose(tables, client, &DIALLED) {
         Verdict::Backend {
             service_id: 7,
-            id,
+            picked,
             entry,
         } => {
-            assert_eq!(entry, backend(id.0));
-            id.0
+            assert_eq!(entry, backend(picked.backend.0));
+            picked.backend.0
         }
         other => panic!("no backend: {other:?}"),
     }
@@ -358,6 +363,7 @@ fn affinity_is_one_clients_own() {
                 spread: netns as u32,
                 netns,
                 now_s: 1000,
+                last: None,
             },
         )
     };
@@ -392,6 +398,46 @@ fn affinity_follows_its_backend_into_the_next_table_and_ends_with_it() {
     assert!((0..100).all(|s| chosen(&tables, &client(s)) != mine));
 }
 
+#[test]
+fn a_udp_socket_keeps_its_backend_while_that_is_offered() {
+    let entry = service(0, 0, 3, 1);
+    let mut tables = Fake::with(entry);
+    let socket = |last: Picked, spread| Client {
+        last: Some(last),
+        ..client(spread)
+    };
+    let last = at(&tables, &entry, 1).unwrap();
+    assert!((0..100).all(|s| chosen(&tables, &socket(last, s)) == 2));
+
+    // The next table has it elsewhere.
+    let next = ServiceEntry {
+        generation: 2,
+        ready: 2,
+        ..entry
+    };
+    tables.put(&next, 0, 2);
+    tables.put(&next, 1, 9);
+    *tables.services.borrow_mut() = vec![next];
+    assert!((0..100).all(|s| chosen(&tables, &socket(last, s)) == 2));
+
+    // Of what is not offered any more, or was never this service's, nothing is kept.
+    let stranger = Picked {
+        backend: BackendId(3),
+        ..last
+    };
+    let drawn = |last| (0..100).map(move |s| (last, s));
+    let offered = [2, 9];
+    assert!(drawn(stranger).all(|(last, s)| offered.contains(&chosen(&tables, &socket(last, s)))));
+    let misplaced = Picked {
+        backend: BackendId(3),
+        place: Place {
+            generation: 2,
+            slot: 0,
+        },
+    };
+    assert!(drawn(misplaced).all(|(last, s)| offered.contains(&chosen(&tables, &socket(last, s)))));
+}
+
 proptest! {
     #[test]
     fn a_choice_is_always_a_slot_that_the_service_offers(
@@ -408,8 +454,9 @@ proptest! {
         };
         let tables = Fake::with(entry);
         match choose(&tables, &client(spread), &DIALLED) {
-            Verdict::Backend { id, .. } => {
-                let slot = id.0 - 1;
+            Verdict::Backend { picked, .. } => {
+                let slot = picked.backend.0 - 1;
+                prop_assert_eq!(picked.place.slot, slot);
                 let offered = if ready > 0 { ready } else { terminating };
                 prop_assert!(slot < offered);
             }

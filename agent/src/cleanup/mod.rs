@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::chain::chain;
+use crate::dataplane;
 use crate::network::leftovers::{self, Leftover};
 use crate::runtime::cgroup;
 use crate::runtime::containerd::Containerd;
@@ -55,6 +56,8 @@ pub enum Residue {
         of: String,
     },
     Network(Leftover),
+    /// The programs at a network link, where they are filters.
+    Filters(String),
     /// What is mounted for pods: their namespaces, and directories of theirs.
     Mount(PathBuf),
     /// A cgroup with those in it.
@@ -69,6 +72,7 @@ impl fmt::Display for Residue {
         match self {
             Residue::Container { id, of } => write!(f, "container {id} ({of})"),
             Residue::Network(leftover) => leftover.fmt(f),
+            Residue::Filters(link) => write!(f, "BPF filters at link {link}"),
             Residue::Mount(path) => write!(f, "mount {}", path.display()),
             Residue::Cgroup(path) => write!(f, "cgroup {}", path.display()),
             Residue::Pin(path) => match files::is_link(path) {
@@ -111,6 +115,12 @@ pub async fn find(places: &Places) -> Found {
             .extend(leftovers.into_iter().map(Residue::Network)),
         Err(error) => found.unseen.push(format!("the network: {}", chain(&error))),
     }
+    match dataplane::filtered_links(&places.bpf_dir) {
+        Ok(links) => found
+            .residues
+            .extend(links.into_iter().map(Residue::Filters)),
+        Err(error) => found.unseen.push(format!("BPF filters: {}", chain(&error))),
+    }
     let looks: [(&str, io::Result<Vec<Residue>>); 3] = [
         ("mounts", files::mounts(places)),
         ("BPF programs and maps", files::pins(&places.bpf_dir)),
@@ -139,6 +149,7 @@ pub async fn remove(residue: &Residue, places: &Places) -> Result<(), String> {
         Residue::Network(leftover) => leftovers::remove(leftover)
             .await
             .map_err(|error| chain(&error)),
+        Residue::Filters(link) => dataplane::remove_filters(link).map_err(|error| chain(&error)),
         Residue::Mount(path) => io(files::unmount_whole(path)),
         Residue::Cgroup(path) => io(cgroup::remove_tree(path)),
         Residue::Pin(path) => io(files::remove_pin(path, &places.bpf_dir)),

@@ -11,7 +11,7 @@ use crate::introspection::{Flow, FlowRecord, Lost, WatchFlowsRequest};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Print what becomes of connections to services, until interrupted
+    /// Print what becomes of connections to services, and what network policies drop, until interrupted
     Watch {
         /// Only this service's, [NAMESPACE/]NAME
         #[arg(long)]
@@ -51,6 +51,8 @@ pub(super) enum Verdict {
     NoBackend,
     /// Refused, because a map row was missing
     Hole,
+    /// A packet that a network policy refused
+    Dropped,
 }
 
 /// A transport protocol that services are routed for.
@@ -140,7 +142,7 @@ fn line(record: &FlowRecord) -> String {
     let mut text = record.flow.as_ref().map(flow).unwrap_or_default();
     if let Some(Lost { ring, watcher }) = &record.lost {
         text += &format!(
-            "-- lost so far: {ring} in the kernel's ring buffer, {watcher} because this watch is slow\n"
+            "-- lost so far: {ring} in the kernel, {watcher} because this watch is slow\n"
         );
     }
     text
@@ -155,6 +157,9 @@ fn flow(flow: &Flow) -> String {
         }
     };
     let mut more = Vec::new();
+    if !flow.reason.is_empty() {
+        more.push(flow.reason.clone());
+    }
     if !flow.process.is_empty() {
         more.push(format!("{} ({})", flow.process, flow.pid));
     }
@@ -239,6 +244,16 @@ mod tests {
             ]
         );
         assert_eq!(header().find("POD"), text.find("default/backend-x"));
+    }
+
+    #[test]
+    fn a_drop_says_why() {
+        let mut record = failed();
+        let flow = record.flow.as_mut().unwrap();
+        (flow.verdict, flow.seconds) = ("dropped".into(), None);
+        flow.reason = "ingress: no policy allows it".into();
+        let text = line(&record);
+        assert!(text.contains("dropped") && text.contains("ingress: no policy allows it"));
     }
 
     #[test]

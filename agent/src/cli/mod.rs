@@ -8,6 +8,7 @@ mod flow;
 mod join;
 mod map;
 mod pod;
+mod policy;
 mod run;
 mod self_test;
 mod service;
@@ -62,6 +63,9 @@ enum Command {
     /// The pods of this node
     #[command(subcommand)]
     Pod(pod::Command),
+    /// What network policies say of a pod
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Remove what a stopped agent left on this node: programs, containers, links, routes, mounts, cgroups
     Cleanup(cleanup::Args),
     /// What a start of this program would do about the programs and maps that are pinned; changes nothing
@@ -114,6 +118,7 @@ pub fn execute(cli: Cli) -> ExitCode {
         Command::Trace(args) => trace::run(&args).and_then(print),
         Command::Map(command) => map::run(&command).and_then(print),
         Command::Pod(command) => pod::run(&command).and_then(print),
+        Command::Policy(command) => policy::run(&command).and_then(print),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::UpgradeCheck(args) => upgrade_check::run(&args).and_then(print),
         Command::SelfTest(args) => self_test::run(&args),
@@ -171,6 +176,7 @@ mod tests {
             "kernelet trace --from host shop/web:http --protocol tcp -o json",
             "kernelet map dump SERVICES --raw",
             "kernelet pod list",
+            "kernelet policy show shop/web",
             "kernelet cleanup --dry-run",
             "kernelet self-test -o json",
             "kernelet upgrade-check --bpf-dir /sys/fs/bpf/k",

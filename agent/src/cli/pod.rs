@@ -2,9 +2,9 @@
 
 use clap::Subcommand;
 
-use super::table::table;
+use super::table::{bytes, table};
 use super::{Ask, CliError};
-use crate::introspection::{ListPodsReply, ListPodsRequest};
+use crate::introspection::{ListPodsReply, ListPodsRequest, Pod, PodTraffic};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -39,6 +39,8 @@ fn list(reply: &ListPodsReply) -> String {
             format!("{running}/{}", pod.containers.len()),
             restarts.to_string(),
             pod.addresses.join(","),
+            passed(pod, |it| it.sent_bytes),
+            passed(pod, |it| it.received_bytes),
             pod.uid.clone(),
         ]
     });
@@ -51,16 +53,24 @@ fn list(reply: &ListPodsReply) -> String {
             "RUNNING",
             "RESTARTS",
             "ADDRESS",
+            "SENT",
+            "RECEIVED",
             "UID",
         ],
         rows,
     )
 }
 
+/// Bytes that passed the pod's link.
+fn passed(pod: &Pod, of: fn(&PodTraffic) -> u64) -> String {
+    let traffic = pod.traffic.as_ref();
+    traffic.map_or("-".to_owned(), |it| bytes(of(it)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::introspection::{Container, Pod};
+    use crate::introspection::Container;
 
     #[test]
     fn containers_are_counted() {
@@ -74,6 +84,10 @@ mod tests {
             name: "web".into(),
             phase: "Running".into(),
             containers: vec![container("running", 1), container("CrashLoopBackOff", 4)],
+            traffic: Some(PodTraffic {
+                sent_bytes: 300,
+                ..PodTraffic::default()
+            }),
             ..Pod::default()
         };
         let text = list(&ListPodsReply { pods: vec![pod] });
@@ -83,6 +97,20 @@ mod tests {
             .unwrap()
             .split_whitespace()
             .collect::<Vec<_>>();
-        assert_eq!(line, ["shop", "web", "no", "Running", "1/2", "5", "-", "-"]);
+        assert_eq!(
+            line,
+            [
+                "shop",
+                "web",
+                "no",
+                "Running",
+                "1/2",
+                "5",
+                "-",
+                &bytes(300),
+                &bytes(0),
+                "-"
+            ]
+        );
     }
 }

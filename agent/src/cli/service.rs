@@ -5,8 +5,8 @@ use clap::Subcommand;
 use super::table::{percent, table, time};
 use super::{Ask, CliError};
 use crate::introspection::{
-    Backend, Ejection, ListServicesReply, ListServicesRequest, Service, ServiceDetail,
-    ShowServiceReply, ShowServiceRequest,
+    Announcement, Backend, Ejection, Indirect, ListServicesReply, ListServicesRequest, Service,
+    ServiceDetail, ShowServiceReply, ShowServiceRequest, SourceRanges,
 };
 
 #[derive(Debug, Subcommand)]
@@ -62,6 +62,7 @@ fn list(reply: &ListServicesReply) -> String {
         "NAMESPACE",
         "NAME",
         "PORT",
+        "KIND",
         "ADDRESS",
         "LOCAL",
         "ZONE",
@@ -76,6 +77,7 @@ fn list(reply: &ListServicesReply) -> String {
             service.namespace.clone(),
             service.name.clone(),
             service.port_name.clone(),
+            kind(service),
             format!("{}/{}", service.address, service.protocol),
             service.local.to_string(),
             service.zone.to_string(),
@@ -89,9 +91,18 @@ fn list(reply: &ListServicesReply) -> String {
     table(header, rows)
 }
 
-/// The share of new connections that stay on the node; nothing where there is no backend to stay with.
+/// What the address is, and from where it is dialled if not by a socket on the node.
+fn kind(service: &Service) -> String {
+    match service.outside {
+        true => format!("{} from outside", service.kind),
+        false => service.kind.clone(),
+    }
+}
+
+/// The share of new connections that stay on the node; nothing where there is no backend to stay with, or a Maglev table
+/// says who has which client.
 fn stays(service: &Service) -> String {
-    if service.local == 0 {
+    if service.local == 0 || service.maglev > 0 {
         String::new()
     } else {
         percent(service.local_share)
@@ -102,6 +113,9 @@ fn show(name: &str, reply: &ShowServiceReply) -> String {
     let mut text = String::new();
     for note in &reply.notes {
         text += &format!("Note: {note}\n");
+    }
+    for announcement in &reply.announcements {
+        text += &announced(announcement);
     }
     for ServiceDetail {
         service,
@@ -134,6 +148,19 @@ fn show(name: &str, reply: &ShowServiceReply) -> String {
     text
 }
 
+fn announced(announcement: &Announcement) -> String {
+    let Announcement {
+        address,
+        node,
+        reason,
+    } = announcement;
+    if node.is_empty() {
+        format!("Announced:  {address} by nobody: {reason}\n")
+    } else {
+        format!("Announced:  {address} by {node}\n")
+    }
+}
+
 fn head(name: &str, service: &Service) -> String {
     let port = if service.port_name.is_empty() {
         String::new()
@@ -153,19 +180,43 @@ fn head(name: &str, service: &Service) -> String {
         generation,
         ..
     } = service;
-    let stays = if *local == 0 {
-        "no backend on this node".to_owned()
-    } else {
-        format!("{} stay on this node", stays(service))
+    let stays = match (service.maglev, *local) {
+        (1.., _) => "each goes where the Maglev table says, on every node the same".to_owned(),
+        (0, 0) => "no backend on this node".to_owned(),
+        (0, _) => format!("{} stay on this node", stays(service)),
     };
-    format!(
+    let kind = kind(service);
+    let text = format!(
         "Service:    {name}{port}\n\
-         Address:    {address}/{protocol}\n\
+         Address:    {address}/{protocol}, {kind}\n\
          Policy:     {policy}; of new connections {stays}\n\
          Ready:      {ready}: {local} on this node, {zone} in its zone; {terminating} leaving\n\
          Refused:    {refused} for want of a backend\n\
          Table:      service {id}, generation {generation}\n"
-    )
+    );
+    text + &outside(service)
+}
+
+/// What only clients outside meet.
+fn outside(service: &Service) -> String {
+    let mut text = String::new();
+    if service.maglev > 0 {
+        text += &format!("Maglev:     {} entries\n", service.maglev);
+    }
+    if let Some(SourceRanges { ranges }) = &service.source_ranges {
+        let who = match &ranges[..] {
+            [] => "nobody".to_owned(),
+            ranges => ranges.join(", "),
+        };
+        text += &format!("Let in:     {who}\n");
+    }
+    if service.direct_return {
+        text += "Answers:    go from the backend's node to the client (dsr)\n";
+    }
+    for Indirect { address, reason } in &service.indirect {
+        text += &format!("            but through this node from {address}: {reason}\n");
+    }
+    text
 }
 
 fn ejected(address: &str, ejection: &Ejection) -> String {
@@ -223,7 +274,44 @@ mod tests {
             id: 3,
             generation: 2,
             refused: 0,
+            kind: "ClusterIP".into(),
+            ..Service::default()
         }
+    }
+
+    #[test]
+    fn what_clients_outside_meet_is_said() {
+        let outside = Service {
+            kind: "LoadBalancer".into(),
+            outside: true,
+            address: "203.0.113.1:80".into(),
+            source_ranges: Some(SourceRanges {
+                ranges: vec!["10.0.0.0/8".into(), "192.0.2.0/24".into()],
+            }),
+            direct_return: true,
+            indirect: vec![Indirect {
+                address: "10.244.3.7:80".into(),
+                reason: "node b shares no link with this one".into(),
+            }],
+            maglev: 1021,
+            ..service()
+        };
+        let text = head("default/backend", &outside);
+        for part in [
+            "Address:    203.0.113.1:80/TCP, LoadBalancer from outside\n",
+            "of new connections each goes where the Maglev table says",
+            "Maglev:     1021 entries\n",
+            "Let in:     10.0.0.0/8, 192.0.2.0/24\n",
+            "Answers:    go from the backend's node to the client (dsr)\n            \
+             but through this node from 10.244.3.7:80: node b shares no link with this one\n",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+        let shut = Service {
+            source_ranges: Some(SourceRanges::default()),
+            ..outside
+        };
+        assert!(head("default/backend", &shut).contains("Let in:     nobody\n"));
     }
 
     #[test]
@@ -252,6 +340,7 @@ mod tests {
                 "default",
                 "backend",
                 "http",
+                "ClusterIP",
                 "10.96.0.7:80/TCP",
                 "1",
                 "0",
@@ -262,7 +351,7 @@ mod tests {
                 "0"
             ]
         );
-        assert_eq!(cells[2][8], "-");
+        assert_eq!(cells[2][9], "-");
     }
 
     #[test]
@@ -302,10 +391,22 @@ mod tests {
         let reply = ShowServiceReply {
             ports: vec![detail],
             notes: vec!["SCTP ports are not translated".into()],
+            announcements: vec![
+                Announcement {
+                    address: "192.0.2.10".into(),
+                    node: "worker-2".into(),
+                    reason: String::new(),
+                },
+                Announcement {
+                    address: "192.0.2.11".into(),
+                    node: String::new(),
+                    reason: "no node has a ready endpoint".into(),
+                },
+            ],
         };
         let text = show("default/backend", &reply);
         for part in [
-            "Note: SCTP ports are not translated\n\nService:    default/backend, port http\nAddress:    10.96.0.7:80/TCP\n",
+            "Note: SCTP ports are not translated\nAnnounced:  192.0.2.10 by worker-2\nAnnounced:  192.0.2.11 by nobody: no node has a ready endpoint\n\nService:    default/backend, port http\nAddress:    10.96.0.7:80/TCP, ClusterIP\n",
             "99.0% stay on this node",
             "10.244.1.5:8080   -      -      default/backend-x",
             "SERVICES   10.96.0.7:80 TCP   service 3\n",

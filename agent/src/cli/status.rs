@@ -2,7 +2,7 @@
 
 use super::table::{age, table};
 use super::{Ask, CliError};
-use crate::introspection::{StatusReply, StatusRequest};
+use crate::introspection::{Peer, StatusReply, StatusRequest};
 
 pub(super) fn run(ask: &Ask) -> Result<String, CliError> {
     ask.render(
@@ -18,6 +18,7 @@ fn render(reply: &StatusReply) -> String {
         uptime_seconds,
         components,
         features,
+        peers,
     } = reply;
     let yes = |yes: bool, no: &str| if yes { "ok".to_owned() } else { no.to_owned() };
     let components = components.iter().map(|part| {
@@ -34,12 +35,26 @@ fn render(reply: &StatusReply) -> String {
             found.detail.clone(),
         ]
     });
-    format!(
+    let mut text = format!(
         "kernelet {version} on node {node}, up {}\n\n{}\n{}",
         age(*uptime_seconds),
         table(["PART", "STATE", "DETAIL"], components),
         table(["KERNEL", "STATE", "DETAIL"], features)
-    )
+    );
+    if !peers.is_empty() {
+        let peers = peers.iter().map(|peer| {
+            let Peer {
+                node,
+                range,
+                path,
+                detail,
+            } = peer;
+            [node.clone(), range.clone(), path.clone(), detail.clone()]
+        });
+        text.push('\n');
+        text.push_str(&table(["NODE", "PODS", "PATH", "DETAIL"], peers));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -63,12 +78,19 @@ mod tests {
                 available: true,
                 detail: String::new(),
             }],
+            peers: vec![Peer {
+                node: "worker-2".into(),
+                range: "10.244.1.0/24".into(),
+                path: "direct".into(),
+                detail: "via 192.0.2.2".into(),
+            }],
         };
         assert_eq!(
             render(&reply),
             "kernelet 0.1.0 on node worker-1, up 1m1s\n\n\
              PART    STATE    DETAIL\nproxy   not ok   map is full\n\n\
-             KERNEL   STATE   DETAIL\nbtf      ok      -\n"
+             KERNEL   STATE   DETAIL\nbtf      ok      -\n\n\
+             NODE       PODS            PATH     DETAIL\nworker-2   10.244.1.0/24   direct   via 192.0.2.2\n"
         );
     }
 }

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::table::table;
 use super::{CliError, Output};
-use crate::config::{DEFAULT_BPF_DIR, MOST_SERVICES};
+use crate::config::{DEFAULT_BPF_DIR, MOST_CONNECTIONS, MOST_SERVICES};
 use crate::dataplane::{
-    ABI_VERSION, Carried, DEFAULT_SERVICES, Difference, MapSizes, Plan, upgrade_check,
+    ABI_VERSION, Carried, DEFAULT_CONNECTIONS, DEFAULT_SERVICES, Difference, MapSizes, Plan,
+    upgrade_check,
 };
 
 #[derive(clap::Args, Debug)]
@@ -25,6 +26,15 @@ pub(super) struct Args {
         value_parser = clap::value_parser!(u32).range(1..=MOST_SERVICES)
     )]
     max_services: u32,
+    /// Translated connections that the maps are to have room for, as `kernelet run` is told
+    #[arg(
+        long,
+        env = "KERNELET_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = DEFAULT_CONNECTIONS,
+        value_parser = clap::value_parser!(u32).range(1..=MOST_CONNECTIONS)
+    )]
+    max_connections: u32,
     /// How to print the answer
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -40,7 +50,8 @@ struct Answer<'a> {
 }
 
 pub(super) fn run(args: &Args) -> Result<String, CliError> {
-    let plan = upgrade_check(&args.bpf_dir, MapSizes::for_services(args.max_services))?;
+    let sizes = MapSizes::for_services(args.max_services).with_connections(args.max_connections);
+    let plan = upgrade_check(&args.bpf_dir, sizes)?;
     let answer = Answer {
         abi_version: ABI_VERSION,
         bpf_dir: &args.bpf_dir,

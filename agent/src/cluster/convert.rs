@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::exposed::exposed;
 use super::ignored::{Leftovers, Why, is_plain};
 use super::types::{
     Endpoint, Hints, Locality, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice,
@@ -17,6 +18,8 @@ use super::types::{
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// `loadBalancerClass` of the load balancers whose addresses nodes announce. Those without a class are, too.
+const LOAD_BALANCER_CLASS: &str = "kernelet.io/arp";
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const LOCALITY_ANNOTATION: &str = "kernelet.io/locality";
 const CHANGED_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -98,6 +101,11 @@ pub(crate) fn service(object: &core::Service, names: &mut Names) -> Service {
             known
         }),
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+        exposed: exposed(object, &mut leftovers).map(Box::new),
+        balanced_elsewhere: spec
+            .load_balancer_class
+            .as_deref()
+            .is_some_and(|class| class != LOAD_BALANCER_CLASS),
         proxy_name: names.get_opt(label(meta, PROXY_NAME_LABEL)),
         not_for_proxies: label(meta, HEADLESS_LABEL).is_some(),
         created: meta
@@ -242,7 +250,7 @@ fn slice_ports(
     ports
 }
 
-fn port_number(number: i32) -> Option<u16> {
+pub(super) fn port_number(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number != 0)
 }
 
@@ -300,7 +308,7 @@ fn protocol(name: Option<&str>, leftovers: &mut Leftovers) -> Option<Protocol> {
 }
 
 /// The addresses at which others can reach somebody, each once. Never holds more room than it needs.
-fn plain<'a>(
+pub(super) fn plain<'a>(
     texts: impl IntoIterator<Item = &'a str>,
     why: Why,
     is_wanted: impl Fn(IpAddr) -> bool,
@@ -335,7 +343,7 @@ fn label<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     meta.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+pub(super) fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(name).map(String::as_str)
 }
 

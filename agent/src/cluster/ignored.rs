@@ -19,10 +19,26 @@ pub enum Why {
     NodeAddress,
     /// A Service with this address would take what is meant for a pod.
     PodRange,
+    /// An external IP that is a cluster IP: who makes Services would take what is meant for another.
+    ClusterAddress,
+    /// An external address of a family of which the service has no cluster IP, and so no backends.
+    AddressFamily,
+    /// More external addresses than one service may have.
+    TooManyAddresses,
+    /// A load balancer's source range that is none; nobody comes in by it.
+    SourceRange,
+    /// A port that a health check cannot have.
+    HealthCheckPort,
     /// Another service had it before.
     AddressTaken,
     /// A value of the annotation that nobody knows.
     Locality,
+    /// As [`Why::Locality`].
+    Forwarding,
+    /// A pod's `hostIP` that is none of the node's: it would take what is meant for another.
+    HostAddress,
+    /// A `hostIP` of a family of which the pod has no address.
+    HostAddressFamily,
     /// As [`Why::ServiceAddress`], of an endpoint, or of another family than its slice.
     EndpointAddress,
     /// As [`Why::Port`], of a slice.
@@ -41,8 +57,18 @@ impl Why {
             Why::ServiceAddress => "a service cannot have this address",
             Why::NodeAddress => "a service cannot have a node's address",
             Why::PodRange => "a service cannot have a pod's address",
+            Why::ClusterAddress => "an external IP cannot be a service's cluster IP",
+            Why::AddressFamily => "the service has no cluster IP of this address's family",
+            Why::TooManyAddresses => {
+                "a service has more than 100 external addresses, and the first count"
+            }
+            Why::SourceRange => "a source range is no CIDR, and lets nobody in",
+            Why::HealthCheckPort => "healthCheckNodePort is not between 1 and 65535",
             Why::AddressTaken => "another service has the address",
             Why::Locality => "kernelet.io/locality is neither node, zone nor cluster",
+            Why::Forwarding => "kernelet.io/forwarding is neither snat nor dsr",
+            Why::HostAddressFamily => "the pod has no address of its hostIP's family",
+            Why::HostAddress => "a host port's hostIP is no address of this node",
             Why::EndpointAddress => "an endpoint cannot have this address",
             Why::EndpointPort => "an endpoint's port is not between 1 and 65535",
             Why::TooManyEndpoints => "a slice has more than 1000 endpoints, and the first count",
@@ -53,10 +79,18 @@ impl Why {
     pub fn event(self) -> &'static str {
         match self {
             Why::Protocol => "UnsupportedProtocol",
-            Why::Port | Why::DuplicatePort => "InvalidPort",
-            Why::ServiceAddress | Why::NodeAddress | Why::PodRange => "InvalidAddress",
+            Why::Port | Why::DuplicatePort | Why::HealthCheckPort => "InvalidPort",
+            Why::ServiceAddress
+            | Why::NodeAddress
+            | Why::PodRange
+            | Why::ClusterAddress
+            | Why::AddressFamily
+            | Why::TooManyAddresses => "InvalidAddress",
+            Why::SourceRange => "InvalidSourceRange",
             Why::AddressTaken => "AddressTaken",
             Why::Locality => "InvalidLocality",
+            Why::Forwarding => "InvalidForwarding",
+            Why::HostAddress | Why::HostAddressFamily => "InvalidHostIP",
             Why::EndpointAddress | Why::EndpointPort | Why::TooManyEndpoints => "InvalidEndpoint",
         }
     }

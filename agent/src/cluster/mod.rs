@@ -6,10 +6,11 @@
 mod backoff;
 mod changes;
 mod convert;
+mod exposed;
 mod ignored;
 mod types;
 mod view;
-mod watch;
+pub(crate) mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -21,11 +22,11 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 pub use ignored::{Ignored, Leftovers, Why};
 pub use types::{
-    Endpoint, Hints, Locality, Name, Node, ObjectKey, Protocol, Service, ServicePort, Slice,
-    SlicePort,
+    Endpoint, Exposed, Hints, HostPort, HostPorts, Locality, Name, Node, ObjectKey, Protocol,
+    Service, ServicePort, Slice, SlicePort,
 };
 pub use view::{Change, View};
-use watch::Kind as _;
+use watch::{Kind as _, World};
 
 /// A handle on what is known of the cluster. Clones share it. [`Cluster::default`] knows nothing and watches nothing.
 #[derive(Clone, Debug, Default)]
@@ -65,13 +66,15 @@ impl Cluster {
             .services
             .keys()
             .chain(view.slices_of.keys())
+            .chain(view.host_ports.keys())
             .cloned()
             .map(Change::Service);
         let nodes = view.nodes.keys().cloned().map(Change::Node);
         self.0.subscribers.add(
             services
                 .chain(nodes)
-                .chain(view.synced.then_some(Change::Synced)),
+                .chain(view.synced.then_some(Change::Synced))
+                .chain(view.host_ports_known.then_some(Change::HostPortsKnown)),
         )
     }
 
@@ -101,6 +104,15 @@ impl Cluster {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+impl World for Cluster {
+    type View = View;
+    type Change = Change;
+
+    fn update(&self, alter: impl FnOnce(&mut View) -> Vec<Change>) {
+        Cluster::update(self, alter);
     }
 
     /// A watch failed with `error`, or works again. Returns whether that is news.

@@ -28,6 +28,21 @@ impl ObjectKey {
     }
 }
 
+/// Starts the names of pods that stand among services. No object's own name has a slash.
+const POD: &str = "pod/";
+
+impl ObjectKey {
+    /// A pod, where what has an address is else a service: the name is as `kubectl` writes it.
+    pub fn of_pod(namespace: &str, name: &str) -> Self {
+        Self::new(namespace, format!("{POD}{name}"))
+    }
+
+    /// The name of the pod that it is, if it is one.
+    pub fn pod_name(&self) -> Option<&str> {
+        self.name.strip_prefix(POD)
+    }
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -70,6 +85,10 @@ pub struct Service {
     /// Annotation `kernelet.io/locality`.
     pub locality: Option<Locality>,
     pub publish_not_ready: bool,
+    /// How clients outside the cluster reach it; `None` for most services.
+    pub exposed: Option<Box<Exposed>>,
+    /// `loadBalancerClass` names a load balancer that is not ours: somebody else announces its addresses.
+    pub balanced_elsewhere: bool,
     /// Label `service.kubernetes.io/service-proxy-name`: another proxy's service, which ours leaves alone.
     pub proxy_name: Option<Name>,
     /// Label `service.kubernetes.io/headless`: no proxy's service, whatever address it has.
@@ -79,6 +98,26 @@ pub struct Service {
     pub uid: Option<uuid::Uuid>,
     /// What of it cannot be used.
     pub ignored: Box<[Ignored]>,
+}
+
+/// What of a Service is for clients outside the cluster: `type: NodePort`, `type: LoadBalancer`, or external IPs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exposed {
+    /// The type gives its ports node ports, and they are answered.
+    pub node_ports: bool,
+    /// `externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip`, but for those with `ipMode: Proxy`: the load balancer is meant to see that
+    /// traffic.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `externalTrafficPolicy: Local`.
+    pub local: bool,
+    /// `healthCheckNodePort`, where a load balancer asks it.
+    pub health_check_node_port: Option<u16>,
+    /// `loadBalancerSourceRanges`; `None` lets everybody in, an empty list nobody.
+    pub source_ranges: Option<Arc<[IpNet]>>,
+    /// Annotation `kernelet.io/forwarding: dsr`.
+    pub direct_return: bool,
 }
 
 /// Where a service's connections go first, where nothing of Kubernetes' own says it.
@@ -147,6 +186,28 @@ pub struct Endpoint {
 pub struct Hints {
     pub nodes: Vec<Name>,
     pub zones: Vec<Name>,
+}
+
+/// The host ports of a pod of this node that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostPorts {
+    /// Of the pod: at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<HostPort>,
+    /// When the pod was made, in seconds since 1970.
+    pub created: i64,
+    pub uid: Name,
+}
+
+/// One of them. Ports are in host order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub name: Name,
+    pub protocol: Protocol,
+    /// `hostIP`, where it names one address; `None` for every address of the node, of either family.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    pub container_port: u16,
 }
 
 /// A Node, as far as its peers need it.

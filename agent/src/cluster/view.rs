@@ -1,18 +1,21 @@
 //! Everything known of the cluster, and how one object's change alters it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::types::{Name, Node, ObjectKey, Service, Slice};
+use super::types::{HostPorts, Name, Node, ObjectKey, Service, Slice};
 
 /// What changed in a [`View`]. It names the object; its state is read from the view.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
-    /// The Service or one of its EndpointSlices.
+    /// The Service or one of its EndpointSlices, or the host ports of a pod of this node.
     Service(ObjectKey),
     Node(Name),
     /// Every kind has been listed in full: from now on an absence means something.
     Synced,
+    /// So it is with the host ports of this node's pods.
+    HostPortsKnown,
 }
 
 /// Everything known. `synced` says whether the first full list of each kind has arrived: before that nothing may be
@@ -25,6 +28,12 @@ pub struct View {
     pub slices_of: BTreeMap<ObjectKey, Vec<Name>>,
     pub nodes: BTreeMap<Name, Arc<Node>>,
     pub synced: bool,
+    /// Of this node's pods that run, under [`ObjectKey::of_pod`].
+    pub host_ports: BTreeMap<ObjectKey, Arc<HostPorts>>,
+    /// Whether every pod of this node has said what it has.
+    pub host_ports_known: bool,
+    /// At which addresses others reach this node; `None` until they were looked at.
+    pub own_addresses: Option<BTreeSet<IpAddr>>,
 }
 
 impl View {
@@ -53,6 +62,27 @@ impl View {
     /// Puts or removes a Node.
     pub fn set_node(&mut self, name: Name, node: Option<Node>) -> Option<Change> {
         replace(&mut self.nodes, &name, node).then_some(Change::Node(name))
+    }
+
+    /// Puts or removes the host ports of a pod.
+    pub fn set_host_ports(&mut self, key: ObjectKey, ports: Option<HostPorts>) -> Option<Change> {
+        replace(&mut self.host_ports, &key, ports).then_some(Change::Service(key))
+    }
+
+    /// From now on pods that are not there have no host ports.
+    pub fn set_host_ports_known(&mut self) -> Option<Change> {
+        let first = !std::mem::replace(&mut self.host_ports_known, true);
+        first.then_some(Change::HostPortsKnown)
+    }
+
+    /// Says at which addresses others reach this node. That decides which host ports can be.
+    pub fn set_own_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Vec<Change> {
+        if self.own_addresses.as_ref() == Some(&addresses) {
+            return Vec::new();
+        }
+        self.own_addresses = Some(addresses);
+        let pods = self.host_ports.keys().cloned();
+        pods.map(Change::Service).collect()
     }
 
     /// Puts or removes an EndpointSlice. A slice that moved to another service changes both.

@@ -1,4 +1,4 @@
-//! The watches: one task a kind, from the API server to the [`View`].
+//! The watches: one task a kind, from the API server to the view that the kind belongs to: [`View`] for those here.
 //!
 //! A failed watch keeps what is known and tries again with back-off. A list adds and changes at once, and removes what
 //! it did not name only when it is complete.
@@ -22,28 +22,49 @@ use super::types::{Name, ObjectKey};
 use super::view::{Change, View};
 use crate::chain::chain;
 
+/// What watches feed: a view, and those who are told of its changes.
+pub(crate) trait World: Clone + Send + Sync {
+    type View;
+    type Change;
+
+    /// Alters the view, then tells what `alter` says has changed.
+    fn update(&self, alter: impl FnOnce(&mut Self::View) -> Vec<Self::Change>);
+    /// The first list of one kind is complete.
+    fn listed(&self, kind: &'static str);
+    /// A watch failed with `error`, or works again. Returns whether that is news.
+    fn set_failing(&self, kind: &'static str, error: Option<String>) -> bool;
+}
+
 /// A kind that is watched: how its objects become part of the view.
-pub(super) trait Kind: Sized {
+pub(crate) trait Kind: Sized {
+    type World: World;
     type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static;
     type Key: Ord + Clone + Send + Sync;
+    /// What slim objects share.
+    type Common: Default + Send;
     const NAME: &'static str;
 
-    fn key(object: &Self::Object, names: &mut Names) -> Option<Self::Key>;
+    fn key(object: &Self::Object, common: &mut Self::Common) -> Option<Self::Key>;
     fn put(
-        view: &mut View,
+        view: &mut ViewOf<Self>,
         key: Self::Key,
         object: &Self::Object,
-        names: &mut Names,
-    ) -> Vec<Change>;
-    fn remove(view: &mut View, key: Self::Key) -> Vec<Change>;
-    fn known(view: &View) -> Vec<Self::Key>;
+        common: &mut Self::Common,
+    ) -> Vec<ChangeOf<Self>>;
+    fn remove(view: &mut ViewOf<Self>, key: Self::Key) -> Vec<ChangeOf<Self>>;
+    fn known(view: &ViewOf<Self>) -> Vec<Self::Key>;
 }
+
+type ViewOf<K> = <<K as Kind>::World as World>::View;
+type ChangeOf<K> = <<K as Kind>::World as World>::Change;
 
 pub(super) struct Services;
 pub(super) struct Slices;
 pub(super) struct Nodes;
 
 impl Kind for Services {
+    type World = Cluster;
+    type Common = Names;
     type Object = core::Service;
     type Key = ObjectKey;
     const NAME: &'static str = "services";
@@ -70,6 +91,8 @@ impl Kind for Services {
 }
 
 impl Kind for Slices {
+    type World = Cluster;
+    type Common = Names;
     type Object = EndpointSlice;
     type Key = ObjectKey;
     const NAME: &'static str = "endpointslices";
@@ -95,6 +118,8 @@ impl Kind for Slices {
 }
 
 impl Kind for Nodes {
+    type World = Cluster;
+    type Common = Names;
     type Object = core::Node;
     type Key = Name;
     const NAME: &'static str = "nodes";
@@ -116,12 +141,12 @@ impl Kind for Nodes {
 }
 
 /// Watches one kind until the process ends.
-pub(super) async fn run<K: Kind>(cluster: Cluster, client: Client) {
+pub(crate) async fn run<K: Kind>(world: K::World, client: Client) {
     let config = watcher::Config::default()
         .page_size(PAGE_SIZE)
         .timeout(WATCH_TIMEOUT_S);
     let stream = watcher(Api::<K::Object>::all(client), config).backoff(Retry::new());
-    feed::<K>(cluster, stream).await;
+    feed::<K>(world, stream).await;
 }
 
 /// One page of full objects is held at a time: a few megabytes, and few round trips.
@@ -130,7 +155,7 @@ const PAGE_SIZE: u32 = 1000;
 const WATCH_TIMEOUT_S: u32 = 60;
 
 async fn feed<K: Kind>(
-    cluster: Cluster,
+    world: K::World,
     stream: impl Stream<Item = watcher::Result<Event<K::Object>>>,
 ) {
     let mut stream = std::pin::pin!(stream);
@@ -139,14 +164,14 @@ async fn feed<K: Kind>(
         match event {
             Ok(event) => {
                 // A list that begins proves nothing yet; one that names objects, or an event, does.
-                if !matches!(event, Event::Init) && cluster.set_failing(K::NAME, None) {
+                if !matches!(event, Event::Init) && world.set_failing(K::NAME, None) {
                     info!(kind = K::NAME, "watch works again");
                 }
-                state.apply(&cluster, event);
+                state.apply(&world, event);
             }
             Err(error) => {
                 let error = chain(&error);
-                if cluster.set_failing(K::NAME, Some(error.clone())) {
+                if world.set_failing(K::NAME, Some(error.clone())) {
                     warn!(
                         kind = K::NAME,
                         error, "watch failed; keeping what is known and trying again"
@@ -159,7 +184,7 @@ async fn feed<K: Kind>(
 }
 
 struct Feed<K: Kind> {
-    names: Names,
+    common: K::Common,
     /// What the list in progress has named so far.
     listed: BTreeSet<K::Key>,
 }
@@ -167,40 +192,40 @@ struct Feed<K: Kind> {
 impl<K: Kind> Default for Feed<K> {
     fn default() -> Self {
         Self {
-            names: Names::default(),
+            common: K::Common::default(),
             listed: BTreeSet::new(),
         }
     }
 }
 
 impl<K: Kind> Feed<K> {
-    fn apply(&mut self, cluster: &Cluster, event: Event<K::Object>) {
+    fn apply(&mut self, world: &K::World, event: Event<K::Object>) {
         match event {
             Event::Init => self.listed.clear(),
             Event::InitApply(object) => {
-                if let Some(key) = K::key(&object, &mut self.names) {
+                if let Some(key) = K::key(&object, &mut self.common) {
                     self.listed.insert(key.clone());
-                    cluster.update(|view| K::put(view, key, &object, &mut self.names));
+                    world.update(|view| K::put(view, key, &object, &mut self.common));
                 }
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                cluster.update(|view| {
+                world.update(|view| {
                     let gone = K::known(view)
                         .into_iter()
                         .filter(|key| !listed.contains(key));
                     gone.flat_map(|key| K::remove(view, key)).collect()
                 });
-                cluster.listed(K::NAME);
+                world.listed(K::NAME);
             }
             Event::Apply(object) => {
-                if let Some(key) = K::key(&object, &mut self.names) {
-                    cluster.update(|view| K::put(view, key, &object, &mut self.names));
+                if let Some(key) = K::key(&object, &mut self.common) {
+                    world.update(|view| K::put(view, key, &object, &mut self.common));
                 }
             }
             Event::Delete(object) => {
-                if let Some(key) = K::key(&object, &mut self.names) {
-                    cluster.update(|view| K::remove(view, key));
+                if let Some(key) = K::key(&object, &mut self.common) {
+                    world.update(|view| K::remove(view, key));
                 }
             }
         }

@@ -1,22 +1,31 @@
 //! Carries rows from another version's maps into ours. Ids stay as they are, so that rows of different maps go on naming
 //! each other, and a row that we have already is never replaced: whatever was carried before may be carried again.
 
-use std::collections::BTreeMap;
+mod sockets;
+
+use std::io;
 use std::path::Path;
 
-use agent_ebpf::abi::{BackendId, BackendStats, SocketEntry, SocketKey, TCP, maps as names};
+use agent_ebpf::abi::pods::PodTraffic;
+use agent_ebpf::abi::{
+    BackendId, BackendStats, LinkIndex, Member, SourceRange, TCP, maps as names,
+};
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData, MapError as AyaError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{
+    Array, HashMap, LpmTrie, Map, MapData, MapError as AyaError, PerCpuHashMap, PerCpuValues,
+};
 use tracing::warn;
 
 use super::maps::{MapError, Maps, SumUp as _, errno, open, read};
+use super::policy::{PolicyMapError, PolicyMaps, PolicyTables as _};
 use super::v1;
 use super::versions::Carried;
 
 /// `BPF_NOEXIST`
 const IF_ABSENT: u64 = 1;
-/// How often a socket's row is copied that changes meanwhile.
-const COPIES: usize = 8;
+
+/// Adds connections to those that a backend has had, in the kernel, where programs count at the same time. Makes the row.
+pub(super) type CountOpened<'a> = &'a mut dyn FnMut(BackendId, u32) -> Result<(), MapError>;
 
 type Table<K, V> = HashMap<MapData, K, V>;
 
@@ -26,6 +35,7 @@ pub(super) fn tables(from: &Path, carried: Carried, maps: &mut Maps) -> Result<(
         services,
         slots,
         backends,
+        maglev,
         ..
     } = maps;
     match carried {
@@ -39,14 +49,76 @@ pub(super) fn tables(from: &Path, carried: Carried, maps: &mut Maps) -> Result<(
         Carried::Same => {
             copy(from, names::BACKENDS, hash, backends, |k, v| (k, v))?;
             copy(from, names::BACKEND_TABLE, hash, slots, |k, v| (k, v))?;
-            copy(from, names::SERVICES, hash, services, |k, v| (k, v))
+            copy(from, names::MAGLEV, hash, maglev, |k, v| (k, v))?;
+            source_ranges(from, &mut maps.source_ranges)?;
+            let services = &mut maps.services;
+            copy(from, names::SERVICES, hash, services, |k, v| (k, v))?;
+            maps.mark_ports()?;
+            carry_policy(from, &mut maps.policy)?;
+            traffic(from, maps)
         }
     }
 }
 
+/// Who is let in to which service. A row that is there says the same.
+fn source_ranges(
+    from: &Path,
+    ours: &mut LpmTrie<MapData, SourceRange, Member>,
+) -> Result<(), MapError> {
+    const MAP: &str = names::SOURCE_RANGES;
+    if !from.join(MAP).exists() {
+        return Ok(());
+    }
+    let old: LpmTrie<MapData, SourceRange, Member> = open(from, MAP, Map::LpmTrie)?;
+    for row in old.iter() {
+        let (key, member) = row.map_err(|source| read(MAP, source))?;
+        let put = ours.insert(&key, member, 0).map_err(errno);
+        put.map_err(|source| MapError::Carry { map: MAP, source })?;
+    }
+    Ok(())
+}
+
+/// What network policies allow, and the conversations that they have allowed. Ours are new, and no program reads them yet.
+fn carry_policy(from: &Path, ours: &mut PolicyMaps) -> Result<(), MapError> {
+    // Programs without policies made none of these maps.
+    if !from.join(names::POLICY_PODS).exists() || ours.generation()? > 0 {
+        return Ok(());
+    }
+    let old = PolicyMaps::open(from)?;
+    let failed = |error: PolicyMapError| MapError::Carry {
+        map: names::POLICY_PODS,
+        source: io::Error::other(error),
+    };
+    for op in old.dump()?.writes() {
+        ours.apply(&op).map_err(failed)?;
+    }
+    let flows: Vec<_> = old.flows.iter().filter_map(Result::ok).collect();
+    ours.remember(&flows);
+    Ok(())
+}
+
+/// What passed pods' links. Where a pod is, and how it is reached, the agent says anew.
+fn traffic(from: &Path, maps: &mut Maps) -> Result<(), MapError> {
+    const MAP: &str = names::POD_TRAFFIC;
+    if !from.join(MAP).exists() {
+        return Ok(());
+    }
+    let old: PerCpuHashMap<MapData, LinkIndex, PodTraffic> = open(from, MAP, Map::PerCpuHashMap)?;
+    for row in old.iter() {
+        let (link, cpus) = row.map_err(|source| read(MAP, source))?;
+        maps.start_traffic(link, cpus.iter().copied().sum_up())?;
+    }
+    Ok(())
+}
+
 /// What is known of open sockets and of clients with affinity. To be called while the programs that end the rows of
 /// sockets run for both versions; then no row stays behind in ours.
-pub(super) fn clients(from: &Path, carried: Carried, maps: &mut Maps) -> Result<(), MapError> {
+pub(super) fn clients(
+    from: &Path,
+    carried: Carried,
+    maps: &mut Maps,
+    opened: CountOpened<'_>,
+) -> Result<(), MapError> {
     match carried {
         Carried::Nothing => Ok(()),
         Carried::V1 => {
@@ -56,9 +128,10 @@ pub(super) fn clients(from: &Path, carried: Carried, maps: &mut Maps) -> Result<
                 Some(row.protocol)
             };
             stats(from, maps, v1::stats)?;
-            sockets(from, maps, |entry: v1::SocketEntry| {
+            let convert = |entry: v1::SocketEntry| {
                 v1::socket(entry, protocol(entry.service.backend).unwrap_or(TCP))
-            })?;
+            };
+            sockets::carry(from, maps, convert, opened)?;
             copy(
                 from,
                 names::SOCK_REVERSE,
@@ -70,10 +143,21 @@ pub(super) fn clients(from: &Path, carried: Carried, maps: &mut Maps) -> Result<
         }
         Carried::Same => {
             stats(from, maps, |stats| stats)?;
-            sockets(from, maps, |entry| entry)?;
+            sockets::carry(from, maps, |entry| entry, opened)?;
             copy(from, names::SOCK_REVERSE, lru, &mut maps.reverse, |k, v| {
                 (k, v)
             })?;
+            let addresses = &mut maps.node_addresses;
+            copy(from, names::NODE_ADDRESSES, hash, addresses, |k, v| (k, v))?;
+            translating(from, maps)?;
+            copy(from, names::UPLINKS, hash, &mut maps.uplinks, |k, v| (k, v))?;
+            copy(
+                from,
+                names::CONNECTIONS,
+                lru,
+                &mut maps.connections,
+                |k, v| (k, v),
+            )?;
             copy(from, names::AFFINITY, lru, &mut maps.affinity, |k, v| {
                 (k, v)
             })
@@ -81,7 +165,23 @@ pub(super) fn clients(from: &Path, carried: Carried, maps: &mut Maps) -> Result<
     }
 }
 
-/// The counters of backends, as if nothing were open: [`sockets`] adds what is.
+/// At which pods' links packets are translated: else connections through them would break off.
+fn translating(from: &Path, maps: &mut Maps) -> Result<(), MapError> {
+    const MAP: &str = names::TRANSLATING;
+    if !from.join(MAP).exists() {
+        return Ok(());
+    }
+    let old: Array<MapData, u32> = open(from, MAP, Map::Array)?;
+    for (link, seen) in (0..).zip(old.iter()) {
+        if seen.map_err(|source| read(MAP, source))? != 0 {
+            let put = maps.translating.set(link, 1, 0).map_err(errno);
+            put.map_err(|source| MapError::Carry { map: MAP, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// The counters of backends, as if nothing were open: [`sockets::carry`] adds what is.
 fn stats<V: Pod>(
     from: &Path,
     maps: &mut Maps,
@@ -101,75 +201,18 @@ fn stats<V: Pod>(
         total.opens = total.closes;
         let mut row = vec![BackendStats::ZERO; cpus.len()];
         row[0] = total;
-        put_stats(maps, id, row, IF_ABSENT)?;
+        put_stats(maps, id, row)?;
     }
     Ok(())
 }
 
-/// The rows of open sockets. Both versions' programs end rows meanwhile: one that changed while it was copied is copied
-/// again, and one that went is taken back.
-fn sockets<V: Pod + PartialEq>(
-    from: &Path,
-    maps: &mut Maps,
-    convert: impl Fn(V) -> SocketEntry,
-) -> Result<(), MapError> {
-    const MAP: &str = names::SOCKETS;
-    let Some(old) = other::<SocketKey, V>(from, MAP, hash)? else {
-        return Ok(());
-    };
-    let mut opened: BTreeMap<BackendId, u64> = BTreeMap::new();
-    let mut full = 0;
-    for socket in old.keys() {
-        let socket = socket.map_err(|source| read(MAP, source))?;
-        let mut last = row(MAP, old.get(&socket, 0))?;
-        for _ in 0..COPIES {
-            let Some(copied) = last else { break };
-            let entry = convert(copied);
-            match put(MAP, &mut maps.sockets, &socket, &entry)? {
-                Put::Done => {}
-                Put::There => break,
-                Put::Full => {
-                    full += 1;
-                    break;
-                }
-            }
-            last = row(MAP, old.get(&socket, 0))?;
-            // It may be that our own program has ended it, and counted that.
-            if last == Some(copied) || maps.sockets.remove(&socket).is_err() {
-                *opened.entry(entry.service.backend).or_default() += 1;
-                break;
-            }
-        }
-    }
-    if full > 0 {
-        warn!(
-            sockets = full,
-            "the map SOCKETS is full: of these, getpeername shows the backend from now on"
-        );
-    }
-    for (backend, count) in opened {
-        let cpus = row(names::STATS, maps.stats.get(&backend, 0))?;
-        if let Some(cpus) = cpus {
-            let mut cpus = cpus.to_vec();
-            cpus[0].opens += count;
-            put_stats(maps, backend, cpus, 0)?;
-        }
-    }
-    Ok(())
-}
-
-fn put_stats(
-    maps: &mut Maps,
-    id: BackendId,
-    cpus: Vec<BackendStats>,
-    flags: u64,
-) -> Result<(), MapError> {
+fn put_stats(maps: &mut Maps, id: BackendId, cpus: Vec<BackendStats>) -> Result<(), MapError> {
     let failed = |source| MapError::Carry {
         map: names::STATS,
         source,
     };
     let cpus = PerCpuValues::try_from(cpus).map_err(failed)?;
-    let put = maps.stats.insert(id, cpus, flags);
+    let put = maps.stats.insert(id, cpus, IF_ABSENT);
     match put.map_err(errno) {
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(failed(error)),
         _ => Ok(()),

@@ -74,7 +74,10 @@ pub fn sockets_in(path: &Path) -> io::Result<Namespace> {
 }
 
 /// Runs `work` in the namespace, on a thread of its own: a thread that has changed its namespace is of no other use.
-fn within<T: Send>(path: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(super) fn within<T: Send>(
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     let netns = File::open(path)?;
     let inside = || {
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;

@@ -14,19 +14,25 @@ pub struct FakeMaps {
 
 impl ServiceMaps for FakeMaps {
     fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
-        self.log.push(*op);
+        self.log.push(op.clone());
         let PinnedState {
             services,
             slots,
             backends,
+            maglev,
+            source_ranges,
         } = &mut self.state;
-        match *op {
-            MapOp::PutBackend(id, entry) => drop(backends.insert(id, entry)),
-            MapOp::PutSlot(key, id) => drop(slots.insert(key, id)),
-            MapOp::PutService(key, entry) => drop(services.insert(key, entry)),
-            MapOp::DeleteService(key) => drop(services.remove(&key)),
-            MapOp::DeleteSlot(key) => drop(slots.remove(&key)),
-            MapOp::DeleteBackend(id, _) => drop(backends.remove(&id)),
+        match op {
+            MapOp::PutBackend(id, entry) => drop(backends.insert(*id, *entry)),
+            MapOp::PutSlot(key, id) => drop(slots.insert(*key, *id)),
+            MapOp::PutMaglev(key, chunk) => drop(maglev.insert(*key, **chunk)),
+            MapOp::PutSourceRange(range) => drop(source_ranges.insert(*range)),
+            MapOp::PutService(key, entry) => drop(services.insert(*key, *entry)),
+            MapOp::DeleteService(key) => drop(services.remove(key)),
+            MapOp::DeleteSlot(key) => drop(slots.remove(key)),
+            MapOp::DeleteMaglev(key) => drop(maglev.remove(key)),
+            MapOp::DeleteSourceRange(range) => drop(source_ranges.remove(range)),
+            MapOp::DeleteBackend(id, _) => drop(backends.remove(id)),
         }
         Ok(())
     }
@@ -50,7 +56,7 @@ impl<F: FnMut(&MapOp) -> bool + Send> ServiceMaps for FaultyMaps<F> {
             let source = io::Error::from_raw_os_error(libc::ENOMEM);
             return Err(MapError::Write {
                 map: "FAULTY",
-                op: *op,
+                op: op.clone(),
                 source,
             });
         }

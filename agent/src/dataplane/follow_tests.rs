@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use agent_ebpf::abi::{
-    self, Address, BackendId, BackendStats, FlowEvent, ServiceKey, ServiceStats, TCP, UDP,
+    self, Address, BackendId, BackendStats, FlowEvent, Scope, ServiceKey, ServiceStats, TCP, UDP,
     maps as names,
 };
 use agent_ebpf::histogram::{bucket, upper_bound_ns};
@@ -23,7 +23,7 @@ fn service6(host: u16, port: u16, protocol: u8) -> ServiceKey {
         address: Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host).into(),
         port: port.to_be_bytes(),
         protocol,
-        pad: 0,
+        scope: Scope::CLUSTER,
     }
 }
 
@@ -54,6 +54,10 @@ fn ring(dataplane: &Dataplane) -> RingBuf<MapData> {
 fn closed_port() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap()
+}
+
+fn tcp_socket() -> socket2::Socket {
+    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()
 }
 
 #[test]
@@ -132,6 +136,47 @@ fn one_udp_socket_talks_to_services_of_both_families() {
                 [("4".to_owned(), mapped), ("6".to_owned(), dialled(v6))]
             );
         }
+    });
+}
+
+#[test]
+fn a_udp_socket_keeps_its_backend_when_others_come_and_go() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let dns = service(1, 53, UDP);
+        let servers: Vec<UdpSocket> = (0..4)
+            .map(|_| UdpSocket::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let at = |id: usize| (id as u32, servers[id - 1].local_addr().unwrap());
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let asked = |servers: &[UdpSocket]| {
+            client.send_to(b"?", dialled(dns)).unwrap();
+            let found = |server: &UdpSocket| {
+                server.set_nonblocking(true).unwrap();
+                server.recv_from(&mut [0; 8]).is_ok()
+            };
+            servers.iter().position(found).expect("a server hears it") + 1
+        };
+        let mut ops = put(dns, entry(1, 1, 2, 2), &[at(1), at(2)]);
+        dataplane.maps.apply_all(&ops).unwrap();
+        let mine = asked(&servers);
+        let other = 3 - mine;
+        // Each table has it in another place.
+        let tables: [&[usize]; 3] = [&[3, mine, other], &[4, 3, other, mine], &[mine, 4]];
+        for (generation, table) in (2..).zip(tables) {
+            let rows: Vec<_> = table.iter().map(|id| at(*id)).collect();
+            let ready = table.len() as u32;
+            ops = put(dns, entry(1, generation, ready, ready), &rows);
+            dataplane.maps.apply_all(&ops).unwrap();
+            assert_eq!(asked(&servers), mine, "generation {generation}");
+            assert_eq!(asked(&servers), mine, "generation {generation}");
+        }
+        assert_eq!(stats(&dataplane, mine as u32).opens, 1);
+        ops = put(dns, entry(1, 5, 1, 1), &[at(3)]);
+        dataplane.maps.apply_all(&ops).unwrap();
+        assert_eq!(asked(&servers), 3);
+        let seen = stats(&dataplane, mine as u32);
+        assert_eq!((seen.opens, seen.closes), (1, 1));
     });
 }
 
@@ -404,8 +449,7 @@ fn a_dial_that_its_client_gives_up_is_no_failure_of_the_backend() {
             .maps
             .apply_all(&put(web, entry(1, 1, 1, 1), &[(1, backend)]))
             .unwrap();
-        let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-        let client = client.unwrap();
+        let client = tcp_socket();
         client.set_nonblocking(true).unwrap();
         client.connect(&dialled(web).into()).unwrap_err();
         assert_eq!(sockets(&dataplane), 1);
@@ -439,13 +483,58 @@ fn a_row_that_waits_in_vain_for_its_second_end_is_swept_and_no_other() {
             "over counts as closed"
         );
 
+        // Refused, and nobody releases it.
+        let gone = service(2, 80, TCP);
+        dataplane
+            .maps
+            .apply_all(&put(gone, entry(2, 1, 1, 1), &[(2, closed_port())]))
+            .unwrap();
+        let refused = tcp_socket();
+        refused.connect(&dialled(gone).into()).unwrap_err();
+
         let mut stale = StaleSockets::new(super::Maps::open(&dataplane.dir).unwrap());
         assert_eq!(stale.sweep().unwrap(), 0, "one look says nothing");
-        assert_eq!(stale.sweep().unwrap(), 1);
+        assert_eq!(stale.sweep().unwrap(), 2);
         assert_eq!(sockets(&dataplane), 1);
-        drop(broken);
+        drop((broken, refused));
         let seen = stats(&dataplane, 1);
         assert_eq!((seen.opens, seen.closes), (2, 1));
+    });
+}
+
+#[test]
+fn a_refused_dial_counts_when_its_socket_dials_anew_or_is_released() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let (web, gone) = (service(1, 80, TCP), service(2, 80, TCP));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let backend = listener.local_addr().unwrap();
+        for (key, id, at) in [(web, 1, backend), (gone, 2, closed_port())] {
+            let ops = put(key, entry(id, 1, 1, 1), &[(id, at)]);
+            dataplane.maps.apply_all(&ops).unwrap();
+        }
+        let counts = |id| {
+            let seen = stats(&dataplane, id);
+            (seen.opens, seen.closes, seen.failures, seen.handshakes)
+        };
+        let client = tcp_socket();
+        client.connect(&dialled(gone).into()).unwrap_err();
+        assert_eq!(counts(2), (1, 0, 0, 0), "the client may yet dial anew");
+        client.connect(&dialled(gone).into()).unwrap_err();
+        assert_eq!(counts(2), (2, 1, 1, 0));
+        client.connect(&dialled(web).into()).unwrap();
+        assert_eq!(counts(2), (2, 2, 2, 0));
+        assert_eq!(counts(1), (1, 0, 0, 1));
+        drop(client);
+        assert!(soon(
+            || counts(1) == (1, 1, 0, 1) && sockets(&dataplane) == 0
+        ));
+
+        let client = tcp_socket();
+        client.connect(&dialled(gone).into()).unwrap_err();
+        drop(client);
+        assert_eq!(counts(2), (3, 3, 3, 0));
+        assert_eq!(sockets(&dataplane), 0);
     });
 }
 

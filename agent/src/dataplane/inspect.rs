@@ -1,21 +1,27 @@
 //! The maps as a person looks at them: how full each is, and its rows, decoded and raw.
 
 use std::fmt::Debug;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
+use agent_ebpf::abi::pods::{Mac, Passed, PodTarget, PodTraffic};
 use agent_ebpf::abi::{
-    Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, FLAG_LOCAL_ONLY,
-    Port, ReverseEntry, ReverseKey, SHARE_ONE, ServiceKey, ServiceRow, ServiceStats, SlotKey,
-    SocketEntry, SocketKey, TCP, UDP, maps as names,
+    Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, CONNECTION_DIRECT,
+    Connection, DropReason, FLAG_DIRECT_RETURN, FLAG_HOST_PORT, FLAG_LOCAL_ONLY, FLAG_MAGLEV,
+    FLAG_SOURCE_RANGES, FlowKey, FragmentKey, FragmentPorts, LinkIndex, MAGLEV_CHUNK,
+    MAGLEV_SIZE_SHIFT, MAGLEV_SIZES, MaglevChunk, MaglevKey, Member, PodEntry, Port, ReverseEntry,
+    ReverseKey, SHARE_ONE, Scope, ServiceKey, ServiceRow, ServiceStats, Side, SlotKey, SocketEntry,
+    SocketKey, SourceRange, TCP, UDP, UplinkEntry, XDP_LINK_TAKES, XdpLink, host_port_bit,
+    maps as names,
 };
 use aya::Pod;
-use aya::maps::{
-    HashMap, IterableMap as _, MapData, MapError as AyaError, MapInfo, MapType, PerCpuHashMap,
-};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{IterableMap as _, MapData, MapError as AyaError, MapInfo, MapType, PerCpuHashMap};
 use aya::util::nr_cpus;
 
+use super::SourcePrefix;
+use super::load::STAGES;
 use super::maps::{MapError, Maps, SumUp, read};
 use super::sys::count_rows;
 
@@ -58,8 +64,32 @@ impl Maps {
             names::SOCK_REVERSE => count(self.reverse.map()),
             names::AFFINITY => count(self.affinity.map()),
             names::STATS => count(self.stats.map()),
+            names::OUTSIDE_OPENS => count(self.outside_opens.map()),
             names::SERVICE_STATS => count(self.service_stats.map()),
-            names::CONFIG | names::EVENTS_LOST => Ok(1),
+            names::NODE_ADDRESSES => count(self.node_addresses.map()),
+            names::HOST_PORTS => Ok(self.marked_host_ports()?.len() as u32),
+            names::STAGES => Ok(STAGES.len() as u32),
+            names::SERVICE_PORTS => Ok(self.marked_service_ports()?),
+            names::TRANSLATING => Ok(self.translating()?.len() as u32),
+            names::MAGLEV => count(self.maglev.map()),
+            names::SOURCE_RANGES => count(self.source_ranges.map()),
+            names::PODS => count(self.pods.map()),
+            names::POD_ADDRESSES => count(self.pod_addresses.map()),
+            names::POD_TRAFFIC => count(self.pod_traffic.map()),
+            names::UPLINKS => count(self.uplinks.map()),
+            names::XDP_LINKS => count(self.xdp_links.map()),
+            names::CONNECTIONS => count(self.connections.map()),
+            names::FRAGMENTS => count(self.fragments.map()),
+            names::EXEMPT => count(self.exempt.map()),
+            names::NEAR => count(self.near.map()),
+            names::POLICY_PODS => count(self.policy.pods.map()),
+            names::POLICY_RULES => count(self.policy.rules.map()),
+            names::POLICY_FLOWS => count(self.policy.flows.map()),
+            names::IDENTITIES => count(self.policy.identities.map()),
+            names::POLICY_GENERATION => Ok(1),
+            names::POLICY_DROPS => Ok(0),
+            names::CONFIG | names::EVENTS_LOST | names::POD_RANGES => Ok(1),
+            names::DROPS => Ok(DropReason::ALL.len() as u32),
             // Records pass through it; none stays.
             names::EVENTS => Ok(0),
             other => {
@@ -86,14 +116,91 @@ impl Maps {
     /// Every row of the map called `name`, in the map's own order.
     pub fn rows(&self, name: &str) -> Result<Vec<MapRow>, MapError> {
         match name {
-            names::SERVICES => table(names::SERVICES, &self.services),
-            names::BACKEND_TABLE => table(names::BACKEND_TABLE, &self.slots),
-            names::BACKENDS => table(names::BACKENDS, &self.backends),
-            names::SOCK_REVERSE => table(names::SOCK_REVERSE, &self.reverse),
-            names::AFFINITY => table(names::AFFINITY, &self.affinity),
+            names::SERVICES => table(names::SERVICES, self.services.iter()),
+            names::BACKEND_TABLE => table(names::BACKEND_TABLE, self.slots.iter()),
+            names::BACKENDS => table(names::BACKENDS, self.backends.iter()),
+            names::SOCK_REVERSE => table(names::SOCK_REVERSE, self.reverse.iter()),
+            names::AFFINITY => table(names::AFFINITY, self.affinity.iter()),
             names::STATS => per_cpu(names::STATS, &self.stats),
+            names::OUTSIDE_OPENS => per_cpu(names::OUTSIDE_OPENS, &self.outside_opens),
             names::SERVICE_STATS => per_cpu(names::SERVICE_STATS, &self.service_stats),
-            names::SOCKETS => table(names::SOCKETS, &self.sockets),
+            names::SOCKETS => table(names::SOCKETS, self.sockets.iter()),
+            names::NODE_ADDRESSES => table(names::NODE_ADDRESSES, self.node_addresses.iter()),
+            names::HOST_PORTS => {
+                let marked = self.marked_host_ports()?.into_iter();
+                let row = |port: u16| MapRow {
+                    map: names::HOST_PORTS,
+                    key: port.to_string(),
+                    value: "a pod's".to_owned(),
+                    raw_key: bytes(&host_port_bit(port.to_be_bytes()).0),
+                    raw_value: bytes(&host_port_bit(port.to_be_bytes()).1),
+                };
+                Ok(marked.map(row).collect())
+            }
+            names::SERVICE_PORTS => {
+                let marked = self.marked_service_ports()?;
+                let text = format!("{marked} ports of TCP and UDP");
+                Ok(vec![only_row(names::SERVICE_PORTS, text, &marked)])
+            }
+            names::TRANSLATING => {
+                let links = self.translating()?.into_iter();
+                let row = |link: u32| MapRow {
+                    map: names::TRANSLATING,
+                    key: format!("link {link}"),
+                    value: "packets to services are translated at the link".to_owned(),
+                    raw_key: bytes(&link),
+                    raw_value: bytes(&1_u32),
+                };
+                Ok(links.map(row).collect())
+            }
+            names::MAGLEV => table(names::MAGLEV, self.maglev.iter()),
+            names::SOURCE_RANGES => table(names::SOURCE_RANGES, self.source_ranges.iter()),
+            names::PODS => table(names::PODS, self.pods.iter()),
+            names::POD_ADDRESSES => table(names::POD_ADDRESSES, self.pod_addresses.iter()),
+            names::POD_TRAFFIC => per_cpu(names::POD_TRAFFIC, &self.pod_traffic),
+            names::UPLINKS => table(names::UPLINKS, self.uplinks.iter()),
+            names::XDP_LINKS => table(names::XDP_LINKS, self.xdp_links.iter()),
+            names::CONNECTIONS => table(names::CONNECTIONS, self.connections.iter()),
+            names::FRAGMENTS => table(names::FRAGMENTS, self.fragments.iter()),
+            names::EXEMPT => table(names::EXEMPT, self.exempt.iter()),
+            names::NEAR => table(names::NEAR, self.near.iter()),
+            names::POLICY_PODS => table(names::POLICY_PODS, self.policy.pods.iter()),
+            names::POLICY_RULES => table(names::POLICY_RULES, self.policy.rules.iter()),
+            names::POLICY_FLOWS => table(names::POLICY_FLOWS, self.policy.flows.iter()),
+            names::IDENTITIES => table(names::IDENTITIES, self.policy.identities.iter()),
+            names::POLICY_GENERATION => {
+                let generation = self.policy.generation()?;
+                let text = format!("generation {generation}");
+                Ok(vec![only_row(names::POLICY_GENERATION, text, &generation)])
+            }
+            // Nothing that says more than that they are there.
+            names::POLICY_DROPS | names::STAGES => Ok(Vec::new()),
+            names::DROPS => {
+                let drops = self.drops()?.into_iter();
+                Ok(drops
+                    .map(|(reason, count)| MapRow {
+                        map: names::DROPS,
+                        key: reason.name().to_owned(),
+                        value: format!("{count} packets"),
+                        raw_key: bytes(&(reason as u32)),
+                        raw_value: bytes(&count),
+                    })
+                    .collect())
+            }
+            names::POD_RANGES => {
+                let row = self.pod_ranges.get(&0, 0);
+                let row = row.map_err(|source| read(names::POD_RANGES, source))?;
+                let v4 = Ipv4Addr::from(u32::from_be(row.ipv4));
+                let v6 = Address::from_words(row.ipv6);
+                let length =
+                    |words: &[u32]| words.iter().map(|word| word.count_ones()).sum::<u32>();
+                let text = format!(
+                    "{v4}/{} {v6}/{}",
+                    length(&[row.ipv4_mask]),
+                    length(&row.ipv6_mask)
+                );
+                Ok(vec![only_row(names::POD_RANGES, text, &row)])
+            }
             names::CONFIG => {
                 let config = self.config.get(&0, 0);
                 let config = config.map_err(|source| read(names::CONFIG, source))?;
@@ -133,9 +240,9 @@ fn count(map: &MapData) -> Result<u32, AyaError> {
 
 fn table<K: Pod + Show, V: Pod + Show>(
     name: &'static str,
-    map: &HashMap<MapData, K, V>,
+    pairs: impl Iterator<Item = Result<(K, V), AyaError>>,
 ) -> Result<Vec<MapRow>, MapError> {
-    let rows = map.iter().map(|pair| pair.map(|(k, v)| row(name, &k, &v)));
+    let rows = pairs.map(|pair| pair.map(|(k, v)| row(name, &k, &v)));
     rows.collect::<Result<_, _>>()
         .map_err(|source| read(name, source))
 }
@@ -198,7 +305,7 @@ pub(super) trait Show {
     fn show(&self) -> String;
 }
 
-fn endpoint(address: Address, port: Port) -> String {
+pub(super) fn endpoint(address: Address, port: Port) -> String {
     SocketAddr::from((address.to_ip(), u16::from_be_bytes(port))).to_string()
 }
 
@@ -206,17 +313,175 @@ fn protocol(number: u8) -> String {
     match number {
         TCP => "TCP".to_owned(),
         UDP => "UDP".to_owned(),
+        1 => "ICMP".to_owned(),
+        58 => "ICMPv6".to_owned(),
         other => format!("protocol {other}"),
     }
 }
 
 impl Show for ServiceKey {
     fn show(&self) -> String {
+        let scope = match self.scope {
+            Scope::EXTERNAL => " from outside",
+            _ => "",
+        };
         format!(
-            "{} {}",
+            "{} {}{scope}",
             endpoint(self.address, self.port),
             protocol(self.protocol)
         )
+    }
+}
+
+impl Show for Address {
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Show for LinkIndex {
+    fn show(&self) -> String {
+        format!("link {}", self.0)
+    }
+}
+
+impl Show for PodEntry {
+    fn show(&self) -> String {
+        let addresses = [self.ipv4, self.ipv6].into_iter();
+        let own = addresses.filter(|address| *address != PodEntry::NONE);
+        let own: Vec<String> = own.map(|address| address.to_string()).collect();
+        format!("pod {}", own.join(" "))
+    }
+}
+
+impl Show for XdpLink {
+    fn show(&self) -> String {
+        let [a, b, c, d, e, f] = self.mac;
+        let takes = match self.flags & XDP_LINK_TAKES {
+            0 => "",
+            _ => ", sends what came in by others",
+        };
+        format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}{takes}")
+    }
+}
+
+impl Show for PodTarget {
+    fn show(&self) -> String {
+        let mac = |mac: &Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
+        let (pod, node) = (mac(&self.pod_mac), mac(&self.node_mac));
+        format!("link {}, pod {pod}, node {node}", self.link.0)
+    }
+}
+
+impl Show for PodTraffic {
+    fn show(&self) -> String {
+        let of = |passed: &Passed| format!("{} packets, {} bytes", passed.packets, passed.bytes);
+        format!("sent {}, received {}", of(&self.sent), of(&self.received))
+    }
+}
+
+impl Show for UplinkEntry {
+    fn show(&self) -> String {
+        let addresses = [self.ipv4, self.ipv6].into_iter();
+        let own = addresses.filter(|address| *address != PodEntry::NONE);
+        let own: Vec<String> = own.map(|address| address.to_string()).collect();
+        format!("as {}", own.join(" "))
+    }
+}
+
+impl Show for FlowKey {
+    fn show(&self) -> String {
+        let side = match self.side {
+            Side::IN => "in",
+            Side::OUT => "out",
+            Side::FROM_POD => "from pod",
+            _ => "to pod",
+        };
+        format!(
+            "{side} {} {} -> {}",
+            protocol(self.protocol),
+            endpoint(self.source, self.source_port),
+            endpoint(self.destination, self.destination_port)
+        )
+    }
+}
+
+impl Show for Connection {
+    fn show(&self) -> String {
+        let to = format!(
+            "{} -> {}",
+            endpoint(self.source, self.source_port),
+            endpoint(self.destination, self.destination_port)
+        );
+        let whose = match (self.service_id, self.backend) {
+            (0, _) => "masqueraded".to_owned(),
+            (service, BackendId(0)) => format!("service {service}, refused"),
+            (service, backend) => format!("service {service}, {}", backend.show()),
+        };
+        let whose = match self.kind & CONNECTION_DIRECT {
+            0 => whose,
+            _ => format!("{whose}, whose node answers"),
+        };
+        let seconds = self.last_seen_ns / 1_000_000_000;
+        format!("{to}, {whose}, last seen {seconds} s after boot")
+    }
+}
+
+impl Show for FragmentKey {
+    fn show(&self) -> String {
+        format!(
+            "{} {} -> {}, identification {}",
+            protocol(self.protocol),
+            self.source,
+            self.destination,
+            self.identification
+        )
+    }
+}
+
+impl Show for FragmentPorts {
+    fn show(&self) -> String {
+        let [from, to] = [self.source, self.destination].map(u16::from_be_bytes);
+        format!("ports {from} -> {to}")
+    }
+}
+
+impl Show for Key<Address> {
+    fn show(&self) -> String {
+        let (address, bits) = (self.data(), self.prefix_len());
+        let length = address.as_v4().map_or(bits, |_| bits.saturating_sub(96));
+        format!("{address}/{length}")
+    }
+}
+
+impl Show for Member {
+    fn show(&self) -> String {
+        String::new()
+    }
+}
+
+impl Show for MaglevKey {
+    fn show(&self) -> String {
+        format!(
+            "service {} generation {} from {}",
+            self.service_id,
+            self.generation,
+            self.chunk as usize * MAGLEV_CHUNK
+        )
+    }
+}
+
+impl Show for MaglevChunk {
+    fn show(&self) -> String {
+        let ids = self.0.map(|id| id.0.to_string());
+        format!("backends {}", ids.join(" "))
+    }
+}
+
+impl Show for Key<SourceRange> {
+    fn show(&self) -> String {
+        let prefix = SourcePrefix::from(Key::new(self.prefix_len(), self.data()));
+        format!("service {}: {prefix}", prefix.service_id())
     }
 }
 
@@ -231,8 +496,19 @@ impl Show for ServiceRow {
         if e.affinity_timeout_s > 0 {
             text += &format!(", affinity {} s", e.affinity_timeout_s);
         }
-        if e.flags & FLAG_LOCAL_ONLY != 0 {
-            text += ", local only";
+        for (flag, name) in [
+            (FLAG_LOCAL_ONLY, "local only"),
+            (FLAG_SOURCE_RANGES, "source ranges"),
+            (FLAG_DIRECT_RETURN, "direct return"),
+            (FLAG_HOST_PORT, "host port"),
+        ] {
+            if e.flags & flag != 0 {
+                text += &format!(", {name}");
+            }
+        }
+        if e.flags & FLAG_MAGLEV != 0 {
+            let size = (e.flags >> MAGLEV_SIZE_SHIFT) as usize % MAGLEV_SIZES.len();
+            text += &format!(", Maglev of {}", MAGLEV_SIZES[size]);
         }
         text
     }
@@ -331,6 +607,12 @@ impl Show for BackendStats {
             self.bytes_sent,
             self.bytes_received,
         )
+    }
+}
+
+impl Show for u64 {
+    fn show(&self) -> String {
+        format!("{self} opens")
     }
 }
 

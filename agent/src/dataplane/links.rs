@@ -18,6 +18,7 @@ pub(super) fn load(name: &'static str, program: &mut Program) -> Result<(), Load
         Program::CgroupSockAddr(p) => p.load(),
         Program::CgroupSock(p) => p.load(),
         Program::SockOps(p) => p.load(),
+        Program::SchedClassifier(p) => p.load(),
         _ => return Err(LoadError::Missing { name }),
     }
     .map_err(|source| LoadError::Program {

@@ -7,10 +7,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use agent_ebpf::abi::maps as names;
-use aya::maps::MapInfo;
+use aya::maps::{MapInfo, ProgramArray};
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -19,10 +21,12 @@ use rustix::fs::statfs;
 use rustix::mount::{MountFlags, mount};
 use tracing::warn;
 
+use super::diag::netns_cookie;
 use super::maps::{MapError, Maps};
 use super::object::object;
 use super::probe::Probe;
 use super::take_over::{Ends, TakeOver};
+use super::tc::{Hook, LinkPrograms};
 use super::versions::{Found, Layout, Layouts, Plan, is_version, own_directory, plan};
 use super::{carry, links};
 
@@ -31,7 +35,7 @@ const BPF_FS: i64 = 0xcafe_4a11;
 const BPF_FS_ROOT: &str = "/sys/fs/bpf";
 
 /// In this order: what reads a socket's row is there before what writes it.
-pub(super) const PROGRAMS: [(&str, Ends); 10] = [
+pub(super) const PROGRAMS: [(&str, Ends); 12] = [
     ("kn_sock_release", Ends::Sockets),
     ("kn_sock_ops", Ends::Sockets),
     ("kn_getpeername4", Ends::Nothing),
@@ -42,7 +46,14 @@ pub(super) const PROGRAMS: [(&str, Ends); 10] = [
     ("kn_sendmsg6", Ends::Nothing),
     ("kn_connect4", Ends::Nothing),
     ("kn_connect6", Ends::Nothing),
+    ("kn_bind4", Ends::Nothing),
+    ("kn_bind6", Ends::Nothing),
 ];
+
+/// Counts connections that are carried over; attached nowhere.
+pub(super) const OPENED: &str = "kn_opened";
+/// Programs that those at network links go on in, in the order of their places in the map.
+pub(super) const STAGES: [&str; 2] = ["kn_pod_dialled", "kn_pod_answered"];
 
 /// Why the programs could not be brought into the kernel, or out of it.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +117,9 @@ pub struct Config {
 /// Service ports for which the maps have room unless told otherwise.
 pub const DEFAULT_SERVICES: u32 = 32_768;
 
+/// Translated connections for which the map has room unless told otherwise.
+pub const DEFAULT_CONNECTIONS: u32 = 65_536;
+
 /// Rows that a map may hold. The tables grow row by row to at most this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSizes {
@@ -115,12 +129,15 @@ pub struct MapSizes {
     /// Slots of all services. A service has up to three generations of slots while it changes.
     pub slots: u32,
     /// Client sockets that talk to a service at one time. Those beyond it are served, but not counted, and their
-    /// `getpeername` shows the backend.
+    /// `getpeername` shows the backend. Allocated at start, about 140 bytes each.
     pub sockets: u32,
     /// Clients remembered for session affinity. Allocated at start, about 100 bytes each.
     pub affinity: u32,
     /// Earlier destinations of unconnected UDP sockets. Allocated at start, about 100 bytes each.
     pub reverse: u32,
+    /// Connections translated at uplinks, two rows each. Allocated at start, about 160 bytes a row. When it is full the
+    /// longest idle give way.
+    pub connections: u32,
 }
 
 /// Ten thousand services of three backends fit three times over.
@@ -141,11 +158,21 @@ impl MapSizes {
             sockets: 65_536,
             affinity: 16_384,
             reverse: 16_384,
+            connections: DEFAULT_CONNECTIONS,
+        }
+    }
+
+    /// Room for this many translated connections.
+    #[must_use]
+    pub fn with_connections(self, connections: u32) -> Self {
+        Self {
+            connections,
+            ..self
         }
     }
 
     /// The sizes by map.
-    fn of_maps(self) -> [(&'static str, u32); 8] {
+    fn of_maps(self) -> [(&'static str, u32); 9] {
         [
             (names::SERVICES, self.services),
             (names::SERVICE_STATS, self.services),
@@ -155,6 +182,7 @@ impl MapSizes {
             (names::SOCKETS, self.sockets),
             (names::AFFINITY, self.affinity),
             (names::SOCK_REVERSE, self.reverse),
+            (names::CONNECTIONS, self.connections.saturating_mul(2)),
         ]
     }
 }
@@ -166,6 +194,8 @@ pub struct Dataplane {
     pub maps: Maps,
     /// The maps may hold a state that an earlier process wrote, and the programs that read it run.
     pub adopted: bool,
+    /// The programs that are attached to network links.
+    pub link_programs: LinkPrograms,
     /// There is another version, whose programs serve until these take over.
     pub take_over: Option<TakeOver>,
 }
@@ -195,7 +225,7 @@ pub fn start(config: &Config, probe: &Probe) -> Result<Dataplane, LoadError> {
     }
     let cgroup = File::open(&config.cgroup).map_err(at(&config.cgroup))?;
 
-    let mut ebpf = load(object, &dir, config.sizes, probe.set_retval)?;
+    let mut ebpf = load(object, &dir, config.sizes, probe)?;
     let mut maps = Maps::open(&dir)?;
     let mut adopted = plan.sources.is_empty();
     for (name, ends) in PROGRAMS {
@@ -206,13 +236,29 @@ pub fn start(config: &Config, probe: &Probe) -> Result<Dataplane, LoadError> {
             adopted &= links::attach(name, program, &cgroup, &pin, &[links_of(&dir).join(name)])?;
         }
     }
+    for hook in Hook::ALL {
+        let name = hook.program();
+        let program = ebpf.program_mut(name).ok_or(LoadError::Missing { name })?;
+        links::load(name, program)?;
+    }
+    for (name, place) in STAGES.into_iter().zip(0..) {
+        stage(&mut ebpf, name, place)?;
+    }
+    if !plan.sources.is_empty() {
+        let name = OPENED;
+        let program = ebpf.program_mut(name).ok_or(LoadError::Missing { name })?;
+        links::load(name, program)?;
+    }
+    let programs = Arc::new(Mutex::new(ebpf));
+    let link_programs = LinkPrograms::new(programs.clone(), bpf_dir.join(LINKS), probe.tcx);
     // Once a take-over has begun our tables are complete, and theirs are old.
     let begun = link_of(bpf_dir, FIRST_TAKEN, Ends::Sockets).exists();
     for source in plan.sources.iter().filter(|_| !begun) {
         carry::tables(&bpf_dir.join(&source.directory), source.carried, &mut maps)?;
     }
     let take_over = (!plan.sources.is_empty()).then(|| TakeOver {
-        programs: ebpf,
+        programs,
+        link_programs: link_programs.clone(),
         cgroup,
         bpf_dir: bpf_dir.clone(),
         sources: plan.sources,
@@ -221,6 +267,7 @@ pub fn start(config: &Config, probe: &Probe) -> Result<Dataplane, LoadError> {
         dir,
         maps,
         adopted,
+        link_programs,
         take_over,
     })
 }
@@ -320,13 +367,46 @@ fn at(path: &Path) -> impl Fn(io::Error) -> LoadError + use<> {
     }
 }
 
-fn load(object: &[u8], dir: &Path, sizes: MapSizes, set_retval: bool) -> Result<Ebpf, LoadError> {
-    let set_retval = u32::from(set_retval);
+/// Puts a program where others go on in it. What an earlier agent put there serves until then.
+fn stage(ebpf: &mut Ebpf, name: &'static str, place: u32) -> Result<(), LoadError> {
+    let program = ebpf.program_mut(name).ok_or(LoadError::Missing { name })?;
+    links::load(name, program)?;
+    let failed = |source| LoadError::Program {
+        name,
+        source: Box::new(source),
+    };
+    let program = program.fd().map_err(failed)?;
+    let program = program.try_clone().map_err(at(Path::new(name)))?;
+    let map = ebpf.map_mut(names::STAGES);
+    let map = map.ok_or(LoadError::Missing {
+        name: names::STAGES,
+    })?;
+    let failed = |source| {
+        LoadError::Map(MapError::Put {
+            map: names::STAGES,
+            source,
+        })
+    };
+    let mut stages = ProgramArray::try_from(map).map_err(failed)?;
+    stages.set(place, &program, 0).map_err(failed)
+}
+
+fn load(object: &[u8], dir: &Path, sizes: MapSizes, probe: &Probe) -> Result<Ebpf, LoadError> {
+    let set_retval = u32::from(probe.set_retval);
+    let fast_paths = u32::from(probe.fast_paths);
+    let own = Path::new("/proc/thread-self/ns/net");
+    let netns = netns_cookie(own).map_err(at(own))?;
+    let local = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let (first_port, port_count) = ports_of_others(&local);
     let mut loader = EbpfLoader::new();
     loader
         // The programs relocate nothing against the kernel's types, and parsing them takes megabytes.
         .btf(None)
-        .override_global("HAS_SET_RETVAL", &set_retval, true);
+        .override_global("HAS_SET_RETVAL", &set_retval, true)
+        .override_global("FAST_PATHS", &fast_paths, true)
+        .override_global("NODE_NETNS", &netns, true)
+        .override_global("FIRST_PORT", &first_port, true)
+        .override_global("PORT_COUNT", &port_count, true);
     for (name, size) in sizes.of_maps() {
         loader.map_max_entries(name, size);
     }
@@ -336,6 +416,32 @@ fn load(object: &[u8], dir: &Path, sizes: MapSizes, set_retval: bool) -> Result<
     loader
         .load(object)
         .map_err(|error| LoadError::Object(Box::new(error)))
+}
+
+/// The ports that connections of others get at the node's address, by the text of `ip_local_port_range`, which the node's
+/// own sockets take theirs from: those behind it, or where these are few, those before it, as far as they are not node
+/// ports. Gives the first and their number.
+fn ports_of_others(local: &str) -> (u32, u32) {
+    const LAST: u32 = 65_535;
+    const FEW: u32 = 4_096;
+    const NODE_PORTS: RangeInclusive<u32> = 30_000..=32_767;
+    let mut numbers = local.split_whitespace().map(str::parse);
+    let (Some(Ok(first)), Some(Ok(last))) = (numbers.next(), numbers.next()) else {
+        return (61_000, LAST - 60_999);
+    };
+    if last + FEW <= LAST {
+        return (last + 1, LAST - last);
+    }
+    let end = match NODE_PORTS.contains(&first) || first > *NODE_PORTS.end() {
+        true => *NODE_PORTS.start(),
+        false => first,
+    };
+    let count = end.saturating_sub(1024).min(16_384);
+    match count < FEW {
+        // Everything is the node's own: a program looks for a socket before it gives a port away.
+        true => (61_000, LAST - 60_999),
+        false => (end - count, count),
+    }
 }
 
 /// Sees to it that `dir` lies on a BPF file system, mounting the usual one if it is not there yet.
@@ -364,4 +470,19 @@ fn on_bpf_fs(dir: &Path) -> Result<bool, LoadError> {
         source: error.into(),
     })?;
     Ok(found.f_type == BPF_FS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_get_ports_that_the_nodes_sockets_do_not_take() {
+        assert_eq!(ports_of_others("32768\t60999\n"), (61_000, 4_536));
+        assert_eq!(ports_of_others("32768 65535"), (13_616, 16_384));
+        assert_eq!(ports_of_others("10000 65000"), (1_024, 8_976));
+        for odd in ["", "x y", "1024 65535"] {
+            assert_eq!(ports_of_others(odd), (61_000, 4_536), "{odd}");
+        }
+    }
 }

@@ -1,13 +1,16 @@
 //! What one lookup of a service address finds in the tables, read from user space.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, ServiceEntry, ServiceKey, ServiceRow,
-    SlotKey, maps as names,
+    Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, Port, ServiceEntry, ServiceKey,
+    ServiceRow, SlotKey, maps as names,
 };
+use agent_ebpf::node_port::{self, Node};
 use agent_ebpf::select::Tables;
 
+use super::diag::netns_cookie as netns_cookie_of;
 use super::inspect::{present, row};
 use super::{MapError, MapRow, Maps, PinnedState};
 
@@ -23,14 +26,31 @@ pub struct Lookup {
 }
 
 impl Maps {
-    /// What a connect to `key` would find, by a client in the network namespace with this cookie if one is given. `None`
-    /// when it is no service.
+    /// What a connect to `key` would find, by a client in the network namespace with this cookie if one is given, else in
+    /// this process's. `None` when it is no service.
     pub fn lookup(
         &self,
         key: &ServiceKey,
         netns_cookie: Option<u64>,
     ) -> Result<Option<Lookup>, MapError> {
-        let Some(service) = present(names::SERVICES, self.services.get(key, 0))? else {
+        let found = present(names::SERVICES, self.services.get(key, 0))?;
+        let own = || netns_cookie_of(Path::new("/proc/thread-self/ns/net")).ok();
+        let node = Here {
+            maps: self,
+            in_node: netns_cookie.is_none_or(|cookie| Some(cookie) == own()),
+        };
+        let found = match found {
+            _ if node_port::is_elsewhere(&node, &key.address) => None,
+            None if node_port::is_dialled(&node, key) => {
+                let row = ServiceKey {
+                    address: node_port::any(&key.address),
+                    ..*key
+                };
+                present(names::SERVICES, self.services.get(&row, 0))?
+            }
+            found => found,
+        };
+        let Some(service) = found else {
             return Ok(None);
         };
         let ServiceEntry {
@@ -76,6 +96,32 @@ impl Maps {
     }
 }
 
+/// The node, as a socket's program would see it.
+struct Here<'a> {
+    maps: &'a Maps,
+    in_node: bool,
+}
+
+/// What cannot be read is as if it were not there.
+impl Node for Here<'_> {
+    fn ports(&self) -> [u16; 2] {
+        let config = self.maps.config.get(&0, 0);
+        config.map_or([0; 2], |config| config.node_ports)
+    }
+
+    fn is_host_port(&self, port: Port) -> bool {
+        self.maps.is_host_port(port)
+    }
+
+    fn has(&self, address: &Address) -> bool {
+        self.maps.node_addresses.get(address, 0).is_ok()
+    }
+
+    fn is_here(&self) -> bool {
+        self.in_node
+    }
+}
+
 impl Lookup {
     /// Its rows, in the order in which a connect meets them.
     pub fn rows(&self) -> Vec<MapRow> {
@@ -99,6 +145,7 @@ impl Lookup {
             services: BTreeMap::from([(self.service.key, self.service.entry)]),
             slots: self.slots.clone(),
             backends: self.backends.clone(),
+            ..PinnedState::default()
         }
     }
 }

@@ -3,17 +3,21 @@
 //! ```text
 //! probe ──> load: object -> pinned maps, programs, pinned links on the node's cgroup
 //!                      │
-//! proxy ──[MapOp]──> ServiceMaps ──> SERVICES, BACKEND_TABLE, BACKENDS ──read by──> the programs
+//! proxy ──[MapOp]──> ServiceMaps ──> SERVICES, BACKEND_TABLE, BACKENDS … ─read by──> the programs
 //!                            STATS, SERVICE_STATS, EVENTS <──written by────────────────┘
 //! ```
 //!
 //! All of it is pinned below `<bpf-dir>/v<ABI version>/`, so the kernel goes on serving when this process ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::abi::{BackendEntry, BackendId, ServiceEntry, ServiceKey, SlotKey};
+use agent_ebpf::abi::{
+    BackendEntry, BackendId, MaglevChunk, MaglevKey, ServiceEntry, ServiceKey, SlotKey,
+};
 
 mod carry;
+mod connections;
+mod conversations;
 mod diag;
 mod events;
 #[cfg(test)]
@@ -27,49 +31,84 @@ mod listeners;
 mod load;
 mod lookup;
 mod maps;
+mod netdev;
+#[cfg(test)]
+mod node_port_tests;
 mod object;
+mod outside;
+mod pod_links;
+mod pod_maps;
+mod policy;
+mod policy_show;
+mod port_bits;
+mod prefixes;
 mod probe;
 mod retired;
 mod sock_diag;
 mod sockets;
+mod source_prefix;
 mod stale;
 mod sys;
 mod take_over;
+mod tc;
+#[cfg(test)]
+mod tc_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod upgrade_tests;
+mod uplinks;
 mod v1;
 mod versions;
+mod xdp;
+#[cfg(test)]
+mod xdp_tests;
 
 pub use agent_ebpf::abi::ABI_VERSION;
+pub use connections::{Connections, Swept};
+pub use conversations::{OpenConversation, conversations_in};
 pub use diag::{Namespace, SocketInfo, TcpInfo, netns_cookie, sockets_in};
-pub use events::Events;
+pub use events::{Events, Records};
 pub use inspect::{MapRow, MapSummary};
 pub use listeners::{Backlog, Listeners};
 pub use load::{
-    Config, DEFAULT_SERVICES, Dataplane, LoadError, MapSizes, remove, start, upgrade_check,
+    Config, DEFAULT_CONNECTIONS, DEFAULT_SERVICES, Dataplane, LoadError, MapSizes, remove, start,
+    upgrade_check,
 };
 pub use lookup::Lookup;
 pub use maps::{MapError, Maps, Sum, Totals};
+pub use netdev::{XdpFeatures, xdp_features};
+pub use pod_links::PodLinks;
+pub use policy::{PolicyMapError, PolicyMaps, PolicyTables};
+pub use policy_show::{identity_row, pod_row, rule_row};
 pub use probe::{Feature, Probe, ProbeError, probe};
 pub use retired::Retired;
 pub use sockets::{CloseError, Closed, ClosingMaps, close_sockets};
+pub use source_prefix::SourcePrefix;
 pub use stale::StaleSockets;
 pub use sys::monotonic_ns;
 pub use take_over::TakeOver;
+pub use tc::{AttachError, Hook, LinkPrograms};
+pub use uplinks::{Uplink, UplinkError, Uplinks, filtered_links, remove_filters};
+pub use versions::own_directory;
 pub use versions::{Carried, Difference, Layout, Plan, Source};
+pub use xdp::XdpError;
 
 /// One write to one map. [`crate::proxy`] computes them; the dataplane performs them, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MapOp {
     PutBackend(BackendId, BackendEntry),
     PutSlot(SlotKey, BackendId),
+    /// Behind a pointer: a part of a table is several times as large as the other rows.
+    PutMaglev(MaglevKey, Box<MaglevChunk>),
+    PutSourceRange(SourcePrefix),
     PutService(ServiceKey, ServiceEntry),
     DeleteService(ServiceKey),
     DeleteSlot(SlotKey),
+    DeleteMaglev(MaglevKey),
+    DeleteSourceRange(SourcePrefix),
     DeleteBackend(BackendId, Sockets),
 }
 
@@ -88,6 +127,8 @@ pub struct PinnedState {
     pub services: BTreeMap<ServiceKey, ServiceEntry>,
     pub slots: BTreeMap<SlotKey, BackendId>,
     pub backends: BTreeMap<BackendId, BackendEntry>,
+    pub maglev: BTreeMap<MaglevKey, MaglevChunk>,
+    pub source_ranges: BTreeSet<SourcePrefix>,
 }
 
 /// The service tables, as their one writer sees them: the kernel's [`Maps`], or a [`fake`].
@@ -105,7 +146,7 @@ pub trait ServiceMaps: Send {
     /// repeated.
     fn remove_all(&mut self, ops: Vec<MapOp>) -> Vec<(MapOp, MapError)> {
         ops.into_iter()
-            .filter_map(|op| Some((op, self.apply(&op).err()?)))
+            .filter_map(|op| self.apply(&op).err().map(|error| (op, error)))
             .collect()
     }
 

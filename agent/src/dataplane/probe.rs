@@ -62,9 +62,27 @@ pub struct Probe {
     pub cgroup: PathBuf,
     /// The programs can choose the error of a refused connect.
     pub set_retval: bool,
+    /// Packet programs are attached by links of their own, not as filters.
+    pub tcx: bool,
+    /// Packet programs can hand packets to a pod, and on to other nodes, past the node's routes.
+    pub fast_paths: bool,
 }
 
+/// Name of the feature that an administrator may switch off.
+const FAST_PATHS: &str = "pod fast path";
+
 impl Probe {
+    /// Notes that the node's administrator wants pods' packets to go by the node's routes.
+    pub fn without_fast_paths(&mut self) {
+        self.fast_paths = false;
+        for feature in self.features.iter_mut().filter(|it| it.name == FAST_PATHS) {
+            feature.available = false;
+            feature.detail =
+                "switched off by --pod-fast-path=false: pods' packets go by the node's routes"
+                    .to_owned();
+        }
+    }
+
     /// Whether the feature of this name was found.
     pub fn has(&self, name: &str) -> bool {
         let found = self.features.iter().find(|feature| feature.name == name);
@@ -85,6 +103,7 @@ struct Facts {
     set_retval: bool,
     sock_destroy: bool,
     tcx: bool,
+    fast_paths: bool,
     jit: bool,
     /// `--cgroup-root`, and whether it is a cgroup v2 directory.
     chosen: Option<(PathBuf, bool)>,
@@ -102,6 +121,12 @@ pub fn probe(cgroup: Option<&Path>) -> Result<Probe, ProbeError> {
         set_retval: is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false),
         sock_destroy: can_close_sockets(),
         tcx: sys::has_tcx(),
+        fast_paths: [
+            BpfHelper::BPF_FUNC_redirect_peer,
+            BpfHelper::BPF_FUNC_fib_lookup,
+        ]
+        .into_iter()
+        .all(|it| is_helper_supported(ProgramType::SchedClassifier, it).unwrap_or(false)),
         jit: text("/proc/sys/net/core/bpf_jit_enable").trim() != "0",
         // Every cgroup v2 directory has this file, and no other directory does.
         chosen: cgroup.map(|path| {
@@ -184,14 +209,22 @@ fn judge(facts: &Facts) -> Result<Probe, ProbeError> {
         found(
             "TCX",
             facts.tcx,
-            "not used yet",
-            "older than Linux 6.6; not used yet",
+            "packet programs are links of their own",
+            "older than Linux 6.6: packet programs are filters of the clsact qdisc",
+        ),
+        found(
+            FAST_PATHS,
+            facts.fast_paths,
+            "pods' packets go to pods and out of the node past the node's routes, and past its netfilter rules",
+            "the kernel has no bpf_redirect_peer: pods' packets go by the node's routes",
         ),
     ];
     Ok(Probe {
         features,
         cgroup,
         set_retval: facts.set_retval,
+        tcx: facts.tcx,
+        fast_paths: facts.fast_paths,
     })
 }
 
@@ -240,6 +273,7 @@ mod tests {
             set_retval: true,
             sock_destroy: true,
             tcx: true,
+            fast_paths: true,
             jit: true,
             chosen: None,
         }

@@ -81,13 +81,18 @@ impl SocketId {
         address.copy_from_slice(&self.0[20..36]);
         match (family, address) {
             (Family::V4, [a, b, c, d, ..]) => Address::v4([a, b, c, d]),
-            (Family::V6, _) => Address(address),
+            (Family::V6, _) => address.into(),
         }
     }
 
     /// The port that the socket itself has.
     pub(super) fn port(&self) -> Port {
         [self.0[0], self.0[1]]
+    }
+
+    /// The port that its peer has.
+    pub(super) fn peer_port(&self) -> Port {
+        [self.0[2], self.0[3]]
     }
 
     pub(super) fn cookie(&self) -> SocketKey {
@@ -235,7 +240,7 @@ mod tests {
             SocketId(id).destination(Family::V4),
             Address::v4([10, 244, 1, 5])
         );
-        id[20..36].copy_from_slice(&Address::v4([10, 244, 1, 5]).0);
+        id[20..36].copy_from_slice(&Address::v4([10, 244, 1, 5]).octets());
         assert_eq!(
             SocketId(id).destination(Family::V6),
             Address::v4([10, 244, 1, 5])

@@ -84,7 +84,7 @@ impl ServiceMaps for ClosingMaps {
         for op in &ops {
             // What cannot be read is as if nobody had read it since.
             if let MapOp::DeleteBackend(id, _) = op
-                && let Ok(stats) = self.maps.backend_stats(*id)
+                && let Ok(stats) = self.maps.last_words(*id)
             {
                 self.retired.add(*id, stats);
             }

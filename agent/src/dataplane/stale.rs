@@ -1,19 +1,21 @@
 //! Rows of `SOCKETS` that no program will remove.
 //!
 //! Two programs have to hear of a socket's end: its release, and the end of its connection. The kernel's own sockets, of
-//! network file systems say, are never released, and another program's flags can keep the second from hearing.
+//! network file systems say, are never released, also not those that were refused, and another program's flags can keep the
+//! second from hearing.
 
 use std::collections::HashSet;
 
-use agent_ebpf::abi::{SOCKET_FOLLOWED, SOCKET_OVER, SOCKET_RELEASED, SocketEntry, SocketKey};
+use agent_ebpf::abi::{SOCKET_FOLLOWED, SOCKET_OVER, SOCKET_RELEASED, SocketEntry, SocketKey, TCP};
 
 use super::maps::{MapError, Maps};
 
-/// Looks now and then. A row that waits for the second of its two ends at two looks waits in vain, or for a socket of
-/// which nothing is of interest any more.
+/// Looks now and then. A row that waits for an end at two looks waits in vain, or for a socket of which nothing is of
+/// interest any more.
 pub struct StaleSockets {
     maps: Maps,
-    waiting: HashSet<SocketKey>,
+    /// Sockets, and when each was sent where it was at the last look.
+    waiting: HashSet<(SocketKey, u64)>,
 }
 
 impl StaleSockets {
@@ -28,9 +30,10 @@ impl StaleSockets {
     pub fn sweep(&mut self) -> Result<usize, MapError> {
         let rows = self.maps.sockets()?;
         let waiting = rows.iter().filter(|(_, entry)| waits(entry));
-        let waiting: HashSet<SocketKey> = waiting.map(|(socket, _)| *socket).collect();
-        let stale: Vec<SocketKey> = waiting.intersection(&self.waiting).copied().collect();
-        for socket in &stale {
+        let waiting = waiting.map(|(socket, entry)| (*socket, entry.started_ns));
+        let waiting: HashSet<(SocketKey, u64)> = waiting.collect();
+        let stale: Vec<(SocketKey, u64)> = waiting.intersection(&self.waiting).copied().collect();
+        for (socket, _) in &stale {
             self.maps.forget_socket(*socket);
         }
         self.waiting = waiting;
@@ -40,5 +43,9 @@ impl StaleSockets {
 
 fn waits(entry: &SocketEntry) -> bool {
     let has = |flag| entry.flags & flag != 0;
-    has(SOCKET_FOLLOWED) && has(SOCKET_RELEASED) != has(SOCKET_OVER)
+    if has(SOCKET_FOLLOWED) {
+        return has(SOCKET_RELEASED) != has(SOCKET_OVER);
+    }
+    // Refused or unanswered, and still not released. What another version began may be established.
+    entry.protocol == TCP && entry.started_ns != 0
 }

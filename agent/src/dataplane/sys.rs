@@ -1,4 +1,4 @@
-//! The few system calls that no library offers: `bpf(2)` on links of cgroup programs, and the cookies of sockets.
+//! The few system calls that no library offers: `bpf(2)` on links of programs, and the cookies of sockets.
 
 use std::ffi::CString;
 use std::io;
@@ -9,9 +9,11 @@ use std::path::Path;
 
 use rustix::time::{ClockId, clock_gettime};
 
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 #[repr(C)]
@@ -34,6 +36,18 @@ struct LinkUpdateAttr {
     new_program: u32,
     flags: u32,
     old_program: u32,
+}
+
+/// Of the parts that differ by kind of link, that of TCX.
+#[repr(C)]
+struct LinkCreateAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
 }
 
 #[repr(C)]
@@ -61,6 +75,17 @@ struct CgroupLinkInfo {
     cgroup: u64,
     attach_type: u32,
     pad2: u32,
+}
+
+/// `struct bpf_link_info` up to the fields of a TCX or XDP link.
+#[repr(C)]
+struct TcxLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    network_link: u32,
+    attach_type: u32,
 }
 
 /// Opens the link pinned at `path`.
@@ -110,9 +135,91 @@ pub(super) fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(info.cgroup)
 }
 
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+
+/// Attaches `program` to the ingress or egress of a network link, behind the programs that are there.
+pub(super) fn attach_tcx(
+    program: BorrowedFd<'_>,
+    network_link: u32,
+    ingress: bool,
+) -> io::Result<OwnedFd> {
+    let fd = bpf(
+        BPF_LINK_CREATE,
+        &mut LinkCreateAttr {
+            program: program.as_raw_fd() as u32,
+            target: network_link,
+            attach_type: if ingress {
+                BPF_TCX_INGRESS
+            } else {
+                BPF_TCX_EGRESS
+            },
+            flags: 0,
+            relative: 0,
+            pad: 0,
+            expected_revision: 0,
+        },
+    )?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Attaches `program` to a network link, for its driver to run.
+pub(super) fn attach_xdp(program: BorrowedFd<'_>, network_link: u32) -> io::Result<OwnedFd> {
+    const BPF_XDP: u32 = 37;
+    const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    let fd = bpf(
+        BPF_LINK_CREATE,
+        &mut LinkCreateAttr {
+            program: program.as_raw_fd() as u32,
+            target: network_link,
+            attach_type: BPF_XDP,
+            flags: XDP_FLAGS_DRV_MODE,
+            relative: 0,
+            pad: 0,
+            expected_revision: 0,
+        },
+    )?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Index of the network link that a TCX or XDP link is attached to; 0 when that is gone, or it is a link of another kind.
+pub(super) fn network_link_of(link: BorrowedFd<'_>) -> io::Result<u32> {
+    const BPF_LINK_TYPE_XDP: u32 = 6;
+    const BPF_LINK_TYPE_TCX: u32 = 11;
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut info: TcxLinkInfo = unsafe { zeroed() };
+    bpf(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &mut InfoAttr {
+            fd: link.as_raw_fd() as u32,
+            length: size_of::<TcxLinkInfo>() as u32,
+            info: &raw mut info as u64,
+        },
+    )?;
+    Ok(match info.kind {
+        BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX => info.network_link,
+        _ => 0,
+    })
+}
+
+/// Pins what `object` is open on at `path`.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    bpf(
+        BPF_OBJ_PIN,
+        &mut ObjectAttr {
+            path: path.as_ptr() as u64,
+            fd: object.as_raw_fd() as u32,
+            flags: 0,
+        },
+    )
+    .map(drop)
+}
+
 /// Whether programs can be attached to an interface's packet path by links that share it (Linux 6.6).
 pub(super) fn has_tcx() -> bool {
-    const BPF_TCX_INGRESS: u32 = 46;
     const LOOPBACK: u32 = 1;
     // SAFETY: all fields are integers, for which zero is a value.
     let mut attr: QueryAttr = unsafe { zeroed() };

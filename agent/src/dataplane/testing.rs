@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::abi::{
-    Address, BackendEntry, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey,
+    Address, BackendEntry, BackendId, SHARE_ONE, Scope, ServiceEntry, ServiceKey, SlotKey,
 };
 
 use super::{Dataplane, MapOp, probe, start};
@@ -72,13 +72,17 @@ pub(crate) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
         address: Address::v4([10, 96, 0, host]),
         port: port.to_be_bytes(),
         protocol,
-        pad: 0,
+        scope: Scope::CLUSTER,
     }
 }
 
 /// The address of a service as an IPv6 socket dials it.
 pub(crate) fn mapped(key: ServiceKey) -> SocketAddr {
-    (Ipv6Addr::from(key.address.0), u16::from_be_bytes(key.port)).into()
+    (
+        Ipv6Addr::from(key.address.octets()),
+        u16::from_be_bytes(key.port),
+    )
+        .into()
 }
 
 pub(crate) fn dialled(key: ServiceKey) -> SocketAddr {

@@ -4,7 +4,8 @@ use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use agent_ebpf::abi::{
-    Address, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, ServiceStats, TCP, UDP, maps as names,
+    Address, BackendId, SHARE_ONE, Scope, ServiceEntry, ServiceKey, ServiceStats, TCP, UDP,
+    maps as names,
 };
 
 use super::testing::{
@@ -17,7 +18,7 @@ pub(super) const WEB: ServiceKey = ServiceKey {
     address: Address::v4([10, 96, 0, 1]),
     port: [0, 80],
     protocol: TCP,
-    pad: 0,
+    scope: Scope::CLUSTER,
 };
 
 #[test]
@@ -565,7 +566,7 @@ fn writes_are_idempotent_and_what_is_shown_is_what_was_written() {
                 "BACKENDS backend 9 -> 10.244.1.5:8080 TCP",
             ]
         );
-        let raw_key = [&WEB.address.0[..], &[0, 80, TCP, 0]].concat();
+        let raw_key = [&WEB.address.octets()[..], &[0, 80, TCP, 0]].concat();
         assert_eq!(behind[0].raw_key, raw_key);
         assert_eq!(maps.rows(names::SERVICES).unwrap(), behind[..1]);
         let fill: Vec<_> = maps

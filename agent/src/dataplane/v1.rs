@@ -127,7 +127,7 @@ pub(super) fn service(key: ServiceKey, row: ServiceRow) -> (abi::ServiceKey, abi
         address: Address::v4(key.address),
         port: key.port,
         protocol: key.protocol,
-        pad: 0,
+        scope: abi::Scope::CLUSTER,
     };
     let ServiceEntry {
         service_id,
@@ -180,7 +180,7 @@ pub(super) fn socket(entry: SocketEntry, protocol: u8) -> abi::SocketEntry {
         protocol,
         pad: 0,
         service: reverse_entry(entry.service),
-        handshake_ns: 0,
+        detail: 0,
     }
 }
 

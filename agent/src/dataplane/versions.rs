@@ -85,7 +85,7 @@ pub(super) fn is_version(name: &str) -> bool {
 }
 
 /// The directory of this version's maps.
-pub(super) fn own_directory() -> String {
+pub fn own_directory() -> String {
     format!("v{ABI_VERSION}")
 }
 

@@ -4,12 +4,11 @@
 //! records, which may be empty; the question's type selects from it. So "no such name" and "no such record" cannot be
 //! confused.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::Query;
 use hickory_proto::rr::rdata::{CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use ipnet::IpNet;
 
 use crate::cluster::{Endpoint, ObjectKey, Protocol, Service, Slice, View};
 
@@ -142,10 +141,7 @@ fn records_at(view: &View, zone: &Name, name: &Name) -> Option<Found> {
         // Names between the zone and a service exist, without records.
         ["svc" | "pod"] => Some(Found::new()),
         [namespace, "svc" | "pod"] => namespace_exists(view, namespace).then(Found::new),
-        [address, _, "pod"] => {
-            let address: Ipv4Addr = address.replace('-', ".").parse().ok()?;
-            Some(vec![(ENDPOINT_TTL, RData::A(address.into()))])
-        }
+        [address, _, "pod"] => Some(vec![(ENDPOINT_TTL, record(pod_address(address)?))]),
         [.., service, namespace, "svc"] => {
             let key = ObjectKey::new(namespace, service);
             let service = Named {
@@ -190,15 +186,11 @@ impl Named<'_> {
         if self.service.headless {
             return some_of(
                 self.endpoints()
-                    .map(|(_, _, ip)| (ENDPOINT_TTL, RData::A(ip.into()))),
+                    .map(|(_, _, ip)| (ENDPOINT_TTL, record(ip))),
             );
         }
-        let addresses = self.service.cluster_ips.iter().filter_map(|ip| v4(*ip));
-        Some(
-            addresses
-                .map(|ip| (SERVICE_TTL, RData::A(ip.into())))
-                .collect(),
-        )
+        let addresses = self.service.cluster_ips.iter();
+        Some(addresses.map(|ip| (SERVICE_TTL, record(*ip))).collect())
     }
 
     /// An endpoint's own name, or the protocol below which SRV names hang.
@@ -214,7 +206,7 @@ impl Named<'_> {
         let named = self
             .endpoints()
             .filter(|(_, host, _)| host.eq_ignore_ascii_case(label));
-        some_of(named.map(|(_, _, ip)| (ENDPOINT_TTL, RData::A(ip.into()))))
+        some_of(named.map(|(_, _, ip)| (ENDPOINT_TTL, record(ip))))
     }
 
     fn srv_records(&self, zone: &Name, port: &str, protocol_label: &str) -> Option<Found> {
@@ -245,7 +237,7 @@ impl Named<'_> {
     }
 
     /// The endpoints that DNS may show: slice, host name and address of each.
-    fn endpoints(&self) -> impl Iterator<Item = (&Slice, String, Ipv4Addr)> {
+    fn endpoints(&self) -> impl Iterator<Item = (&Slice, String, IpAddr)> {
         let slices = self.view.slices_of.get(self.key).into_iter().flatten();
         let slices = slices.filter_map(|name| {
             let key = ObjectKey {
@@ -262,17 +254,38 @@ impl Named<'_> {
         });
         let shown = all.filter(|(_, endpoint)| endpoint.ready || self.service.publish_not_ready);
         shown.flat_map(|(slice, endpoint)| {
-            let addresses = endpoint.addresses.iter().filter_map(|ip| v4(*ip));
-            addresses.map(move |ip| (slice, host_name(endpoint, ip), ip))
+            let addresses = endpoint.addresses.iter();
+            addresses.map(move |ip| (slice, host_name(endpoint, *ip), *ip))
         })
     }
 }
 
 /// An endpoint's name below its service: its own, else one that follows from its address.
-fn host_name(endpoint: &Endpoint, address: Ipv4Addr) -> String {
-    match &endpoint.hostname {
-        Some(name) => name.to_string(),
-        None => address.to_string().replace('.', "-"),
+fn host_name(endpoint: &Endpoint, address: IpAddr) -> String {
+    if let Some(name) = &endpoint.hostname {
+        return name.to_string();
+    }
+    let name = address.to_string().replace(['.', ':'], "-");
+    // A name does not end so: `fd00::` is `fd00--0`.
+    match name.ends_with('-') {
+        true => name + "0",
+        false => name,
+    }
+}
+
+/// The address that a pod's name stands for: `10-244-1-7`, `fd00--7`.
+fn pod_address(name: &str) -> Option<IpAddr> {
+    let v4 = name.replace('-', ".").parse::<Ipv4Addr>();
+    let v6 = || name.replace('-', ":").parse::<Ipv6Addr>();
+    v4.map(IpAddr::from)
+        .or_else(|_| v6().map(IpAddr::from))
+        .ok()
+}
+
+fn record(address: IpAddr) -> RData {
+    match address {
+        IpAddr::V4(address) => RData::A(address.into()),
+        IpAddr::V6(address) => RData::AAAA(address.into()),
     }
 }
 
@@ -294,20 +307,18 @@ fn targets_of(view: &View, zone: &Name, found: &Found) -> Vec<Record> {
     records
 }
 
-/// The address that a name below in-addr.arpa stands for.
-fn reverse_address(name: &Name) -> Option<Ipv4Addr> {
-    match name.parse_arpa_name().ok()? {
-        IpNet::V4(net) if net.prefix_len() == 32 => Some(net.addr()),
-        _ => None,
-    }
+/// The address that a name below in-addr.arpa or ip6.arpa stands for.
+fn reverse_address(name: &Name) -> Option<IpAddr> {
+    let net = name.parse_arpa_name().ok()?;
+    (net.prefix_len() == net.max_prefix_len()).then(|| net.addr())
 }
 
 /// Names of an address. Rare enough that the view keeps no index for it: the services are searched.
-fn reverse(view: &View, zone: &Name, query: &Query, address: Ipv4Addr) -> Answer {
+fn reverse(view: &View, zone: &Name, query: &Query, address: IpAddr) -> Answer {
     let by_service = view
         .services
         .iter()
-        .filter(|(_, service)| service.cluster_ips.contains(&address.into()))
+        .filter(|(_, service)| service.cluster_ips.contains(&address))
         .map(|(key, _)| (SERVICE_TTL, service_name(zone, key)));
     let by_endpoint = view
         .services
@@ -363,12 +374,5 @@ fn protocol(label: &str) -> Option<Protocol> {
         "_udp" => Some(Protocol::Udp),
         "_sctp" => Some(Protocol::Sctp),
         _ => None,
-    }
-}
-
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
     }
 }

@@ -39,14 +39,14 @@ pub struct Forwarder {
     /// The port that resolvers listen at: 53.
     port: u16,
     /// Ourselves, whom asking would go round in circles.
-    own: IpAddr,
+    own: Vec<IpAddr>,
     /// Who answered last. One that is dead then costs the first question its patience, and not every one.
     last: Arc<Mutex<Option<IpAddr>>>,
 }
 
 impl Forwarder {
     /// Forwards to the name servers in `resolv_conf`, which is read anew for each question, except to `own`.
-    pub fn new(resolv_conf: PathBuf, own: IpAddr) -> Self {
+    pub fn new(resolv_conf: PathBuf, own: Vec<IpAddr>) -> Self {
         Forwarder {
             resolv_conf,
             port: 53,
@@ -89,7 +89,7 @@ impl Forwarder {
         // A small file of the node's: reading it where we are is cheaper than handing it to another thread.
         let text = fs::read_to_string(&self.resolv_conf).unwrap_or_default();
         let mut resolvers = ResolvConf::parse(&text).nameservers;
-        resolvers.retain(|address| *address != self.own);
+        resolvers.retain(|address| !self.own.contains(address));
         let last = *self.last();
         if let Some(at) = resolvers.iter().position(|address| Some(*address) == last) {
             resolvers[..=at].rotate_right(1);
@@ -203,7 +203,7 @@ mod tests {
             "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n",
         )
         .unwrap();
-        let own = IpAddr::from([10, 244, 0, 1]);
+        let own = vec![IpAddr::from([10, 244, 0, 1])];
         let forwarder = Forwarder::new(conf.path().to_owned(), own);
         let order = || {
             let all = forwarder.resolvers();

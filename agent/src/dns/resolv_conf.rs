@@ -2,15 +2,14 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::path::Path;
 
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec};
 
 use crate::cluster::View;
-use crate::network::addresses::gateway;
+use crate::network::ranges::gateway;
 
 /// glibc and musl read no more name servers than this.
 const MAX_NAMESERVERS: usize = 3;
@@ -96,8 +95,9 @@ pub struct ClusterDns {
 }
 
 /// Where the pods of node `own` find cluster DNS: at their own node's gateway, and at that of the node that follows by name.
-/// The second is asked only when the first is silent, which it is while the agent of the node restarts.
-pub fn servers(view: &View, own: &str, own_gateway: Ipv4Addr) -> Vec<IpAddr> {
+/// The second is asked only when the first is silent, which it is while the agent of the node restarts. Both are of the
+/// family that comes first among the pods' addresses: whoever wants the other family's records gets them there, too.
+pub fn servers(view: &View, own: &str, own_gateway: IpAddr) -> Vec<IpAddr> {
     let behind = (Bound::Excluded(own), Bound::Unbounded);
     let before = (Bound::Unbounded, Bound::Excluded(own));
     let others = view
@@ -106,12 +106,9 @@ pub fn servers(view: &View, own: &str, own_gateway: Ipv4Addr) -> Vec<IpAddr> {
         .chain(view.nodes.range::<str, _>(before));
     let fallback = others
         .flat_map(|(_, node)| &node.pod_cidrs)
-        .find_map(|range| match range {
-            IpNet::V4(range) => Some(gateway(*range)),
-            IpNet::V6(_) => None,
-        });
-    let own = Some(own_gateway);
-    own.into_iter().chain(fallback).map(IpAddr::from).collect()
+        .find(|range| range.addr().is_ipv4() == own_gateway.is_ipv4())
+        .map(|range| gateway(*range));
+    [own_gateway].into_iter().chain(fallback).collect()
 }
 
 /// A pod's resolv.conf.
@@ -346,7 +343,7 @@ mod tests {
         node("a", &["10.244.1.0/24"]);
         node("b", &[]);
         node("c", &["fd00::/64", "10.244.3.0/24"]);
-        let servers = |own: &str, n| servers(&view, own, Ipv4Addr::new(10, 244, n, 1));
+        let servers = |own: &str, n| servers(&view, own, [10, 244, n, 1].into());
         assert_eq!(
             servers("a", 1),
             ["10.244.1.1", "10.244.3.1"].map(|ip| ip.parse::<IpAddr>().unwrap())
@@ -355,10 +352,13 @@ mod tests {
             servers("c", 3),
             ["10.244.3.1", "10.244.1.1"].map(|ip| ip.parse::<IpAddr>().unwrap())
         );
-        view.nodes.clear();
+        let v6 = "fd00:0:0:1::1".parse().unwrap();
         assert_eq!(
-            super::servers(&view, "a", Ipv4Addr::new(10, 244, 1, 1)).len(),
-            1
+            super::servers(&view, "a", v6),
+            [v6, "fd00::1".parse().unwrap()],
+            "of the family that is asked for"
         );
+        view.nodes.clear();
+        assert_eq!(super::servers(&view, "a", v6).len(), 1);
     }
 }

@@ -71,7 +71,7 @@ struct Resolver {
 }
 
 impl DnsServer {
-    /// Takes the sockets: `address` is the gateway's, port 53. It need not be on a link yet, so that a busy port is known
+    /// Takes the sockets: `address` is a gateway's, port 53. It need not be on a link yet, so that a busy port is known
     /// before anything is changed on the node.
     pub fn bind(
         address: SocketAddr,
@@ -138,7 +138,12 @@ fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
 fn free_socket(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
     socket.set_nonblocking(true)?;
-    socket.set_freebind_v4(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    } else {
+        socket.set_freebind_v4(true)?;
+    }
     // Connections of an earlier agent may still be ending.
     socket.set_reuse_address(kind == Type::STREAM)?;
     socket.bind(&address.into())?;

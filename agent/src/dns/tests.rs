@@ -250,6 +250,77 @@ fn every_name_of_the_specification_is_answered() {
 }
 
 #[test]
+fn services_and_endpoints_of_both_families_have_records_of_both() {
+    use RecordType::{A, AAAA, ANY, PTR};
+    let mut view = view();
+    let key = |name: &str| ObjectKey::new("shop", name);
+    let dual = Service {
+        cluster_ips: ["10.96.0.8", "fd00:96::8"]
+            .map(|ip| ip.parse().unwrap())
+            .into(),
+        ..Service::default()
+    };
+    let headless = Service {
+        headless: true,
+        ..Service::default()
+    };
+    view.services.insert(key("dual"), Arc::new(dual));
+    view.services.insert(key("pods"), Arc::new(headless));
+    for (slice, endpoints) in [
+        ("pods-4", ["10.244.1.2", "10.244.1.3"]),
+        ("pods-6", ["fd00:0:0:1::2", "fd00:0:0:1::"]),
+    ] {
+        let endpoints = [(endpoints[0], Some("pod-0")), (endpoints[1], None)];
+        let slice_of = Slice {
+            service: "pods".into(),
+            endpoints: endpoints.map(|(ip, host)| endpoint(ip, true, host)).into(),
+            ..Slice::default()
+        };
+        view.slices.insert(key(slice), Arc::new(slice_of));
+    }
+    let slices = vec!["pods-4".into(), "pods-6".into()];
+    view.slices_of.insert(key("pods"), slices);
+    let zeros = "0.".repeat(23);
+    for (name, kind, expected) in [
+        ("dual.shop.svc.cluster.local.", A, "10.96.0.8"),
+        ("dual.shop.svc.cluster.local.", AAAA, "fd00:96::8"),
+        ("dual.shop.svc.cluster.local.", ANY, "10.96.0.8, fd00:96::8"),
+        (
+            "pods.shop.svc.cluster.local.",
+            AAAA,
+            "fd00:0:0:1::, fd00:0:0:1::2",
+        ),
+        ("pod-0.pods.shop.svc.cluster.local.", A, "10.244.1.2"),
+        ("pod-0.pods.shop.svc.cluster.local.", AAAA, "fd00:0:0:1::2"),
+        (
+            "fd00-0-0-1--0.pods.shop.svc.cluster.local.",
+            AAAA,
+            "fd00:0:0:1::",
+        ),
+        (
+            &format!("8.{zeros}6.9.0.0.0.0.d.f.ip6.arpa."),
+            PTR,
+            "dual.shop.svc.cluster.local.",
+        ),
+        (
+            &format!("2.{}1.{}d.f.ip6.arpa.", "0.".repeat(15), "0.".repeat(13)),
+            PTR,
+            "pod-0.pods.shop.svc.cluster.local.",
+        ),
+        (
+            "fd00-0-0-1--2.shop.pod.cluster.local.",
+            AAAA,
+            "fd00:0:0:1::2",
+        ),
+        ("fd00-0-0-1--2.shop.pod.cluster.local.", A, "NoData"),
+        ("9.6.ip6.arpa.", PTR, "NotOurs"),
+    ] {
+        let given = describe(answer(&view, &zone(), &query(name, kind)));
+        assert_eq!(given, expected, "{name} {kind}");
+    }
+}
+
+#[test]
 fn what_is_not_seen_yet_is_not_denied() {
     let view = View {
         synced: false,
@@ -328,7 +399,7 @@ async fn serve_cluster(view: View, resolvers: &[IpAddr], port: u16) -> (SocketAd
         .collect();
     std::fs::write(conf.path(), text).unwrap();
     let own = IpAddr::from([127, 0, 0, 2]);
-    let forwarder = Forwarder::new(conf.path().to_owned(), own).with_port(port);
+    let forwarder = Forwarder::new(conf.path().to_owned(), vec![own]).with_port(port);
     let server =
         DnsServer::bind((own, 0).into(), "cluster.local", cluster.clone(), forwarder).unwrap();
     let address = server.address().unwrap();

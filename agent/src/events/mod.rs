@@ -126,7 +126,8 @@ fn event(entry: &Entry, source: &Source) -> Event {
             api_version: Some("v1".into()),
             kind: Some(subject.kind.into()),
             name: Some(subject.name.clone()),
-            namespace: Some(subject.namespace.clone()),
+            // The event of a node is in a namespace, the node is in none.
+            namespace: Some(subject.namespace.clone()).filter(|_| subject.kind != "Node"),
             uid: Some(subject.uid.clone()).filter(|uid| !uid.is_empty()),
             field_path: entry.field_path.clone(),
             ..ObjectReference::default()

@@ -22,7 +22,10 @@ impl Monitor {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
         ];
         let (connection, handle, mut announcements) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|source| NetlinkError::new("listen for changes of the network", source))?;

@@ -1,26 +1,28 @@
-//! rtnetlink, narrowed to what the pod network does. Each function brings about a state, whatever was there before.
+//! rtnetlink, narrowed to what the pod network does. Each function brings about a state, whatever was there before. Routes
+//! are in [`table`].
 
+mod table;
+
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
-use rtnetlink::packet_route::address::AddressAttribute;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
-use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 use rustix::io::Errno;
 
 use super::addresses::Mac;
 use super::messages;
-pub use super::messages::Link;
+pub use super::messages::{Link, LinkAddress};
 use super::namespaces::{Namespace, NamespaceError, within};
-use super::routes::Routes;
-
-/// Marks the routes that are ours (`proto 75` in `ip route`): no other route is ever changed.
-const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(75);
 
 /// A change of the network that the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,11 @@ impl NetlinkError {
             what: what.into(),
             source,
         }
+    }
+
+    /// A link went while it was being looked at.
+    pub(super) fn gone(link: &str) -> Self {
+        NetlinkError::new(format!("find link {link}"), Errno::NODEV.into())
     }
 
     /// The kernel's error number, if it gave one.
@@ -169,53 +176,103 @@ impl Netlink {
             .map_err(doing(format!("set link {index} up")))
     }
 
-    /// Gives a link an address.
-    pub async fn put_address(&self, index: u32, address: Ipv4Net) -> Result<(), NetlinkError> {
+    /// Sets what a link is said to be for.
+    pub async fn set_alias(&self, index: u32, alias: &str) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::default()
+            .index(index)
+            .alias(alias)
+            .build();
         self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(doing(format!("set the alias of link {index}")))
+    }
+
+    /// Sets a link's MTU, in bytes.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(doing(format!("set the MTU of link {index} to {mtu}")))
+    }
+
+    /// Makes a VXLAN link whose packets go where their route says, and sets it up.
+    pub async fn add_vxlan(
+        &self,
+        name: &str,
+        mac: Mac,
+        port: u16,
+        mtu: u32,
+    ) -> Result<(), NetlinkError> {
+        let message = LinkVxlan::new(name, 0)
+            .collect_metadata(true)
+            .learning(false)
+            .port(port)
+            .address(mac.to_vec())
+            .mtu(mtu)
+            .up()
+            .build();
+        self.handle
+            .link()
+            .add(message)
+            .execute()
+            .await
+            .map_err(doing(format!(
+                "make the VXLAN link {name} on UDP port {port}"
+            )))
+    }
+
+    /// Gives a link an address, for use at once: nobody else has it, so nobody is asked.
+    pub async fn put_address(&self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        let mut request = self
+            .handle
             .address()
-            .add(index, address.addr().into(), address.prefix_len())
-            .replace()
+            .add(index, address.addr(), address.prefix_len())
+            .replace();
+        if address.addr().is_ipv6() {
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+            message.attributes.push(flags);
+        }
+        request
             .execute()
             .await
             .map_err(doing(format!("give link {index} the address {address}")))
     }
 
-    /// The IPv4 addresses of every link, with the links' indices and the addresses' own prefix lengths.
-    pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, NetlinkError> {
-        let messages: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(doing("list addresses"))?;
-        let found = messages.into_iter().filter_map(|message| {
-            let local = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Local(std::net::IpAddr::V4(address)) => Some(*address),
-                    _ => None,
-                })?;
-            Some((
-                message.header.index,
-                Ipv4Net::new(local, message.header.prefix_len).ok()?,
-            ))
-        });
-        Ok(found.collect())
+    /// The addresses of every link, with the links' indices and the addresses' own prefix lengths.
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+        let messages = self.address_messages().await?;
+        Ok(messages.iter().filter_map(messages::address).collect())
     }
 
-    /// Tells for good which hardware address `address` has behind a link, so that nothing depends on ARP.
+    /// The addresses of every link, and whether they are good beyond it.
+    pub async fn link_addresses(&self) -> Result<Vec<LinkAddress>, NetlinkError> {
+        let messages = self.address_messages().await?;
+        Ok(messages.iter().filter_map(LinkAddress::read).collect())
+    }
+
+    async fn address_messages(&self) -> Result<Vec<AddressMessage>, NetlinkError> {
+        let request = self.handle.address().get().execute();
+        request.try_collect().await.map_err(doing("list addresses"))
+    }
+
+    /// Tells for good which hardware address `address` has behind a link, so that nothing depends on asking for it.
     pub async fn put_neighbour(
         &self,
         index: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: Mac,
     ) -> Result<(), NetlinkError> {
         self.handle
             .neighbours()
-            .add(index, address.into())
+            .add(index, address)
             .link_layer_address(&mac)
             .replace()
             .execute()
@@ -225,91 +282,40 @@ impl Netlink {
             )))
     }
 
-    /// Routes one address straight out of a link; the node itself uses `source` when it talks to it.
-    pub async fn put_host_route(
-        &self,
-        address: Ipv4Addr,
-        index: u32,
-        source: Ipv4Addr,
-    ) -> Result<(), NetlinkError> {
-        let route = route_to(Ipv4Net::from(address))
-            .output_interface(index)
-            .scope(RouteScope::Link)
-            .pref_source(source)
-            .build();
-        self.put_route(route, format!("route {address} to link {index}"))
-            .await
-    }
-
-    /// Routes everything to `gateway`, which is taken to be behind the link though no prefix says so.
-    pub async fn put_default_route(
-        &self,
-        gateway: Ipv4Addr,
-        index: u32,
-    ) -> Result<(), NetlinkError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .output_interface(index)
-            .gateway(gateway)
-            .onlink()
-            .build();
-        self.put_route(
-            route,
-            format!("route everything to {gateway} on link {index}"),
-        )
-        .await
-    }
-
-    /// Refuses packets to addresses of `range` that no longer route covers.
-    pub async fn put_unreachable(&self, range: Ipv4Net) -> Result<(), NetlinkError> {
-        let route = route_to(range).kind(RouteType::Unreachable).build();
-        self.put_route(route, format!("make the rest of {range} unreachable"))
-            .await
-    }
-
-    /// Routes `range` to a node on the same link, in one step also when it went elsewhere before.
-    pub async fn put_node_route(
-        &self,
-        range: Ipv4Net,
-        next_hop: Ipv4Addr,
-    ) -> Result<(), NetlinkError> {
-        let route = route_to(range).gateway(next_hop).build();
-        self.put_route(route, format!("route {range} to {next_hop}"))
-            .await
-    }
-
-    /// Removes our route to `range`. Does nothing when there is none.
-    pub async fn delete_node_route(&self, range: Ipv4Net) -> Result<(), NetlinkError> {
-        let deleted = self
+    /// The neighbours behind a link that [`Netlink::put_neighbour`] was told of.
+    pub async fn neighbours(&self, index: u32) -> Result<BTreeMap<IpAddr, Vec<u8>>, NetlinkError> {
+        let messages: Vec<_> = self
             .handle
-            .route()
-            .del(route_to(range).build())
+            .neighbours()
+            .get()
             .execute()
-            .await;
-        absent_is_fine(
-            deleted.map_err(doing(format!("remove the route to {range}"))),
-            Errno::SRCH,
-        )
+            .try_collect()
+            .await
+            .map_err(doing("list neighbours"))?;
+        let lasting = messages.iter().filter(|message| {
+            message.header.ifindex == index && message.header.state == NeighbourState::Permanent
+        });
+        Ok(lasting.filter_map(messages::neighbour).collect())
     }
 
-    /// Removes a route that the kernel told of. Does nothing when it is gone.
-    pub(super) async fn delete_route(&self, route: RouteMessage) -> Result<(), NetlinkError> {
-        let deleted = self.handle.route().del(route).execute().await;
-        absent_is_fine(deleted.map_err(doing("remove a route")), Errno::SRCH)
+    /// Forgets a neighbour behind a link. Does nothing when it is not known.
+    pub async fn delete_neighbour(&self, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = self.handle.neighbours().add(index, address);
+        let message = std::mem::take(message.message_mut());
+        let deleted = self.handle.neighbours().del(message).execute().await;
+        let what = format!("forget the neighbour {address} on link {index}");
+        absent_is_fine(deleted.map_err(doing(what)), Errno::NOENT)
     }
 
     /// Takes an address from a link. Does nothing when it has none such.
     pub(super) async fn delete_address(
         &self,
         index: u32,
-        address: Ipv4Net,
+        address: IpNet,
     ) -> Result<(), NetlinkError> {
         let found = self.handle.address().get().execute();
         let of_link = found.try_filter(|message| {
-            let local = IpAddr::V4(address.addr());
-            let same = message.header.index == index
-                && message.header.prefix_len == address.prefix_len()
-                && message.attributes.contains(&AddressAttribute::Local(local));
-            std::future::ready(same)
+            std::future::ready(messages::address(message) == Some((index, address)))
         });
         let found: Vec<_> = of_link
             .try_collect()
@@ -322,62 +328,6 @@ impl Netlink {
         }
         Ok(())
     }
-
-    /// Our routes to other nodes.
-    pub async fn node_routes(&self) -> Result<Routes, NetlinkError> {
-        Ok(self
-            .own_routes()
-            .await?
-            .iter()
-            .filter_map(messages::node_route)
-            .collect())
-    }
-
-    /// The ranges that [`Netlink::put_unreachable`] was told of.
-    pub async fn unreachable_ranges(&self) -> Result<Vec<Ipv4Net>, NetlinkError> {
-        let routes = self.own_routes().await?;
-        let unreachable = routes
-            .iter()
-            .filter(|route| route.header.kind == RouteType::Unreachable);
-        Ok(unreachable.filter_map(messages::destination).collect())
-    }
-
-    /// Our routes to single addresses, with the links that they lead out of.
-    pub async fn host_routes(&self) -> Result<Vec<(Ipv4Addr, u32)>, NetlinkError> {
-        let routes = self.own_routes().await?;
-        Ok(routes.iter().filter_map(messages::host_route).collect())
-    }
-
-    /// Every route that is ours.
-    pub(super) async fn own_routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
-        let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut routes: Vec<_> = self
-            .handle
-            .route()
-            .get(dump)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(doing("list routes"))?;
-        routes.retain(|route| route.header.protocol == ROUTE_PROTOCOL);
-        Ok(routes)
-    }
-
-    async fn put_route(&self, route: RouteMessage, what: String) -> Result<(), NetlinkError> {
-        self.handle
-            .route()
-            .add(route)
-            .replace()
-            .execute()
-            .await
-            .map_err(doing(what))
-    }
-}
-
-fn route_to(range: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
-    RouteMessageBuilder::<Ipv4Addr>::new()
-        .protocol(ROUTE_PROTOCOL)
-        .destination_prefix(range.network(), range.prefix_len())
 }
 
 fn absent_is_fine(result: Result<(), NetlinkError>, absent: Errno) -> Result<(), NetlinkError> {

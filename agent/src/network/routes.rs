@@ -1,83 +1,221 @@
 //! Which routes lead to the other nodes' pods. Pure.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::fmt;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
+use super::ranges::Ranges;
 use crate::cluster::{Name, Node, View};
 
-/// Routes to other nodes' pods: range → next hop, which is a node's InternalIP.
-pub type Routes = BTreeMap<Ipv4Net, Ipv4Addr>;
+/// Routes to other nodes' pods.
+pub type Routes = BTreeMap<IpNet, Hop>;
+
+/// The least MTU of a link that carries IPv6, in bytes.
+pub const LEAST_MTU_V6: u32 = 1280;
+
+/// How packets get to another node's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hop {
+    /// By a node's address that is on this node's link.
+    Direct(IpAddr),
+    Tunnel(Tunnel),
+}
+
+/// In VXLAN, to a node's address beyond a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    pub remote: IpAddr,
+    pub vni: u32,
+    /// What this node itself speaks from.
+    pub source: Option<IpAddr>,
+    /// Of a packet before it is wrapped, in bytes.
+    pub mtu: u32,
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hop::Direct(next_hop) => write!(f, "via {next_hop}"),
+            Hop::Tunnel(tunnel) => write!(f, "by VXLAN to {}", tunnel.remote),
+        }
+    }
+}
 
 /// One change of the routing table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteOp {
-    /// Adds the route or turns the one that is there to another next hop, in one step.
-    Replace(Ipv4Net, Ipv4Addr),
-    Delete(Ipv4Net),
+    /// Adds the route or turns the one that is there to another hop, in one step.
+    Replace(IpNet, Hop),
+    Delete(IpNet),
 }
 
-/// What the cluster's nodes ask for.
+/// What leads from this node to others, and what must not be led away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    pub routes: Routes,
-    /// Nodes whose pods get no route, and why.
-    pub refused: BTreeMap<Name, Refusal>,
+pub struct Underlay {
+    /// One for each address of the node, the primary one first.
+    pub uplinks: Vec<Uplink>,
+    /// The pods' gateways that this node has at the moment.
+    pub gateways: Vec<IpAddr>,
+    /// The tunnel's VXLAN network identifier.
+    pub vni: u32,
 }
+
+/// The link that has one of the node's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    pub address: IpAddr,
+    /// What is on the link without any router between, of the address's family.
+    pub networks: Vec<IpNet>,
+    /// In bytes.
+    pub mtu: u32,
+}
+
+impl Uplink {
+    /// The MTU of what is wrapped to leave by this link.
+    pub fn tunnel_mtu(&self) -> u32 {
+        // The inner Ethernet header, VXLAN, UDP and IP.
+        let overhead = match self.address {
+            IpAddr::V4(_) => 14 + 8 + 8 + 20,
+            IpAddr::V6(_) => 14 + 8 + 8 + 40,
+        };
+        self.mtu.saturating_sub(overhead)
+    }
+
+    fn holds(&self, address: IpAddr) -> bool {
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
+    }
+}
+
+/// How each range of each other node is reached, or why not.
+pub type Peers = BTreeMap<Name, BTreeMap<IpNet, Result<Hop, Refusal>>>;
 
 /// Why there is no route to a node's pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("it shares no link with this node")]
-    NoCommonLink,
     /// Such a route would take away traffic that is not its pods'.
-    #[error("its pod range {0} overlaps this node's own pods or link")]
-    Overlap(Ipv4Net),
+    #[error(
+        "its pod range {0} overlaps {1}, which is this node's own pods' or link's; give the cluster a --pod-cidr that no machine's address is in"
+    )]
+    Overlap(IpNet, IpNet),
+    #[error(
+        "its pod range {0} is also that of node {1}; one of the two has to be deleted and join again"
+    )]
+    Taken(IpNet, Name),
+    #[error("it has not told its address yet")]
+    NoAddress,
+    #[error("it has no address of a family that this node has one of; see --node-ip")]
+    NoCommonFamily,
+    #[error(
+        "what fits through the tunnel to it, {0} bytes, is less than the 1280 that IPv6 needs: raise the MTU of the nodes' links"
+    )]
+    Narrow(u32),
+    /// The kernel did not take the route.
+    #[error("{0}")]
+    Failed(String),
 }
 
-/// The routes that node `own` needs when its uplink is directly connected to the networks `link`.
-pub fn wanted(view: &View, own: &str, link: &[Ipv4Net]) -> Wanted {
-    let mut wanted = Wanted::default();
-    let reserved: Vec<Ipv4Net> = view
+/// The routes that node `own` needs, by node.
+pub fn wanted(view: &View, own: &str, underlay: &Underlay) -> Peers {
+    let own_ranges = view
         .nodes
         .get(own)
         .into_iter()
-        .flat_map(|node| ranges(node))
-        .chain(link.iter().copied())
-        .collect();
+        .flat_map(|node| ranges(node));
+    let networks = underlay
+        .uplinks
+        .iter()
+        .flat_map(|uplink| uplink.networks.iter().copied());
+    let reserved: Vec<IpNet> = own_ranges.chain(networks).collect();
+    let mut owners: BTreeMap<IpNet, &Name> = BTreeMap::new();
+    let mut peers = Peers::new();
     for (name, node) in view.nodes.iter().filter(|(name, _)| &***name != own) {
-        let next_hop = node.internal_ips.iter().find_map(|address| match address {
-            IpAddr::V4(address) if link.iter().any(|network| network.contains(address)) => {
-                Some(*address)
-            }
-            _ => None,
-        });
         for range in ranges(node) {
-            let overlaps = |other: &Ipv4Net| other.contains(&range) || range.contains(other);
-            let route = match next_hop {
-                _ if reserved.iter().any(overlaps) => Err(Refusal::Overlap(range)),
-                Some(next_hop) => Ok(next_hop),
-                None => Err(Refusal::NoCommonLink),
+            let overlaps = |other: &&IpNet| other.contains(&range) || range.contains(*other);
+            let hop = match (reserved.iter().find(overlaps), owners.get(&range)) {
+                (Some(other), _) => Err(Refusal::Overlap(range, *other)),
+                (None, Some(other)) => Err(Refusal::Taken(range, (*other).clone())),
+                (None, None) => hop(node, range, underlay),
             };
-            match route {
-                Ok(next_hop) => {
-                    wanted.routes.insert(range, next_hop);
-                }
-                Err(refusal) => {
-                    wanted.refused.insert(name.clone(), refusal);
-                }
+            if hop.is_ok() {
+                owners.insert(range, name);
             }
+            peers.entry(name.clone()).or_default().insert(range, hop);
         }
     }
-    wanted
+    peers
 }
 
-fn ranges(node: &Node) -> impl Iterator<Item = Ipv4Net> {
-    node.pod_cidrs.iter().filter_map(|range| match range {
-        IpNet::V4(range) => Some(range.trunc()),
-        IpNet::V6(_) => None,
-    })
+/// Why this node is cut off from the others' pods, if it is. What is wrong with one of them is no reason to leave this one
+/// alone; that the kernel takes no route, or that there is none at all, is.
+pub fn cut_off(peers: &Peers) -> Option<String> {
+    let ranges = || {
+        peers
+            .iter()
+            .flat_map(|(node, ranges)| ranges.values().map(move |hop| (node, hop)))
+    };
+    let refused = || ranges().filter_map(|(node, hop)| Some((node, hop.as_ref().err()?)));
+    let failed = refused().find(|(_, why)| matches!(why, Refusal::Failed(_)));
+    let all = ranges().count() > 0 && ranges().all(|(_, hop)| hop.is_err());
+    let (node, why) = failed.or_else(|| refused().next().filter(|_| all))?;
+    Some(format!("no route to the pods of node {node}: {why}"))
+}
+
+/// The routes alone.
+pub fn routes(peers: &Peers) -> Routes {
+    let ranges = peers.values().flatten();
+    ranges
+        .filter_map(|(range, hop)| Some((*range, *hop.as_ref().ok()?)))
+        .collect()
+}
+
+/// Direct where an address of the peer's is on a link of ours, else wrapped. IPv4 goes by an IPv6 next hop, too; the reverse
+/// the kernel does not have.
+fn hop(peer: &Node, range: IpNet, underlay: &Underlay) -> Result<Hop, Refusal> {
+    let of_family = |is_v4: bool| {
+        let addresses = peer.internal_ips.iter().copied();
+        addresses.filter(move |address| address.is_ipv4() == is_v4)
+    };
+    let on_link = |address: &IpAddr| underlay.uplinks.iter().any(|uplink| uplink.holds(*address));
+    let range_is_v4 = range.addr().is_ipv4();
+    let direct = of_family(range_is_v4).find(on_link);
+    let by_v6 = || {
+        range_is_v4
+            .then(|| of_family(false).find(on_link))
+            .flatten()
+    };
+    if let Some(next_hop) = direct.or_else(by_v6) {
+        return Ok(Hop::Direct(next_hop));
+    }
+    let mut ways = underlay.uplinks.iter().filter_map(|uplink| {
+        let remote = of_family(uplink.address.is_ipv4()).next()?;
+        Some((uplink, remote))
+    });
+    let Some((uplink, remote)) = ways.next() else {
+        return Err(match peer.internal_ips.is_empty() {
+            true => Refusal::NoAddress,
+            false => Refusal::NoCommonFamily,
+        });
+    };
+    let mtu = uplink.tunnel_mtu();
+    if !range_is_v4 && mtu < LEAST_MTU_V6 {
+        return Err(Refusal::Narrow(mtu));
+    }
+    let mut gateways = underlay.gateways.iter().copied();
+    Ok(Hop::Tunnel(Tunnel {
+        remote,
+        vni: underlay.vni,
+        source: gateways.find(|gateway| gateway.is_ipv4() == range_is_v4),
+        mtu,
+    }))
+}
+
+fn ranges(node: &Node) -> impl Iterator<Item = IpNet> + use<> {
+    let ranges = Ranges::new(node.pod_cidrs.iter().copied());
+    ranges.into_iter().flat_map(|ranges| ranges.iter())
 }
 
 /// The steps from `present` to `wanted`. While the view is not `synced`, a node that is missing from it may exist all the
@@ -85,8 +223,8 @@ fn ranges(node: &Node) -> impl Iterator<Item = Ipv4Net> {
 pub fn diff(present: &Routes, wanted: &Routes, synced: bool) -> Vec<RouteOp> {
     let replaced = wanted
         .iter()
-        .filter(|(range, next_hop)| present.get(*range) != Some(*next_hop))
-        .map(|(range, next_hop)| RouteOp::Replace(*range, *next_hop));
+        .filter(|(range, hop)| present.get(*range) != Some(*hop))
+        .map(|(range, hop)| RouteOp::Replace(*range, *hop));
     let deleted = present
         .keys()
         .filter(|range| synced && !wanted.contains_key(*range))
@@ -95,109 +233,5 @@ pub fn diff(present: &Routes, wanted: &Routes, synced: bool) -> Vec<RouteOp> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn view(nodes: &[(&str, &[&str], &[&str])]) -> View {
-        let mut view = View {
-            synced: true,
-            ..View::default()
-        };
-        for (name, ranges, addresses) in nodes {
-            let node = Node {
-                pod_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
-                internal_ips: addresses
-                    .iter()
-                    .map(|address| address.parse().unwrap())
-                    .collect(),
-                zone: None,
-            };
-            view.nodes.insert((*name).into(), Arc::new(node));
-        }
-        view
-    }
-
-    fn link() -> [Ipv4Net; 1] {
-        ["192.0.2.0/24".parse().unwrap()]
-    }
-
-    #[test]
-    fn every_other_node_on_the_link_gets_a_route_by_its_internal_address() {
-        let view = view(&[
-            ("own", &["10.244.0.0/24"], &["192.0.2.1"]),
-            (
-                "peer",
-                &["10.244.1.0/24", "fd00::/64"],
-                &["2001:db8::2", "198.51.100.2", "192.0.2.2"],
-            ),
-            ("far", &["10.244.2.0/24"], &["198.51.100.3"]),
-            ("new", &[], &["198.51.100.4"]),
-            ("double", &["10.244.0.0/25"], &["192.0.2.5"]),
-            ("greedy", &["0.0.0.0/0"], &["192.0.2.6"]),
-        ]);
-        let wanted = wanted(&view, "own", &link());
-        let peer = (
-            "10.244.1.0/24".parse().unwrap(),
-            "192.0.2.2".parse().unwrap(),
-        );
-        assert_eq!(wanted.routes, Routes::from([peer]));
-        let overlap = |range: &str| Refusal::Overlap(range.parse().unwrap());
-        let refused = [
-            ("far".into(), Refusal::NoCommonLink),
-            ("double".into(), overlap("10.244.0.0/25")),
-            ("greedy".into(), overlap("0.0.0.0/0")),
-        ];
-        assert_eq!(wanted.refused, BTreeMap::from(refused));
-    }
-
-    #[test]
-    fn nothing_is_deleted_before_the_view_is_complete() {
-        let range = "10.244.1.0/24".parse().unwrap();
-        let present = Routes::from([(range, "192.0.2.2".parse().unwrap())]);
-        assert_eq!(diff(&present, &Routes::new(), false), []);
-        assert_eq!(
-            diff(&present, &Routes::new(), true),
-            [RouteOp::Delete(range)]
-        );
-    }
-
-    fn routes() -> impl Strategy<Value = Routes> {
-        let route = (0u8..8, 0u8..3).prop_map(|(range, hop)| {
-            let range = Ipv4Net::new(Ipv4Addr::new(10, 244, range, 0), 24).unwrap();
-            (range, Ipv4Addr::new(192, 0, 2, hop))
-        });
-        prop::collection::btree_map(
-            route.clone().prop_map(|(range, _)| range),
-            route.prop_map(|(_, hop)| hop),
-            0..8,
-        )
-    }
-
-    proptest! {
-        #[test]
-        fn the_steps_lead_to_what_is_wanted_and_then_there_are_none(
-            present in routes(), wanted in routes(), synced: bool,
-        ) {
-            let mut table = present.clone();
-            for op in diff(&present, &wanted, synced) {
-                match op {
-                    RouteOp::Replace(range, hop) => { table.insert(range, hop); }
-                    RouteOp::Delete(range) => { prop_assert!(table.remove(&range).is_some()); }
-                }
-            }
-            for (range, hop) in &wanted {
-                prop_assert_eq!(table.get(range), Some(hop));
-            }
-            if synced {
-                prop_assert_eq!(&table, &wanted);
-            } else {
-                prop_assert!(present.keys().all(|range| table.contains_key(range)));
-            }
-            prop_assert_eq!(diff(&table, &wanted, synced), []);
-        }
-    }
-}
+#[path = "routes_tests.rs"]
+mod tests;

@@ -1,18 +1,23 @@
-//! The pod network in the kernel: nodes are network namespaces joined by a veth pair.
+//! The pod network in the kernel: nodes are network namespaces joined by veth pairs.
+
+mod between;
+mod crashes;
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use super::addresses::{gateway, host_mac, pod_mac, veth_name};
 use super::namespaces::{Namespace, create_pinned, remove_pinned, within};
 use super::netlink::{Netlink, VethPair};
-use super::pods::{self, VethNetwork, adopted_range};
-use super::{NetworkError, PodNetwork, leftovers, routing};
+use super::pods::{self, Settings, VethNetwork, adopted_ranges};
+use super::ranges::Ranges;
+use super::routes::Peers;
+use super::{NetworkError, PodNetwork, leftovers, routing, sysctl, tunnel};
 use crate::cluster::{Cluster, Node};
 use crate::testing::root_or_skip;
 
@@ -46,6 +51,41 @@ impl Drop for Lab {
     }
 }
 
+#[test]
+fn addresses_of_both_families_are_told_with_their_scope() {
+    if !root_or_skip("network namespaces need root") {
+        return;
+    }
+    let mut lab = Lab::new();
+    let node = lab.netns("node");
+    within(Namespace::Net, &node, || {
+        for line in [
+            "link set lo up",
+            "address add 192.0.2.7/24 dev lo",
+            "address add 2001:db8::7/64 dev lo nodad",
+        ] {
+            let ran = std::process::Command::new("ip")
+                .args(line.split(' '))
+                .status();
+            assert!(ran.unwrap().success(), "{line}");
+        }
+    })
+    .unwrap();
+    let found = on_node(&node, || async {
+        Netlink::open().unwrap().link_addresses().await.unwrap()
+    });
+    for (ip, is_global) in [
+        ("127.0.0.1", false),
+        ("::1", false),
+        ("192.0.2.7", true),
+        ("2001:db8::7", true),
+    ] {
+        let ip: IpAddr = ip.parse().unwrap();
+        let told = found.iter().find(|it| it.address == ip);
+        assert_eq!(told.map(|it| it.is_global), Some(is_global), "{ip}");
+    }
+}
+
 /// Runs a future as an agent on that node would: on a runtime whose threads are in its namespace.
 fn on_node<T: Send + 'static, F: Future<Output = T>>(
     node: &Path,
@@ -61,58 +101,164 @@ fn on_node<T: Send + 'static, F: Future<Output = T>>(
     .unwrap()
 }
 
-/// Address of the n-th node on the link that nodes share.
-fn node_ip(n: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, n)
+/// The families that pods and nodes have.
+#[derive(Clone, Copy, Debug)]
+enum Stack {
+    V4,
+    V6,
+    Dual,
+    DualV6First,
 }
 
-fn range(n: u8) -> Ipv4Net {
-    Ipv4Net::new(Ipv4Addr::new(10, 244, n, 0), 24).unwrap()
+const STACKS: [Stack; 4] = [Stack::V4, Stack::V6, Stack::Dual, Stack::DualV6First];
+
+impl Stack {
+    fn order<T>(self, v4: T, v6: T) -> Vec<T> {
+        match self {
+            Stack::V4 => vec![v4],
+            Stack::V6 => vec![v6],
+            Stack::Dual => vec![v4, v6],
+            Stack::DualV6First => vec![v6, v4],
+        }
+    }
+
+    /// Addresses of the n-th node on the link that nodes share.
+    fn node_ips(self, n: u8) -> Vec<IpAddr> {
+        self.order(
+            [192, 0, 2, n].into(),
+            [0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()].into(),
+        )
+    }
+
+    fn ranges(self, n: u8) -> Ranges {
+        let v4 = IpNet::new([10, 244, n, 0].into(), 24).unwrap();
+        let v6 = IpNet::new([0xfd00, 0, 0, n.into(), 0, 0, 0, 0].into(), 64).unwrap();
+        Ranges::new(self.order(v4, v6)).unwrap()
+    }
+
+    fn gateways(self, n: u8) -> Vec<IpAddr> {
+        self.ranges(n).gateways()
+    }
+
+    /// The addresses of a pod of the n-th node.
+    fn pod(self, n: u8, number: u32) -> Vec<IpAddr> {
+        self.ranges(n).addresses(number).unwrap().iter().collect()
+    }
+
+    fn settings(self, n: u8) -> Settings {
+        Settings {
+            ranges: self.ranges(n),
+            node_ips: self.node_ips(n),
+            mtu: None,
+        }
+    }
+
+    fn routing(self, n: u8) -> routing::Settings {
+        routing::Settings {
+            own: format!("node-{n}").as_str().into(),
+            node_ips: self.node_ips(n),
+            port: tunnel::DEFAULT_PORT,
+            vni: tunnel::DEFAULT_VNI,
+        }
+    }
+
+    async fn set_up(self, n: u8) -> VethNetwork {
+        VethNetwork::set_up(self.settings(n)).await.unwrap()
+    }
+
+    /// The nodes with those numbers and addresses, as the API tells of them.
+    fn cluster(self, nodes: &[(u8, Vec<IpAddr>)]) -> Cluster {
+        let cluster = Cluster::default();
+        for (n, internal_ips) in nodes {
+            let node = Node {
+                pod_cidrs: self.ranges(*n).iter().collect(),
+                internal_ips: internal_ips.clone(),
+                zone: None,
+            };
+            cluster.update(|view| {
+                view.set_node(format!("node-{n}").as_str().into(), Some(node))
+                    .into_iter()
+                    .collect()
+            });
+        }
+        cluster.set_synced();
+        cluster
+    }
+}
+
+/// How many links were made: no two may have the same hardware addresses.
+static MADE: AtomicU8 = AtomicU8::new(0);
+
+/// Joins two namespaces by a link, and gives each end addresses with these prefixes.
+fn join(ends: [(&Path, &str, &[&str]); 2], mtu: u32) {
+    let [one, two] = ends.map(|(node, name, addresses)| {
+        let addresses: Vec<IpNet> = addresses.iter().map(|it| it.parse().unwrap()).collect();
+        (node.to_owned(), name.to_owned(), addresses)
+    });
+    on_node(&one.0.clone(), move || async move {
+        let second = std::fs::File::open(&two.0).unwrap();
+        let here = Netlink::open().unwrap();
+        let there = Netlink::open_in(&two.0).await.unwrap().unwrap();
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let pair = VethPair {
+            host_name: &one.1,
+            host_mac: [2, 0, 0, 0, number, 1],
+            pod_name: &two.1,
+            pod_mac: [2, 0, 0, 0, number, 2],
+            pod_netns: std::os::fd::AsFd::as_fd(&second),
+            mtu,
+        };
+        here.add_veth(pair).await.unwrap();
+        for (netlink, (node, name, addresses)) in [(here, one.clone()), (there, two.clone())] {
+            let lo = netlink.link("lo").await.unwrap().unwrap();
+            netlink.set_up(lo.index).await.unwrap();
+            let link = netlink.link(&name).await.unwrap().unwrap();
+            // Otherwise neighbours are asked for only when the link-local address was found to be nobody else's.
+            let setting = format!("net/ipv6/conf/{name}/accept_dad");
+            within(Namespace::Net, &node, move || sysctl::set(&setting, "0"))
+                .unwrap()
+                .unwrap();
+            for address in addresses {
+                netlink.put_address(link.index, address).await.unwrap();
+            }
+            netlink.set_up(link.index).await.unwrap();
+        }
+    });
 }
 
 /// Two nodes with one link between them.
 fn two_nodes(lab: &mut Lab) -> [PathBuf; 2] {
     let nodes = [lab.netns("node-1"), lab.netns("node-2")];
-    let [one, two] = nodes.clone();
-    on_node(&one.clone(), move || async move {
-        let second = std::fs::File::open(&two).unwrap();
-        let here = Netlink::open().unwrap();
-        let pair = VethPair {
-            host_name: "up0",
-            host_mac: [2, 0, 0, 0, 0, 1],
-            pod_name: "up0",
-            pod_mac: [2, 0, 0, 0, 0, 2],
-            pod_netns: std::os::fd::AsFd::as_fd(&second),
-            mtu: 1400,
-        };
-        here.add_veth(pair).await.unwrap();
-        let there = Netlink::open_in(&two).await.unwrap().unwrap();
-        for (n, netlink) in [(1, here), (2, there)] {
-            let lo = netlink.link("lo").await.unwrap().unwrap();
-            netlink.set_up(lo.index).await.unwrap();
-            let link = netlink.link("up0").await.unwrap().unwrap();
-            netlink
-                .put_address(link.index, Ipv4Net::new(node_ip(n), 24).unwrap())
-                .await
-                .unwrap();
-            netlink.set_up(link.index).await.unwrap();
-        }
-    });
+    let ends = [
+        (&*nodes[0], "up0", &["192.0.2.1/24", "2001:db8::1/64"][..]),
+        (&*nodes[1], "up0", &["192.0.2.2/24", "2001:db8::2/64"][..]),
+    ];
+    join(ends, 1400);
     nodes
 }
 
-fn attach(node: &Path, n: u8, pods: &[(&str, &Path)]) -> Vec<IpAddr> {
+/// The addresses of each pod.
+fn attach(node: &Path, stack: Stack, n: u8, pods: &[(&str, &Path)]) -> Vec<Vec<IpAddr>> {
     let pods: Vec<_> = pods
         .iter()
         .map(|(uid, netns)| ((*uid).to_owned(), (*netns).to_owned()))
         .collect();
     on_node(node, move || async move {
-        let network = VethNetwork::set_up(range(n), node_ip(n)).await.unwrap();
+        let network = stack.set_up(n).await;
         let mut addresses = Vec::new();
         for (uid, netns) in pods {
-            addresses.extend(network.attach(&uid, &netns).await.unwrap());
+            addresses.push(network.attach(&uid, &netns).await.unwrap());
         }
         addresses
+    })
+}
+
+fn route(node: &Path, stack: Stack, n: u8, cluster: &Cluster) -> Peers {
+    let cluster = cluster.clone();
+    on_node(node, move || async move {
+        let netlink = Netlink::open().unwrap();
+        let peers = routing::pass(&netlink, &cluster, &stack.routing(n)).await;
+        peers.unwrap()
     })
 }
 
@@ -120,34 +266,32 @@ fn attach(node: &Path, n: u8, pods: &[(&str, &Path)]) -> Vec<IpAddr> {
 fn reach(from: &Path, to: &Path, address: IpAddr) -> std::io::Result<IpAddr> {
     let listener = within(Namespace::Net, to, move || TcpListener::bind((address, 0))).unwrap()?;
     let target = listener.local_addr()?;
-    let timeout = Duration::from_secs(2);
+    let timeout = Duration::from_secs(20);
     let mut stream = within(Namespace::Net, from, move || {
         TcpStream::connect_timeout(&target, timeout)
     })
     .unwrap()?;
     // More than one segment, so that an MTU that does not fit shows.
-    stream.write_all(&[7; 8000])?;
-    drop(stream);
+    let sender = std::thread::spawn(move || stream.write_all(&[7; 80_000]));
     let (mut accepted, peer): (TcpStream, SocketAddr) = listener.accept()?;
     accepted.set_read_timeout(Some(timeout))?;
     let received = std::io::copy(&mut accepted, &mut std::io::sink())?;
-    assert_eq!(received, 8000);
+    assert_eq!(received, 80_000);
+    sender.join().unwrap()?;
     Ok(peer.ip())
 }
 
 /// Whether the node hears a datagram that `pod` sends to the gateway with the source address `source`.
 fn hears(node: &Path, pod: &Path, source: IpAddr) -> bool {
-    let target = (gateway(range(1)), 5353);
-    let receiver = within(Namespace::Net, node, move || UdpSocket::bind(target))
+    let gateway = Stack::V4.gateways(1)[0];
+    let receiver = within(Namespace::Net, node, move || UdpSocket::bind((gateway, 0)))
         .unwrap()
         .unwrap();
+    let target = receiver.local_addr().unwrap();
     receiver
         .set_read_timeout(Some(Duration::from_millis(300)))
         .unwrap();
     on_node(pod, move || async move {
-        let IpAddr::V4(source) = source else {
-            unreachable!()
-        };
         let netlink = Netlink::open().unwrap();
         let lo = netlink.link("lo").await.unwrap().unwrap();
         netlink.put_address(lo.index, source.into()).await.unwrap();
@@ -171,220 +315,115 @@ fn pods_and_nodes_reach_each_other_on_one_node_and_across() {
     if !root_or_skip("network namespaces need root") {
         return;
     }
-    let mut lab = Lab::new();
-    let [one, two] = two_nodes(&mut lab);
-    let [a, b, c] = ["pod-a", "pod-b", "pod-c"].map(|name| lab.netns(name));
-    let on_one = attach(&one, 1, &[("uid-a", &a), ("uid-b", &b)]);
-    let on_two = attach(&two, 2, &[("uid-c", &c)]);
-    assert_eq!(
-        on_one,
-        [IpAddr::from([10, 244, 1, 2]), IpAddr::from([10, 244, 1, 3])]
-    );
+    for stack in STACKS {
+        let mut lab = Lab::new();
+        let [one, two] = two_nodes(&mut lab);
+        let [a, b, c] = ["pod-a", "pod-b", "pod-c"].map(|name| lab.netns(name));
+        let on_one = attach(&one, stack, 1, &[("uid-a", &a), ("uid-b", &b)]);
+        let on_two = attach(&two, stack, 2, &[("uid-c", &c)]);
+        assert_eq!(on_one, [stack.pod(1, 2), stack.pod(1, 3)]);
 
-    let cluster = Cluster::default();
-    cluster.update(|view| {
-        for n in [1, 2] {
-            let node = Node {
-                pod_cidrs: vec![range(n).into()],
-                internal_ips: vec![node_ip(n).into()],
-                zone: None,
+        let cluster = stack.cluster(&[1, 2].map(|n| (n, stack.node_ips(n))));
+        route(&one, stack, 1, &cluster);
+        route(&two, stack, 2, &cluster);
+
+        for family in 0..on_one[0].len() {
+            let [a_ip, b_ip] = [on_one[0][family], on_one[1][family]];
+            let c_ip = on_two[0][family];
+            let gateway = stack.gateways(1)[family];
+            let [node_1, node_2] = [1, 2].map(|n| stack.node_ips(n)[family]);
+            for (from, to, address, seen, what) in [
+                (&a, &b, b_ip, a_ip, "pod to pod on one node"),
+                (&a, &c, c_ip, a_ip, "pod to pod across"),
+                (&c, &b, b_ip, c_ip, "and back"),
+                (&one, &a, a_ip, gateway, "node to own pod"),
+                (&a, &one, gateway, a_ip, "pod to gateway"),
+                (&a, &one, node_1, a_ip, "pod to own node"),
+                (&one, &c, c_ip, node_1, "node to a pod across"),
+                (&a, &two, node_2, a_ip, "pod to the other node"),
+            ] {
+                let what = format!("{stack:?}: {what} at {address}");
+                assert_eq!(reach(from, to, address).expect(&what), seen, "{what}");
+            }
+            // An address without a pod is refused at once, not sent to the uplink. IPv6 has its own word for it.
+            let nobody = SocketAddr::new(stack.pod(1, 77)[family], 80);
+            let error = within(Namespace::Net, &a, move || {
+                TcpStream::connect_timeout(&nobody, Duration::from_secs(2)).unwrap_err()
+            })
+            .unwrap();
+            use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable};
+            let expected = if nobody.is_ipv4() {
+                HostUnreachable
+            } else {
+                NetworkUnreachable
             };
-            view.nodes
-                .insert(format!("node-{n}").into(), Arc::new(node));
+            assert_eq!(error.kind(), expected, "{error}");
         }
-        Vec::new()
-    });
-    for (n, node) in [(1, &one), (2, &two)] {
-        let cluster = cluster.clone();
-        on_node(node, move || async move {
-            let netlink = Netlink::open().unwrap();
-            routing::pass(&netlink, &cluster, &format!("node-{n}"), node_ip(n))
-                .await
-                .unwrap();
-        });
     }
-
-    assert_eq!(
-        reach(&a, &b, on_one[1]).unwrap(),
-        on_one[0],
-        "pod to pod on one node"
-    );
-    assert_eq!(
-        reach(&a, &c, on_two[0]).unwrap(),
-        on_one[0],
-        "pod to pod across"
-    );
-    assert_eq!(reach(&c, &b, on_one[1]).unwrap(), on_two[0], "and back");
-    assert_eq!(
-        reach(&one, &a, on_one[0]).unwrap(),
-        gateway(range(1)),
-        "node to own pod"
-    );
-    assert_eq!(
-        reach(&a, &one, gateway(range(1)).into()).unwrap(),
-        on_one[0],
-        "pod to gateway"
-    );
-    assert_eq!(
-        reach(&a, &one, node_ip(1).into()).unwrap(),
-        on_one[0],
-        "pod to own node"
-    );
-    assert_eq!(
-        reach(&one, &c, on_two[0]).unwrap(),
-        node_ip(1),
-        "node to a pod across"
-    );
-    assert_eq!(
-        reach(&a, &two, node_ip(2).into()).unwrap(),
-        on_one[0],
-        "pod to the other node"
-    );
-
-    assert!(
-        !hears(&one, &a, on_one[1]),
-        "a pod may not speak for another address"
-    );
-    assert!(hears(&one, &a, on_one[0]));
-
-    // An address without a pod is refused at once, not sent to the uplink.
-    let nobody = SocketAddr::from(([10, 244, 1, 77], 80));
-    let error = within(Namespace::Net, &a, move || {
-        TcpStream::connect_timeout(&nobody, Duration::from_secs(2)).unwrap_err()
-    })
-    .unwrap();
-    assert_eq!(error.kind(), std::io::ErrorKind::HostUnreachable, "{error}");
 }
 
 #[test]
-fn routes_of_nodes_that_are_gone_stay_until_the_view_is_synced() {
-    if !root_or_skip("network namespaces need root") {
-        return;
-    }
-    let mut lab = Lab::new();
-    let [one, _two] = two_nodes(&mut lab);
-    on_node(&one, || async {
-        let netlink = Netlink::open().unwrap();
-        netlink.put_node_route(range(2), node_ip(2)).await.unwrap();
-        let cluster = Cluster::default();
-        routing::pass(&netlink, &cluster, "node-1", node_ip(1))
-            .await
-            .unwrap();
-        assert_eq!(netlink.node_routes().await.unwrap().len(), 1);
-
-        cluster.set_synced();
-        routing::pass(&netlink, &cluster, "node-1", node_ip(1))
-            .await
-            .unwrap();
-        assert_eq!(netlink.node_routes().await.unwrap().len(), 0);
-        netlink.delete_node_route(range(2)).await.unwrap();
-    });
-}
-
-#[test]
-fn a_pod_keeps_its_address_whatever_the_agent_does() {
+fn a_pod_may_not_speak_for_another_address() {
     if !root_or_skip("network namespaces need root") {
         return;
     }
     let mut lab = Lab::new();
     let [one, _two] = two_nodes(&mut lab);
     let [a, b] = ["pod-a", "pod-b"].map(|name| lab.netns(name));
-    let first = attach(&one, 1, &[("uid-a", &a)]);
-    let names = link_names(&one);
-    // Each call of `attach` here is a new agent that knows nothing but what the kernel tells it.
-    assert_eq!(attach(&one, 1, &[("uid-a", &a)]), first);
-    assert_eq!(link_names(&one), names);
-    assert_ne!(attach(&one, 1, &[("uid-b", &b)]), first);
-    let adopted = on_node(&one, || async { adopted_range().await.unwrap() });
-    assert_eq!(adopted, Some(range(1)));
-
-    on_node(&one, || async {
-        let network = VethNetwork::set_up(range(1), node_ip(1)).await.unwrap();
-        network.detach("uid-a").await.unwrap();
-        network.detach("uid-a").await.unwrap();
-        network.detach("never-seen").await.unwrap();
-    });
-    assert_eq!(link_names(&a), ["lo"]);
-    assert_eq!(
-        attach(&one, 1, &[("uid-a", &a)]),
-        [IpAddr::from([10, 244, 1, 4])]
-    );
+    let pods = attach(&one, Stack::V4, 1, &[("uid-a", &a), ("uid-b", &b)]);
+    assert!(!hears(&one, &a, pods[1][0]));
+    assert!(hears(&one, &a, pods[0][0]));
 }
 
 #[test]
-fn attach_finishes_what_a_crash_left_at_any_step() {
+fn a_pod_keeps_its_addresses_whatever_the_agent_does() {
+    if !root_or_skip("network namespaces need root") {
+        return;
+    }
+    for stack in STACKS {
+        let mut lab = Lab::new();
+        let [one, _two] = two_nodes(&mut lab);
+        let [a, b] = ["pod-a", "pod-b"].map(|name| lab.netns(name));
+        let first = attach(&one, stack, 1, &[("uid-a", &a)]);
+        let names = link_names(&one);
+        // Each call of `attach` here is a new agent that knows nothing but what the kernel tells it.
+        assert_eq!(attach(&one, stack, 1, &[("uid-a", &a)]), first);
+        assert_eq!(link_names(&one), names);
+        assert_ne!(attach(&one, stack, 1, &[("uid-b", &b)]), first);
+        let adopted = on_node(&one, || async { adopted_ranges().await.unwrap() });
+        assert_eq!(adopted, Some(stack.ranges(1)));
+
+        on_node(&one, move || async move {
+            let network = stack.set_up(1).await;
+            network.detach("uid-a").await.unwrap();
+            network.detach("uid-a").await.unwrap();
+            network.detach("never-seen").await.unwrap();
+        });
+        assert_eq!(link_names(&a), ["lo"]);
+        let again = attach(&one, stack, 1, &[("uid-a", &a)]);
+        assert_eq!(again, [stack.pod(1, 4)]);
+    }
+}
+
+#[test]
+fn a_pod_from_before_the_node_had_ipv6_stays_as_it_is() {
     if !root_or_skip("network namespaces need root") {
         return;
     }
     let mut lab = Lab::new();
     let [one, _two] = two_nodes(&mut lab);
-    let address = Ipv4Addr::new(10, 244, 1, 2);
-    // What a whole attach does, cut off after so many steps.
-    for steps in 0..=5 {
-        let uid = format!("uid-{steps}");
-        let pod = lab.netns(&format!("pod-{steps}"));
-        let (crashed, netns) = (uid.clone(), pod.clone());
-        on_node(&one, move || async move {
-            VethNetwork::set_up(range(1), node_ip(1)).await.unwrap();
-            let outside = Netlink::open().unwrap();
-            let inside = Netlink::open_in(&netns).await.unwrap().unwrap();
-            let name = veth_name(&crashed);
-            if steps >= 1 {
-                let file = std::fs::File::open(&netns).unwrap();
-                let pair = VethPair {
-                    host_name: &name,
-                    host_mac: host_mac(address),
-                    pod_name: "eth0",
-                    pod_mac: pod_mac(address),
-                    pod_netns: std::os::fd::AsFd::as_fd(&file),
-                    mtu: 1400,
-                };
-                outside.add_veth(pair).await.unwrap();
-            }
-            if steps >= 2 {
-                let link = inside.link("eth0").await.unwrap().unwrap();
-                inside
-                    .put_address(link.index, address.into())
-                    .await
-                    .unwrap();
-                if steps >= 3 {
-                    inside.set_up(link.index).await.unwrap();
-                    inside
-                        .put_default_route(gateway(range(1)), link.index)
-                        .await
-                        .unwrap();
-                }
-            }
-            if steps >= 4 {
-                let link = outside.link(&name).await.unwrap().unwrap();
-                outside.set_up(link.index).await.unwrap();
-                if steps >= 5 {
-                    outside
-                        .put_host_route(address, link.index, gateway(range(1)))
-                        .await
-                        .unwrap();
-                }
-            }
-        });
-        assert_eq!(
-            attach(&one, 1, &[(&uid, &pod)]),
-            [IpAddr::from(address)],
-            "after {steps} steps"
-        );
-        assert_eq!(
-            reach(&pod, &one, gateway(range(1)).into()).unwrap(),
-            address,
-            "after {steps} steps"
-        );
-        assert_eq!(
-            reach(&one, &pod, address.into()).unwrap(),
-            gateway(range(1))
-        );
-        on_node(&one, move || async move {
-            let network = VethNetwork::set_up(range(1), node_ip(1)).await.unwrap();
-            network.detach(&uid).await.unwrap();
-        });
-    }
+    let [old, new] = ["old", "new"].map(|name| lab.netns(name));
+    let before = attach(&one, Stack::V4, 1, &[("uid-old", &old)]);
+    let after = attach(
+        &one,
+        Stack::Dual,
+        1,
+        &[("uid-old", &old), ("uid-new", &new)],
+    );
+    assert_eq!(after, [before[0].clone(), Stack::Dual.pod(1, 3)]);
+    let gateway = Stack::Dual.gateways(1)[1];
+    assert_eq!(reach(&new, &one, gateway).unwrap(), after[1][1]);
+    assert_eq!(reach(&new, &old, after[0][0]).unwrap(), after[1][0]);
 }
 
 #[test]
@@ -395,10 +434,13 @@ fn a_pod_whose_namespace_was_made_anew_moves_with_its_address() {
     let mut lab = Lab::new();
     let [one, _two] = two_nodes(&mut lab);
     let [before, after] = ["before", "after"].map(|name| lab.netns(name));
-    let address = attach(&one, 1, &[("uid", &before)]);
-    assert_eq!(attach(&one, 1, &[("uid", &after)]), address);
+    let stack = Stack::Dual;
+    let addresses = attach(&one, stack, 1, &[("uid", &before)]);
+    assert_eq!(attach(&one, stack, 1, &[("uid", &after)]), addresses);
     assert_eq!(link_names(&before), ["lo"]);
-    assert_eq!(reach(&one, &after, address[0]).unwrap(), gateway(range(1)));
+    for (address, gateway) in addresses[0].iter().zip(stack.gateways(1)) {
+        assert_eq!(reach(&one, &after, *address).unwrap(), gateway);
+    }
 }
 
 #[test]
@@ -409,14 +451,15 @@ fn a_node_address_that_no_link_has_is_named() {
     let mut lab = Lab::new();
     let node = lab.netns("node");
     assert_eq!(
-        on_node(&node, || async { adopted_range().await.unwrap() }),
+        on_node(&node, || async { adopted_ranges().await.unwrap() }),
         None
     );
     let error = on_node(&node, || async {
-        VethNetwork::set_up(range(1), node_ip(9)).await.unwrap_err()
+        let settings = Stack::V4.settings(9);
+        VethNetwork::set_up(settings).await.unwrap_err()
     });
     assert!(
-        matches!(error, NetworkError::NoUplink(address) if address == node_ip(9)),
+        matches!(error, NetworkError::NoUplink(address) if address == IpAddr::from([192, 0, 2, 9])),
         "{error}"
     );
 }
@@ -441,37 +484,31 @@ fn what_somebody_flushes_is_put_back() {
     let [one, _two] = two_nodes(&mut lab);
     let pod = lab.netns("pod");
     let (node, netns) = (one.clone(), pod.clone());
-    let address = on_node(&one, move || async move {
-        let network = Arc::new(VethNetwork::set_up(range(1), node_ip(1)).await.unwrap());
-        let address = network.attach("uid", &netns).await.unwrap()[0];
+    let stack = Stack::Dual;
+    let addresses = on_node(&one, move || async move {
+        let network = Arc::new(stack.set_up(1).await);
+        let addresses = network.attach("uid", &netns).await.unwrap();
         let keeper = tokio::spawn(pods::keep(network.clone()));
-        let cluster = Cluster::default();
-        cluster.update(|view| {
-            let peer = Node {
-                pod_cidrs: vec![range(2).into()],
-                internal_ips: vec![node_ip(2).into()],
-                zone: None,
-            };
-            view.set_node("node-2".into(), Some(peer))
-                .into_iter()
-                .collect()
-        });
-        let router = tokio::spawn(routing::run(cluster, "node-1".into(), node_ip(1)));
+        let cluster = stack.cluster(&[(2, stack.node_ips(2))]);
+        let (peers, _) = tokio::sync::watch::channel(Peers::new());
+        let router = tokio::spawn(routing::run(cluster, stack.routing(1), peers, |_, _| {}));
         let netlink = Netlink::open().unwrap();
         let whole = || async {
             let routes = netlink.host_routes().await.unwrap();
             let peers = netlink.node_routes().await.unwrap();
             let unreachable = netlink.unreachable_ranges().await.unwrap();
-            (routes.len(), peers.len(), unreachable.len()) == (1, 1, 1)
+            (routes.len(), peers.len(), unreachable.len()) == (2, 2, 2)
         };
         until("the network is set up", whole).await;
 
-        // As an operator might; the uplink's address comes back, and with it only the kernel's own routes.
+        // As an operator might; the uplink's addresses come back, and with them only the kernel's own routes.
         for command in [
             "ip route flush proto 75",
+            "ip -6 route flush proto 75",
             "ip address flush dev lo",
             "ip address flush dev up0",
             "ip address add 192.0.2.1/24 dev up0",
+            "ip address add 2001:db8::1/64 dev up0 nodad",
         ] {
             let command = command.split(' ').collect::<Vec<_>>();
             let status = std::process::Command::new(command[0])
@@ -481,42 +518,15 @@ fn what_somebody_flushes_is_put_back() {
         }
         until("the network is whole again", whole).await;
         let lo = netlink.link("lo").await.unwrap().unwrap();
-        let addresses = netlink.addresses().await.unwrap();
-        assert!(addresses.contains(&(lo.index, gateway(range(1)).into())));
+        let there = netlink.addresses().await.unwrap();
+        for gateway in stack.gateways(1) {
+            assert!(there.contains(&(lo.index, gateway.into())));
+        }
         keeper.abort();
         router.abort();
-        address
+        addresses
     });
-    assert_eq!(reach(&node, &pod, address).unwrap(), gateway(range(1)));
-}
-
-#[test]
-fn a_clean_up_that_was_interrupted_can_be_repeated() {
-    if !root_or_skip("network namespaces need root") {
-        return;
-    }
-    let mut lab = Lab::new();
-    let [one, _two] = two_nodes(&mut lab);
-    let pod = lab.netns("pod");
-    // One more than there are things.
-    for done in 0..=3 {
-        attach(&one, 1, &[("uid", &pod)]);
-        on_node(&one, move || async move {
-            let found = leftovers::find().await.unwrap();
-            assert_eq!(found.len(), 3, "gateway, link, route: {found:?}");
-            for leftover in found.iter().take(done) {
-                leftovers::remove(leftover).await.unwrap();
-            }
-            for leftover in leftovers::find().await.unwrap() {
-                leftovers::remove(&leftover).await.unwrap();
-            }
-            let netlink = Netlink::open().unwrap();
-            let addresses = netlink.addresses().await.unwrap();
-            let gateway = Ipv4Net::from(gateway(range(1)));
-            assert!(
-                !addresses.iter().any(|(_, address)| *address == gateway),
-                "after {done}: {addresses:?}"
-            );
-        });
+    for (address, gateway) in addresses.into_iter().zip(stack.gateways(1)) {
+        assert_eq!(reach(&node, &pod, address).unwrap(), gateway);
     }
 }

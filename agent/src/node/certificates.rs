@@ -76,9 +76,18 @@ pub fn client_request(node: &str) -> Result<KeyAndRequest, CertificateError> {
     )
 }
 
+/// What the certificate that the node serves the kubelet API with is for.
+pub fn serving_names(node: &str, addresses: &[IpAddr]) -> Vec<String> {
+    let addresses = addresses.iter().map(IpAddr::to_string);
+    [node.to_owned()].into_iter().chain(addresses).collect()
+}
+
 /// A fresh key and the request for the certificate that the node serves the kubelet API with.
-pub fn serving_request(node: &str, address: IpAddr) -> Result<KeyAndRequest, CertificateError> {
-    let names = vec![node.to_owned(), address.to_string()];
+pub fn serving_request(
+    node: &str,
+    addresses: &[IpAddr],
+) -> Result<KeyAndRequest, CertificateError> {
+    let names = serving_names(node, addresses);
     request(
         node,
         CertificateParams::new(names)?,
@@ -241,7 +250,7 @@ mod tests {
 
     #[test]
     fn requests_name_the_node_its_group_and_what_it_serves() {
-        let made = serving_request("worker-1", "192.0.2.1".parse().unwrap()).unwrap();
+        let made = serving_request("worker-1", &["192.0.2.1".parse().unwrap()]).unwrap();
         let spec = &made.request.spec;
         assert_eq!(spec.signer_name, "kubernetes.io/kubelet-serving");
         assert_eq!(
@@ -298,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_certificate_tells_whom_it_is_for_and_how_long() {
-        let made = serving_request("worker-1", "192.0.2.1".parse().unwrap()).unwrap();
+        let made = serving_request("worker-1", &["192.0.2.1".parse().unwrap()]).unwrap();
         let pem = std::str::from_utf8(&made.request.spec.request.0).unwrap();
         let mut params = CertificateSigningRequestParams::from_pem(pem)
             .unwrap()

@@ -1,4 +1,5 @@
-//! The node's heartbeat: a Lease in kube-node-lease, renewed often and cheaply.
+//! The node's heartbeat: a Lease in kube-node-lease, renewed often and cheaply. A node that announces load balancers'
+//! addresses renews it faster, and says there that it does.
 
 use std::time::Duration;
 
@@ -7,8 +8,11 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use kube::api::{Api, ObjectMeta, PostParams};
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
+
+use crate::announce::{self, Pulse, election::BEAT};
 
 const NAMESPACE: &str = "kube-node-lease";
 /// Who watches the node waits so long for the next heartbeat before it is taken for lost.
@@ -19,26 +23,35 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a renewal may take: less than the interval of the next, and several fit into the lease's duration.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same while it is renewed fast.
+const FAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A renewal that failed.
 #[derive(Debug, thiserror::Error)]
 enum LeaseError {
-    #[error("the API server did not answer within {} s", PATIENCE.as_secs())]
+    #[error("the API server did not answer in time")]
     NoAnswer(#[from] tokio::time::error::Elapsed),
     #[error(transparent)]
     Api(#[from] kube::Error),
 }
 
-/// Renews the Lease until the process ends.
-pub(super) async fn keep(client: kube::Client, name: String) {
+/// Renews the Lease until the process ends, as `pulse` says.
+pub(super) async fn keep(client: kube::Client, name: String, mut pulse: watch::Receiver<Pulse>) {
     let leases = Api::namespaced(client.clone(), NAMESPACE);
     let nodes = Api::all(client);
     // The API server's last answer, whose resourceVersion the next renewal names.
     let mut held: Option<Lease> = None;
     let mut failing = false;
     loop {
+        let now = pulse.borrow_and_update().clone();
+        let (interval, retry, patience) = match now.fast {
+            true => (BEAT, BEAT, FAST_PATIENCE),
+            false => (RENEW_INTERVAL, RETRY_INTERVAL, PATIENCE),
+        };
+        let started = Instant::now();
         // Dropping a request that hangs gives up its connection: the next one is made on another.
-        let renewal = timeout(PATIENCE, renew(&leases, &nodes, &name, held.take())).await;
+        let renewal = renew(&leases, &nodes, &name, held.take(), &now);
+        let renewal = timeout(patience, renewal).await;
         let renewal = renewal.map_err(LeaseError::from);
         let pause = match renewal.and_then(|answer| Ok(answer?)) {
             Ok(lease) => {
@@ -46,16 +59,20 @@ pub(super) async fn keep(client: kube::Client, name: String) {
                     info!("the node's lease is renewed again");
                 }
                 held = Some(lease);
-                RENEW_INTERVAL
+                interval
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, "cannot renew the node's lease; trying again");
                 }
-                RETRY_INTERVAL
+                retry
             }
         };
-        tokio::time::sleep(pause).await;
+        // Either arm may be dropped: the next renewal reads the pulse.
+        tokio::select! {
+            () = sleep_until(started + pause) => {}
+            Ok(()) = pulse.changed() => {}
+        }
     }
 }
 
@@ -64,6 +81,7 @@ async fn renew(
     nodes: &Api<Node>,
     name: &str,
     held: Option<Lease>,
+    pulse: &Pulse,
 ) -> kube::Result<Lease> {
     let present = match held {
         Some(lease) => Some(lease),
@@ -78,7 +96,8 @@ async fn renew(
         None => nodes.get_opt(name).await?.and_then(|node| owner(&node)),
     };
     let exists = present.is_some();
-    let lease = renewed(present, name, owner, Timestamp::now());
+    let mut lease = renewed(present, name, owner, Timestamp::now());
+    announce::write_networks(&mut lease.metadata.annotations, &pulse.networks);
     if exists {
         leases.replace(name, &PostParams::default(), &lease).await
     } else {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -12,6 +11,7 @@ use tracing::{info, warn};
 use super::facts::Facts;
 use super::status::Identity;
 use crate::cluster::{Change, Cluster};
+use crate::network::ranges::Ranges;
 
 /// Until the next try when the API server does not take the node, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(7));
@@ -72,12 +72,12 @@ async fn register_once(
     .await
 }
 
-/// Waits for the node's pod range in the view, which the control plane allocates.
-pub async fn pod_range(cluster: &Cluster, name: &str) -> Ipv4Net {
+/// Waits for the node's pod ranges in the view, which the control plane allocates.
+pub async fn pod_ranges(cluster: &Cluster, name: &str) -> Ranges {
     let mut changes = cluster.subscribe();
     loop {
-        if let Some(range) = known_pod_range(cluster, name) {
-            return range;
+        if let Some(ranges) = known_pod_ranges(cluster, name) {
+            return ranges;
         }
         while !changes
             .next()
@@ -88,16 +88,9 @@ pub async fn pod_range(cluster: &Cluster, name: &str) -> Ipv4Net {
     }
 }
 
-fn known_pod_range(cluster: &Cluster, name: &str) -> Option<Ipv4Net> {
+fn known_pod_ranges(cluster: &Cluster, name: &str) -> Option<Ranges> {
     let view = cluster.view();
-    view.nodes
-        .get(name)?
-        .pod_cidrs
-        .iter()
-        .find_map(|range| match range {
-            IpNet::V4(range) => Some(range.trunc()),
-            IpNet::V6(_) => None,
-        })
+    Ranges::new(view.nodes.get(name)?.pod_cidrs.iter().copied())
 }
 
 /// The labels that every node bears, and those that were asked for.
@@ -178,7 +171,7 @@ mod tests {
     fn the_nodes_own_labels_cannot_be_set_to_anything_else() {
         let identity = Identity {
             name: "worker-1".into(),
-            address: "192.0.2.1".parse().unwrap(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
             labels: map(&[
                 ("kubernetes.io/os", "windows"),
                 ("topology.kubernetes.io/zone", "a"),
@@ -210,11 +203,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_pod_range_is_awaited() {
+    async fn the_pod_ranges_are_awaited() {
         let cluster = Cluster::default();
         let waiting = {
             let cluster = cluster.clone();
-            tokio::spawn(async move { pod_range(&cluster, "worker-1").await })
+            tokio::spawn(async move { pod_ranges(&cluster, "worker-1").await })
         };
         tokio::task::yield_now().await;
         for ranges in [
@@ -236,8 +229,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(
-            waiting.await.unwrap(),
-            "10.244.3.0/24".parse::<Ipv4Net>().unwrap()
+            waiting.await.unwrap().to_string(),
+            "fd00::/64 and 10.244.3.0/24"
         );
     }
 }

@@ -15,7 +15,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::{debug, info, warn};
 
-use super::certificates::{CertificateError, Summary, client_request, serving_request, summarize};
+use super::certificates::{
+    CertificateError, Summary, client_request, serving_names, serving_request, summarize,
+};
 use super::credentials::{CredentialsError, NodeClient, NodeKubeconfig, write_private};
 use super::signing::{Pair, SigningError, obtain};
 
@@ -130,7 +132,7 @@ impl ResolvesServerCert for ServingCertificate {
 pub async fn keep_serving_certificate(
     client: kube::Client,
     node: String,
-    address: IpAddr,
+    addresses: Vec<IpAddr>,
     root_dir: &Path,
     serving: Arc<ServingCertificate>,
 ) {
@@ -139,7 +141,7 @@ pub async fn keep_serving_certificate(
     let mut retry = RETRY.0;
     let mut current = fs::read_to_string(&path).ok().and_then(|pem| {
         let summary = summarize(&pem).ok()?;
-        let names = [node.clone(), address.to_string()];
+        let names = serving_names(&node, &addresses);
         let good = summary.is_valid(Timestamp::now())
             && names.iter().all(|name| summary.names.contains(name));
         serving
@@ -155,7 +157,7 @@ pub async fn keep_serving_certificate(
             tokio::time::sleep(pause.min(LONGEST_SLEEP)).await;
             continue;
         }
-        match renew_serving(&client, &node, address, &path, &serving).await {
+        match renew_serving(&client, &node, &addresses, &path, &serving).await {
             Ok(summary) => {
                 info!(until = %summary.not_after, "have a serving certificate");
                 current = Some(summary);
@@ -173,11 +175,11 @@ pub async fn keep_serving_certificate(
 async fn renew_serving(
     client: &kube::Client,
     node: &str,
-    address: IpAddr,
+    addresses: &[IpAddr],
     path: &Path,
     serving: &ServingCertificate,
 ) -> Result<Summary, RotationError> {
-    let pair = obtain(client, serving_request(node, address)?, PATIENCE).await?;
+    let pair = obtain(client, serving_request(node, addresses)?, PATIENCE).await?;
     // One file, so that a crash cannot part the certificate from its key.
     let pem = format!("{}{}", pair.key_pem, pair.certificate_pem);
     let key = certified_key(&pem).map_err(RotationError::Unusable)?;

@@ -53,6 +53,8 @@ impl Part {
 pub struct Health {
     pub runtime: Part,
     pub network: Part,
+    /// Whether the other nodes' pods are reached; `None` until that was looked at.
+    pub routes: Option<Part>,
     /// `containerd://1.6.20`, once known.
     pub runtime_version: String,
     pub images: Vec<Image>,
@@ -71,6 +73,7 @@ impl Default for Health {
         Health {
             runtime: starting(),
             network: starting(),
+            routes: None,
             runtime_version: String::new(),
             images: Vec::new(),
         }
@@ -81,8 +84,8 @@ impl Default for Health {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub name: String,
-    /// The InternalIP.
-    pub address: IpAddr,
+    /// The InternalIPs, at most one of each family, the primary one first.
+    pub addresses: Vec<IpAddr>,
     /// From the command line; the node's own labels are added to them.
     pub labels: BTreeMap<String, String>,
     /// The port that the kubelet API answers at.
@@ -104,8 +107,11 @@ pub fn desired(
         disk_pressure(resources),
         pid_pressure(resources),
     ];
+    // A new agent knows nothing of it at first, and leaves what the last one said.
+    let routes = health.routes.as_ref().map(network_unavailable);
     let conditions = ours
         .into_iter()
+        .chain(routes)
         .map(|condition| condition.dated(present, now))
         .collect();
     NodeStatus {
@@ -209,6 +215,24 @@ fn ready(health: &Health) -> Condition {
     }
 }
 
+/// In the words of upstream's route controller. While it holds, no pod is scheduled here.
+fn network_unavailable(routes: &Part) -> Condition {
+    let (holds, reason, message) = match routes {
+        Part::Up => (
+            false,
+            "RouteCreated",
+            "the other nodes' pods are routed".to_owned(),
+        ),
+        Part::Down(why) => (true, "NoRouteCreated", why.clone()),
+    };
+    Condition {
+        kind: "NetworkUnavailable",
+        holds,
+        reason,
+        message,
+    }
+}
+
 fn memory_pressure(resources: &Resources) -> Condition {
     pressure(
         "MemoryPressure",
@@ -266,10 +290,11 @@ fn addresses(identity: &Identity) -> Vec<NodeAddress> {
         type_: kind.into(),
         address,
     };
-    vec![
-        address("InternalIP", identity.address.to_string()),
-        address("Hostname", identity.name.clone()),
-    ]
+    let internal = identity.addresses.iter();
+    internal
+        .map(|ip| address("InternalIP", ip.to_string()))
+        .chain([address("Hostname", identity.name.clone())])
+        .collect()
 }
 
 fn capacity(facts: &Facts) -> BTreeMap<String, Quantity> {
@@ -362,7 +387,7 @@ mod tests {
     fn identity() -> Identity {
         Identity {
             name: "worker-1".into(),
-            address: "192.0.2.1".parse().unwrap(),
+            addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
             labels: BTreeMap::new(),
             kubelet_port: 10250,
         }
@@ -392,6 +417,7 @@ mod tests {
         Health {
             runtime: Part::Up,
             network: Part::Up,
+            routes: None,
             runtime_version: "containerd://1.6.20".into(),
             images: Vec::new(),
         }
@@ -442,7 +468,9 @@ mod tests {
         assert_eq!(json["allocatable"]["memory"], "8092Mi");
         assert_eq!(json["allocatable"]["pods"], "110");
         assert_eq!(json["addresses"][0]["address"], "192.0.2.1");
-        assert_eq!(json["addresses"][1]["address"], "worker-1");
+        assert_eq!(json["addresses"][1]["type"], "InternalIP");
+        assert_eq!(json["addresses"][1]["address"], "2001:db8::1");
+        assert_eq!(json["addresses"][2]["address"], "worker-1");
         assert_eq!(json["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
         assert!(
             json["nodeInfo"]["kubeletVersion"]
@@ -463,6 +491,30 @@ mod tests {
             [decimal(96_636_764_160), decimal(5000)],
             ["96636764160", "5k"]
         );
+    }
+
+    #[test]
+    fn whether_other_nodes_pods_are_reached_is_a_condition_once_it_is_known() {
+        let said = |routes| {
+            let health = Health {
+                routes,
+                ..healthy()
+            };
+            let status = status(&health, &plenty(), &NodeStatus::default(), 1000);
+            let found = condition_of(&status, "NetworkUnavailable").cloned();
+            found.map(|it| {
+                [
+                    it.status,
+                    it.reason.unwrap_or_default(),
+                    it.message.unwrap_or_default(),
+                ]
+            })
+        };
+        assert_eq!(said(None), None, "what the last agent said stays");
+        let routed = ["False", "RouteCreated", "the other nodes' pods are routed"];
+        assert_eq!(said(Some(Part::Up)).unwrap(), routed);
+        let down = Some(Part::Down("no route".into()));
+        assert_eq!(said(down).unwrap(), ["True", "NoRouteCreated", "no route"]);
     }
 
     #[test]

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::announce::Pulse;
+
 use super::credentials::NodeClient;
 use super::follow::Follower;
 use super::join::{Join, JoinError, Joined, join};
@@ -338,16 +340,20 @@ async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
 async fn a_node_is_registered_reported_and_registered_again_when_it_is_gone() {
     let fake = Fake::new();
     let (health, receiver) = watch::channel(Health::default());
+    let (fit, mut fit_seen) = watch::channel(false);
+    let (pulse, pulse_seen) = watch::channel(Pulse::default());
     let upkeep = Upkeep {
         client: client(fake.clone()),
         identity: Identity {
             name: "worker-1".into(),
-            address: "192.0.2.1".parse().unwrap(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
             labels: BTreeMap::from([("disk".into(), "ssd".into())]),
             kubelet_port: 10250,
         },
         root_dir: "/".into(),
         health: receiver,
+        pulse: pulse_seen,
+        fit,
     };
     let running = tokio::spawn(upkeep.run());
     let path = "/api/v1/nodes/worker-1";
@@ -376,6 +382,24 @@ async fn a_node_is_registered_reported_and_registered_again_when_it_is_gone() {
     assert_eq!(lease["spec"]["leaseDurationSeconds"], 40);
     assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], "uid-1");
 
+    fit_seen.wait_for(|fit| *fit).await.unwrap();
+    let networks = vec!["192.0.2.0/24".parse().unwrap()];
+    pulse.send_replace(Pulse {
+        fast: true,
+        networks,
+    });
+    let path_of_lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/worker-1";
+    let announces = |lease: &Value| {
+        let annotations = &lease["metadata"]["annotations"];
+        annotations["kernelet.io/announces"] == "192.0.2.0/24"
+    };
+    let first = until(|| fake.object(path_of_lease).filter(announces)).await;
+    // Long before the slow pace would ask for it.
+    let again = |lease: &Value| lease["spec"]["renewTime"] != first["spec"]["renewTime"];
+    until(|| fake.object(path_of_lease).filter(again)).await;
+    pulse.send_replace(Pulse::default());
+    until(|| fake.object(path_of_lease).filter(|lease| !announces(lease))).await;
+
     fake.objects.lock().unwrap().remove(path);
     health.send_modify(|health| health.runtime_version = "containerd://2".into());
     let node = until(|| fake.object(path)).await;
@@ -392,10 +416,10 @@ async fn a_serving_certificate_is_asked_for_once_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..2 {
         let serving = Arc::new(ServingCertificate::default());
-        let address = "192.0.2.1".parse().unwrap();
+        let addresses = vec!["192.0.2.1".parse().unwrap()];
         let (client, root, kept) = (client(fake.clone()), dir.path().to_owned(), serving.clone());
         let running = tokio::spawn(async move {
-            keep_serving_certificate(client, "worker-1".into(), address, &root, kept).await;
+            keep_serving_certificate(client, "worker-1".into(), addresses, &root, kept).await;
         });
         until(|| serving.is_ready().then_some(())).await;
         running.abort();

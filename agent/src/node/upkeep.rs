@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams, ResourceExt};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
+
+use crate::announce::Pulse;
 
 use super::facts::{Facts, FactsError, Resources};
 use super::lease;
@@ -20,6 +22,9 @@ use super::status::{Health, Identity, desired, needs_write};
 const PASS_INTERVAL: Duration = Duration::from_secs(10);
 /// Until the next pass after one that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Label of nodes to which load balancers shall send nothing.
+const NO_LOAD_BALANCERS: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// How long a pass may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,6 +38,10 @@ pub struct Upkeep {
     pub root_dir: PathBuf,
     /// What the rest of the agent says of itself.
     pub health: watch::Receiver<Health>,
+    /// How the node's Lease is to be renewed.
+    pub pulse: watch::Receiver<Pulse>,
+    /// Told whether load balancers may send traffic to the node.
+    pub fit: watch::Sender<bool>,
 }
 
 /// A pass that failed; the next one reads everything afresh.
@@ -53,7 +62,8 @@ impl Upkeep {
     pub async fn run(mut self) -> Result<(), FactsError> {
         let facts = Facts::read(&self.root_dir)?;
         self.register(&facts).await?;
-        let lease = lease::keep(self.client.clone(), self.identity.name.clone());
+        let name = self.identity.name.clone();
+        let lease = lease::keep(self.client.clone(), name, self.pulse.clone());
         let mut lease = AbortOnDropHandle::new(tokio::spawn(lease));
         let mut failing = false;
         loop {
@@ -105,11 +115,23 @@ impl Upkeep {
             .get_opt(&self.identity.name)
             .await?
             .ok_or(PassError::Gone)?;
+        let excluded = node.labels().contains_key(NO_LOAD_BALANCERS);
         let present = node.status.unwrap_or_default();
         let wanted = self.desired(facts, &present)?;
+        let fit = !excluded && is_ready(&wanted);
+        self.fit.send_if_modified(|known| {
+            let differs = *known != fit;
+            *known = fit;
+            differs
+        });
         if needs_write(&present, &wanted, Timestamp::now()) {
             // Strategic, so that conditions of others stay.
-            let patch = Patch::Strategic(json!({"status": wanted}));
+            let mut patch = json!({"status": wanted});
+            // Addresses are merged by their type, of which there is one for each family.
+            if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+                addresses.push(json!({"$patch": "replace"}));
+            }
+            let patch = Patch::Strategic(patch);
             api.patch_status(&self.identity.name, &PatchParams::default(), &patch)
                 .await?;
         }
@@ -128,4 +150,9 @@ impl Upkeep {
             Timestamp::now(),
         ))
     }
+}
+
+fn is_ready(status: &NodeStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

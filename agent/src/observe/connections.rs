@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use agent_ebpf::abi::{ServiceKey, SocketEntry, SocketKey, TCP, UDP};
+use agent_ebpf::abi::{Scope, ServiceKey, SocketEntry, SocketKey, TCP, UDP};
 
 use super::clients::Client;
 use super::names::{Names, is_asked_for, protocol, socket_address};
@@ -49,14 +49,13 @@ fn connection(
         backend_address,
         backend_port,
         started_ns,
-        handshake_ns,
         ..
     } = open.entry;
     let dialled = ServiceKey {
         address: service.address,
         port: service.port,
         protocol: open.entry.protocol,
-        pad: 0,
+        scope: Scope::CLUSTER,
     };
     let owner = names.service(&dialled).map(|(owner, _)| owner);
     let peer = names.peer(owner, backend_address);
@@ -74,7 +73,7 @@ fn connection(
         state: info
             .map_or("", |info| state(dialled.protocol, info.state))
             .to_owned(),
-        handshake_seconds: (handshake_ns > 0).then(|| handshake_ns as f64 / 1e9),
+        handshake_seconds: open.entry.handshake_ns().map(|it| it as f64 / 1e9),
         round_trip_seconds: tcp.map(|tcp| tcp.round_trip.as_secs_f64()),
         send_queue: info.map(|info| info.send_queue),
         receive_queue: info.map(|info| info.receive_queue),

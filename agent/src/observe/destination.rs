@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use agent_ebpf::abi::{ServiceKey, TCP, UDP};
+use agent_ebpf::abi::{Scope, ServiceKey, TCP, UDP};
 
 use crate::cluster::{ObjectKey, Protocol, Service, ServicePort, View};
 
@@ -37,7 +37,7 @@ pub fn destinations(view: &View, to: &str, protocol: &str) -> Result<Vec<Service
         address: address.into(),
         port: port.to_be_bytes(),
         protocol,
-        pad: 0,
+        scope: Scope::CLUSTER,
     };
     if let Ok(address) = to.parse::<SocketAddr>() {
         return Ok(vec![key(address.ip(), address.port(), protocols[0].1)]);

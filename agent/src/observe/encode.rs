@@ -1,8 +1,10 @@
 //! The data plane's metrics in the format of Prometheus, from plain values.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use agent_ebpf::abi::{BackendStats, ServiceStats};
+use agent_ebpf::abi::pods::PodTraffic;
+use agent_ebpf::abi::{BackendStats, DropReason, ServiceStats};
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
@@ -10,6 +12,7 @@ use super::handshake::octaves;
 use super::series::{BackendSeries, ServiceSeries};
 use crate::cluster::ObjectKey;
 use crate::dataplane::MapSummary;
+use crate::pod::PodSummary;
 
 /// One metric of each backend: its name, help, and value.
 type OfBackend = (&'static str, &'static str, fn(&BackendStats) -> f64);
@@ -183,6 +186,67 @@ pub(super) fn encode_fill(encoder: &mut DescriptorEncoder<'_>, maps: &[MapSummar
             metric
                 .encode_family(&[("map", map.name)])?
                 .encode_gauge(&value(map))?;
+        }
+    }
+    Ok(())
+}
+
+/// Packets dropped, a series for each reason.
+pub(super) fn encode_drops(
+    encoder: &mut DescriptorEncoder<'_>,
+    drops: &BTreeMap<DropReason, u64>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(
+        "kernelet_packets_dropped",
+        "Packets that a program dropped",
+        None,
+        MetricType::Counter,
+    )?;
+    for (reason, count) in drops {
+        metric
+            .encode_family(&[("reason", reason.name())])?
+            .encode_counter::<NoLabelSet, u64, u64>(count, None)?;
+    }
+    Ok(())
+}
+
+/// One counter of a pod's link.
+type OfLink = (&'static str, &'static str, fn(&PodTraffic) -> u64);
+
+/// What passed the pods' links.
+pub(super) fn encode_pods(
+    encoder: &mut DescriptorEncoder<'_>,
+    pods: &[(PodSummary, PodTraffic)],
+) -> fmt::Result {
+    let metrics: [OfLink; 4] = [
+        (
+            "kernelet_pod_sent_packets",
+            "Packets that the pod sent",
+            |it| it.sent.packets,
+        ),
+        (
+            "kernelet_pod_sent_bytes",
+            "Bytes of frames that the pod sent",
+            |it| it.sent.bytes,
+        ),
+        (
+            "kernelet_pod_received_packets",
+            "Packets that went to the pod",
+            |it| it.received.packets,
+        ),
+        (
+            "kernelet_pod_received_bytes",
+            "Bytes of frames that went to the pod",
+            |it| it.received.bytes,
+        ),
+    ];
+    for (name, help, value) in metrics {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (pod, traffic) in pods {
+            let labels = [("namespace", &*pod.namespace), ("pod", &*pod.name)];
+            metric
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&value(traffic), None)?;
         }
     }
     Ok(())

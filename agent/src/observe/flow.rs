@@ -2,7 +2,7 @@
 
 use agent_ebpf::abi::{
     EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_FAILED, EVENT_HOLE, EVENT_NO_BACKEND, EVENT_OPENED,
-    FlowEvent, ServiceKey, TCP,
+    FlowEvent, Scope, ServiceKey, TCP,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -11,14 +11,18 @@ use super::names::{Names, is_asked_for, protocol, socket_address};
 use crate::introspection as api;
 
 /// What a watcher may ask for.
-pub const VERDICTS: [&str; 6] = [
+pub const VERDICTS: [&str; 7] = [
     "opened",
     "established",
     "failed",
     "closed",
     "no-backend",
     "hole",
+    DROPPED,
 ];
+
+/// A packet at a pod's link that a network policy refused.
+pub const DROPPED: &str = "dropped";
 
 /// What became of the socket.
 pub(super) fn verdict(kind: u8) -> &'static str {
@@ -40,13 +44,14 @@ pub(super) fn is_refusal(kind: u8) -> bool {
 
 /// The kernel's monotonic clock beside the people's, read at one moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
-    pub(super) monotonic_ns: u64,
-    pub(super) wall: Timestamp,
+pub struct Clock {
+    pub monotonic_ns: u64,
+    pub wall: Timestamp,
 }
 
 impl Clock {
-    fn at(self, ns: u64) -> Timestamp {
+    /// When something was, by the monotonic clock.
+    pub fn at(self, ns: u64) -> Timestamp {
         let ago = i64::try_from(self.monotonic_ns.saturating_sub(ns)).unwrap_or(i64::MAX);
         let at = self.wall.checked_sub(SignedDuration::from_nanos(ago));
         at.unwrap_or(self.wall)
@@ -58,7 +63,7 @@ pub(super) fn dialled(event: &FlowEvent) -> ServiceKey {
         address: event.dialled,
         port: event.dialled_port,
         protocol: event.protocol,
-        pad: 0,
+        scope: Scope::CLUSTER,
     }
 }
 
@@ -100,6 +105,7 @@ pub(super) fn flow(
         seconds: timed.then(|| event.duration_ns as f64 / 1e9),
         bytes_sent: carried.then_some(event.bytes_sent),
         bytes_received: carried.then_some(event.bytes_received),
+        reason: String::new(),
     }
 }
 

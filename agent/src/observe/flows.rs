@@ -142,7 +142,7 @@ impl Flows {
     }
 
     /// Gives a flow to those who asked for it.
-    fn publish(&self, flow: &api::Flow, refused: bool) {
+    pub(crate) fn publish(&self, flow: &api::Flow, refused: bool) {
         let watchers = self.watchers();
         for watcher in &watchers.all {
             let drawn = refused || is_drawn(flow.cookie, watcher.every(), watchers.drawn);
@@ -157,7 +157,7 @@ impl Flows {
         }
     }
 
-    fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         !self.watchers().all.is_empty()
     }
 

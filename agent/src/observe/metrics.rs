@@ -3,11 +3,13 @@
 //!
 //! Only services and backends that something happened to have series.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_ebpf::abi::{BackendId, BackendStats, ServiceStats};
+use agent_ebpf::abi::pods::PodTraffic;
+use agent_ebpf::abi::{Address, BackendId, BackendStats, DropReason, ServiceStats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -15,7 +17,8 @@ use prometheus_client::registry::Registry;
 use tracing::warn;
 
 use super::encode::{
-    counter, encode_backends, encode_fill, encode_refusals, encode_services, gauge,
+    counter, encode_backends, encode_drops, encode_fill, encode_pods, encode_refusals,
+    encode_services, gauge,
 };
 use super::flows::Flows;
 use super::ledger::Ledger;
@@ -26,6 +29,7 @@ use super::series::{BackendSeries, ServiceSeries, backends, services, users};
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name, ObjectKey};
 use crate::dataplane::{MapError, MapSummary, Retired};
+use crate::pod::{PodSummary, PodTable};
 use crate::proxy::ProxyHandle;
 
 /// How old the maps' fill may be. Counting reads every row.
@@ -39,6 +43,7 @@ pub struct Sources {
     pub maps: Arc<dyn MapReader>,
     pub retired: Retired,
     pub flows: Flows,
+    pub pods: PodTable,
 }
 
 /// Has `registry` show what the maps count.
@@ -68,6 +73,8 @@ struct Scrape {
     services: Vec<ServiceSeries>,
     refusals: Vec<(ObjectKey, ServiceStats)>,
     fill: Vec<MapSummary>,
+    drops: BTreeMap<DropReason, u64>,
+    pods: Vec<(PodSummary, PodTraffic)>,
 }
 
 impl DataplaneCollector {
@@ -78,6 +85,7 @@ impl DataplaneCollector {
             proxy,
             maps,
             retired,
+            pods,
             ..
         } = &self.sources;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,9 +133,27 @@ impl DataplaneCollector {
                 .map(|(service, stats)| (service.clone(), stats))
                 .collect(),
             fill,
+            drops: maps.drops()?,
+            pods: traffic(pods, &maps.traffic()?),
             backends,
         })
     }
+}
+
+/// The pods that have links of their own; of two with one name, an old one that is going and a new one, the first.
+fn traffic(
+    pods: &PodTable,
+    by_address: &BTreeMap<Address, PodTraffic>,
+) -> Vec<(PodSummary, PodTraffic)> {
+    let with_links = pods.list().into_iter().filter_map(|pod| {
+        let traffic = pod.at(by_address)?;
+        Some((pod, traffic))
+    });
+    let mut shown: Vec<(PodSummary, PodTraffic)> = with_links.collect();
+    shown.dedup_by(|(next, _), (pod, _)| {
+        (&next.namespace, &next.name) == (&pod.namespace, &pod.name)
+    });
+    shown
 }
 
 impl Collector for DataplaneCollector {
@@ -144,6 +170,8 @@ impl Collector for DataplaneCollector {
         encode_services(&mut encoder, &scrape.services)?;
         encode_refusals(&mut encoder, &scrape.refusals)?;
         encode_fill(&mut encoder, &scrape.fill)?;
+        encode_drops(&mut encoder, &scrape.drops)?;
+        encode_pods(&mut encoder, &scrape.pods)?;
         counter(
             &mut encoder,
             "kernelet_flow_events_lost",

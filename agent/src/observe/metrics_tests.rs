@@ -7,6 +7,21 @@ use super::*;
 fn registry(world: World, reader: Arc<FakeReader>, retired: Retired) -> Registry {
     let mut registry = Registry::default();
     let _ = crate::proxy::Metrics::new(&mut registry);
+    let pods = PodTable::default();
+    pods.put(PodSummary {
+        uid: "u".into(),
+        namespace: "shop".into(),
+        name: "web-1".into(),
+        addresses: vec![[10, 244, 0, 1].into()],
+        ..PodSummary::default()
+    });
+    // One of the node's own network.
+    pods.put(PodSummary {
+        uid: "v".into(),
+        name: "agent".into(),
+        addresses: vec![[192, 0, 2, 1].into()],
+        ..PodSummary::default()
+    });
     let sources = Sources {
         node: NODE.into(),
         cluster: world.cluster,
@@ -14,6 +29,7 @@ fn registry(world: World, reader: Arc<FakeReader>, retired: Retired) -> Registry
         maps: reader,
         retired,
         flows: Flows::new(Box::new(FakeRecorder::default())).unwrap(),
+        pods,
     };
     register(&mut registry, sources);
     registry
@@ -51,7 +67,7 @@ fn only_what_something_happened_to_has_series() {
     let (near, far) = (world.backend(1), world.backend(2));
     let registry = registry(world, reader.clone(), Retired::default());
     let before = text(&registry);
-    assert!(!before.contains("shop"), "{before}");
+    assert!(!before.contains("service=\"web\""), "{before}");
 
     reader.count(near, stats(7, 5));
     let refused = ServiceStats {
@@ -80,6 +96,8 @@ fn only_what_something_happened_to_has_series() {
     let refused =
         "kernelet_service_refused_total{namespace=\"shop\",service=\"idle\",reason=\"no-backend\"}";
     assert_eq!(value(&text, refused), Some(3.0));
+    let spoofed = "kernelet_packets_dropped_total{reason=\"spoofed\"}";
+    assert_eq!(value(&text, spoofed), Some(3.0));
     assert_eq!(
         value(&text, "kernelet_map_entries{map=\"SERVICES\"}"),
         Some(1.0)
@@ -101,6 +119,26 @@ fn a_services_sum_outlives_its_backends() {
     retired.add(near, stats(9, 9));
     assert_eq!(opens(), Some(9.0));
     assert_eq!(opens(), Some(9.0));
+}
+
+#[test]
+fn a_pod_with_a_link_of_its_own_has_what_passed_it() {
+    let world = World::new();
+    let reader = Arc::new(world.reader());
+    let text = text(&registry(world, reader, Retired::default()));
+    let of = |name: &str| {
+        let labels = "{namespace=\"shop\",pod=\"web-1\"}";
+        value(&text, &format!("kernelet_pod_{name}_total{labels}"))
+    };
+    let found = [
+        "sent_packets",
+        "sent_bytes",
+        "received_packets",
+        "received_bytes",
+    ]
+    .map(of);
+    assert_eq!(found, [Some(3.0), Some(300.0), Some(2.0), Some(2000.0)]);
+    assert!(!text.contains("pod=\"agent\""), "{text}");
 }
 
 /// A metric as people have to know it.

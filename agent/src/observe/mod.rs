@@ -31,7 +31,7 @@ mod trace;
 pub use clients::{Client, Clients};
 pub use connections::{Open, connections};
 pub use destination::{TraceError, destinations};
-pub use flow::VERDICTS;
+pub use flow::{Clock, DROPPED, VERDICTS};
 pub use flows::{Flows, Recorder, Watch, run};
 pub use handshake::quantile;
 pub use metrics::{Sources, register};

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use agent_ebpf::abi::{Address, Port, ServiceKey, TCP, UDP};
 
-use crate::cluster::{Endpoint, Name, ObjectKey, View};
+use crate::cluster::{Endpoint, Name, Node, ObjectKey, View};
 use crate::proxy::{LbState, Live};
 
 /// Looks names up where they are; nothing is indexed, so it costs nothing to make.
@@ -25,7 +25,7 @@ pub(super) struct Peer {
 impl<'a> Names<'a> {
     /// What the proxy knows of a dialled address.
     pub(super) fn frontend(&self, dialled: &ServiceKey) -> Option<&'a Live> {
-        self.state.frontend(dialled)
+        self.state.dialled(dialled)
     }
 
     /// The service that has a dialled address, and its port's name.
@@ -36,6 +36,14 @@ impl<'a> Names<'a> {
 
     /// Whom the cluster says a service's backend is.
     pub(super) fn peer(&self, service: Option<&ObjectKey>, address: Address) -> Peer {
+        if let Some(service) = service
+            && let Some(pod) = service.pod_name()
+        {
+            return Peer {
+                pod: format!("{}/{pod}", service.namespace),
+                node: self.node_of(address),
+            };
+        }
         let Some((service, endpoint)) =
             service.and_then(|service| Some((service, self.endpoint(service, address.to_ip())?)))
         else {
@@ -46,6 +54,15 @@ impl<'a> Names<'a> {
             pod: pod.map_or_else(String::new, |pod| format!("{}/{pod}", service.namespace)),
             node: text(endpoint.node.as_ref()),
         }
+    }
+
+    /// The node whose pods' range an address is in.
+    fn node_of(&self, address: Address) -> String {
+        let ip = address.to_ip();
+        let mut nodes = self.view.nodes.iter();
+        let has = |node: &Node| node.pod_cidrs.iter().any(|range| range.contains(&ip));
+        let found = nodes.find(|(_, node)| has(node));
+        text(found.map(|(name, _)| name))
     }
 
     pub(super) fn endpoint(&self, service: &ObjectKey, address: IpAddr) -> Option<&'a Endpoint> {

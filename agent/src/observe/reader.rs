@@ -1,6 +1,9 @@
 //! The maps as those who look need them: the kernel's, or a test's.
 
-use agent_ebpf::abi::{ServiceKey, SocketEntry, SocketKey};
+use std::collections::BTreeMap;
+
+use agent_ebpf::abi::pods::PodTraffic;
+use agent_ebpf::abi::{Address, DropReason, ServiceKey, SocketEntry, SocketKey};
 
 use crate::dataplane::{Lookup, MapError, MapRow, MapSummary, Maps, Totals};
 
@@ -17,6 +20,10 @@ pub trait MapReader: Send + Sync {
     /// The client sockets that were sent to backends.
     fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError>;
     fn totals(&self) -> Result<Totals, MapError>;
+    /// Packets dropped, by reason.
+    fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError>;
+    /// What passed the links of this node's pods, by the pods' addresses.
+    fn traffic(&self) -> Result<BTreeMap<Address, PodTraffic>, MapError>;
 }
 
 impl MapReader for Maps {
@@ -38,5 +45,11 @@ impl MapReader for Maps {
     }
     fn totals(&self) -> Result<Totals, MapError> {
         Maps::totals(self)
+    }
+    fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError> {
+        Maps::drops(self)
+    }
+    fn traffic(&self) -> Result<BTreeMap<Address, PodTraffic>, MapError> {
+        Maps::traffic(self)
     }
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use agent_ebpf::abi::pods::{Passed, PodTraffic};
 use agent_ebpf::abi::{
-    AffinityEntry, AffinityKey, BackendId, BackendStats, ServiceKey, ServiceRow, ServiceStats,
-    SocketEntry, SocketKey, TCP,
+    Address, AffinityEntry, AffinityKey, BackendId, BackendStats, DropReason, Scope, ServiceKey,
+    ServiceRow, ServiceStats, SocketEntry, SocketKey, TCP,
 };
 
 use super::{MapReader, Recorder};
@@ -39,7 +40,7 @@ pub(crate) fn dialled(last: u8, port: u16) -> ServiceKey {
         address: std::net::Ipv4Addr::new(10, 96, 0, last).into(),
         port: port.to_be_bytes(),
         protocol: TCP,
-        pad: 0,
+        scope: Scope::CLUSTER,
     }
 }
 
@@ -160,6 +161,13 @@ impl FakeReader {
 }
 
 impl MapReader for FakeReader {
+    fn traffic(&self) -> Result<BTreeMap<Address, PodTraffic>, MapError> {
+        let passed = |packets, bytes| Passed { packets, bytes };
+        let (sent, received) = (passed(3, 300), passed(2, 2000));
+        let web_1 = Address::v4([10, 244, 0, 1]);
+        Ok(BTreeMap::from([(web_1, PodTraffic { sent, received })]))
+    }
+
     fn summaries(&self) -> Result<Vec<MapSummary>, MapError> {
         Ok(vec![MapSummary {
             name: "SERVICES",
@@ -189,9 +197,16 @@ impl MapReader for FakeReader {
         netns_cookie: Option<u64>,
     ) -> Result<Option<Lookup>, MapError> {
         let tables = &self.maps.state;
-        let Some(entry) = tables.services.get(key).copied() else {
+        let any = ServiceKey {
+            address: agent_ebpf::node_port::any(&key.address),
+            ..*key
+        };
+        // Every address is the node's here.
+        let found = tables.services.get_key_value(key);
+        let Some((key, entry)) = found.or_else(|| tables.services.get_key_value(&any)) else {
             return Ok(None);
         };
+        let entry = *entry;
         let live = |slot: &agent_ebpf::abi::SlotKey| {
             (slot.service_id, slot.generation) == (entry.service_id, entry.generation)
         };
@@ -214,6 +229,10 @@ impl MapReader for FakeReader {
 
     fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
         Ok(self.sockets.clone())
+    }
+
+    fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError> {
+        Ok([(DropReason::Spoofed, 3)].into())
     }
 
     fn totals(&self) -> Result<Totals, MapError> {

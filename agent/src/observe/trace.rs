@@ -1,7 +1,9 @@
 //! What would become of a connect, and which map entries say so. Pure: it draws from the rows that a lookup found, with
 //! the very function that the kernel runs.
 
-use agent_ebpf::abi::{AffinityEntry, BackendId, ServiceEntry, ServiceKey, SlotKey, UDP};
+use agent_ebpf::abi::{
+    AffinityEntry, BackendId, FLAG_HOST_PORT, ServiceEntry, ServiceKey, SlotKey, UDP,
+};
 use agent_ebpf::select::{self, Verdict};
 
 use super::destination::ports;
@@ -45,15 +47,32 @@ pub fn trace(
         });
         return trace;
     };
+    if found.service.key != *dialled {
+        let row = &found.service.key;
+        let row = socket_address(row.address, row.port);
+        let is_host_port = found.service.entry.flags & FLAG_HOST_PORT != 0;
+        let port = match is_host_port {
+            true => "a pod's host port",
+            false => "among its node ports",
+        };
+        trace.steps.push(format!(
+            "NODE_ADDRESSES: {} is the node's, and the port {port}: {row} is looked up",
+            dialled.address
+        ));
+    }
     trace.entries = found.rows().into_iter().map(entry).collect();
     let owner = names.service(dialled);
     let service = owner.map_or(
         "a service that nobody claims".to_owned(),
         |(owner, port)| {
             trace.service = owner.to_string();
+            let what = match owner.pod_name() {
+                Some(pod) => format!("a host port of pod {}/{pod}", owner.namespace),
+                None => format!("service {owner}"),
+            };
             match &**port {
-                "" => format!("service {owner}"),
-                port => format!("service {owner}, port {port}"),
+                "" => what,
+                port => format!("{what}, port {port}"),
             }
         },
     );
@@ -142,7 +161,7 @@ fn decide(found: &Lookup, caller: &Caller) -> Decision {
     let always = (0..64).all(|spread| {
         let socket = Socket { caller, spread };
         matches!(select::choose(found, &socket, &found.service.key),
-            Verdict::Backend { id, .. } if id == last.backend)
+            Verdict::Backend { picked, .. } if picked.backend == last.backend)
     });
     match slot {
         Some(slot) if always => Decision::Sticks { slot, last },
@@ -183,7 +202,7 @@ fn draws(
     }
     // The odds are those of the rows that were found, whatever the proxy is about to write.
     let state = LbState::adopt(found.tables(), 0);
-    if let Some(live) = state.frontend(dialled) {
+    if let Some(live) = state.frontend(&found.service.key) {
         for (slot, id) in live.slots.iter().enumerate() {
             let share = live.share(slot);
             if share > 0.0 {
@@ -311,6 +330,9 @@ impl select::Caller for Socket<'_> {
     }
     fn now_ns(&self) -> u64 {
         self.caller.now_ns
+    }
+    fn last(&self) -> Option<select::Picked> {
+        None
     }
 }
 

@@ -58,6 +58,34 @@ fn a_draw_shows_the_odds_and_the_entries_behind_them() {
 }
 
 #[test]
+fn a_node_port_is_traced_to_its_row_and_its_service() {
+    let world = World::with(|service| {
+        service.ports[0].node_port = Some(30_080);
+        service.exposed = Some(Box::new(crate::cluster::Exposed {
+            node_ports: true,
+            ..Default::default()
+        }));
+    });
+    let node = ServiceKey {
+        address: std::net::Ipv4Addr::new(192, 0, 2, 7).into(),
+        ..dialled(1, 30_080)
+    };
+    let trace = traced(&world, &world.reader(), &node);
+    assert_eq!(
+        (&*trace.outcome, &*trace.service, &*trace.dialled),
+        ("drawn", "shop/web", "192.0.2.7:30080")
+    );
+    assert_eq!(trace.choices.len(), 2);
+    assert!(
+        trace.steps[0].ends_with("0.0.0.0:30080 is looked up"),
+        "{:?}",
+        trace.steps
+    );
+    let pod = &trace.choices[0].backend.as_ref().unwrap().pod;
+    assert_eq!(pod, "shop/web-1");
+}
+
+#[test]
 fn without_a_backend_it_is_refused() {
     let world = World::new();
     let trace = traced(&world, &world.reader(), &dialled(2, 80));

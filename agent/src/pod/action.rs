@@ -11,6 +11,8 @@ pub enum Action {
     PrepareSandbox,
     /// Make the volumes, and fill those that have contents.
     PrepareVolumes,
+    /// Bring the contents of volumes up to date.
+    RefreshVolumes,
     /// Make sure the container's image is there.
     FetchImage { container: String },
     /// Make and start the container.

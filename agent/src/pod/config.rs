@@ -8,7 +8,7 @@ use super::resources;
 use super::spec::{PodView, QosClass, container_id, request, spec_hash};
 use super::volumes;
 use crate::network::namespaces::Namespace;
-use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Security};
+use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Security, Stdio};
 
 /// Which of the pod's namespaces are its own rather than the node's.
 pub(super) fn own_namespaces(pod: &PodView) -> Vec<Namespace> {
@@ -32,6 +32,8 @@ pub(super) struct Parts<'a> {
     pub(super) paths: &'a Paths,
     /// Memory of the node in bytes, by which a request's weight is measured.
     pub(super) node_memory: f64,
+    /// The process whose process namespace it joins.
+    pub(super) target_pid: Option<u32>,
 }
 
 /// The config of a container.
@@ -44,6 +46,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         env,
         paths,
         node_memory,
+        target_pid,
     } = parts;
     let uid = &pod.id.uid;
     let expanded = |list: &Option<Vec<String>>| {
@@ -67,6 +70,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         working_dir: container.working_dir.clone(),
         mounts: mounts(pod, container, attempt, paths)?,
         namespaces: NamespacePaths {
+            pid: target_pid.map(|pid| format!("/proc/{pid}/ns/pid").into()),
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),
@@ -78,6 +82,11 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
         security: security(&pod.object, container),
         env: with_hostname(env, pod),
+        stdio: Stdio {
+            stdin: container.stdin == Some(true),
+            stdin_once: container.stdin_once == Some(true),
+            tty: container.tty == Some(true),
+        },
     })
 }
 

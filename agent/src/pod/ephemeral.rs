@@ -1,39 +1,45 @@
-//! Ephemeral containers, which somebody may add to a running pod: this node runs none, and says so. Pure.
+//! Ephemeral containers, which somebody adds to a pod that runs, mostly to look at another of its containers. They run once,
+//! and nothing waits for them. Pure.
 
-use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateWaiting, ContainerStatus, PodStatus,
-};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer};
 
 use super::spec::PodView;
 
-/// What is told of each of them.
-pub(super) const REFUSAL: &str = "ephemeral containers are not supported on this node";
-
-/// Their statuses; none for a pod without them.
-pub(super) fn statuses(pod: &PodView) -> Option<Vec<ContainerStatus>> {
-    let refused = pod.spec().ephemeral_containers.as_ref()?.iter();
-    let refused = refused.map(|container| ContainerStatus {
-        name: container.name.clone(),
-        image: container.image.clone().unwrap_or_default(),
-        state: Some(ContainerState {
-            waiting: Some(ContainerStateWaiting {
-                reason: Some("CreateContainerConfigError".into()),
-                message: Some(REFUSAL.into()),
-            }),
-            ..ContainerState::default()
-        }),
-        ..ContainerStatus::default()
-    });
-    Some(refused.collect())
+/// An ephemeral container as what it is to the runtime.
+pub(super) fn container(of: EphemeralContainer) -> Container {
+    Container {
+        args: of.args,
+        command: of.command,
+        env: of.env,
+        env_from: of.env_from,
+        image: of.image,
+        image_pull_policy: of.image_pull_policy,
+        name: of.name,
+        resources: of.resources,
+        security_context: of.security_context,
+        stdin: of.stdin,
+        stdin_once: of.stdin_once,
+        termination_message_path: of.termination_message_path,
+        termination_message_policy: of.termination_message_policy,
+        tty: of.tty,
+        volume_devices: of.volume_devices,
+        volume_mounts: of.volume_mounts,
+        working_dir: of.working_dir,
+        ..Container::default()
+    }
 }
 
-/// Names of those that `status` does not tell of.
-pub(super) fn untold<'a>(pod: &'a PodView, status: &'a PodStatus) -> impl Iterator<Item = &'a str> {
-    let names = pod.spec().ephemeral_containers.iter().flatten();
-    names
-        .map(|container| container.name.as_str())
-        .filter(|name| {
-            let mut told = status.ephemeral_container_statuses.iter().flatten();
-            !told.any(|told| told.name == *name)
-        })
+/// Whether a container of this name is an ephemeral one.
+pub(super) fn is_one(pod: &PodView, name: &str) -> bool {
+    pod.ephemeral.iter().any(|container| container.name == name)
+}
+
+/// The container whose processes an ephemeral one shall see.
+pub(super) fn target<'a>(pod: &'a PodView, name: &str) -> Option<&'a str> {
+    let mut all = pod.spec().ephemeral_containers.iter().flatten();
+    let target = all
+        .find(|container| container.name == name)?
+        .target_container_name
+        .as_deref()?;
+    (!target.is_empty()).then_some(target)
 }

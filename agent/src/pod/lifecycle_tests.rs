@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::action::Action;
 use super::ephemeral;
-use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
-use super::plan::plan;
+use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
+use super::plan::{Phase, phase, plan};
 use super::refusals::refusals;
 use super::spec::{Goal, PodView, container_id, spec_hash};
 use super::status::{Surroundings, status};
@@ -42,7 +42,10 @@ fn delete(pod: &mut PodView) {
 }
 
 fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
-    let spec = pod.all_containers().find(|spec| spec.name == name).unwrap();
+    let spec = pod
+        .every_container()
+        .find(|spec| spec.name == name)
+        .unwrap();
     Container {
         id: container_id("u", name, 0),
         pod: pod.id.clone(),
@@ -126,6 +129,7 @@ fn volumes_are_prepared_for_a_container_that_is_to_start_and_only_then() {
     let mut observed = Observed {
         sandbox: ready(),
         containers: vec![container(&pod, "main", RUNNING)],
+        contents: Contents::FreshUntil(at(70)),
         ..Observed::default()
     };
     let actions = |observed: &Observed, now| plan(Some(&pod), Goal::Run, observed, now).actions;
@@ -229,6 +233,7 @@ fn init_containers_run_again_after_the_machine_restarted() {
             container(&pod, "init", exited(0)),
             container(&pod, "main", exited(137)),
         ],
+        contents: Contents::FreshUntil(at(70)),
         ..Observed::default()
     };
     let next = |observed: &Observed| {
@@ -314,13 +319,11 @@ fn what_a_pod_asks_for_in_vain_is_told() {
         let asked = json!({
             "resources": {"requests": {"cpu": "1"}},
             "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}},
-            "ephemeralContainers": [{"name": "debug", "image": "i:1"}],
             "containers": [],
         });
         let asked: PodSpec = serde_json::from_value(asked).unwrap();
         spec.resources = asked.resources;
         spec.security_context = asked.security_context;
-        spec.ephemeral_containers = asked.ephemeral_containers;
     }
     assert_eq!(
         refusals(&pod, &pod.containers()[0]),
@@ -329,14 +332,69 @@ fn what_a_pod_asks_for_in_vain_is_told() {
             "a limit or request of the pod as a whole is not supported on this node",
         ]
     );
+}
 
-    // They come to a pod that runs, and are no reason not to go on.
-    let before = PodStatus::default();
-    let untold: Vec<&str> = ephemeral::untold(&pod, &before).collect();
-    assert_eq!(untold, ["debug"]);
-    let status = tell(&pod, &Observed::default(), &before);
-    assert_eq!(ephemeral::untold(&pod, &status).count(), 0);
-    let told = &status.ephemeral_container_statuses.as_ref().unwrap()[0];
-    let waiting = told.state.as_ref().unwrap().waiting.as_ref().unwrap();
-    assert_eq!(waiting.message.as_deref(), Some(ephemeral::REFUSAL));
+#[test]
+fn an_ephemeral_container_runs_once_beside_the_others() {
+    let mut object = one("Always").object;
+    if let Some(spec) = &mut object.spec {
+        let added =
+            json!([{"name": "debug", "image": "i:1", "targetContainerName": "main", "tty": true}]);
+        spec.ephemeral_containers = serde_json::from_value(added).unwrap();
+    }
+    let pod = PodView::new(object).unwrap();
+    assert_eq!(ephemeral::target(&pod, "debug"), Some("main"));
+    assert_eq!(ephemeral::target(&pod, "main"), None);
+    assert_eq!(pod.ephemeral[0].tty, Some(true));
+
+    let mut observed = Observed {
+        sandbox: Sandbox::Ready { addresses: vec![] },
+        volumes: Volumes::Ready,
+        contents: Contents::FreshUntil(at(70)),
+        ..Observed::default()
+    };
+    observed.images.insert("i:1".into(), ImageState::Present);
+    let run = |name: &str| Action::Run {
+        container: name.into(),
+        attempt: 0,
+        streak: 0,
+    };
+    let actions = |observed: &Observed| plan(Some(&pod), Goal::Run, observed, at(10)).actions;
+    assert_eq!(actions(&observed), [run("main"), run("debug")]);
+
+    for (name, state) in [
+        ("main", ContainerState::Running { pid: 7 }),
+        ("debug", exited(1)),
+    ] {
+        observed.put(container(&pod, name, state));
+    }
+    assert_eq!(actions(&observed), [], "it is not run again");
+    assert_eq!(phase(&pod, &observed, at(10)), Phase::Active);
+    let status = tell(&pod, &observed, &PodStatus::default());
+    let told = &status.ephemeral_container_statuses.unwrap()[0];
+    let end = told.state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!((told.name.as_str(), end.exit_code), ("debug", 1));
+}
+
+#[test]
+fn contents_of_volumes_are_looked_at_again_while_a_container_runs() {
+    let pod = one("Always");
+    let mut observed = Observed {
+        sandbox: ready(),
+        containers: vec![container(&pod, "main", RUNNING)],
+        ..Observed::default()
+    };
+    let planned = |observed: &Observed, now| plan(Some(&pod), Goal::Run, observed, now);
+    // An agent that starts does not know how old they are.
+    let begin = planned(&observed, at(10));
+    assert_eq!(begin.actions, [Action::RefreshVolumes]);
+    observed.contents = Contents::FreshUntil(at(70));
+    let later = planned(&observed, at(10));
+    assert_eq!((later.actions, later.wake), (vec![], Some(at(70))));
+    let due = planned(&observed, at(70));
+    assert_eq!(due.actions, [Action::RefreshVolumes]);
+    // They may show the pod's addresses, so the sandbox comes first.
+    observed.sandbox = Sandbox::Unknown;
+    let early = planned(&observed, at(70));
+    assert_eq!(early.actions, [Action::PrepareSandbox]);
 }

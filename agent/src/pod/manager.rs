@@ -15,10 +15,12 @@ use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
 use super::events::Events;
+use super::host_ports::{self, Teller};
 use super::paths::is_plain_name;
 use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{DEFAULT_GRACE, PodView};
 use super::table::PodTable;
+use super::volumes::Tokens;
 use super::worker;
 use crate::network::PodNetwork;
 use crate::network::namespaces::Namespace;
@@ -109,6 +111,7 @@ async fn run(
     let node_name = settings.node_name.clone();
     let mut pods = Pods {
         shared: Arc::new(Shared {
+            host_ports: Teller::new(settings.cluster.clone()),
             events: Events::start(client.clone(), node_name.clone()),
             node_memory: node_memory(),
             client: client.clone(),
@@ -118,6 +121,7 @@ async fn run(
             table,
             archives_imported,
             pokes: Pokes::default(),
+            tokens: Tokens::default(),
         }),
         workers: BTreeMap::new(),
         tasks: JoinSet::new(),
@@ -198,10 +202,31 @@ impl Pods {
                 view.id.clone(),
                 Order {
                     pod: Some(view.clone()),
+                    is_rejected: self.is_rejected(&view),
                     ..Order::default()
                 },
             ),
         }
+    }
+
+    /// Whether the node cannot have a new pod, as another has its host ports. The scheduler sees to it that this does not
+    /// come to pass; not every pod is its.
+    fn is_rejected(&self, pod: &PodView) -> bool {
+        if self.adopted.contains_key(&pod.id.uid) || pod.phase().is_some_and(|it| it != "Pending") {
+            return false;
+        }
+        let holds = |order: &Order| {
+            let others = order.pod.as_ref().filter(|_| {
+                // A pod that is deleted, and is here no longer than it takes to end, has given its place to another.
+                !order.is_rejected && order.vanished_by.is_none()
+            });
+            others.is_some_and(|other| {
+                let is_over = matches!(other.phase(), Some("Succeeded" | "Failed"));
+                !is_over && host_ports::clash(pod, other)
+            })
+        };
+        let mut workers = self.workers.values();
+        workers.any(|worker| holds(&worker.orders.borrow()))
     }
 
     fn spawn(&mut self, id: PodRef, order: Order) {
@@ -297,6 +322,7 @@ impl Pods {
                 },
             );
         }
+        self.shared.host_ports.expect(self.workers.keys().cloned());
     }
 
     /// Pods without a worker of which containers, pins, logs or directories are left.

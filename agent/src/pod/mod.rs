@@ -20,7 +20,9 @@ mod env;
 mod ephemeral;
 mod events;
 mod files;
+mod hooks;
 mod host_path;
+mod host_ports;
 mod hosts;
 mod insecure;
 #[cfg(test)]
@@ -56,6 +58,7 @@ mod termination_message;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 mod volumes;
 mod worker;
 

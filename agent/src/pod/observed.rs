@@ -16,6 +16,7 @@ use crate::runtime::{Container, ContainerState};
 pub struct Observed {
     pub sandbox: Sandbox,
     pub volumes: Volumes,
+    pub contents: Contents,
     /// Every container the pod has or had, in no particular order.
     pub containers: Vec<Container>,
     /// By the name that the spec uses.
@@ -24,6 +25,8 @@ pub struct Observed {
     pub failures: BTreeMap<String, Failure>,
     /// Containers that were asked to stop, by id.
     pub stops: BTreeMap<String, Stop>,
+    /// The node could not have the pod.
+    pub is_rejected: bool,
     /// Probes that were tried, or taken over from an earlier agent.
     pub probes: BTreeMap<ProbeId, ProbeState>,
 }
@@ -51,6 +54,16 @@ pub enum Volumes {
     Unknown,
     Ready,
     Failed(Failure),
+}
+
+/// What is in the pod's volumes, where that has a source elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Contents {
+    /// Not looked at since the worker began, or since something changed that they show.
+    #[default]
+    Unknown,
+    /// To be looked at again at this time.
+    FreshUntil(Timestamp),
 }
 
 /// Whether an image can be used.

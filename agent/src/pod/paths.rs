@@ -98,7 +98,7 @@ impl Paths {
         self.run_dir.join(namespace.pin_directory())
     }
 
-    pub(super) fn pin(&self, namespace: Namespace, uid: &str) -> PathBuf {
+    pub fn pin(&self, namespace: Namespace, uid: &str) -> PathBuf {
         self.pins(namespace).join(uid)
     }
 

@@ -7,27 +7,31 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Container as ContainerSpec;
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Volume};
 
 use super::action::{StopHow, StopReason};
 use super::backoff;
 use super::config::{self, Parts};
 use super::env::{self, Context};
+use super::ephemeral;
 use super::events::Kind;
-use super::observed::{CREATE_ERROR, Failure, ImageState, Observed, Sandbox, Volumes};
+use super::hooks;
+use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::refusals::refusals;
 use super::sandbox;
 use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
-use super::volumes;
+use super::volumes::{self, VolumeError};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, RuntimeError, log_pipe};
 
 /// What came of an action.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Sandbox(Sandbox),
-    Volumes(Volumes),
+    /// Those that were made have contents as of now.
+    Volumes(Volumes, Contents),
+    Contents(Contents),
     Image {
         name: String,
         state: ImageState,
@@ -100,19 +104,69 @@ pub(super) async fn prepare_volumes(
         Volumes::Failed(failure) => failure.tries + 1,
         _ => 1,
     };
-    let context = context(shared, pod, observed);
-    for volume in pod.spec().volumes.iter().flatten() {
-        let made = volumes::prepare(&shared.client, &context, &shared.settings.paths, volume).await;
-        if let Err(error) = made {
+    match make(shared, pod, observed, |_| true).await {
+        Ok(again) => {
+            let contents = again.map_or(Contents::Unknown, Contents::FreshUntil);
+            Outcome::Volumes(Volumes::Ready, contents)
+        }
+        Err(error) => {
             let message = error.to_string();
             shared
                 .events
                 .send(&pod.id, None, Kind::Warning, "FailedMount", &message);
             let failure = set_up_failure("ContainerCreating", message, tries);
-            return Outcome::Volumes(Volumes::Failed(failure));
+            Outcome::Volumes(Volumes::Failed(failure), Contents::Unknown)
         }
     }
-    Outcome::Volumes(Volumes::Ready)
+}
+
+/// What could not be read stays as it was, and is tried again when all is looked at the next time.
+pub(super) async fn refresh_volumes(
+    shared: &Shared,
+    pod: &PodView,
+    observed: &Observed,
+) -> Outcome {
+    let usual = volumes::look_again(&pod.id.uid, Timestamp::now());
+    let at = match make(shared, pod, observed, volumes::has_contents).await {
+        Ok(at) => at.unwrap_or(usual),
+        Err(error) => {
+            tracing::warn!(
+                pod = pod.id.name,
+                namespace = pod.id.namespace,
+                %error,
+                "a volume's contents stay as they are"
+            );
+            usual
+        }
+    };
+    Outcome::Contents(Contents::FreshUntil(at))
+}
+
+/// Makes those of the pod's volumes; says when contents have to be looked at again.
+async fn make(
+    shared: &Shared,
+    pod: &PodView,
+    observed: &Observed,
+    which: impl Fn(&Volume) -> bool,
+) -> Result<Option<Timestamp>, VolumeError> {
+    let context = context(shared, pod, observed);
+    let sources = volumes::Sources {
+        client: &shared.client,
+        tokens: &shared.tokens,
+    };
+    let paths = &shared.settings.paths;
+    let mut first: Option<Timestamp> = None;
+    for volume in pod
+        .spec()
+        .volumes
+        .iter()
+        .flatten()
+        .filter(|volume| which(volume))
+    {
+        let again = volumes::prepare(&sources, &context, paths, volume).await?;
+        first = first.into_iter().chain(again).min();
+    }
+    Ok(first)
 }
 
 /// What fields of the pod and its node stand for.
@@ -169,6 +223,16 @@ pub(super) async fn run_container(
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
+    let target_pid = match ephemeral::target(pod, &spec.name) {
+        None => None,
+        Some(target) => match observed.latest(target).map(|target| &target.state) {
+            Some(ContainerState::Running { pid }) => Some(*pid),
+            _ => {
+                let text = format!("target container {target} does not run");
+                return fail("CreateContainerError", text, false);
+            }
+        },
+    };
     let parts = Parts {
         pod,
         container: spec,
@@ -177,6 +241,7 @@ pub(super) async fn run_container(
         env,
         paths: &shared.settings.paths,
         node_memory: shared.node_memory,
+        target_pid,
     };
     let config = match config::container(parts) {
         Ok(config) => config,
@@ -208,7 +273,7 @@ pub(super) async fn run_container(
         "Created",
         format!("Created container: {}", spec.name),
     );
-    match start_container(shared, &pod.id, &made).await {
+    match start_container(shared, pod, observed, &made).await {
         Ok(state) => Outcome::Container(Container { state, ..made }),
         // It is made; starting it is the next plan's first thing.
         Err(_) => Outcome::Container(made),
@@ -218,9 +283,11 @@ pub(super) async fn run_container(
 /// Starts a container that was made. One that cannot be started has ended.
 pub(super) async fn start_container(
     shared: &Shared,
-    pod: &PodRef,
+    view: &PodView,
+    observed: &Observed,
     container: &Container,
 ) -> Result<ContainerState, RuntimeError> {
+    let pod = &view.id;
     let log = shared
         .settings
         .paths
@@ -231,6 +298,7 @@ pub(super) async fn start_container(
             shared
                 .events
                 .send(pod, Some(&container.name), Kind::Normal, "Started", text);
+            hooks::after_start(shared, view, observed, container);
             Ok(state)
         }
         Err(RuntimeError::Start(reason)) => {
@@ -262,11 +330,11 @@ pub(super) async fn start_container(
 /// be made anew: nothing of it ever ran.
 pub(super) async fn start_made(
     shared: &Shared,
-    pod: &PodRef,
+    pod: &PodView,
     container: &Container,
     observed: &Observed,
 ) -> Outcome {
-    let error = match start_container(shared, pod, container).await {
+    let error = match start_container(shared, pod, observed, container).await {
         Ok(state) => {
             return Outcome::State {
                 id: container.id.clone(),
@@ -293,6 +361,8 @@ pub(super) async fn start_made(
 pub(super) async fn stop_container(
     shared: &Shared,
     pod: &PodRef,
+    view: Option<&PodView>,
+    observed: &Observed,
     container: &Container,
     how: StopHow,
     why: StopReason,
@@ -320,6 +390,14 @@ pub(super) async fn stop_container(
             .events
             .send(pod, Some(name), Kind::Normal, "Killing", text);
     }
+    if let (StopHow::Ask { kill_at }, Some(view)) = (how, view)
+        && hooks::before_stop(shared, view, observed, container, kill_at)
+    {
+        return Outcome::Stopping {
+            id: container.id.clone(),
+            how,
+        };
+    }
     match shared.runtime.signal(&container.id, signal).await {
         Ok(()) => Outcome::Stopping {
             id: container.id.clone(),
@@ -336,7 +414,9 @@ pub(super) async fn delete_container(
     container: &Container,
 ) -> Outcome {
     let (name, attempt) = (&container.name, container.attempt);
-    let mut files = log_pipe::files(&shared.settings.paths.log(pod, name, attempt));
+    let log = shared.settings.paths.log(pod, name, attempt);
+    let mut files = log_pipe::files(&log);
+    files.push(log_pipe::socket(&log));
     files.push(
         shared
             .settings

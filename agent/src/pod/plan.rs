@@ -10,10 +10,13 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::action::{Action, Plan, StopReason, add};
 use super::backoff;
-use super::observed::{Failure, ImageState, Observed, Sandbox, Volumes};
+use super::ephemeral;
+use super::host_ports::NODE_PORTS;
+use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::probe;
 use super::spec::{Goal, PodView, RestartPolicy, is_sidecar, spec_hash};
 use super::stop::{stop, stop_all};
+use super::volumes::has_contents;
 use crate::runtime::{Container, ContainerState, Exit};
 
 /// The next step of a pod. Without a `pod`, which is then known to the runtime only, it can but be removed.
@@ -52,6 +55,8 @@ pub enum Phase {
     Failed,
     /// The pod has run longer than `activeDeadlineSeconds`.
     DeadlineExceeded,
+    /// The node could not have the pod: another one has its host ports.
+    Rejected,
 }
 
 /// The phase that the pod is in.
@@ -62,8 +67,12 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
         Some("Failed") if pod.status_reason() == Some("DeadlineExceeded") => {
             return Phase::DeadlineExceeded;
         }
+        Some("Failed") if pod.status_reason() == Some(NODE_PORTS) => return Phase::Rejected,
         Some("Failed") => return Phase::Failed,
         _ => {}
+    }
+    if observed.is_rejected {
+        return Phase::Rejected;
     }
     if pod.deadline().is_some_and(|deadline| deadline <= now) {
         return Phase::DeadlineExceeded;
@@ -126,7 +135,7 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
     let why = match phase(pod, observed, now) {
         Phase::Active => None,
         Phase::DeadlineExceeded => Some(StopReason::Deadline),
-        Phase::Succeeded | Phase::Failed => Some(StopReason::PodEnds),
+        Phase::Succeeded | Phase::Failed | Phase::Rejected => Some(StopReason::PodEnds),
     };
     if let Some(why) = why {
         // The records of its containers stay, with their logs, until the pod is deleted.
@@ -156,6 +165,10 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
         let ready = sandbox_ready && volumes_ready;
         starting |= advance(&mut plan, pod, spec, observed, ready, now);
     }
+    for spec in &pod.ephemeral {
+        let ready = sandbox_ready && volumes_ready;
+        starting |= advance(&mut plan, pod, spec, observed, ready, now);
+    }
     // They may name the pod's addresses, so they come after the sandbox.
     if starting && sandbox_ready && !volumes_ready {
         match &observed.volumes {
@@ -163,8 +176,27 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
             _ => plan.actions.push(Action::PrepareVolumes),
         }
     }
+    refresh(&mut plan, pod, observed, sandbox_ready, now);
     discard_old(&mut plan, pod, observed);
     plan
+}
+
+/// Containers that run see what their volumes' sources say now. What is to be prepared is fresh anyway.
+fn refresh(plan: &mut Plan, pod: &PodView, observed: &Observed, ready: bool, now: Timestamp) {
+    let mut volumes = pod.spec().volumes.iter().flatten();
+    let mut containers = observed.containers.iter();
+    if plan.actions.contains(&Action::PrepareVolumes)
+        || !volumes.any(has_contents)
+        || !containers.any(|container| matches!(container.state, ContainerState::Running { .. }))
+    {
+        return;
+    }
+    match observed.contents {
+        Contents::FreshUntil(at) if at > now => plan.wake_at(at),
+        // They may name the pod's addresses.
+        _ if ready => plan.actions.push(Action::RefreshVolumes),
+        _ => {}
+    }
 }
 
 /// The containers that should run by now, or be on their way to: sidecars and one init container, or all main ones.
@@ -304,7 +336,9 @@ pub fn restart(
     container: &Container,
     exit: &Exit,
 ) -> Option<Restart> {
-    let again = if is_sidecar(spec) {
+    let again = if ephemeral::is_one(pod, &spec.name) {
+        false
+    } else if is_sidecar(spec) {
         true
     } else if is_init(pod, spec) {
         // An init container runs until it succeeds, whatever restarts the others.
@@ -324,7 +358,7 @@ pub fn restart(
 /// Removes what came before a container's predecessor, whose log can still be asked for.
 fn discard_old(plan: &mut Plan, pod: &PodView, observed: &Observed) {
     let kept: BTreeSet<&str> = pod
-        .all_containers()
+        .every_container()
         .flat_map(|spec| [observed.latest(&spec.name), observed.previous(&spec.name)])
         .flatten()
         .map(|container| container.id.as_str())

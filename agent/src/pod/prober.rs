@@ -1,7 +1,7 @@
 //! Trying probes: a task for each, which tells the pod's worker what every try came to.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,7 +121,7 @@ async fn run(
 
 /// How a probe finds out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Check {
+pub(super) enum Check {
     Exec(Vec<String>),
     Tcp {
         host: String,
@@ -137,7 +137,11 @@ enum Check {
 }
 
 impl Check {
-    fn of(probe: &Probe, spec: &ContainerSpec, address: IpAddr) -> Result<Check, String> {
+    pub(super) fn of(
+        probe: &Probe,
+        spec: &ContainerSpec,
+        address: IpAddr,
+    ) -> Result<Check, String> {
         let host = |named: &Option<String>| match named {
             Some(host) if !host.is_empty() => host.clone(),
             _ => address.to_string(),
@@ -168,7 +172,7 @@ impl Check {
         Err("the probe names nothing to do".to_owned())
     }
 
-    async fn try_once(
+    pub(super) async fn try_once(
         &self,
         container: &str,
         timeout: Duration,
@@ -193,7 +197,7 @@ impl Check {
             Check::Tcp { host, port } => {
                 let connected = TcpStream::connect((host.as_str(), *port));
                 let failed =
-                    |why: String| Answer::Failure(format!("dial tcp {host}:{port}: {why}"));
+                    |why: String| Answer::Failure(format!("dial tcp {}: {why}", at(host, *port)));
                 match tokio::time::timeout(timeout, connected).await {
                     Ok(Ok(_)) => Answer::Success,
                     Ok(Err(error)) => failed(error.to_string()),
@@ -209,7 +213,8 @@ impl Check {
             } => {
                 let scheme = if *tls { "https" } else { "http" };
                 let failed = |why: String| {
-                    Answer::Failure(format!("Get \"{scheme}://{host}:{port}{path}\": {why}"))
+                    let at = at(host, *port);
+                    Answer::Failure(format!("Get \"{scheme}://{at}{path}\": {why}"))
                 };
                 let request = match request(host, *port, path, headers) {
                     Ok(request) => request,
@@ -247,6 +252,14 @@ fn port(port: &IntOrString, spec: &ContainerSpec) -> Result<u16, String> {
         .ok_or_else(|| format!("the container has no port {port:?}"))
 }
 
+/// Host and port as URLs have them: an IPv6 address in brackets.
+fn at(host: &str, port: u16) -> String {
+    match host.parse::<Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{port}"),
+        Err(_) => format!("{host}:{port}"),
+    }
+}
+
 fn path(get: &HTTPGetAction) -> String {
     let path = get.path.as_deref().unwrap_or_default();
     format!("/{}", path.trim_start_matches('/'))
@@ -260,7 +273,7 @@ fn request(
 ) -> Result<Request<Empty<Bytes>>, http::Error> {
     let mut request = Request::get(path).body(Empty::new())?;
     let map = request.headers_mut();
-    let host = HeaderValue::try_from(format!("{host}:{port}"))?;
+    let host = HeaderValue::try_from(at(host, port))?;
     map.insert(header::HOST, host);
     map.insert(
         header::USER_AGENT,

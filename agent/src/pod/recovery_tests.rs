@@ -10,7 +10,9 @@ use super::spec::{PodView, container_id, spec_hash};
 use super::testing::uid;
 use super::tests::{FOREVER, Node, is_ready, spec, told};
 use crate::runtime::testing::busybox_archive;
-use crate::runtime::{ContainerConfig, NamespacePaths, Resources, Runtime, Security, cgroup};
+use crate::runtime::{
+    ContainerConfig, NamespacePaths, Resources, Runtime, Security, Stdio, cgroup,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
@@ -265,6 +267,7 @@ async fn a_container_that_was_half_made_is_made_anew() {
         resources: Resources::default(),
         oom_score_adj: 0,
         security: Security::default(),
+        stdio: Stdio::default(),
     };
     let client = node.daemon.client();
     let images = node.daemon.path().join("images/busybox.tar");

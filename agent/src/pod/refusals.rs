@@ -55,9 +55,16 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         spec.resources.as_ref().is_some_and(names_amounts),
         "a limit or request of the pod as a whole",
     );
-    refuse(container.tty == Some(true), "tty");
-    refuse(container.stdin == Some(true), "stdin");
-    refuse(container.lifecycle.is_some(), "lifecycle");
+    let lifecycle = container.lifecycle.clone().unwrap_or_default();
+    refuse(lifecycle.stop_signal.is_some(), "lifecycle.stopSignal");
+    let hooks = [&lifecycle.post_start, &lifecycle.pre_stop];
+    refuse(
+        hooks
+            .into_iter()
+            .flatten()
+            .any(|hook| hook.tcp_socket.is_some()),
+        "a tcpSocket hook",
+    );
     let probes = [
         &container.startup_probe,
         &container.liveness_probe,
@@ -90,11 +97,6 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
                 .is_some_and(|kind| kind != "None")
         }),
         "mountPropagation",
-    );
-    let ports = || container.ports.iter().flatten();
-    refuse(
-        !pod.host_network() && ports().any(|port| port.host_port.is_some_and(|port| port != 0)),
-        "hostPort",
     );
     let limits = container
         .resources

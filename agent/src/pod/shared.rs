@@ -9,9 +9,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::{Notify, watch};
 
 use super::events::Events;
+use super::host_ports::Teller;
 use super::paths::Paths;
 use super::spec::PodView;
 use super::table::PodTable;
+use super::volumes::Tokens;
 use crate::cluster::Cluster;
 use crate::dns::resolv_conf::ClusterDns;
 use crate::network::PodNetwork;
@@ -40,11 +42,14 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) events: Events,
     pub(super) table: PodTable,
+    pub(super) host_ports: Teller,
     /// Bytes.
     pub(super) node_memory: f64,
     /// True once the archives that were there at start are imported.
     pub(super) archives_imported: watch::Receiver<bool>,
     pub(super) pokes: Pokes,
+    /// Of pods' service accounts.
+    pub(super) tokens: Tokens,
 }
 
 /// Whom to wake when something happens to a container, by its id.
@@ -80,6 +85,8 @@ pub(super) struct Order {
     pub(super) pod: Option<Arc<PodView>>,
     /// The object is gone from the API, and the pod has to be gone by then.
     pub(super) vanished_by: Option<Timestamp>,
+    /// Another pod of the node has its host ports.
+    pub(super) is_rejected: bool,
     /// Rises when images were imported: what failed for want of one is tried again.
     pub(super) imports: u64,
 }

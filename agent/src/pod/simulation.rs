@@ -186,6 +186,7 @@ impl World {
                 assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }));
                 self.observed.volumes = Volumes::Ready;
             }
+            Action::RefreshVolumes => panic!("no volume here has contents"),
             Action::FetchImage { .. } => {
                 self.observed
                     .images

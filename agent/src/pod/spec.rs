@@ -1,10 +1,13 @@
 //! Questions to a pod's spec. Pure.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sha2::{Digest, Sha256};
 
+use super::ephemeral;
 use crate::runtime::PodRef;
 
 /// The grace period where the spec names none.
@@ -24,6 +27,8 @@ pub enum Goal {
 pub struct PodView {
     pub id: PodRef,
     pub object: Pod,
+    /// Those that were added to the pod while it runs.
+    pub ephemeral: Vec<Container>,
 }
 
 /// When a container is run again after it ended.
@@ -84,8 +89,13 @@ impl PodView {
             namespace: meta.namespace.clone()?,
             name: meta.name.clone()?,
         };
-        object.spec.as_ref()?;
-        Some(PodView { id, object })
+        let added = object.spec.as_ref()?.ephemeral_containers.clone();
+        let ephemeral = added.into_iter().flatten().map(ephemeral::container);
+        Some(PodView {
+            id,
+            ephemeral: ephemeral.collect(),
+            object,
+        })
     }
 
     pub fn spec(&self) -> &PodSpec {
@@ -115,6 +125,17 @@ impl PodView {
     /// Every container of the spec, in the order they start.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers().iter().chain(self.containers())
+    }
+
+    /// The same, and those that were added since.
+    pub fn every_container(&self) -> impl Iterator<Item = &Container> {
+        self.all_containers().chain(&self.ephemeral)
+    }
+
+    /// What of the object volumes show that may change: labels and annotations.
+    pub fn shown(&self) -> [Option<&BTreeMap<String, String>>; 2] {
+        let metadata = &self.object.metadata;
+        [metadata.labels.as_ref(), metadata.annotations.as_ref()]
     }
 
     pub fn host_network(&self) -> bool {

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::ephemeral;
+use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, is_initialized, phase, restart};
 use super::probe;
@@ -44,6 +44,11 @@ pub fn status(
     };
     let init = view.statuses(pod.init_containers());
     let main = view.statuses(pod.containers());
+    let mut ephemeral = view.statuses(&pod.ephemeral);
+    for status in &mut ephemeral {
+        // Nobody asks it.
+        (status.ready, status.started) = (false, None);
+    }
     view.phase = view.last_phase(&main);
     let addresses = view.addresses();
     let phase = view.phase_name(&main);
@@ -52,6 +57,10 @@ pub fn status(
         Phase::DeadlineExceeded => (
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
+        ),
+        Phase::Rejected => (
+            Some(NODE_PORTS.to_owned()),
+            Some(format!("Pod was rejected: {NOT_FREE}")),
         ),
         // Of a pod that runs, an Event tells.
         _ if phase == "Running" => (None, None),
@@ -70,7 +79,7 @@ pub fn status(
         conditions: Some(conditions),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
-        ephemeral_container_statuses: ephemeral::statuses(pod),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         host_ip: hosts.first().map(ToString::to_string),
         host_ips: (!hosts.is_empty()).then(|| {
             hosts
@@ -203,8 +212,11 @@ impl View<'_> {
 
     /// What was told of a container whose record is gone since. It has ended, even if nobody saw how.
     fn told(&self, name: &str) -> Option<ContainerStatus> {
-        let init = self.previous.init_container_statuses.iter().flatten();
-        let mut all = init.chain(self.previous.container_statuses.iter().flatten());
+        let previous = self.previous;
+        let init = previous.init_container_statuses.iter().flatten();
+        let main = previous.container_statuses.iter().flatten();
+        let ephemeral = previous.ephemeral_container_statuses.iter().flatten();
+        let mut all = init.chain(main).chain(ephemeral);
         let mut status = all.find(|status| status.name == name)?.clone();
         let container_id = Some(status.container_id.clone()?);
         let state = status.state.get_or_insert_default();
@@ -317,7 +329,7 @@ impl View<'_> {
     fn phase_name(&self, main: &[ContainerStatus]) -> &'static str {
         match self.phase {
             Phase::Succeeded => return "Succeeded",
-            Phase::Failed | Phase::DeadlineExceeded => return "Failed",
+            Phase::Failed | Phase::DeadlineExceeded | Phase::Rejected => return "Failed",
             Phase::Active => {}
         }
         // A container that ran before is in the middle of its life, even while it waits.

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use agent_ebpf::abi::Address;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 
+use super::spec::PodView;
 use super::status::is_ready;
 use crate::runtime::PodRef;
 
@@ -22,7 +25,10 @@ pub struct PodSummary {
     /// `Pending`, `Running` …
     pub phase: String,
     pub ready: bool,
+    /// Its network is the node's.
+    pub host_network: bool,
     pub addresses: Vec<IpAddr>,
+    pub started_at: Option<Timestamp>,
     pub containers: Vec<ContainerSummary>,
 }
 
@@ -36,6 +42,8 @@ pub struct ContainerSummary {
     pub state: String,
     pub restarts: u32,
     pub image: String,
+    /// Of one that runs.
+    pub started_at: Option<Timestamp>,
 }
 
 impl PodSummary {
@@ -48,12 +56,20 @@ impl PodSummary {
         }
     }
 
+    /// What is kept by address of a pod that has addresses of its own.
+    pub fn at<T: Copy>(&self, by_address: &BTreeMap<Address, T>) -> Option<T> {
+        let mut own = self.addresses.iter();
+        own.find_map(|ip| by_address.get(&Address::from(*ip)).copied())
+    }
+
     /// What a status says of a pod.
-    pub(super) fn of(id: &PodRef, status: &PodStatus) -> PodSummary {
+    pub(super) fn of(pod: &PodView, status: &PodStatus) -> PodSummary {
+        let id = &pod.id;
         let containers = status
             .init_container_statuses
             .iter()
             .chain(&status.container_statuses)
+            .chain(&status.ephemeral_container_statuses)
             .flatten();
         PodSummary {
             uid: id.uid.clone(),
@@ -61,6 +77,8 @@ impl PodSummary {
             name: id.name.clone(),
             phase: status.phase.clone().unwrap_or_default(),
             ready: is_ready(status),
+            host_network: pod.host_network(),
+            started_at: status.start_time.as_ref().map(|time| time.0),
             addresses: status
                 .pod_ips
                 .iter()
@@ -70,6 +88,9 @@ impl PodSummary {
             containers: containers
                 .map(|container| {
                     let state = container.state.clone().unwrap_or_default();
+                    let running = state.running.as_ref();
+                    let started_at = running.and_then(|running| running.started_at.as_ref());
+                    let started_at = started_at.map(|time| time.0);
                     let word = match (state.running, state.waiting, state.terminated) {
                         (Some(_), _, _) => Some("running".to_owned()),
                         (_, Some(waiting), _) => waiting.reason,
@@ -83,6 +104,7 @@ impl PodSummary {
                         state: word.unwrap_or_default(),
                         restarts: u32::try_from(container.restart_count).unwrap_or(0),
                         image: container.image.clone(),
+                        started_at,
                     }
                 })
                 .collect(),

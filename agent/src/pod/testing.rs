@@ -31,6 +31,8 @@ struct State {
     events: Vec<String>,
     config_maps: BTreeMap<String, Value>,
     away: bool,
+    /// How many were asked for.
+    tokens: u64,
 }
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -221,6 +223,33 @@ impl FakeApi {
                     Some(map) => ok(map.clone()),
                     None => error(404, "configmap not found"),
                 }
+            }
+            (
+                &Method::POST,
+                [
+                    "api",
+                    "v1",
+                    "namespaces",
+                    _,
+                    "serviceaccounts",
+                    name,
+                    "token",
+                ],
+            ) => {
+                let mut state = self.state.lock().unwrap();
+                state.tokens += 1;
+                let bound = &body["spec"]["boundObjectRef"]["name"];
+                let token = format!(
+                    "token-{}-of-{name}-for-{}",
+                    state.tokens,
+                    bound.as_str().unwrap()
+                );
+                let seconds = body["spec"]["expirationSeconds"].as_i64().unwrap();
+                let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+                ok(json!({
+                    "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": body["spec"],
+                    "status": {"token": token, "expirationTimestamp": expires.to_string()},
+                }))
             }
             (&Method::POST, ["api", "v1", "namespaces", _, "events"]) => {
                 let text = format!(

@@ -282,6 +282,54 @@ async fn a_container_that_fails_is_restarted_and_then_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_projected_volume_holds_a_token_and_follows_its_sources() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    node.api
+        .put_config_map("kube-root-ca.crt", json!({"ca.crt": "first"}));
+    let mut pod = spec(
+        "cat /account/token /account/namespace; echo; stat -L -c %a /account/token; \
+         while :; do cat /account/ca.crt /labels/all; echo; sleep 0.05; done",
+        "Always",
+    );
+    pod["serviceAccountName"] = json!("robot");
+    pod["volumes"] = json!([
+        {"name": "account", "projected": {"defaultMode": 0o444, "sources": [
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+        ]}},
+        {"name": "labels", "downwardAPI": {"items": [{"path": "all", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+    ]);
+    pod["containers"][0]["volumeMounts"] = json!([
+        {"name": "account", "mountPath": "/account", "readOnly": true},
+        {"name": "labels", "mountPath": "/labels"},
+    ]);
+    node.api.create("projected", pod);
+    node.api.wait("projected", "ready", is_ready).await;
+    let log = node.log("projected", "main", 0, "first").await;
+    assert!(
+        log.contains("token-1-of-robot-for-projecteddefault"),
+        "{log}"
+    );
+    assert!(log.contains("F 444\n"), "{log}");
+
+    // A change of the pod has its volumes looked at, which would otherwise be so after a minute.
+    node.api
+        .put_config_map("kube-root-ca.crt", json!({"ca.crt": "second"}));
+    node.api.change("projected", |pod| {
+        pod["metadata"]["labels"] = json!({"color": "green"});
+    });
+    node.log("projected", "main", 0, "second").await;
+    node.log("projected", "main", 0, "color=\"green\"").await;
+    node.api.delete("projected", 0);
+    node.api.wait_gone("projected").await;
+    assert_eq!(node.left_on_disk(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn init_containers_come_first_and_a_finished_pod_succeeds() {
     let Some(node) = Node::new().await else {
         return;
@@ -374,12 +422,12 @@ async fn what_cannot_be_honoured_is_refused_with_a_reason() {
         return;
     };
     let _agent = node.agent();
-    let mut tty = spec("true", "Always");
-    tty["containers"][0]["tty"] = json!(true);
-    node.api.create("tty", tty);
+    let mut labelled = spec("true", "Always");
+    labelled["securityContext"] = json!({"seLinuxOptions": {"level": "s0"}});
+    node.api.create("labelled", labelled);
     let status = node
         .api
-        .wait("tty", "refused", |status| {
+        .wait("labelled", "refused", |status| {
             waiting(status).as_deref() == Some("CreateContainerConfigError")
         })
         .await;
@@ -434,7 +482,7 @@ async fn what_cannot_be_honoured_is_refused_with_a_reason() {
         (end.exit_code, end.reason.as_deref()),
         (128, Some("StartError"))
     );
-    for pod in ["tty", "missing", "never", "broken"] {
+    for pod in ["labelled", "missing", "never", "broken"] {
         node.api.delete(pod, 0);
         node.api.wait_gone(pod).await;
     }
@@ -605,4 +653,51 @@ async fn answer_all(
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_run_after_the_start_and_before_the_stop() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    let told = node.daemon.path().join("told");
+    std::fs::create_dir(&told).unwrap();
+    let tell = |what: &str| json!({"exec": {"command": ["/bin/sh", "-c", format!("echo > /told/{what}")]}});
+    let mut hooked = spec("sleep 1000", "Always");
+    hooked["volumes"] = json!([{"name": "told", "hostPath": {"path": told}}]);
+    hooked["containers"][0]["volumeMounts"] = json!([{"name": "told", "mountPath": "/told"}]);
+    hooked["containers"][0]["lifecycle"] =
+        json!({"postStart": tell("started"), "preStop": tell("stopping")});
+    node.api.create("hooked", hooked);
+    node.api.wait("hooked", "ready", is_ready).await;
+    for _ in 0..500 {
+        if told.join("started").exists() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(told.join("started").exists());
+    assert!(!told.join("stopping").exists());
+
+    let mut failing = spec("sleep 1000", "Never");
+    failing["containers"][0]["lifecycle"] =
+        json!({"postStart": {"exec": {"command": ["/bin/false"]}}});
+    failing["terminationGracePeriodSeconds"] = json!(0);
+    node.api.create("failing", failing);
+    let ended = |status: &PodStatus| status.phase.as_deref() == Some("Failed");
+    node.api.wait("failing", "stopped by its hook", ended).await;
+    let events = node.api.events();
+    assert!(
+        events
+            .iter()
+            .any(|event| event.contains("FailedPostStartHook")),
+        "{events:#?}"
+    );
+    // The hook needs a moment, which a grace period of zero would not leave it.
+    node.api.delete("hooked", 5);
+    node.api.wait_gone("hooked").await;
+    assert!(told.join("stopping").exists());
+    node.api.delete("failing", 0);
+    node.api.wait_gone("failing").await;
 }

@@ -1,23 +1,29 @@
-//! Volumes that are files and directories of the node: emptyDir, hostPath, ConfigMap, Secret and the downward API.
+//! Volumes that are files and directories of the node: emptyDir, hostPath, and those with contents that have a source
+//! elsewhere, which follow it.
 
-use std::collections::BTreeMap;
+mod atomic;
+mod contents;
+mod token;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Secret, Volume,
-};
-use kube::{Api, Client};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume};
 use rustix::mount::MountFlags;
 
-use super::env::{Context, field};
-use super::files::write_if_changed;
+use super::env::Context;
 use super::paths::Paths;
 use super::spec::amount;
-use super::{host_path, mounts, resource_field};
+use super::{host_path, mounts};
 use crate::runtime::BindMount;
+
+pub(super) use contents::{Sources, has_contents};
+use contents::{fs_group, inside};
+use token::TokenError;
+pub(super) use token::Tokens;
 
 /// Why a volume cannot be made. The text goes into the container's status.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +43,12 @@ pub(super) enum VolumeError {
         name: String,
         source: Box<kube::Error>,
     },
+    #[error("volume \"{volume}\": no token of service account \"{account}\": {source}")]
+    Token {
+        volume: String,
+        account: String,
+        source: Box<TokenError>,
+    },
     #[error("volume \"{volume}\": cannot write {}: {source}", path.display())]
     Write {
         volume: String,
@@ -45,8 +57,8 @@ pub(super) enum VolumeError {
     },
 }
 
-/// File mode where neither the volume nor the item names one.
-const DEFAULT_MODE: i32 = 0o644;
+/// Contents are looked at again after this, as upstream; up to a quarter later, so that not all pods' are at once.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// Where a volume of the pod `uid` is on the node.
 pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
@@ -54,6 +66,9 @@ pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
         (Some(host), _) => PathBuf::from(&host.path),
         (_, Some(empty)) if in_memory(empty) => {
             paths.mounts(uid).join(format!("memory-{}", volume.name))
+        }
+        _ if contents::is_secret(volume) => {
+            paths.mounts(uid).join(format!("secret-{}", volume.name))
         }
         _ => paths.volumes(uid).join(&volume.name),
     }
@@ -63,13 +78,13 @@ fn in_memory(empty: &EmptyDirVolumeSource) -> bool {
     empty.medium.as_deref() == Some("Memory")
 }
 
-/// Makes a volume.
+/// Makes a volume. Says when its contents have to be looked at again; `None` if they never change.
 pub(super) async fn prepare(
-    client: &Client,
+    sources: &Sources<'_>,
     context: &Context<'_>,
     paths: &Paths,
     volume: &Volume,
-) -> Result<(), VolumeError> {
+) -> Result<Option<Timestamp>, VolumeError> {
     let name = &volume.name;
     let path = path(paths, &context.pod.id.uid, volume);
     let write = |source| VolumeError::Write {
@@ -81,15 +96,13 @@ pub(super) async fn prepare(
         volume: name.clone(),
         reason,
     };
-    let security = context.pod.spec().security_context.as_ref();
-    let group = security
-        .and_then(|security| security.fs_group)
-        .and_then(|group| u32::try_from(group).ok());
     if let Some(host) = &volume.host_path {
         let kind = host.type_.as_deref().unwrap_or_default();
         return host_path::check(&path, kind)
+            .map(|()| None)
             .map_err(|error| refuse(format!("hostPath {}: {error}", path.display())));
     }
+    let group = fs_group(context.pod);
     if let Some(empty) = &volume.empty_dir {
         let medium = empty.medium.as_deref().unwrap_or_default();
         if !matches!(medium, "" | "Memory") {
@@ -103,65 +116,37 @@ pub(super) async fn prepare(
                 Some(group) => give_to_group(&path, group, 0o660),
                 None => Ok(()),
             })
+            .map(|()| None)
             .map_err(write);
     }
-    let namespace = &context.pod.id.namespace;
-    let files = if let Some(source) = &volume.config_map {
-        let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
-        let found = api.get_opt(&source.name).await;
-        let data = given(name, "configmap", &source.name, found)?.map(|map| {
-            let binary = map
-                .binary_data
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(key, value)| (key, value.0));
-            map.data
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(key, value)| (key, value.into_bytes()))
-                .chain(binary)
-                .collect()
-        });
-        let data = required(name, "configmap", &source.name, source.optional, data)?;
-        let items = source.items.as_deref();
-        select(name, data, items, source.optional, source.default_mode)?
-    } else if let Some(source) = &volume.secret {
-        let secret = source.secret_name.as_deref().unwrap_or_default();
-        let api = Api::<Secret>::namespaced(client.clone(), namespace);
-        let found = api.get_opt(secret).await;
-        let data = given(name, "secret", secret, found)?.map(|found| {
-            found
-                .data
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(key, value)| (key, value.0))
-                .collect()
-        });
-        let data = required(name, "secret", secret, source.optional, data)?;
-        let items = source.items.as_deref();
-        select(name, data, items, source.optional, source.default_mode)?
-    } else if let Some(source) = &volume.downward_api {
-        downward(
-            name,
-            context,
-            source.items.as_deref().unwrap_or_default(),
-            source.default_mode,
-        )?
-    } else {
+    let Some(contents) = contents::read(sources, context, volume).await? else {
         return Err(refuse(
-            "only emptyDir, hostPath, configMap, secret and downwardAPI volumes are supported on this node".into(),
+            "only emptyDir, hostPath, configMap, secret, downwardAPI and projected volumes are supported on this node".into(),
         ));
     };
-    write_files(&path, files, group).map_err(write)
+    if contents::is_secret(volume) {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mounts::memory(&path, None, 0o755, flags).map_err(write)?;
+    }
+    let now = Timestamp::now();
+    atomic::write(&path, &contents.files, group, now).map_err(write)?;
+    let usual = look_again(&context.pod.id.uid, now);
+    Ok(Some(contents.look_again.map_or(usual, |at| at.min(usual))))
 }
 
-/// Gives a directory or file to the pod's `fsGroup`, which gets the rights `mode`, as upstream does. What is made in a
-/// directory will be the group's, too.
+/// When the contents of the pod's volumes are looked at again.
+pub(super) fn look_again(uid: &str, now: Timestamp) -> Timestamp {
+    let spread = uid.bytes().fold(0_u8, u8::wrapping_add);
+    let later = LOOK_AGAIN / 4 * i32::from(spread) / 256;
+    now.checked_add(LOOK_AGAIN + later)
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// Gives a directory to the pod's `fsGroup`, which gets the rights `mode`, as upstream does. What is made in it will be the
+/// group's, too.
 fn give_to_group(path: &Path, group: u32, mode: u32) -> io::Result<()> {
     chown(path, None, Some(group))?;
-    let metadata = fs::metadata(path)?;
-    let directory = if metadata.is_dir() { 0o2110 } else { 0 };
-    let mode = metadata.permissions().mode() | mode | directory;
+    let mode = fs::metadata(path)?.permissions().mode() | mode | 0o2110;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
@@ -206,187 +191,4 @@ pub(super) fn bind(
         destination: destination.into(),
         read_only,
     })
-}
-
-type Data = BTreeMap<String, Vec<u8>>;
-
-fn given<T>(
-    volume: &str,
-    kind: &'static str,
-    name: &str,
-    found: Result<Option<T>, kube::Error>,
-) -> Result<Option<T>, VolumeError> {
-    found.map_err(|source| VolumeError::Read {
-        volume: volume.to_owned(),
-        kind,
-        name: name.to_owned(),
-        source: Box::new(source),
-    })
-}
-
-fn required(
-    volume: &str,
-    kind: &'static str,
-    name: &str,
-    optional: Option<bool>,
-    data: Option<Data>,
-) -> Result<Data, VolumeError> {
-    match data {
-        Some(data) => Ok(data),
-        None if optional == Some(true) => Ok(Data::new()),
-        None => Err(VolumeError::NotFound {
-            volume: volume.to_owned(),
-            kind,
-            name: name.to_owned(),
-        }),
-    }
-}
-
-/// A file to write: path in the volume, contents, mode.
-type FileToWrite = (PathBuf, Vec<u8>, u32);
-
-fn select(
-    volume: &str,
-    data: Data,
-    items: Option<&[KeyToPath]>,
-    optional: Option<bool>,
-    default_mode: Option<i32>,
-) -> Result<Vec<FileToWrite>, VolumeError> {
-    let default = default_mode.unwrap_or(DEFAULT_MODE);
-    let Some(items) = items else {
-        return Ok(data
-            .into_iter()
-            .map(|(key, value)| (key.into(), value, mode(default)))
-            .collect());
-    };
-    items
-        .iter()
-        .filter(|item| optional != Some(true) || data.contains_key(&item.key))
-        .map(|item| {
-            let value = data.get(&item.key).ok_or_else(|| VolumeError::Refused {
-                volume: volume.to_owned(),
-                reason: format!("references non-existent key: {}", item.key),
-            })?;
-            Ok((
-                inside(volume, &item.path)?,
-                value.clone(),
-                mode(item.mode.unwrap_or(default)),
-            ))
-        })
-        .collect()
-}
-
-fn downward(
-    volume: &str,
-    context: &Context<'_>,
-    items: &[DownwardAPIVolumeFile],
-    default_mode: Option<i32>,
-) -> Result<Vec<FileToWrite>, VolumeError> {
-    let default = default_mode.unwrap_or(DEFAULT_MODE);
-    items
-        .iter()
-        .map(|item| {
-            let value = match (&item.field_ref, &item.resource_field_ref) {
-                (Some(source), _) => field(context, &source.field_path),
-                (None, Some(source)) => {
-                    resource_field::value(context.pod, None, context.allocatable, source)
-                }
-                (None, None) => None,
-            };
-            let value = value.ok_or_else(|| VolumeError::Refused {
-                volume: volume.to_owned(),
-                reason: format!("downward API item {:?} names no known field", item.path),
-            })?;
-            Ok((
-                inside(volume, &item.path)?,
-                value.into_bytes(),
-                mode(item.mode.unwrap_or(default)),
-            ))
-        })
-        .collect()
-}
-
-fn inside(volume: &str, path: &str) -> Result<PathBuf, VolumeError> {
-    let path = Path::new(path);
-    if path
-        .components()
-        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
-    {
-        return Ok(path.to_owned());
-    }
-    Err(VolumeError::Refused {
-        volume: volume.to_owned(),
-        reason: format!("path {} must stay inside the volume", path.display()),
-    })
-}
-
-fn mode(mode: i32) -> u32 {
-    mode.unsigned_abs() & 0o7777
-}
-
-fn write_files(directory: &Path, files: Vec<FileToWrite>, group: Option<u32>) -> io::Result<()> {
-    /// Containers mount these volumes read-only.
-    const READ: u32 = 0o440;
-    fs::create_dir_all(directory)?;
-    for (path, bytes, mode) in files {
-        let path = directory.join(path);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        write_if_changed(&path, &bytes)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
-        if let Some(group) = group {
-            let within = path
-                .ancestors()
-                .take_while(|path| path.starts_with(directory));
-            for path in within {
-                give_to_group(path, group, READ)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt;
-
-    use super::*;
-
-    #[test]
-    fn the_pods_group_reads_what_only_root_could() {
-        if !crate::testing::root_or_skip("giving files away needs root") {
-            return;
-        }
-        let home = tempfile::tempdir().unwrap();
-        let volume = home.path().join("volume");
-        let files = || vec![("dir/key".into(), b"text".to_vec(), 0o400)];
-        for _ in 0..2 {
-            write_files(&volume, files(), Some(3000)).unwrap();
-            for (path, mode) in [("dir/key", 0o100_440), ("dir", 0o42_755), ("", 0o42_755)] {
-                let metadata = fs::metadata(volume.join(path)).unwrap();
-                assert_eq!((metadata.gid(), metadata.mode()), (3000, mode), "{path}");
-            }
-        }
-        assert_eq!(fs::metadata(home.path()).unwrap().gid(), 0);
-        write_files(&home.path().join("other"), files(), None).unwrap();
-        let alone = fs::metadata(home.path().join("other/dir/key")).unwrap();
-        assert_eq!((alone.gid(), alone.mode()), (0, 0o100_400));
-    }
-
-    #[test]
-    fn an_optional_source_may_lack_what_the_items_name() {
-        let item = |key: &str| KeyToPath {
-            key: key.into(),
-            path: key.into(),
-            mode: None,
-        };
-        let data = || Data::from([("there".to_owned(), b"text".to_vec())]);
-        let items = [item("there"), item("absent")];
-        let select = |optional| select("v", data(), Some(&items), optional, None);
-        let files = select(Some(true)).unwrap();
-        assert_eq!(files, [("there".into(), b"text".to_vec(), 0o644)]);
-        let error = select(None).unwrap_err();
-        assert!(error.to_string().contains("non-existent key: absent"));
-    }
 }

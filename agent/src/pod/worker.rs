@@ -16,16 +16,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::action::{Action, Plan, StopHow};
 use super::deletion::Deletion;
-use super::ephemeral;
 use super::events::Kind;
-use super::observed::{ImageState, Observed, ProbeId, Stop};
+use super::host_ports::{NODE_PORTS, NOT_FREE};
+use super::observed::{Contents, ImageState, Observed, ProbeId, Stop};
 use super::perform::{self, Outcome};
 use super::plan::{plan, restart};
 use super::probe::{self, Rules, Try};
 use super::prober::{Answer, Probers};
 use super::report::{self, Report};
 use super::shared::{Order, Shared};
-use super::spec::{Goal, container_id};
+use super::spec::{Goal, PodView, container_id};
 use super::status::{Surroundings, status};
 use super::table::PodSummary;
 use super::{pull, sandbox, termination_message};
@@ -59,6 +59,7 @@ pub(super) async fn run(
                 .map(|pod| probe::adopt(pod, &containers))
                 .unwrap_or_default(),
             containers,
+            is_rejected: order.is_rejected,
             ..Observed::default()
         },
         surroundings: Surroundings {
@@ -82,6 +83,10 @@ pub(super) async fn run(
         worker.shared.pokes.listen(&container.id, &worker.poke);
     }
     worker.read_termination_messages();
+    if worker.observed.is_rejected {
+        let (events, id) = (&worker.shared.events, &worker.id);
+        events.send(id, None, Kind::Warning, NODE_PORTS, NOT_FREE);
+    }
     // What was listed at the start may have changed by now.
     worker.look().await;
     tokio::select! {
@@ -89,7 +94,9 @@ pub(super) async fn run(
         // As if the worker itself had: another one begins with both.
         panic = panic_of(&mut reporter) => std::panic::resume_unwind(panic),
     }
+    worker.shared.host_ports.gone(&worker.id);
     worker.shared.table.remove(&worker.id.uid);
+    worker.shared.tokens.forget(&worker.id.uid);
     // The object goes only when the API has heard of it; the sender has to live until then.
     if !reporter.is_finished() {
         // Should it panic now, the object stays, and with the next change of it a worker comes back.
@@ -179,21 +186,15 @@ impl Worker {
             (Some(new), Some(old)) => new.object.spec != old.object.spec,
             _ => false,
         };
+        let (new, old) = (order.pod.as_deref(), self.order.pod.as_deref());
+        if new.map(PodView::shown) != old.map(PodView::shown) {
+            self.observed.contents = Contents::Unknown;
+        }
         if changed {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
         }
         if let Some(pod) = &order.pod {
-            for name in ephemeral::untold(pod, &self.status) {
-                let events = &self.shared.events;
-                events.send(
-                    &self.id,
-                    Some(name),
-                    Kind::Warning,
-                    "Failed",
-                    ephemeral::REFUSAL,
-                );
-            }
             self.deletion = Deletion::seen(self.deletion, pod, Timestamp::now());
         }
         self.order = order;
@@ -342,7 +343,7 @@ impl Worker {
             return;
         };
         let Some(spec) = pod
-            .all_containers()
+            .every_container()
             .find(|spec| spec.name == container)
             .cloned()
         else {
@@ -381,10 +382,11 @@ impl Worker {
                 .iter()
                 .find(|container| container.id == *id)
         };
-        let spec = |name: &String| pod?.all_containers().find(|spec| spec.name == *name);
+        let spec = |name: &String| pod?.every_container().find(|spec| spec.name == *name);
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
             Action::PrepareVolumes => perform::prepare_volumes(shared, pod?, observed).await,
+            Action::RefreshVolumes => perform::refresh_volumes(shared, pod?, observed).await,
             Action::Run {
                 container,
                 attempt,
@@ -396,7 +398,7 @@ impl Worker {
                     .await
             }
             Action::Start { id } => {
-                perform::start_made(shared, &self.id, container(id)?, observed).await
+                perform::start_made(shared, pod?, container(id)?, observed).await
             }
             Action::Reap { id } => match shared.runtime.reap(id).await {
                 Ok(state) => Outcome::State {
@@ -406,7 +408,8 @@ impl Worker {
                 Err(error) => error.into(),
             },
             Action::Stop { id, how, why } => {
-                perform::stop_container(shared, &self.id, container(id)?, *how, *why).await
+                perform::stop_container(shared, &self.id, pod, observed, container(id)?, *how, *why)
+                    .await
             }
             Action::Delete { id } => {
                 perform::delete_container(shared, &self.id, container(id)?).await
@@ -420,7 +423,10 @@ impl Worker {
     fn apply(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Sandbox(sandbox) => self.observed.sandbox = sandbox,
-            Outcome::Volumes(volumes) => self.observed.volumes = volumes,
+            Outcome::Volumes(volumes, contents) => {
+                (self.observed.volumes, self.observed.contents) = (volumes, contents);
+            }
+            Outcome::Contents(contents) => self.observed.contents = contents,
             Outcome::Image { name, state } => {
                 self.fetching.retain(|fetching| *fetching != name);
                 self.observed.images.insert(name, state);
@@ -479,7 +485,7 @@ impl Worker {
                 continue;
             };
             let spec = pod
-                .all_containers()
+                .every_container()
                 .find(|spec| spec.name == container.name);
             let waits = spec
                 .and_then(|spec| restart(pod, spec, container, exit))
@@ -521,7 +527,7 @@ impl Worker {
                 continue;
             }
             let spec = pod
-                .all_containers()
+                .every_container()
                 .find(|spec| spec.name == container.name);
             let message =
                 termination_message::read(&self.shared.settings.paths, spec, container, exit);
@@ -543,9 +549,13 @@ impl Worker {
             &self.status,
             Timestamp::now(),
         );
+        let addresses = status.pod_ips.iter().flatten();
+        let addresses = addresses.filter_map(|ip| ip.ip.parse().ok()).collect();
+        let host_ports = &self.shared.host_ports;
+        host_ports.tell(pod, &self.observed, addresses);
         let said = matches!(*self.reports.borrow(), Report::Status(_));
         if status != self.status || !said {
-            self.shared.table.put(PodSummary::of(&self.id, &status));
+            self.shared.table.put(PodSummary::of(pod, &status));
             self.status = status;
             // A pod that vanished from the API has nobody to report to.
             if self.order.vanished_by.is_none() {

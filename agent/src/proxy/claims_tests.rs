@@ -12,10 +12,13 @@ use tokio::sync::mpsc;
 
 use super::handle::ProxyHandle;
 use super::metrics::Metrics;
+use super::policy::AddressKind;
 use super::reconcile::{Settings, Worker};
 use super::state::LbState;
 use super::testing::*;
-use crate::cluster::{Cluster, Locality, Node, ObjectKey, Service, View};
+use crate::cluster::{
+    Cluster, HostPort, HostPorts, Locality, Node, ObjectKey, Protocol, Service, View,
+};
 use crate::dataplane::fake::FakeMaps;
 use crate::events::Events;
 
@@ -85,6 +88,43 @@ fn once_all_is_known_whoever_has_the_address_keeps_it() {
 }
 
 /// An API server that takes events, and hands them on.
+#[test]
+fn a_host_port_stays_until_every_pod_of_the_node_was_heard_of() {
+    let pod = |name: &str| ObjectKey::of_pod("ns", name);
+    let mut view = view(vec![]);
+    for (name, port) in [("stays", 8081), ("goes", 8082)] {
+        let ports = HostPorts {
+            addresses: vec![ip(7)],
+            ports: vec![HostPort {
+                name: "".into(),
+                protocol: Protocol::Tcp,
+                address: None,
+                port,
+                container_port: 80,
+            }],
+            ..HostPorts::default()
+        };
+        view.set_host_ports(pod(name), Some(ports));
+    }
+    let (mut state, mut maps) = (LbState::new(), Maps::default());
+    let both = [pod("stays"), pod("goes")].into();
+    pass(&mut state, &view, &both, |op| {
+        maps.apply(op);
+        true
+    });
+
+    // A new agent knows the cluster before it knows its pods.
+    let mut state = LbState::adopt(maps.pinned(), 1);
+    view.host_ports.clear();
+    state.set_synced();
+    let kinds: Vec<_> = state.frontends().map(|(_, live)| live.kind).collect();
+    assert_eq!(kinds, [AddressKind::HostPort; 4]);
+    assert_eq!(state.orphans(), []);
+    assert_eq!(state.frontends().count(), 4);
+    state.set_host_ports_known();
+    assert_eq!(state.orphans().len(), 4);
+}
+
 fn listener() -> (Client, mpsc::UnboundedReceiver<Value>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let service = tower::service_fn(move |request: Request<Body>| {

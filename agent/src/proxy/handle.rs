@@ -95,7 +95,6 @@ impl ProxyHandle {
             .await;
     }
 
-    /// All that was pending was written, or tried.
     /// Whether programs of another version serve still. What a flip left behind stays meanwhile: it closes no socket and
     /// removes no backend of which rows have yet to be carried over.
     pub fn set_waiting(&self, waiting: bool) {
@@ -106,6 +105,7 @@ impl ProxyHandle {
         self.waiting.load(Ordering::Acquire)
     }
 
+    /// All that was pending was written, or tried.
     pub(super) fn tell_complete(&self) {
         let complete = {
             let inner = self.read();
@@ -114,6 +114,12 @@ impl ProxyHandle {
         };
         self.complete
             .send_if_modified(|told| complete && !std::mem::replace(told, true));
+    }
+
+    /// Whether the services are known, and the time since the last pass: what is cheap to ask of [`Self::health`].
+    pub fn pulse(&self) -> (bool, Duration) {
+        let inner = self.read();
+        (inner.state.is_synced(), inner.passed.elapsed())
     }
 
     pub fn health(&self) -> Health {

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::abi::{Address, ServiceKey, TCP, maps as names};
+use agent_ebpf::abi::{Address, Scope, ServiceKey, TCP, maps as names};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
@@ -26,7 +26,7 @@ const fn key(last: u8) -> ServiceKey {
         address: Address::v4([10, 96, 0, last]),
         port: [0, 80],
         protocol: TCP,
-        pad: 0,
+        scope: Scope::CLUSTER,
     }
 }
 

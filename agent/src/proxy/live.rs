@@ -1,8 +1,9 @@
 //! One service address as the maps have it: its entry, its table, and who gets which share of its connections. Pure.
 
-use agent_ebpf::abi::{BackendId, SHARE_ONE, ServiceEntry, SlotKey};
+use agent_ebpf::abi::{BackendId, MaglevKey, SHARE_ONE, ServiceEntry, SlotKey};
 
-use super::policy::{Class, Frontend, Preference};
+use super::maglev;
+use super::policy::{AddressKind, Class, Frontend, Preference};
 use crate::cluster::{Name, ObjectKey};
 
 /// One service address as the maps have it.
@@ -14,6 +15,7 @@ pub struct Live {
     /// When that service was made, in seconds since 1970.
     pub(super) created: i64,
     pub port_name: Name,
+    pub kind: AddressKind,
     pub preference: Preference,
     pub entry: ServiceEntry,
     /// The backends of the live table, in the order of its slots.
@@ -25,8 +27,9 @@ pub struct Live {
 }
 
 impl Live {
-    /// Who has the address and keeps it, though `owner` asks for it too: whoever has it. Only while the view is partial,
-    /// and the services come in any order, the older service takes it from the younger.
+    /// Who has the address and keeps it, though `owner` asks for it too: who has it as its cluster IP, else whoever has
+    /// it. Only while the view is partial, and the services come in any order, the older service takes it from the
+    /// younger.
     pub(super) fn holder_before(
         &self,
         owner: &ObjectKey,
@@ -34,7 +37,13 @@ impl Live {
         synced: bool,
     ) -> Option<&ObjectKey> {
         let holder = self.owner.as_ref().filter(|holder| *holder != owner)?;
-        (synced || self.created <= asks.created).then_some(holder)
+        let is_own = |kind| kind == AddressKind::ClusterIp;
+        let keeps = match (is_own(self.kind), is_own(asks.kind)) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => synced || self.created <= asks.created,
+        };
+        keeps.then_some(holder)
     }
 
     /// The class of the backend in `slot`.
@@ -97,16 +106,19 @@ impl Live {
             service_id,
             generation,
             rows: (0..).zip(self.slots.iter().copied()).collect(),
+            chunks: maglev::chunks(&self.entry),
         }
     }
 }
 
-/// The rows of one generation in `BACKEND_TABLE`.
+/// The rows of one generation in `BACKEND_TABLE` and `MAGLEV`.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     pub(super) service_id: u32,
     pub(super) generation: u32,
     pub(super) rows: Box<[(u32, BackendId)]>,
+    /// How many rows of `MAGLEV` there may be. What they name is among `rows`.
+    pub(super) chunks: u32,
 }
 
 impl Table {
@@ -125,6 +137,14 @@ impl Table {
                 },
                 *id,
             )
+        })
+    }
+
+    pub(super) fn maglev_keys(&self) -> impl Iterator<Item = MaglevKey> + '_ {
+        (0..self.chunks).map(|chunk| MaglevKey {
+            service_id: self.service_id,
+            generation: self.generation,
+            chunk,
         })
     }
 }

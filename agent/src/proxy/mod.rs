@@ -18,11 +18,13 @@ mod handle;
 #[cfg(test)]
 mod kernel_tests;
 mod live;
+mod maglev;
 mod metrics;
 #[cfg(test)]
 mod nonsense_tests;
 mod policy;
 mod queries;
+mod ranges;
 mod reconcile;
 mod reports;
 mod state;
@@ -31,7 +33,8 @@ mod testing;
 
 pub use handle::{Health, Inner, ProxyHandle, ServiceProblem};
 pub use live::Live;
+pub use maglev::size as maglev_size;
 pub use metrics::Metrics;
-pub use policy::{Backend, Class, Frontend, Preference, Target, desired};
+pub use policy::{AddressKind, Backend, Class, Frontend, Preference, Target, desired};
 pub use reconcile::{Settings, run};
 pub use state::{Flip, LbState};

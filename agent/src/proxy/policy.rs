@@ -1,15 +1,25 @@
 //! What a service should look like from one node: its addresses, its backends in their order, and how to draw. Pure.
 
+mod addresses;
+mod host_ports;
 mod near;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Arc;
 
-use agent_ebpf::abi::{self, FLAG_LOCAL_ONLY, SHARE_ONE, ServiceKey};
+use agent_ebpf::abi::{
+    self, FLAG_DIRECT_RETURN, FLAG_HOST_PORT, FLAG_LOCAL_ONLY, FLAG_SOURCE_RANGES, SHARE_ONE,
+    Scope, ServiceKey,
+};
+use ipnet::IpNet;
 
-use self::near::{Here, Nearness, preference};
+pub use self::addresses::AddressKind;
+use self::addresses::addresses;
+pub(super) use self::addresses::has_pod;
+use self::near::{Here, Nearness};
 use crate::cluster::{
-    Endpoint, Ignored, Leftovers, Locality, Name, Node, ObjectKey, Protocol, ServicePort, Slice,
+    Endpoint, Ignored, Leftovers, Locality, Name, ObjectKey, Protocol, ServicePort, Slice,
     SlicePort, View, Why,
 };
 
@@ -49,14 +59,15 @@ pub struct Backend {
 /// Whom to prefer among the ready backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preference {
-    /// `internalTrafficPolicy: Local`: nobody but the node's own.
+    /// `internalTrafficPolicy: Local`, or `externalTrafficPolicy: Local` from outside: nobody but the node's own.
     LocalOnly,
     /// `trafficDistribution: PreferSameNode`, or hints for this node.
     SameNode,
     /// `trafficDistribution: PreferSameZone` or `PreferClose`, locality `zone`, or hints for this zone: evenly over who is
     /// on the node and who is near.
     SameZone,
-    /// Locality `cluster`, or the zone on a node that has none.
+    /// Locality `cluster`, or the zone on a node that has none, or from outside: which node a client comes in by says
+    /// nothing of where it is.
     Even,
     /// Locality `node`: the node, with a little for the others.
     Node,
@@ -66,6 +77,7 @@ pub enum Preference {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
     pub key: ServiceKey,
+    pub kind: AddressKind,
     pub port_name: Name,
     /// When its service was made, in seconds since 1970.
     pub created: i64,
@@ -74,6 +86,10 @@ pub struct Frontend {
     pub affinity_timeout_s: u32,
     /// Share of new connections that stays on the node with [`Preference::Node`], of [`SHARE_ONE`].
     pub node_share: u32,
+    /// Who is let in; everybody with `None`.
+    pub source_ranges: Option<Arc<[IpNet]>>,
+    /// The backend's node answers the client itself.
+    pub direct_return: bool,
     /// Sorted, each target once.
     pub backends: Vec<Backend>,
 }
@@ -83,6 +99,21 @@ impl Frontend {
     pub fn offered(&self) -> impl Iterator<Item = &Backend> {
         let backends = self.backends.iter();
         backends.filter(|backend| backend.class != Class::Draining)
+    }
+
+    /// The `FLAG_*` bits that say how it is served, whoever its backends are.
+    pub(super) fn flags(&self) -> u32 {
+        let mut flags = 0;
+        if self.source_ranges.is_some() {
+            flags |= FLAG_SOURCE_RANGES;
+        }
+        if self.direct_return {
+            flags |= FLAG_DIRECT_RETURN;
+        }
+        if self.kind == AddressKind::HostPort {
+            flags |= FLAG_HOST_PORT;
+        }
+        flags
     }
 }
 
@@ -94,6 +125,9 @@ pub fn desired(
     default: Locality,
     key: &ObjectKey,
 ) -> (Vec<Frontend>, Vec<Ignored>) {
+    if key.pod_name().is_some() {
+        return host_ports::desired(view, key);
+    }
     let mut frontends: Vec<Frontend> = Vec::new();
     let Some(service) = view.services.get(key) else {
         return (frontends, Vec::new());
@@ -111,40 +145,67 @@ pub fn desired(
         leftovers.join(ignored);
     }
     let here = Here::new(view, node);
-    let preference = preference(here, service, default);
-    for ip in &service.cluster_ips {
-        if let Some(why) = foreign(view, node, *ip) {
-            leftovers.add(why, ip);
-            continue;
-        }
-        for port in &service.ports {
-            let Some(protocol) = number(port.protocol) else {
-                leftovers.add(
-                    Why::Protocol,
-                    format_args!("{}/{}", port.port, port.protocol),
-                );
-                continue;
+    let addresses = addresses(view, node, service, &mut leftovers);
+    let ports: Vec<(&ServicePort, u8)> = match addresses.is_empty() {
+        true => Vec::new(),
+        false => seen_ports(&service.ports, &mut leftovers),
+    };
+    for (address, kind, scope) in addresses {
+        for (port, protocol) in &ports {
+            let number = match kind {
+                AddressKind::NodePort => port.node_port,
+                _ => Some(port.port),
             };
-            let endpoints = endpoints_of(&slices, port, ip.is_ipv6());
+            let Some(number) = number else { continue };
+            let endpoints = endpoints_of(&slices, port, address.is_ipv6());
             let members: Vec<&Endpoint> = endpoints.iter().map(|(_, member)| *member).collect();
-            let nearness = Nearness::new(here, service, preference, &members);
+            let nearness = match (scope, kind) {
+                (Scope::EXTERNAL, _) => Nearness::from_outside(here, service),
+                (_, AddressKind::ClusterIp) => Nearness::new(here, service, default, &members),
+                _ => Nearness::whoever_is_near(here, service, default, &members),
+            };
+            let exposed = service.exposed.as_deref();
+            let exposed = exposed.filter(|_| scope == Scope::EXTERNAL);
             frontends.push(Frontend {
                 key: ServiceKey {
-                    address: (*ip).into(),
-                    port: port.port.to_be_bytes(),
-                    protocol,
-                    pad: 0,
+                    address: address.into(),
+                    port: number.to_be_bytes(),
+                    protocol: *protocol,
+                    scope,
                 },
+                kind,
                 port_name: port.name.clone(),
                 created: service.created,
                 preference: nearness.preference,
                 affinity_timeout_s: service.affinity_timeout_s.unwrap_or(0),
                 node_share: COMFORTABLE_SHARE,
-                backends: backends_of(&endpoints, nearness, protocol),
+                source_ranges: exposed
+                    .filter(|_| kind == AddressKind::LoadBalancer)
+                    .and_then(|exposed| exposed.source_ranges.clone()),
+                direct_return: exposed.is_some_and(|exposed| exposed.direct_return),
+                backends: backends_of(&endpoints, nearness, *protocol),
             });
         }
     }
     (frontends, leftovers.into_vec())
+}
+
+/// The ports that the programs see, with the `IPPROTO` number of each.
+fn seen_ports<'a>(
+    ports: &'a [ServicePort],
+    leftovers: &mut Leftovers,
+) -> Vec<(&'a ServicePort, u8)> {
+    let mut seen = Vec::new();
+    for port in ports {
+        match number(port.protocol) {
+            Some(protocol) => seen.push((port, protocol)),
+            None => leftovers.add(
+                Why::Protocol,
+                format_args!("{}/{}", port.port, port.protocol),
+            ),
+        }
+    }
+    seen
 }
 
 /// The `IPPROTO` number of what the socket hooks see.
@@ -154,22 +215,6 @@ fn number(protocol: Protocol) -> Option<u8> {
         Protocol::Udp => Some(abi::UDP),
         Protocol::Sctp => None,
     }
-}
-
-/// Whose address it is if it cannot be a service's: connections to this node and to pods must not go astray. What the
-/// other nodes say of their addresses is not asked: one of them could keep a service from all nodes.
-fn foreign(view: &View, node: &str, ip: IpAddr) -> Option<Why> {
-    let own = view.nodes.get(node);
-    if own.is_some_and(|node| node.internal_ips.contains(&ip)) {
-        return Some(Why::NodeAddress);
-    }
-    let mut nodes = view.nodes.values();
-    nodes.any(|node| has_pod(node, ip)).then_some(Why::PodRange)
-}
-
-/// Whether the address is for the node's pods.
-pub(super) fn has_pod(node: &Node, ip: IpAddr) -> bool {
-    node.pod_cidrs.iter().any(|range| range.contains(&ip))
 }
 
 /// Where the endpoints of one port and family listen, over all slices of the service.
@@ -252,3 +297,7 @@ impl Preference {
 #[cfg(test)]
 #[path = "policy_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "policy/exposed_tests.rs"]
+mod exposed_tests;

@@ -1,6 +1,7 @@
 use super::super::testing::*;
 use super::*;
-use crate::cluster::{Service, SlicePort};
+use crate::cluster::{Node, Service, SlicePort};
+use agent_ebpf::abi::Scope;
 
 fn web(view: &View) -> (Vec<Frontend>, Vec<Ignored>) {
     desired(view, NODE, Locality::Node, &ObjectKey::new("ns", "web"))
@@ -18,7 +19,7 @@ fn order(frontend: &Frontend) -> Vec<(u8, Class)> {
     frontend
         .backends
         .iter()
-        .map(|backend| (backend.target.address.0[15], backend.class))
+        .map(|backend| (backend.target.address.octets()[15], backend.class))
         .collect()
 }
 
@@ -40,7 +41,7 @@ fn near_before_far_before_leaving() {
             address: abi::Address::v4([10, 96, 0, 1]),
             port: [0, 80],
             protocol: abi::TCP,
-            pad: 0
+            scope: Scope::CLUSTER
         }
     );
     assert_eq!(
@@ -78,8 +79,9 @@ fn local_only_offers_no_other() {
 fn kubernetes_own_fields_win_over_the_annotation() {
     let mut service = service("10.96.0.1");
     let view = view(vec![]);
-    let preferred =
-        |service: &Service, default| preference(Here::new(&view, NODE), service, default);
+    let preferred = |service: &Service, default| {
+        Nearness::new(Here::new(&view, NODE), service, default, &[]).preference
+    };
     for (default, wanted) in [
         (Locality::Node, Preference::Node),
         (Locality::Zone, Preference::SameZone),
@@ -98,7 +100,7 @@ fn kubernetes_own_fields_win_over_the_annotation() {
         assert_eq!(preferred(&service, Locality::Node), Preference::SameZone);
         let nowhere = Here::new(&view, "a node without a zone");
         assert_eq!(
-            preference(nowhere, &service, Locality::Node),
+            Nearness::new(nowhere, &service, Locality::Node, &[]).preference,
             Preference::Even
         );
     }
@@ -300,7 +302,7 @@ fn a_local_service_falls_back_to_who_leaves_this_node_and_to_nobody_else() {
     let frontend = one(&view(vec![("web", service, leaving)]));
     let offered: Vec<Class> = frontend.offered().map(|backend| backend.class).collect();
     assert_eq!(offered, [Class::Terminating]);
-    assert_eq!(frontend.backends[0].target.address.0[15], 2);
+    assert_eq!(frontend.backends[0].target.address.octets()[15], 2);
 }
 
 #[test]

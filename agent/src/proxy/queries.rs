@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use agent_ebpf::abi::{BackendId, ServiceKey};
+use agent_ebpf::abi::{BackendId, FLAG_SOURCE_RANGES, Scope, ServiceKey};
+use agent_ebpf::node_port;
 
 use super::live::Live;
 use super::policy::Target;
 use super::state::LbState;
 use crate::cluster::{Ignored, ObjectKey, Why};
+use crate::dataplane::SourcePrefix;
 
 impl LbState {
     pub fn frontends(&self) -> impl Iterator<Item = (&ServiceKey, &Live)> {
@@ -17,6 +19,17 @@ impl LbState {
     /// What the maps have for one dialled address.
     pub fn frontend(&self, key: &ServiceKey) -> Option<&Live> {
         self.frontends.get(key)
+    }
+
+    /// What the maps have for an address that a socket was translated for: its own row, or that of a node port.
+    pub fn dialled(&self, key: &ServiceKey) -> Option<&Live> {
+        let node_port = || {
+            self.frontends.get(&ServiceKey {
+                address: node_port::any(&key.address),
+                ..*key
+            })
+        };
+        self.frontends.get(key).or_else(node_port)
     }
 
     /// The addresses of one service that are in the maps.
@@ -58,6 +71,12 @@ impl LbState {
         all
     }
 
+    /// Who is let in to a service's address; `None` for everybody.
+    pub fn source_ranges(&self, live: &Live) -> Option<impl Iterator<Item = &SourcePrefix>> {
+        let guarded = live.entry.flags & FLAG_SOURCE_RANGES != 0;
+        guarded.then(|| self.ranges.of(live.entry.service_id))
+    }
+
     /// What is left out of one service.
     pub fn ignored_of(&self, owner: &ObjectKey) -> &[Ignored] {
         self.owned.get(owner).map_or(&[], |owned| &owned.ignored)
@@ -73,14 +92,20 @@ impl LbState {
             .map(|(key, _)| key)
     }
 
-    /// Addresses that a service asks for and another has, with the one that has it.
+    /// Addresses that a service asks for and another has, with the one that has it. One that it lacks in both scopes is
+    /// told once.
     pub fn conflicts_of(&self, owner: &ObjectKey) -> Vec<(ServiceKey, Option<&ObjectKey>)> {
         let waits_for = self
             .owned
             .get(owner)
             .map_or(&[][..], |owned| &owned.waits_for);
+        let inside = |key: &ServiceKey| ServiceKey {
+            scope: Scope::CLUSTER,
+            ..*key
+        };
         waits_for
             .iter()
+            .filter(|key| key.scope == Scope::CLUSTER || !waits_for.contains(&inside(key)))
             .map(|key| {
                 (
                     *key,

@@ -86,7 +86,7 @@ pub(super) struct Worker<M, L> {
     collect_at: Option<Instant>,
     /// How long what a flip left behind stays: longer after a failure.
     collect_after: Duration,
-    /// Removals that failed. They may be repeated at any time.
+    /// Removals that failed, to be repeated while the state says so.
     undone: Vec<MapOp>,
 }
 
@@ -151,10 +151,21 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
                     self.proxy.write().state.set_synced();
                     everything = true;
                 }
+                Change::HostPortsKnown => {
+                    self.proxy.write().state.set_host_ports_known();
+                    everything = true;
+                }
+            }
+        }
+        if !dirty.is_empty() {
+            let inner = self.proxy.read();
+            for key in &inner.state.kept_off {
+                dirty.entry(key.clone()).or_insert(now);
             }
         }
         if everything {
-            for key in self.cluster.view().services.keys() {
+            let view = self.cluster.view();
+            for key in view.services.keys().chain(view.host_ports.keys()) {
                 dirty.entry(key.clone()).or_insert(now);
             }
         }
@@ -185,7 +196,10 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
                 .any(|it| has_pod(it, ip) || it.internal_ips.contains(&ip))
         };
         let now = view.services.iter().filter(|(_, service)| {
-            let mut ips = service.cluster_ips.iter();
+            let exposed = service.exposed.iter();
+            let outside =
+                exposed.flat_map(|it| it.external_ips.iter().chain(&it.load_balancer_ips));
+            let mut ips = service.cluster_ips.iter().chain(outside);
             ips.any(|ip| is_foreign(*ip))
         });
         let mut all: BTreeSet<ObjectKey> = now.map(|(key, _)| key.clone()).collect();
@@ -269,6 +283,8 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
             let view = self.cluster.view();
             let (frontends, ignored) = desired(&view, &self.node, self.locality, key);
             let uid = view.services.get(key).and_then(|service| service.uid);
+            let pod = view.host_ports.get(key);
+            let uid = uid.or_else(|| pod.and_then(|pod| pod.uid.parse().ok()));
             (frontends, ignored, uid, view.synced)
         };
         let mut inner = self.proxy.write();

@@ -37,10 +37,14 @@ impl Reports {
             let reason = ignored.why.event();
             warn!(%service, reason, message, "a part of the service is left out");
             let Some(events) = &self.events else { continue };
+            let (kind, name) = match service.pod_name() {
+                Some(pod) => ("Pod", pod),
+                None => ("Service", &*service.name),
+            };
             let subject = Subject {
-                kind: "Service",
+                kind,
                 namespace: service.namespace.to_string(),
-                name: service.name.to_string(),
+                name: name.to_owned(),
                 uid: uid.map(|uid| uid.to_string()).unwrap_or_default(),
             };
             events.send(subject, None, Kind::Warning, reason, message);

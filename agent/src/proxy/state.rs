@@ -1,19 +1,22 @@
 //! What the maps hold, and the writes that lead from there to what is desired. Pure.
 //!
-//! One service address moves in one [`Flip`]: backends and slots of a new generation first, then the one write of its
-//! `SERVICES` entry that switches to them. What that leaves behind is removed two calls of [`LbState::collect`] later, so
-//! that no lookup is still in the middle of it. A flip is planned, performed, then settled, before the next is planned:
-//! the state never claims a row that is not there.
+//! One service address moves in one [`Flip`]: backends, slots and Maglev table of a new generation first, and source
+//! ranges, then the one write of its `SERVICES` entry that switches to them. What that leaves behind is removed two calls
+//! of [`LbState::collect`] later, so that no lookup is still in the middle of it. A flip is planned, performed, then
+//! settled, before the next is planned: the state never claims a row that is not there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use agent_ebpf::abi::{BackendId, ServiceEntry, ServiceKey, UDP};
+use agent_ebpf::abi::{BackendId, Scope, ServiceEntry, ServiceKey, UDP};
+use ipnet::IpNet;
 
 use super::backends::{Backends, Ids};
 use super::live::{Live, Table};
-use super::policy::{Backend, Class, Frontend, Preference, Target};
-use crate::cluster::{Ignored, ObjectKey};
-use crate::dataplane::{MapOp, Sockets};
+use super::maglev;
+use super::policy::{AddressKind, Backend, Class, Frontend, Preference, Target};
+use super::ranges::Ranges;
+use crate::cluster::{Ignored, ObjectKey, Why};
+use crate::dataplane::{MapOp, Sockets, SourcePrefix};
 
 /// The writes that move one service address to its next state. Perform them in order, stop at the first that fails, and
 /// give the flip back to [`LbState::settle`].
@@ -23,6 +26,8 @@ pub struct Flip {
     pub ops: Vec<MapOp>,
     /// `None` removes the address.
     next: Option<Live>,
+    /// Who is let in from then on.
+    ranges: Vec<SourcePrefix>,
 }
 
 #[derive(Debug, Default)]
@@ -44,9 +49,14 @@ pub struct LbState {
     /// Left behind since the last [`Self::collect`], and before it.
     pub(super) retired: Vec<Table>,
     retired_before: Vec<Table>,
+    pub(super) ranges: Ranges,
     pub(super) owned: BTreeMap<ObjectKey, Owned>,
     waiting: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
+    /// Services that another's cluster IP keeps from having an address.
+    pub(super) kept_off: BTreeSet<ObjectKey>,
     pub(super) synced: bool,
+    /// The view has the host ports of all pods of this node.
+    host_ports_known: bool,
 }
 
 impl LbState {
@@ -64,15 +74,23 @@ impl LbState {
             orphans: BTreeSet::new(),
             retired: Vec::new(),
             retired_before: Vec::new(),
+            ranges: Ranges::default(),
             owned: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            kept_off: BTreeSet::new(),
             synced: false,
+            host_ports_known: false,
         }
     }
 
     /// From now on the view is whole: what it does not name may go.
     pub fn set_synced(&mut self) {
         self.synced = true;
+    }
+
+    /// So it is with host ports, which come from this node's pods and not from the API.
+    pub fn set_host_ports_known(&mut self) {
+        self.host_ports_known = true;
     }
 
     /// Says which addresses `owner` has; the ones it no longer has become orphans. Returns the frontends to plan: those
@@ -92,10 +110,15 @@ impl LbState {
                 }
             }
         }
+        match ignored.iter().any(|it| it.why == Why::ClusterAddress) {
+            true => self.kept_off.insert(owner.clone()),
+            false => self.kept_off.remove(owner),
+        };
         let (mut granted, mut waits_for) = (Vec::<Frontend>::new(), Vec::new());
+        let mut asked = HashSet::new();
         for frontend in desired {
             // Two ports that say the same number would take turns; the first has it.
-            if granted.iter().any(|other| other.key == frontend.key) {
+            if !asked.insert(frontend.key) {
                 continue;
             }
             match self.frontends.get_mut(&frontend.key) {
@@ -110,6 +133,7 @@ impl LbState {
                 Some(live) => {
                     let holder = live.owner.replace(owner.clone());
                     live.created = frontend.created;
+                    live.kind = frontend.kind;
                     self.orphans.remove(&frontend.key);
                     if let Some(holder) = holder.filter(|holder| holder != owner) {
                         self.displace(holder, frontend.key);
@@ -120,7 +144,7 @@ impl LbState {
             granted.push(frontend);
         }
         let claims: Box<[ServiceKey]> = granted.iter().map(|frontend| frontend.key).collect();
-        for key in before.claims.iter().filter(|key| !claims.contains(key)) {
+        for key in before.claims.iter().filter(|key| !asked.contains(key)) {
             if let Some(live) = self.frontends.get_mut(key)
                 && live.owner.as_ref() == Some(owner)
             {
@@ -178,22 +202,30 @@ impl LbState {
             .map(|backend| self.backends.id_of(backend.target))
             .collect();
         let live = self.frontends.get(&key);
-        let same_table = live.is_some_and(|live| live.broken.is_none() && live.slots == slots);
         let service_id = match live {
             Some(live) => live.entry.service_id,
             None => self.ids.allocate(|id| self.service_ids.contains(&id)),
         };
+        let mut entry = entry(service_id, preference, frontend, &backends);
+        let drawn = |entry: &ServiceEntry| (maglev::size(entry), maglev::pool(entry));
+        let same_table = live.is_some_and(|live| {
+            let same_maglev = maglev::size(&entry).is_none() && maglev::size(&live.entry).is_none()
+                || drawn(&entry) == drawn(&live.entry);
+            live.broken.is_none() && live.slots == slots && same_maglev
+        });
         let last_generation = live.map_or(0, |live| live.last_generation);
         let generation = match live {
             Some(live) if same_table => live.entry.generation,
             _ => last_generation.wrapping_add(1),
         };
+        entry.generation = generation;
         let next = Live {
             owner: Some(owner.clone()),
             created: frontend.created,
             port_name: frontend.port_name.clone(),
+            kind: frontend.kind,
             preference,
-            entry: entry(service_id, generation, preference, frontend, &backends),
+            entry,
             slots,
             last_generation: if same_table {
                 last_generation
@@ -226,7 +258,11 @@ impl LbState {
                     .rows()
                     .map(|(slot, id)| MapOp::PutSlot(slot, id)),
             );
+            ops.extend(self.maglev(&next));
         }
+        let ranges = ranges(service_id, frontend);
+        let missing = self.ranges.missing(&ranges).into_iter();
+        ops.extend(missing.map(MapOp::PutSourceRange));
         let live = self.frontends.get_mut(&key);
         if !same_table || live.as_ref().is_none_or(|live| live.entry != next.entry) {
             ops.push(MapOp::PutService(key, next.entry));
@@ -234,24 +270,30 @@ impl LbState {
         if ops.is_empty()
             && let Some(live) = live
         {
-            // Nothing for the maps; names may have changed all the same.
+            // Nothing for the maps; names may have changed all the same, and who is let in no longer.
             *live = next;
+            self.ranges.settle(service_id, &ranges);
             return None;
         }
         Some(Flip {
             key,
             ops,
             next: Some(next),
+            ranges,
         })
     }
 
-    /// Addresses whose service has gone. None while the view is partial.
+    /// Addresses whose service has gone, or whose pod. None while the view is partial.
     pub fn orphans(&self) -> Vec<ServiceKey> {
-        if self.synced {
-            self.orphans.iter().copied().collect()
-        } else {
-            Vec::new()
-        }
+        let orphans = self.orphans.iter().copied();
+        orphans.filter(|key| self.is_gone(key)).collect()
+    }
+
+    /// Whether it means something that nobody claims the address.
+    fn is_gone(&self, key: &ServiceKey) -> bool {
+        let live = self.frontends.get(key);
+        let of_pod = live.is_some_and(|live| live.kind == AddressKind::HostPort);
+        self.synced && (!of_pod || self.host_ports_known)
     }
 
     /// A service that asked for an address while another had it. Assigning and planning it anew hands the address over
@@ -262,22 +304,34 @@ impl LbState {
 
     /// The write that removes an orphan.
     pub fn remove(&mut self, key: ServiceKey) -> Option<Flip> {
-        if !self.synced || !self.orphans.contains(&key) {
+        if !self.is_gone(&key) || !self.orphans.contains(&key) {
             return None;
         }
-        for id in self.frontends.get(&key)?.slots.iter() {
-            self.backends.when_idle(*id, Sockets::Keep);
+        let live = self.frontends.get(&key)?;
+        let sockets = match live.kind {
+            // The pod itself has gone.
+            AddressKind::HostPort => Sockets::Close,
+            _ => Sockets::Keep,
+        };
+        for id in live.slots.iter() {
+            self.backends.when_idle(*id, sockets);
         }
         Some(Flip {
             key,
             ops: vec![MapOp::DeleteService(key)],
             next: None,
+            ranges: Vec::new(),
         })
     }
 
     /// Takes note of what became of a flip. A failed one leaves the address as it was, and its rows to be collected.
     pub fn settle(&mut self, flip: Flip, performed: bool) {
-        let Flip { key, ops, next } = flip;
+        let Flip {
+            key,
+            ops,
+            next,
+            ranges,
+        } = flip;
         if !performed {
             self.undo(key, &ops, next);
             return;
@@ -285,6 +339,7 @@ impl LbState {
         let before = match next {
             Some(next) => {
                 self.service_ids.insert(next.entry.service_id);
+                self.ranges.settle(next.entry.service_id, &ranges);
                 let generation = next.entry.generation;
                 self.frontends
                     .insert(key, next)
@@ -295,6 +350,7 @@ impl LbState {
                 let before = self.frontends.remove(&key);
                 if let Some(before) = &before {
                     self.service_ids.remove(&before.entry.service_id);
+                    self.ranges.settle(before.entry.service_id, &[]);
                 }
                 before
             }
@@ -308,6 +364,10 @@ impl LbState {
                 self.backends.unwritten(*id);
             }
         }
+        self.ranges.undo(ops.iter().filter_map(|op| match op {
+            MapOp::PutSourceRange(range) => Some(*range),
+            _ => None,
+        }));
         let Some(next) = next else { return };
         match self.frontends.get_mut(&key) {
             Some(live) if live.entry.generation == next.entry.generation => {}
@@ -319,16 +379,18 @@ impl LbState {
         }
     }
 
-    /// Removes what flips left behind before the last call. Each of these writes may be repeated at any later time:
-    /// generations and ids do not come back. Empty while the view is partial.
+    /// Removes what flips left behind before the last call. Each of these writes may be repeated at any later time, while
+    /// [`Self::may_go`] says so. Empty while the view is partial.
     pub fn collect(&mut self) -> Vec<MapOp> {
         if !self.synced {
             return Vec::new();
         }
         let due = std::mem::replace(&mut self.retired_before, std::mem::take(&mut self.retired));
-        let mut ops = Vec::new();
+        let ranges = self.ranges.collect().into_iter();
+        let mut ops: Vec<MapOp> = ranges.map(MapOp::DeleteSourceRange).collect();
         for table in due {
             ops.extend(table.rows().map(|(slot, _)| MapOp::DeleteSlot(slot)));
+            ops.extend(table.maglev_keys().map(MapOp::DeleteMaglev));
             self.backends.release(table.rows.iter().map(|(_, id)| id));
         }
         ops.extend(
@@ -340,12 +402,19 @@ impl LbState {
         ops
     }
 
+    /// Whether a removal that [`Self::collect`] once gave is still right. Generations and ids do not come back; source
+    /// ranges may.
+    pub fn may_go(&self, op: &MapOp) -> bool {
+        match op {
+            MapOp::DeleteSourceRange(range) => self.ranges.may_go(range),
+            _ => true,
+        }
+    }
+
     /// Whether [`Self::collect`] has something to do, now or at its next call.
     pub fn has_garbage(&self) -> bool {
-        self.synced
-            && !(self.retired.is_empty()
-                && self.retired_before.is_empty()
-                && !self.backends.has_idle())
+        let tables = !self.retired.is_empty() || !self.retired_before.is_empty();
+        self.synced && (tables || self.ranges.has_garbage() || self.backends.has_idle())
     }
 
     /// Backends that are offered no longer and still there: the connections that they have go on. While the view is partial
@@ -384,6 +453,30 @@ impl LbState {
         kept
     }
 
+    /// The writes of its Maglev table, if it has one.
+    fn maglev(&self, live: &Live) -> Vec<MapOp> {
+        let ServiceEntry {
+            service_id,
+            generation,
+            ..
+        } = live.entry;
+        let table = self.maglev_table(&live.entry, &live.slots);
+        maglev::rows(service_id, generation, &table)
+            .map(|(key, chunk)| MapOp::PutMaglev(key, Box::new(chunk)))
+            .collect()
+    }
+
+    /// What the Maglev table of these slots is; empty where there is to be none.
+    pub(super) fn maglev_table(&self, entry: &ServiceEntry, slots: &[BackendId]) -> Vec<BackendId> {
+        let pool = slots.get(maglev::pool(entry)).unwrap_or_default().iter();
+        let pool = pool.filter_map(|id| Some((self.backends.target(*id)?, *id)));
+        let pool: Vec<(Target, BackendId)> = pool.collect();
+        match maglev::size(entry) {
+            Some(size) if !pool.is_empty() => maglev::table(size, pool),
+            _ => Vec::new(),
+        }
+    }
+
     /// Each slot of a table, with where its backend listens.
     fn targets<'a>(&'a self, live: &'a Live) -> impl Iterator<Item = (usize, Target)> + 'a {
         let slots = live.slots.iter().enumerate();
@@ -397,9 +490,19 @@ impl Default for LbState {
     }
 }
 
+/// Which of a frontend's source ranges are of its family, as rows of its service.
+fn ranges(service_id: u32, frontend: &Frontend) -> Vec<SourcePrefix> {
+    let is_v4 = frontend.key.address.as_v4().is_some();
+    let of_family = |range: &&IpNet| range.addr().is_ipv4() == is_v4;
+    let all = frontend.source_ranges.iter().flat_map(|all| all.iter());
+    let all = all.filter(of_family);
+    all.map(|range| SourcePrefix::new(service_id, *range))
+        .collect()
+}
+
+/// The entry, of generation 0 as yet.
 fn entry(
     service_id: u32,
-    generation: u32,
     preference: Preference,
     frontend: &Frontend,
     backends: &[Backend],
@@ -408,20 +511,25 @@ fn entry(
     let zone = count(backends, |b| b.class == Class::Zone);
     let terminating = count(backends, |b| b.class == Class::Terminating);
     let ready = count(backends, |b| b.class < Class::Terminating);
-    ServiceEntry {
+    let mut entry = ServiceEntry {
         service_id,
-        generation,
+        generation: 0,
         local,
         zone,
         ready,
         terminating,
-        flags: preference.flags(),
+        flags: preference.flags() | frontend.flags(),
         affinity_timeout_s: frontend.affinity_timeout_s,
         local_share: match preference {
             Preference::Node if local > 0 && local < ready => frontend.node_share,
             _ => preference.local_share(local, zone, ready),
         },
+    };
+    let drawn = maglev::pool(&entry).len();
+    if frontend.key.scope == Scope::EXTERNAL && drawn > 1 {
+        entry.flags |= maglev::flags(drawn);
     }
+    entry
 }
 
 /// A service has far fewer than 2³² backends: the maps have no room for more.

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use agent_ebpf::abi::{ServiceKey, SlotKey};
+use agent_ebpf::abi::{FLAG_SOURCE_RANGES, ServiceKey, SlotKey};
 
 use super::super::policy::desired;
 use super::super::testing::*;
 use super::*;
-use crate::cluster::{Endpoint, Locality, Protocol, Service, ServicePort, SlicePort, View};
+use crate::cluster::{
+    Endpoint, Exposed, Locality, Protocol, Service, ServicePort, SlicePort, View,
+};
 
 type Allowed = BTreeMap<ServiceKey, BTreeSet<Outcome>>;
 
@@ -26,6 +28,37 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     proptest::collection::vec(one, 0..5)
 }
 
+/// One of everything that a service may have for clients outside, or no such thing.
+fn exposed() -> impl Strategy<Value = Option<Box<Exposed>>> {
+    let ranges = prop_oneof![
+        3 => Just(None),
+        3 => proptest::sample::subsequence(vec!["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "2001:db8::/32"], 0..=3)
+            .prop_map(Some),
+    ];
+    let ip = |text: &str| text.parse().unwrap();
+    let some = (any::<bool>(), any::<bool>(), 0..4u8, 0..3u8, ranges).prop_map(
+        move |(node_ports, local, external, balanced, ranges)| Exposed {
+            node_ports,
+            local,
+            external_ips: match external {
+                0 => vec![],
+                1 => vec![ip("10.96.0.2")],
+                _ => vec![ip("198.51.100.1")],
+            },
+            load_balancer_ips: (0..balanced)
+                .map(|last| ip(&format!("203.0.113.{last}")))
+                .collect(),
+            source_ranges: ranges.map(|all| {
+                all.into_iter()
+                    .map(|range| range.parse().unwrap())
+                    .collect()
+            }),
+            ..Exposed::default()
+        },
+    );
+    proptest::option::of(some.prop_map(Box::new))
+}
+
 prop_compose! {
     fn any_service()(
         address in 1..4u8,
@@ -33,8 +66,11 @@ prop_compose! {
         internal_local in proptest::bool::weighted(0.2),
         distribution in 0..5usize,
         affinity in any::<bool>(),
+        exposed in exposed(),
     ) -> Service {
         let mut service = service(&format!("10.96.0.{address}"));
+        service.ports[0].node_port = Some(30_000 + u16::from(address));
+        service.exposed = exposed;
         if two_ports {
             let dns = ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: None };
             service.ports.push(dns);
@@ -90,8 +126,9 @@ fn union(a: &Allowed, b: &Allowed) -> Allowed {
 /// Every dial, begun with any of the entries in `read` and finished with the rows of now, ends as `allowed` says.
 fn check(maps: &Maps, read: &[BTreeMap<ServiceKey, ServiceEntry>], allowed: &Allowed) {
     for (key, allowed) in allowed {
-        for services in read {
-            let outcomes = maps.outcomes_of(services.get(key));
+        let entries: BTreeSet<_> = read.iter().map(|services| services.get(key)).collect();
+        for entry in entries {
+            let outcomes = maps.outcomes_of(key, entry);
             assert!(
                 outcomes.is_subset(allowed),
                 "{key:?}: {outcomes:?}, allowed are {allowed:?}"
@@ -139,6 +176,34 @@ fn check_settled(maps: &Maps, view: &View) {
         named,
         "backends left behind"
     );
+    let entry = |id: u32| {
+        maps.services
+            .values()
+            .find(|it| it.service_id == id)
+            .unwrap()
+    };
+    for key in maps.maglev.keys() {
+        let entry = entry(key.service_id);
+        assert_eq!(
+            entry.generation, key.generation,
+            "a Maglev table left behind"
+        );
+        assert!(key.chunk < super::super::maglev::chunks(entry));
+    }
+    let wanted = services_of(&[view])
+        .into_iter()
+        .flat_map(|key| desired(view, NODE, Locality::Node, &key).0);
+    let wanted: BTreeSet<SourcePrefix> = wanted
+        .filter_map(|it| Some((maps.services.get(&it.key)?.service_id, it)))
+        .flat_map(|(id, it)| super::ranges(id, &it))
+        .collect();
+    assert!(
+        maps.source_ranges.is_subset(&wanted),
+        "source ranges left behind"
+    );
+    for range in &maps.source_ranges {
+        assert_ne!(entry(range.service_id()).flags & FLAG_SOURCE_RANGES, 0);
+    }
     let targets: BTreeSet<_> = maps
         .backends
         .values()
@@ -182,9 +247,14 @@ proptest! {
                 maps.apply(op);
                 check(&maps, &read, &may);
             }
+            // Who is let in no longer is so until the last of these.
+            let mut backends = allowed(new);
+            for outcomes in backends.values_mut() {
+                outcomes.extend(CLIENTS.map(Outcome::LetIn));
+            }
             for op in state.collect() {
                 maps.apply(op);
-                check(&maps, std::slice::from_ref(&settled), &allowed(new));
+                check(&maps, std::slice::from_ref(&settled), &backends);
             }
             check_settled(&maps, new);
             old = new.clone();
@@ -289,7 +359,7 @@ proptest! {
         pass(&mut state, &partial, &services_of(&[&partial]), |op| {
             maps.apply(op);
             for (key, was) in &found.services {
-                let before = found.outcomes_of(Some(was));
+                let before = found.outcomes_of(key, Some(was));
                 let now = maps.outcomes(key);
                 assert!(!now.contains(&Outcome::Hole) && !now.contains(&Outcome::NotService));
                 assert!(before.contains(&Outcome::Refused) || !now.contains(&Outcome::Refused));
@@ -321,6 +391,175 @@ proptest! {
     }
 }
 
+/// The writes that lead to a view.
+fn writes(state: &mut LbState, maps: &mut Maps, view: &View) -> Vec<MapOp> {
+    let mut ops = Vec::new();
+    pass(state, view, &services_of(&[view]), |op| {
+        maps.apply(op.clone());
+        ops.push(op);
+        true
+    });
+    ops
+}
+
+#[test]
+fn only_who_comes_from_outside_and_has_a_choice_has_a_maglev_table() {
+    let (mut state, mut maps) = (synced(), Maps::default());
+    let near = vec![endpoint(1, "a", "z1"), endpoint(2, "b", "z1")];
+    writes(
+        &mut state,
+        &mut maps,
+        &view(vec![("web", exposed_service("10.96.0.1"), near)]),
+    );
+    for (key, entry) in &maps.services {
+        let wanted = (key.scope == Scope::EXTERNAL).then_some(251);
+        assert_eq!(super::super::maglev::size(entry), wanted, "{key:?}");
+    }
+    assert_eq!(maps.maglev.len(), 3 * 4, "three addresses");
+
+    let one = vec![endpoint(1, "a", "z1")];
+    writes(
+        &mut state,
+        &mut maps,
+        &view(vec![("web", exposed_service("10.96.0.1"), one)]),
+    );
+    collect_all(&mut state, |op| {
+        maps.apply(op);
+        true
+    });
+    assert!(maps.maglev.is_empty());
+}
+
+#[test]
+fn a_backend_that_begins_to_leave_is_in_no_maglev_table() {
+    let (mut state, mut maps) = (synced(), Maps::default());
+    let three = |last: Endpoint| {
+        let all = vec![endpoint(1, "b", "z1"), endpoint(2, "b", "z1"), last];
+        view(vec![("web", exposed_service("10.96.0.1"), all)])
+    };
+    writes(&mut state, &mut maps, &three(endpoint(3, "b", "z1")));
+    let ops = writes(
+        &mut state,
+        &mut maps,
+        &three(terminating(endpoint(3, "b", "z1"))),
+    );
+    assert!(ops.iter().any(|op| matches!(op, MapOp::PutMaglev(..))));
+    let outside = maps
+        .services
+        .iter()
+        .filter(|(key, _)| key.scope == Scope::EXTERNAL);
+    for (key, _) in outside {
+        let sent = maps.outcomes(key);
+        let sent = sent.iter().filter(|it| matches!(it, Outcome::Sent(_)));
+        assert_eq!(sent.count(), 2);
+    }
+}
+
+#[test]
+fn source_ranges_come_before_the_flip_and_go_after_it() {
+    let (mut state, mut maps) = (synced(), Maps::default());
+    let with = |ranges: Option<&[&str]>| {
+        let mut service = exposed_service("10.96.0.1");
+        let ranges = ranges.map(|all| all.iter().map(|range| range.parse().unwrap()).collect());
+        service.exposed.as_mut().unwrap().source_ranges = ranges;
+        view(vec![("web", service, vec![endpoint(1, "a", "z1")])])
+    };
+    writes(&mut state, &mut maps, &with(None));
+    let ops = writes(
+        &mut state,
+        &mut maps,
+        &with(Some(&["10.0.0.0/8", "2001:db8::/32"])),
+    );
+    assert!(
+        matches!(ops[..], [MapOp::PutSourceRange(_), MapOp::PutService(..)]),
+        "the load balancer's address is of IPv4: {ops:?}"
+    );
+    let ops = writes(&mut state, &mut maps, &with(Some(&["192.0.2.0/24"])));
+    assert!(matches!(ops[..], [MapOp::PutSourceRange(_)]), "{ops:?}");
+    assert_eq!(writes(&mut state, &mut maps, &with(None)).len(), 1);
+    // One is back before it went.
+    let _ = state.collect();
+    writes(&mut state, &mut maps, &with(Some(&["10.0.0.0/8"])));
+    let due = state.collect();
+    assert_eq!(due.len(), 1);
+    assert!(state.may_go(&due[0]));
+    for op in due {
+        maps.apply(op);
+    }
+    let left: Vec<u32> = maps.source_ranges.iter().map(|range| range.bits).collect();
+    assert_eq!(left, [32 + 96 + 8]);
+
+    // An earlier run's are taken over, and go with what asks for them.
+    let mut state = LbState::adopt(maps.pinned(), 1);
+    state.set_synced();
+    assert!(writes(&mut state, &mut maps, &with(Some(&["10.0.0.0/8"]))).is_empty());
+    collect_all(&mut state, |op| {
+        maps.apply(op);
+        true
+    });
+    assert_eq!(maps.source_ranges.len(), 1);
+    let none = view(vec![]);
+    pass(&mut state, &none, &services_of(&[&with(None)]), |op| {
+        maps.apply(op);
+        true
+    });
+    collect_all(&mut state, |op| {
+        maps.apply(op);
+        true
+    });
+    assert_eq!(maps.pinned(), crate::dataplane::PinnedState::default());
+}
+
+#[test]
+fn a_cluster_ip_is_its_services_though_another_listed_it_before() {
+    let (mut state, mut maps) = (synced(), Maps::default());
+    let mut thief = service("10.96.0.9");
+    thief.exposed = Some(Box::new(Exposed {
+        external_ips: vec!["10.96.0.1".parse().unwrap()],
+        ..Exposed::default()
+    }));
+    let thief = ("thief", thief, vec![endpoint(1, "a", "z1")]);
+    let alone = view(vec![thief.clone()]);
+    writes(&mut state, &mut maps, &alone);
+    assert_eq!(maps.services.len(), 3);
+
+    // The thief has not been looked at again yet.
+    let both = view(vec![
+        thief,
+        ("web", service("10.96.0.1"), vec![endpoint(2, "a", "z1")]),
+    ]);
+    let (web, thief) = (ObjectKey::new("ns", "web"), ObjectKey::new("ns", "thief"));
+    pass(&mut state, &both, &BTreeSet::from([web.clone()]), |op| {
+        maps.apply(op);
+        true
+    });
+    let owner = |state: &LbState| {
+        let mut all = state.frontends();
+        let of = |key: &ServiceKey| {
+            key.address.to_string() == "10.96.0.1" && key.scope == Scope::CLUSTER
+        };
+        all.find(|(key, _)| of(key))
+            .and_then(|(_, live)| live.owner.clone())
+    };
+    assert_eq!(owner(&state), Some(web.clone()));
+    assert_eq!(state.conflicts_of(&thief).len(), 1);
+
+    writes(&mut state, &mut maps, &both);
+    assert!(state.kept_off.contains(&thief));
+    assert_eq!(maps.services.len(), 2, "nor is it captured from outside");
+    pass(
+        &mut state,
+        &alone,
+        &BTreeSet::from([web, thief.clone()]),
+        |op| {
+            maps.apply(op);
+            true
+        },
+    );
+    assert_eq!(owner(&state), Some(thief));
+    assert!(state.kept_off.is_empty());
+}
+
 #[test]
 fn slots_stand_in_order_and_ids_stay() {
     let near = vec![
@@ -344,13 +583,13 @@ fn slots_stand_in_order_and_ids_stay() {
     let order: Vec<u8> = maps
         .slots
         .values()
-        .map(|id| maps.backends[id].address.0[15])
+        .map(|id| maps.backends[id].address.octets()[15])
         .collect();
     assert_eq!(order, [2, 3, 4, 1]);
     let ids: BTreeMap<u8, BackendId> = maps
         .backends
         .iter()
-        .map(|(id, row)| (row.address.0[15], *id))
+        .map(|(id, row)| (row.address.octets()[15], *id))
         .collect();
 
     // One goes, one comes: the others keep their ids, and only what changed is written.
@@ -359,7 +598,7 @@ fn slots_stand_in_order_and_ids_stay() {
     let second = view(vec![("web", service("10.96.0.1"), other)]);
     let mut ops = Vec::new();
     pass(&mut state, &second, &services, |op| {
-        maps.apply(op);
+        maps.apply(op.clone());
         ops.push(op);
         true
     });
@@ -371,7 +610,7 @@ fn slots_stand_in_order_and_ids_stay() {
     );
     assert!(matches!(ops.last(), Some(MapOp::PutService(_, entry)) if entry.generation == 2));
     for (last, id) in ids {
-        assert_eq!(maps.backends[&id].address.0[15], last);
+        assert_eq!(maps.backends[&id].address.octets()[15], last);
     }
 }
 

@@ -3,16 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use agent_ebpf::abi::{BackendId, FLAG_LOCAL_ONLY, ServiceEntry, ServiceKey, SlotKey};
+use agent_ebpf::abi::{
+    BackendId, FLAG_LOCAL_ONLY, FLAG_SOURCE_RANGES, MAGLEV_CHUNK, MaglevKey, Scope, ServiceEntry,
+    ServiceKey, SlotKey, SourceRange,
+};
 
 use super::feedback::{Counters, Load, Look};
+use super::maglev;
 use super::policy::{Class, Target, desired};
 use super::state::LbState;
 use crate::cluster::{
-    Endpoint, Locality, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort, View,
+    Endpoint, Exposed, Locality, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
+    View,
 };
 use crate::dataplane::fake::FakeMaps;
-use crate::dataplane::{MapOp, PinnedState, ServiceMaps as _};
+use crate::dataplane::{MapOp, PinnedState, ServiceMaps as _, SourcePrefix};
 
 pub(super) const NODE: &str = "a";
 
@@ -32,6 +37,19 @@ pub(super) fn service(address: &str) -> Service {
         ports: vec![port],
         ..Service::default()
     }
+}
+
+/// With a node port 30080, a load balancer's address 203.0.113.1 and an external IP 198.51.100.1.
+pub(super) fn exposed_service(address: &str) -> Service {
+    let mut service = service(address);
+    service.ports[0].node_port = Some(30_080);
+    service.exposed = Some(Box::new(Exposed {
+        node_ports: true,
+        load_balancer_ips: vec!["203.0.113.1".parse().unwrap()],
+        external_ips: vec!["198.51.100.1".parse().unwrap()],
+        ..Exposed::default()
+    }));
+    service
 }
 
 pub(super) fn endpoint(last: u8, node: &str, zone: &str) -> Endpoint {
@@ -104,7 +122,16 @@ pub(super) enum Outcome {
     Refused,
     Hole,
     Sent(Target),
+    /// From outside: what becomes of the client before a backend is drawn. Beside one of the others.
+    LetIn(IpAddr),
+    Barred(IpAddr),
 }
+
+/// Clients outside, who are in some of the source ranges that tests have.
+pub(super) const CLIENTS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+];
 
 /// The maps.
 #[derive(Clone, Debug, Default)]
@@ -136,17 +163,30 @@ impl Maps {
         }
     }
 
-    /// Every outcome that a draw could have which read `entry` and now reads the rows.
-    pub(super) fn outcomes_of(&self, entry: Option<&ServiceEntry>) -> BTreeSet<Outcome> {
+    /// Every outcome that a draw could have which read `entry` of `key` and now reads the rows.
+    pub(super) fn outcomes_of(
+        &self,
+        key: &ServiceKey,
+        entry: Option<&ServiceEntry>,
+    ) -> BTreeSet<Outcome> {
         let Some(entry) = entry else {
             return [Outcome::NotService].into();
         };
-        let slots = match entry {
+        let mut outcomes = self.guarded(key, entry);
+        match entry {
             ServiceEntry {
                 ready: 0,
                 terminating: 0,
                 ..
-            } => return [Outcome::Refused].into(),
+            } => drop(outcomes.insert(Outcome::Refused)),
+            _ if maglev::size(entry).is_some() => outcomes.extend(self.hashed(entry)),
+            _ => outcomes.extend(self.drawn(entry)),
+        }
+        outcomes
+    }
+
+    fn drawn(&self, entry: &ServiceEntry) -> BTreeSet<Outcome> {
+        let slots = match entry {
             ServiceEntry {
                 ready: 0,
                 terminating,
@@ -161,16 +201,62 @@ impl Maps {
                 generation: entry.generation,
                 slot,
             };
-            let id = self.slots.get(&key)?;
-            self.backends.get(id).map(|_| self.target(*id))
+            self.slots.get(&key)
         };
-        slots
-            .map(|slot| row(slot).map_or(Outcome::Hole, Outcome::Sent))
+        slots.map(|slot| self.sent(row(slot))).collect()
+    }
+
+    fn hashed(&self, entry: &ServiceEntry) -> BTreeSet<Outcome> {
+        let mut left = maglev::size(entry).unwrap() as usize;
+        let mut ids = BTreeSet::new();
+        for chunk in 0..maglev::chunks(entry) {
+            let key = MaglevKey {
+                service_id: entry.service_id,
+                generation: entry.generation,
+                chunk,
+            };
+            let part = left.min(MAGLEV_CHUNK);
+            match self.maglev.get(&key) {
+                Some(row) => ids.extend(row.0[..part].iter().map(Some)),
+                None => drop(ids.insert(None)),
+            }
+            left -= part;
+        }
+        ids.into_iter().map(|id| self.sent(id)).collect()
+    }
+
+    fn sent(&self, id: Option<&BackendId>) -> Outcome {
+        let there = id.filter(|id| self.backends.contains_key(id));
+        there.map_or(Outcome::Hole, |id| Outcome::Sent(self.target(*id)))
+    }
+
+    fn guarded(&self, key: &ServiceKey, entry: &ServiceEntry) -> BTreeSet<Outcome> {
+        if key.scope != Scope::EXTERNAL {
+            return BTreeSet::new();
+        }
+        let in_range = |client: IpAddr| {
+            let client = SourcePrefix::new(entry.service_id, client.into()).range;
+            let bits = |it: &SourceRange| u128::from_be_bytes(it.address.octets());
+            let has = |it: &SourcePrefix| {
+                let differ = bits(&it.range) ^ bits(&client);
+                let shift = 160 - it.bits;
+                it.range.service_id == client.service_id
+                    && differ.checked_shr(shift).unwrap_or(0) == 0
+            };
+            self.source_ranges.iter().any(has)
+        };
+        let open = entry.flags & FLAG_SOURCE_RANGES == 0;
+        let clients = CLIENTS.into_iter();
+        clients
+            .map(|client| match open || in_range(client) {
+                true => Outcome::LetIn(client),
+                false => Outcome::Barred(client),
+            })
             .collect()
     }
 
     pub(super) fn outcomes(&self, key: &ServiceKey) -> BTreeSet<Outcome> {
-        self.outcomes_of(self.services.get(key))
+        self.outcomes_of(key, self.services.get(key))
     }
 }
 
@@ -192,6 +278,17 @@ pub(super) fn allowed(view: &View) -> BTreeMap<ServiceKey, BTreeSet<Outcome>> {
             if outcomes.is_empty() {
                 outcomes.insert(Outcome::Refused);
             }
+            if frontend.key.scope == Scope::EXTERNAL {
+                let ranges = frontend.source_ranges.as_ref();
+                outcomes.extend(CLIENTS.map(|client| {
+                    let in_one =
+                        |ranges: &[ipnet::IpNet]| ranges.iter().any(|it| it.contains(&client));
+                    match ranges.is_none_or(|ranges| in_one(ranges)) {
+                        true => Outcome::LetIn(client),
+                        false => Outcome::Barred(client),
+                    }
+                }));
+            }
             all.entry(frontend.key).or_default().extend(outcomes);
         }
     }
@@ -208,7 +305,7 @@ pub(super) fn pass(
     let mut written = 0;
     let mut perform = |ops: &[MapOp]| {
         ops.iter().all(|op| {
-            write(*op) && {
+            write(op.clone()) && {
                 written += 1;
                 true
             }

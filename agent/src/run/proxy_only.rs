@@ -38,9 +38,13 @@ pub(super) async fn run(config: AgentConfig, socket: UnixListener) -> Result<(),
         config: &config,
         node: &node,
         cluster: &cluster,
+        // Without, each link's first one counts as the node's.
+        addresses: config.node_ip.as_ref().map_or(&[], |ips| &ips.0),
         namespaces: Path::new(NAMESPACES).to_owned(),
     };
-    let introspection = services.start(
+    // Pods are another kubelet's, and so are their host ports.
+    cluster.update(|view| view.set_host_ports_known().into_iter().collect());
+    let (introspection, ..) = services.start(
         probe,
         &client,
         PodTable::default(),

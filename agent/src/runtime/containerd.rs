@@ -13,7 +13,7 @@ use containerd_client::services::v1::{
     ListContainersRequest, ListTasksRequest, StartRequest, UpdateContainerRequest,
     container::Runtime as RuntimeOptions,
 };
-use containerd_client::types::v1::{Process, Status as TaskStatus};
+use containerd_client::types::v1::{Process as Task, Status as TaskStatus};
 use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 use prost_types::{Any, FieldMask};
@@ -23,14 +23,17 @@ use tonic::{Code, Request};
 
 use super::host::Host;
 use super::image::normalize;
+use super::log_pipe::named;
 use super::manifests::Manifests;
+use super::process::Pipes;
 use super::record::{container, timestamp, unseen};
 use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_failure, within};
 use super::store::{self, SNAPSHOTTER};
 use super::{
-    Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause, Image, ImageSummary,
-    RegistryLogin, Runtime, RuntimeError, RuntimeEvent, accounts, cgroup, events, exec, import,
-    labels, oci, pull,
+    Attached, Command, Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause,
+    Image, ImageSummary, Output, Process, RegistryLogin, Runtime, RuntimeError, RuntimeEvent,
+    Stdio, Streams, TerminalSize, accounts, cgroup, events, exec, import, labels, oci, process,
+    pull,
 };
 
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -64,6 +67,29 @@ impl Containerd {
         }
     }
 
+    /// Ends the commands that an earlier agent ran for clients: nobody reads what they write.
+    pub async fn end_orphans(&self) {
+        for process in process::orphans(&self.scratch) {
+            let end = async {
+                process::signal(&self.channel, &process, libc::SIGKILL).await?;
+                // Only what has ended can be removed. One that is gone already is not waited for.
+                let ended = process::wait(&self.channel, &process);
+                let _ = tokio::time::timeout(LOOK_PATIENCE, ended).await;
+                Ok::<_, tonic::Status>(())
+            };
+            if let Err(status) = end.await {
+                let container = &process.container;
+                tracing::warn!(%status, "a command is left in container {container}");
+            }
+            process::remove(&self.channel, &self.scratch, &process).await;
+        }
+    }
+
+    /// Has the logs written on whose writers have ended with an earlier agent.
+    pub fn resume_logs(&self) {
+        named::resume(&self.logger, &self.scratch);
+    }
+
     fn tasks(&self) -> TasksClient<Channel> {
         TasksClient::new(self.channel.clone())
     }
@@ -93,7 +119,7 @@ impl Containerd {
         }
     }
 
-    async fn task(&self, id: &str) -> Result<Option<Process>, RuntimeError> {
+    async fn task(&self, id: &str) -> Result<Option<Task>, RuntimeError> {
         let message = GetRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
@@ -155,6 +181,30 @@ impl Containerd {
             percent_encode(&self.logger.to_string_lossy()),
             percent_encode(&log.to_string_lossy())
         )
+    }
+
+    async fn attach_to(&self, id: &str, log: &Path) -> Result<Attached, RuntimeError> {
+        let Some(stored) = self.stored(id).await? else {
+            return Err(RuntimeError::Failed {
+                action: format!("attach to container {id}"),
+                reason: "there is no such container".into(),
+            });
+        };
+        let stdio = labels::stdio(&stored.labels);
+        let open = async {
+            let pipes = Pipes::new(&self.scratch, id);
+            let stdin = stdio.stdin.then(|| process::open_sender(&pipes.stdin()));
+            Ok::<_, std::io::Error>((Output::follow(log).await?, stdin.transpose()?))
+        };
+        let (output, stdin) = open.await.map_err(|error| RuntimeError::Failed {
+            action: format!("attach to container {id}"),
+            reason: format!("nobody passes its output on ({error}): it has just ended, or was started by an agent that could not do that yet"),
+        })?;
+        Ok(Attached {
+            output,
+            stdin,
+            stdio,
+        })
     }
 
     async fn create_container(&self, config: &ContainerConfig) -> Result<Container, RuntimeError> {
@@ -253,18 +303,36 @@ impl Containerd {
     }
 
     async fn start_container(&self, id: &str, log: &Path) -> Result<ContainerState, RuntimeError> {
-        let rootfs = store::root_mounts(&self.channel, id)
-            .await
-            .map_err(|status| failed(format!("find the root of container {id}"), &status))?;
-        let uri = self.log_uri(log);
+        let (rootfs, stored) = tokio::join!(store::root_mounts(&self.channel, id), self.stored(id));
+        let rootfs =
+            rootfs.map_err(|status| failed(format!("find the root of container {id}"), &status))?;
+        let stdio = stored?.map_or_else(Stdio::default, |stored| labels::stdio(&stored.labels));
+        let pipes = Pipes::new(&self.scratch, id);
+        let (names, writer) = pipes
+            .for_container(stdio, &self.log_uri(log), &self.logger, log)
+            .map_err(|error| RuntimeError::Failed {
+                action: format!("make the pipes of container {id}"),
+                reason: error.to_string(),
+            })?;
+        let [stdin, stdout, stderr] = names;
         let message = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
-            stdout: uri.clone(),
-            stderr: uri,
+            stdin,
+            stdout,
+            stderr,
+            terminal: stdio.tty,
             ..CreateTaskRequest::default()
         };
-        match self.tasks().create(request(message, None)).await {
+        let created = self.tasks().create(request(message, None)).await;
+        if let Some(mut writer) = writer {
+            if created.is_err() {
+                // It waits for a container that will not come; or there is one already, with a writer of its own.
+                let _ = writer.start_kill();
+            }
+            named::reap(writer);
+        }
+        match created {
             Err(status) if status.code() != Code::AlreadyExists => {
                 return Err(start_failure(id, &status));
             }
@@ -366,6 +434,9 @@ impl Containerd {
             .await
             .map_err(|status| failed(format!("remove the root of container {id}"), &status))?;
         let message = DeleteContainerRequest { id: id.to_owned() };
+        if let Err(error) = Pipes::new(&self.scratch, id).remove() {
+            tracing::warn!(%error, "the input of container {id} is left");
+        }
         match self.containers().delete(request(message, None)).await {
             Err(status) if status.code() != Code::NotFound => {
                 Err(failed(format!("delete container {id}"), &status))
@@ -487,6 +558,45 @@ impl Runtime for Containerd {
             timeout,
         );
         self.located(ran.await)
+    }
+
+    async fn start_command(
+        &self,
+        id: &str,
+        command: &Command,
+    ) -> Result<(Process, Streams), RuntimeError> {
+        let stored = self.located(self.stored(id).await)?;
+        let spec = stored.and_then(|stored| stored.spec).unwrap_or_default();
+        let started = process::start(&self.channel, &self.scratch, id, &spec.value, command);
+        self.located(started.await)
+    }
+
+    async fn resize(&self, process: &Process, size: TerminalSize) -> Result<(), RuntimeError> {
+        let resized = process::resize(&self.channel, process, size).await;
+        self.located(resized.map_err(|status| failed("resize a terminal", &status)))
+    }
+
+    async fn close_stdin(&self, process: &Process) -> Result<(), RuntimeError> {
+        let closed = process::close_stdin(&self.channel, process).await;
+        self.located(closed.map_err(|status| failed("close a process's stdin", &status)))
+    }
+
+    async fn signal_process(&self, process: &Process, signal: i32) -> Result<(), RuntimeError> {
+        let sent = process::signal(&self.channel, process, signal).await;
+        self.located(sent.map_err(|status| failed("send a signal to a command", &status)))
+    }
+
+    async fn wait(&self, process: &Process) -> Result<i32, RuntimeError> {
+        let ended = process::wait(&self.channel, process).await;
+        self.located(ended.map_err(|status| failed("wait for a process", &status)))
+    }
+
+    async fn attach(&self, id: &str, log: &Path) -> Result<Attached, RuntimeError> {
+        self.located(self.attach_to(id, log).await)
+    }
+
+    async fn remove_command(&self, process: &Process) {
+        process::remove(&self.channel, &self.scratch, process).await;
     }
 
     fn events(&self) -> mpsc::Receiver<RuntimeEvent> {

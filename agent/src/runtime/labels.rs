@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use super::{ContainerConfig, Exit, ExitCause, PodRef};
+use super::{ContainerConfig, Exit, ExitCause, PodRef, Stdio};
 
 const POD_UID: &str = "io.kubernetes.pod.uid";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
@@ -18,6 +18,10 @@ const IMAGE: &str = "kernelet.io/image";
 const STOP_SIGNAL: &str = "kernelet.io/stop-signal";
 const BOOT_ID: &str = "kernelet.io/boot-id";
 const CGROUP: &str = "kernelet.io/cgroup";
+/// There when the container has an input; `once` when that ends with its first writer.
+const STDIN: &str = "kernelet.io/stdin";
+/// There when the container has a terminal.
+const TTY: &str = "kernelet.io/tty";
 const OWNER: &str = "kernelet.io/owner";
 /// Says that the container's process was started.
 pub(super) const STARTED: (&str, &str) = ("kernelet.io/started", "true");
@@ -47,6 +51,7 @@ pub(super) struct Identity {
     pub(super) stop_signal: i32,
     pub(super) boot_id: String,
     pub(super) cgroup: String,
+    pub(super) stdio: Stdio,
     pub(super) exit: Option<Exit>,
 }
 
@@ -57,6 +62,12 @@ pub(super) fn write(
     stop_signal: i32,
     boot_id: &str,
 ) -> Labels {
+    let stdio = config.stdio;
+    let stdin = if stdio.stdin_once { "once" } else { "yes" };
+    let stdio = [
+        stdio.stdin.then(|| (STDIN, stdin.to_owned())),
+        stdio.tty.then(|| (TTY, "yes".to_owned())),
+    ];
     [
         (OWNER, "agent".to_owned()),
         (POD_UID, config.pod.uid.clone()),
@@ -73,6 +84,7 @@ pub(super) fn write(
         (CGROUP, config.cgroup.to_string_lossy().into_owned()),
     ]
     .into_iter()
+    .chain(stdio.into_iter().flatten())
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
 }
@@ -124,8 +136,19 @@ pub(super) fn read(labels: &Labels) -> Option<Identity> {
             .unwrap_or(libc::SIGTERM),
         boot_id: text(BOOT_ID).unwrap_or_default(),
         cgroup: text(CGROUP).unwrap_or_default(),
+        stdio: stdio(labels),
         exit: read_exit(labels),
     })
+}
+
+/// What the container's first process has besides its outputs.
+pub(super) fn stdio(labels: &Labels) -> Stdio {
+    let stdin = labels.get(STDIN);
+    Stdio {
+        stdin: stdin.is_some(),
+        stdin_once: stdin.is_some_and(|stdin| stdin == "once"),
+        tty: labels.contains_key(TTY),
+    }
 }
 
 pub(super) fn is_started(labels: &Labels) -> bool {

@@ -10,6 +10,9 @@
 //! The log has the format of the Container Runtime Interface, `TIME STREAM F|P TEXT`, and is rotated by size: `0.log` is
 //! written, `0.log.1` is the newest of the full ones.
 
+mod audience;
+pub(super) mod named;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -18,6 +21,9 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
+
+use audience::Audience;
+pub use audience::{HEAD, by_short_name, socket};
 
 /// Size at which a log is rotated, in bytes.
 const ROTATE_AT: u64 = 10 << 20;
@@ -44,18 +50,36 @@ impl Stream {
     }
 }
 
-/// Runs the log writer; `args` are what follows `log-pipe` on the command line. The end of both outputs ends it, not
-/// SIGTERM: the shim sends that when it removes the task, while the last words are still in the pipes.
+/// Runs the log writer; `args` are what follows `log-pipe` on the command line: the log's file name, and for a container
+/// whose outputs are named pipes their directory. The end of both outputs ends it.
 pub fn run(args: &[String]) -> ExitCode {
-    let [log] = args else {
-        eprintln!(
-            "log-pipe: expected the log's file name and nothing else; containerd's shim runs this"
-        );
-        return ExitCode::from(2);
+    let (log, pumped) = match args {
+        [log] => {
+            // The shim sends it when it removes the task, while the last words are still in the pipes.
+            // SAFETY: ignoring a signal installs no handler that could run.
+            unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+            let outputs = inherited();
+            let pumped =
+                outputs.and_then(|[out, err, ready]| pump(Path::new(log), out, err, ready));
+            (log, pumped)
+        }
+        [log, directory, how] => {
+            let outputs = named::open(Path::new(directory), how == named::AGAIN);
+            let pumped = outputs.and_then(|outputs| match outputs {
+                Some([out, err, lock]) => {
+                    let copy = lock.try_clone()?;
+                    pump(Path::new(log), out, err, lock).map(|()| drop(copy))
+                }
+                None => Ok(()),
+            });
+            (log, pumped)
+        }
+        _ => {
+            eprintln!("log-pipe: containerd's shim and the agent run this, with a log's file name");
+            return ExitCode::from(2);
+        }
     };
-    // SAFETY: ignoring a signal installs no handler that could run.
-    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
-    match pump(Path::new(log)) {
+    match pumped {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("log-pipe: cannot read what to write to {log}: {error}");
@@ -64,13 +88,14 @@ pub fn run(args: &[String]) -> ExitCode {
     }
 }
 
-fn pump(path: &Path) -> io::Result<()> {
-    let [out, err, ready] = inherited()?;
+/// Writes both outputs to the log. `ready` is closed when that has begun.
+fn pump(path: &Path, out: OwnedFd, err: OwnedFd, ready: OwnedFd) -> io::Result<()> {
     let log = Mutex::new(Log::new(path, ROTATE_AT));
+    let audience = Audience::open(path);
     drop(ready);
     let copy = |fd, stream| {
         let mut input = Input::new(File::from(fd), stream);
-        while input.pass_on(&log)? {}
+        while input.pass_on(&log, &audience)? {}
         Ok(())
     };
     std::thread::scope(|scope| {
@@ -115,11 +140,14 @@ impl Input {
     }
 
     /// Reads once and writes the lines that are complete. False at the end of the stream.
-    fn pass_on(&mut self, log: &Mutex<Log>) -> io::Result<bool> {
+    fn pass_on(&mut self, log: &Mutex<Log>, audience: &Audience) -> io::Result<bool> {
         let count = match self.file.read(&mut self.buffer[self.filled..]) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             result => result?,
         };
+        if count > 0 {
+            audience.tell(self.stream, &self.buffer[self.filled..self.filled + count]);
+        }
         // A log that another thread left half-way is still a log.
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         if count == 0 {

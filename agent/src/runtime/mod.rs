@@ -7,6 +7,7 @@
 //! are labels on containerd's record of it, so [`Runtime::list`] rebuilds everything after a crash.
 
 mod accounts;
+mod attach;
 pub mod cgroup;
 pub mod containerd;
 pub mod cpu;
@@ -18,7 +19,9 @@ mod import;
 mod labels;
 pub mod log_pipe;
 mod manifests;
+pub mod memory;
 pub mod oci;
+mod process;
 mod pull;
 mod record;
 mod rpc;
@@ -33,8 +36,10 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
+pub use attach::{Output, OutputStream};
 pub use image::{Image, ImageConfig, ImageSummary};
 
 /// What the pod half asks of a container runtime. Every method is idempotent: asked again after a crash, it finishes
@@ -81,6 +86,26 @@ pub trait Runtime: Send + Sync {
         command: &[String],
         timeout: std::time::Duration,
     ) -> Result<ExecResult, RuntimeError>;
+
+    /// Starts a command in a running container, and gives its streams. Whoever does that waits for its end, and removes it.
+    async fn start_command(
+        &self,
+        id: &str,
+        command: &Command,
+    ) -> Result<(Process, Streams), RuntimeError>;
+    /// Tells a process's terminal its size.
+    async fn resize(&self, process: &Process, size: TerminalSize) -> Result<(), RuntimeError>;
+    /// Ends what a process reads, once whoever writes it has closed it, too.
+    async fn close_stdin(&self, process: &Process) -> Result<(), RuntimeError>;
+    /// Sends a signal to a process. One that is gone already is no error.
+    async fn signal_process(&self, process: &Process, signal: i32) -> Result<(), RuntimeError>;
+    /// Waits for a process's end; gives its exit code.
+    async fn wait(&self, process: &Process) -> Result<i32, RuntimeError>;
+    /// Follows the output of a running container's first process, of which `log` is kept, and gives its input, if it has
+    /// one.
+    async fn attach(&self, id: &str, log: &Path) -> Result<Attached, RuntimeError>;
+    /// Lets go of a command that has ended; what it has written can still be read.
+    async fn remove_command(&self, process: &Process);
 
     /// Starts to listen to the runtime's events. The stream ends with its receiver.
     fn events(&self) -> mpsc::Receiver<RuntimeEvent>;
@@ -180,6 +205,64 @@ pub struct ExecResult {
     pub output: String,
 }
 
+/// A command that is to run in a container, with streams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    pub args: Vec<String>,
+    /// On a terminal of its own, which has no stderr.
+    pub tty: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+impl Command {
+    fn has_stderr(&self) -> bool {
+        self.stderr && !self.tty
+    }
+}
+
+/// A process in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// The container's id.
+    pub container: String,
+    /// The runtime's id of a command that was started later; empty for the container's first process.
+    pub exec: String,
+}
+
+/// The streams of a process that were asked for.
+#[derive(Debug)]
+pub struct Streams {
+    pub stdin: Option<pipe::Sender>,
+    pub stdout: Option<pipe::Receiver>,
+    pub stderr: Option<pipe::Receiver>,
+}
+
+/// The streams of a container's first process.
+#[derive(Debug)]
+pub struct Attached {
+    pub output: Output,
+    pub stdin: Option<pipe::Sender>,
+    pub stdio: Stdio,
+}
+
+/// What a container's first process has besides its outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stdio {
+    pub stdin: bool,
+    /// The input ends with the first client that writes it.
+    pub stdin_once: bool,
+    pub tty: bool,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub columns: u16,
+    pub rows: u16,
+}
+
 /// User name and password for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RegistryLogin {
@@ -212,6 +295,7 @@ pub struct ContainerConfig {
     pub resources: Resources,
     pub oom_score_adj: i32,
     pub security: Security,
+    pub stdio: Stdio,
 }
 
 /// A file or directory of the node that the container sees.
@@ -222,9 +306,10 @@ pub struct BindMount {
     pub read_only: bool,
 }
 
-/// Namespaces that the container joins; without a path it has the node's.
+/// Namespaces that the container joins; without a path it has the node's, and a process namespace of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespacePaths {
+    pub pid: Option<PathBuf>,
     pub net: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,

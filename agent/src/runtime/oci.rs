@@ -13,6 +13,7 @@ use oci_spec::runtime::{
 
 use super::host::Host;
 use super::image::ImageConfig;
+use super::process::with_terminal;
 use super::{ContainerConfig, Resources, RuntimeError, Security, seccomp};
 
 /// What containers may do as root by default; the set that Docker and containerd settled on.
@@ -151,8 +152,8 @@ fn build(
     .flatten()
     .find(|dir| !dir.is_empty())
     .unwrap_or("/");
-    let process = ProcessBuilder::default()
-        .terminal(false)
+    let mut process = ProcessBuilder::default()
+        .terminal(config.stdio.tty)
         .user(user)
         .args(args)
         .env(environment(config, image))
@@ -187,6 +188,9 @@ fn build(
         linux = linux.seccomp(seccomp::default_profile()?);
     }
 
+    if config.stdio.tty {
+        with_terminal(&mut process);
+    }
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(
@@ -392,10 +396,11 @@ fn namespaces(config: &ContainerConfig, host: &Host) -> Result<Vec<LinuxNamespac
             .build()
     };
     let paths = &config.namespaces;
-    let mut list = vec![
-        new(LinuxNamespaceType::Pid)?,
-        new(LinuxNamespaceType::Mount)?,
-    ];
+    let pid = match &paths.pid {
+        Some(path) => join(LinuxNamespaceType::Pid, path)?,
+        None => new(LinuxNamespaceType::Pid)?,
+    };
+    let mut list = vec![pid, new(LinuxNamespaceType::Mount)?];
     for (kind, path) in [
         (LinuxNamespaceType::Network, &paths.net),
         (LinuxNamespaceType::Ipc, &paths.ipc),

@@ -43,7 +43,7 @@ impl Daemon {
         fs::write(
             &logger,
             format!(
-                "#!/bin/sh\n{LOG_PIPE}=\"$2\" exec {} --exact runtime::testing::log_pipe_process\n",
+                "#!/bin/sh\nshift\n{LOG_PIPE}=\"$*\" exec {} --exact runtime::testing::log_pipe_process\n",
                 std::env::current_exe().unwrap().display()
             ),
         )
@@ -235,7 +235,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
     layer.append_file("bin/busybox", &mut program).unwrap();
     for link in [
         "sh", "sleep", "cat", "echo", "true", "false", "id", "hostname", "env", "ls", "httpd",
-        "mount", "dd", "grep",
+        "mount", "dd", "grep", "tty",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -302,7 +302,9 @@ fn append<W: Write>(archive: &mut tar::Builder<W>, path: &str, bytes: &[u8]) {
 #[test]
 fn log_pipe_process() {
     if let Some(log) = std::env::var_os(LOG_PIPE) {
-        let code = log_pipe::run(&[log.to_string_lossy().into_owned()]);
+        let args = log.to_string_lossy();
+        let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
+        let code = log_pipe::run(&args);
         std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
     }
 }

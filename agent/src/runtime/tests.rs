@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::version_client::VersionClient;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::containerd::Containerd;
@@ -55,6 +56,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             allow_privilege_escalation: true,
             ..Security::default()
         },
+        stdio: Stdio::default(),
     }
 }
 
@@ -353,4 +355,100 @@ fn a_registry_that_hangs_is_no_absent_containerd() {
     assert!(rpc::failed("look", &status).is_unreachable());
     let away = tonic::Status::unavailable("connection refused");
     assert!(pull::pull_failure("busybox:1", &away).is_unreachable());
+}
+
+async fn read_all(pipe: Option<tokio::net::unix::pipe::Receiver>) -> String {
+    let mut text = String::new();
+    pipe.unwrap().read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_has_streams_and_is_found_by_the_next_agent() {
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    let config = config(&daemon, "commands", "exec sleep 1000");
+    run(&daemon, &client, &config).await;
+    let command = |script: &str| Command {
+        args: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        ..Command::default()
+    };
+    let asked = command("cat; echo no >&2; exit 3");
+    let (process, streams) = client.start_command(&config.id, &asked).await.unwrap();
+    let mut stdin = streams.stdin.unwrap();
+    stdin.write_all(b"words").await.unwrap();
+    drop(stdin);
+    client.close_stdin(&process).await.unwrap();
+    assert_eq!(read_all(streams.stdout).await, "words");
+    assert_eq!(read_all(streams.stderr).await, "no\n");
+    assert_eq!(client.wait(&process).await.unwrap(), 3);
+    client.remove_command(&process).await;
+
+    let absent = Command {
+        args: vec!["/no/such".into()],
+        ..command("")
+    };
+    let refused = client.start_command(&config.id, &absent).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::Start(_))),
+        "{refused:?}"
+    );
+
+    let terminal = Command {
+        tty: true,
+        ..command("tty; sleep 1000")
+    };
+    let (left, streams) = client.start_command(&config.id, &terminal).await.unwrap();
+    assert!(streams.stderr.is_none());
+    let mut seen = [0; 8];
+    let mut stdout = streams.stdout.unwrap();
+    stdout.read_exact(&mut seen).await.unwrap();
+    assert_eq!(&seen, b"/dev/pts");
+    let size = TerminalSize {
+        columns: 80,
+        rows: 24,
+    };
+    client.resize(&left, size).await.unwrap();
+    // As if the agent had ended here.
+    daemon.client().end_orphans().await;
+    let gone = client.wait(&left).await;
+    assert!(gone.is_err(), "{gone:?}");
+    daemon.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_followed_and_fed() {
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    let mut config = config(&daemon, "fed", "cat; echo over");
+    config.stdio = Stdio {
+        stdin: true,
+        stdin_once: true,
+        tty: false,
+    };
+    run(&daemon, &client, &config).await;
+    let path = log(&daemon, "fed");
+    let mut attached = client.attach(&config.id, &path).await.unwrap();
+    assert_eq!(attached.stdio, config.stdio);
+    let mut stdin = attached.stdin.take().unwrap();
+    stdin.write_all(b"one\n").await.unwrap();
+    let heard = attached.output.next().await.unwrap();
+    assert_eq!(heard, Some((OutputStream::Out, "one\n".into())));
+    drop(stdin);
+    let process = Process {
+        container: config.id.clone(),
+        exec: String::new(),
+    };
+    client.close_stdin(&process).await.unwrap();
+    let heard = attached.output.next().await.unwrap();
+    assert_eq!(heard, Some((OutputStream::Out, "over\n".into())));
+    assert_eq!(attached.output.next().await.unwrap(), None);
+    let text = log_with(&path, "over").await;
+    assert!(text.contains("stdout F one\n"), "{text}");
+    daemon.clear().await;
 }

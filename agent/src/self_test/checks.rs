@@ -6,11 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::abi::{
-    BackendEntry, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, SlotKey, TCP, UDP,
+    BackendEntry, BackendId, SHARE_ONE, Scope, ServiceEntry, ServiceKey, SlotKey, TCP, UDP,
 };
 
 use super::place::Place;
-use super::{Check, Outcome, Refusal, judged};
+use super::{
+    Check, Outcome, Refusal, fast_path, judged, node_ports, outside, packets, policy, unseen,
+};
 use crate::dataplane::{self, ABI_VERSION, Dataplane, MapOp, ServiceMaps as _, close_sockets};
 
 /// An address for documentation (RFC 5737): no machine has it.
@@ -21,7 +23,7 @@ const PORT: u16 = 80;
 /// A service without backends.
 const EMPTY_PORT: u16 = 81;
 /// Nothing here takes longer, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const QUESTION: &[u8] = b"kernelet";
 
 /// How a socket names the service.
@@ -105,8 +107,27 @@ pub(super) fn run(place: &Place) -> Vec<Check> {
     }
     checks.push(judged("no backend", no_backend(place.probe.set_retval)));
     checks.push(judged("other addresses", other_addresses()));
+    checks.push(judged(
+        "node ports",
+        node_ports::node_ports(place, &mut dataplane),
+    ));
     checks.push(judged("counters", counters(&dataplane)));
     checks.push(judged("closing sockets", closing(place, &dataplane)));
+    checks.push(judged("pod links", packets::pod_links(place, &dataplane)));
+    checks.push(judged(
+        "pod fast path",
+        fast_path::between_pods(place, &dataplane),
+    ));
+    checks.push(judged(
+        "network policies",
+        policy::policies(place, &dataplane),
+    ));
+    checks.push(judged(
+        "services at a pod's link",
+        unseen::services(place, &mut dataplane),
+    ));
+    // It ends with an upgrade to other maps, which this dataplane does not know.
+    checks.extend(outside::checks(place, &mut dataplane));
     checks.push(judged("adoption", adoption(place)));
     checks.push(judged("upgrade", upgrade(place)));
     checks
@@ -166,7 +187,7 @@ fn tables(id: u32, service: IpAddr, protocol: u8, backend: SocketAddr) -> [MapOp
         address: service.into(),
         port: port.to_be_bytes(),
         protocol,
-        pad: 0,
+        scope: Scope::CLUSTER,
     };
     [
         MapOp::PutBackend(BackendId(id), row),
@@ -302,7 +323,7 @@ fn upgrade(place: &Place) -> Outcome {
     Ok("new programs take over while connections go on".to_owned())
 }
 
-fn expect<T: PartialEq + std::fmt::Debug>(
+pub(super) fn expect<T: PartialEq + std::fmt::Debug>(
     what: &str,
     found: T,
     expected: T,
@@ -313,7 +334,7 @@ fn expect<T: PartialEq + std::fmt::Debug>(
     failed(format!("{what}: {found:?} instead of {expected:?}"))
 }
 
-fn failed<T>(why: String) -> Result<T, Refusal> {
+pub(super) fn failed<T>(why: String) -> Result<T, Refusal> {
     Err(Refusal::Failed(why))
 }
 
@@ -324,7 +345,7 @@ fn udp_socket(form: Form) -> io::Result<UdpSocket> {
 }
 
 /// Serves until the process ends.
-fn tcp_echo(address: IpAddr) -> io::Result<SocketAddr> {
+pub(super) fn tcp_echo(address: IpAddr) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((address, 0))?;
     let bound = listener.local_addr()?;
     thread::spawn(move || {

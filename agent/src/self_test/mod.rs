@@ -2,7 +2,17 @@
 //! here: with pins, a cgroup and a network namespace of their own, which go when the test ends.
 
 mod checks;
+mod direct;
+mod ethtool;
+mod fast_path;
+pub(crate) mod lab;
+mod node_ports;
+mod outside;
+mod packets;
 pub(crate) mod place;
+mod policy;
+mod unseen;
+mod xdp;
 
 use std::thread;
 

@@ -84,6 +84,18 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Does something while the process is not in the cgroup: sockets that it makes then are translated nowhere.
+    pub(super) fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
+        let move_to = |cgroup: &Path| fs::write(cgroup.join("cgroup.procs"), "0");
+        // Where it cannot leave, what it looks for is not there.
+        let _ = move_to(&self.home);
+        let outcome = work();
+        let _ = move_to(&self.config.cgroup);
+        outcome
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = dataplane::remove(&self.config.bpf_dir);

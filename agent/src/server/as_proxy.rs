@@ -55,6 +55,12 @@ async fn answer(proxy: ProxyHandle, is_well: fn(&Health) -> bool) -> Response {
     (code, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
+/// Whether this node routes services.
+pub(super) fn is_well(proxy: &ProxyHandle) -> bool {
+    let (synced, since_pass) = proxy.pulse();
+    synced && since_pass < STUCK
+}
+
 /// Every change is taken up. What is wrong with one service says nothing about the others.
 fn is_alive(health: &Health) -> bool {
     health.since_pass < STUCK

@@ -1,7 +1,7 @@
-//! The kubelet API: what the API server asks a node about its pods, over TLS with client certificates.
+//! The kubelet API: what the API server asks a node about its pods, over TLS.
 //!
-//! A caller is whom its certificate, signed by the cluster's CA, names. Only the API server and administrators may ask:
-//! members of `system:masters`.
+//! A caller is whom its certificate, signed by the cluster's CA, names, or whose its bearer token is; what it may ask, the API
+//! server's authorizer says ([`super::access`]).
 
 use std::io;
 use std::sync::Arc;
@@ -31,11 +31,13 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::access::{Access, Caller, Question};
 use super::logs::{self, Options};
+use super::stats;
+use super::streaming::routes::{self, Sessions};
+use crate::pod::usage::{self, NodeUsage};
 use crate::pod::{ContainerSummary, Paths, PodSummary, PodTable};
-
-/// The group whose members may ask.
-const ADMINISTRATORS: &str = "system:masters";
+use crate::runtime::Runtime;
 
 /// How long a handshake may take, and then each request's head. A connection without a request ends after that too: its
 /// caller may not even have shown who it is.
@@ -61,9 +63,16 @@ pub enum HttpsError {
 /// What the answers are made from.
 #[derive(Clone)]
 pub struct KubeletApi {
+    /// The node's name.
+    pub node: String,
+    /// Who may ask.
+    pub access: Arc<Access>,
     pub pods: PodTable,
     /// Where the pods' logs are.
     pub paths: Paths,
+    /// Where their containers are.
+    pub runtime: Arc<dyn Runtime>,
+    pub sessions: Sessions,
     /// Text of the metrics, in the format of Prometheus.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -140,15 +149,9 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await
         .map_err(io::Error::other)
-}
-
-/// Whom a certificate names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Caller {
-    name: String,
-    groups: Vec<String>,
 }
 
 fn caller(certificate: &CertificateDer<'_>) -> Option<Caller> {
@@ -157,10 +160,10 @@ fn caller(certificate: &CertificateDer<'_>) -> Option<Caller> {
     let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
         value.as_str().ok().map(str::to_owned)
     };
-    Some(Caller {
-        name: subject.iter_common_name().next().and_then(text)?,
-        groups: subject.iter_organization().filter_map(text).collect(),
-    })
+    Some(Caller::certified(
+        subject.iter_common_name().next().and_then(text)?,
+        subject.iter_organization().filter_map(text).collect(),
+    ))
 }
 
 fn router(api: KubeletApi) -> Router {
@@ -171,28 +174,57 @@ fn router(api: KubeletApi) -> Router {
             get(container_logs),
         )
         .route("/pods", get(pods))
+        .route("/runningpods/", get(running_pods))
         .route("/metrics", get(metrics))
-        .layer(middleware::from_fn(authorize))
+        .route("/metrics/resource", get(resource_metrics))
+        .route("/metrics/cadvisor", get(cadvisor_metrics))
+        .route("/stats/summary", get(stats_summary))
+        .merge(routes::routes())
+        .layer(middleware::from_fn_with_state(api.clone(), authorize))
         .with_state(api)
 }
 
-async fn authorize(request: axum::extract::Request, next: Next) -> Response {
-    let caller = request
-        .extensions()
-        .get::<Option<Caller>>()
-        .cloned()
-        .flatten();
-    match caller {
-        None => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
-        Some(caller) if !caller.groups.iter().any(|group| group == ADMINISTRATORS) => {
-            let text = format!(
-                "Forbidden (user={}, verb=get, resource=nodes, subresource=proxy)",
-                caller.name
-            );
-            (StatusCode::FORBIDDEN, text).into_response()
+async fn authorize(
+    State(api): State<KubeletApi>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let certified = request.extensions().get::<Option<Caller>>();
+    let header = request.headers().get(header::AUTHORIZATION);
+    let caller = match (certified.cloned().flatten(), header.and_then(bearer)) {
+        (Some(caller), _) => Ok(Some(caller)),
+        (None, Some(token)) => api.access.bearer(token).await,
+        (None, None) => Ok(None),
+    };
+    let caller = match caller {
+        Ok(Some(caller)) => caller,
+        Ok(None) => return (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
+        Err(error) => {
+            tracing::warn!(%error, "the API server does not say whose a token is");
+            return (StatusCode::UNAUTHORIZED, "Unauthorized").into_response();
         }
-        Some(_) => next.run(request).await,
+    };
+    let question = Question::of(request.method(), request.uri().path());
+    let about = format!(
+        "(user={}, verb={}, resource=nodes, subresource={})",
+        caller.name, question.verb, question.subresource
+    );
+    match api.access.may(&caller, question).await {
+        Ok(true) => next.run(request).await,
+        Ok(false) => (StatusCode::FORBIDDEN, format!("Forbidden {about}")).into_response(),
+        Err(error) => {
+            tracing::warn!(%error, about, "the API server does not say whether this is allowed");
+            let text = format!("Authorization error {about}");
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
     }
+}
+
+/// The token of a `Bearer` header.
+fn bearer(header: &axum::http::HeaderValue) -> Option<&str> {
+    let (scheme, token) = header.to_str().ok()?.trim().split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 /// The query of a request for logs, in the API's words.
@@ -237,12 +269,9 @@ async fn container_logs(
         Ok(options) => options,
         Err(reason) => return (StatusCode::BAD_REQUEST, reason).into_response(),
     };
-    let found = find(&api.pods, &namespace, &pod, &container);
-    let Some((pod, container)) = found else {
-        let text = format!(
-            "container \"{container}\" of pod \"{pod}\" in namespace \"{namespace}\" is not on this node"
-        );
-        return (StatusCode::NOT_FOUND, text).into_response();
+    let (pod, container) = match find_container(&api.pods, &namespace, &pod, &container) {
+        Ok(found) => found,
+        Err(refusal) => return refusal.into_response(),
     };
     let attempt = match (container.id.is_empty(), query.previous, container.restarts) {
         (true, _, _) => {
@@ -281,22 +310,32 @@ async fn container_logs(
         .into_response()
 }
 
-fn find(
+/// A container by its names, or the answer that it is not here.
+pub(super) fn find_container(
     pods: &PodTable,
     namespace: &str,
-    name: &str,
+    pod: &str,
     container: &str,
-) -> Option<(PodSummary, ContainerSummary)> {
-    let pod = pods
-        .list()
-        .into_iter()
-        .find(|pod| pod.namespace == namespace && pod.name == name)?;
-    let container = pod
-        .containers
-        .iter()
-        .find(|known| known.name == container)?
-        .clone();
-    Some((pod, container))
+) -> Result<(PodSummary, ContainerSummary), (StatusCode, String)> {
+    let known = find_pod(pods, namespace, pod);
+    let found = known.and_then(|pod| {
+        let named = |known: &&ContainerSummary| known.name == container;
+        let container = pod.containers.iter().find(named)?.clone();
+        Some((pod, container))
+    });
+    found.ok_or_else(|| {
+        let text = format!(
+            "container \"{container}\" of pod \"{pod}\" in namespace \"{namespace}\" is not on this node"
+        );
+        (StatusCode::NOT_FOUND, text)
+    })
+}
+
+/// A pod by its names. Where there are two, one going and one coming, the one that runs.
+pub(super) fn find_pod(pods: &PodTable, namespace: &str, name: &str) -> Option<PodSummary> {
+    let named = |pod: &PodSummary| pod.namespace == namespace && pod.name == name;
+    let found = pods.list().into_iter().filter(named);
+    found.max_by_key(|pod| pod.phase == "Running")
 }
 
 fn is_running(pods: &PodTable, id: &str) -> bool {
@@ -320,6 +359,66 @@ async fn pods(State(api): State<KubeletApi>) -> Response {
         .collect();
     axum::Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
         .into_response()
+}
+
+/// The pods of which something runs, with the containers that do.
+async fn running_pods(State(api): State<KubeletApi>) -> Response {
+    let items: Vec<_> = api
+        .pods
+        .list()
+        .iter()
+        .filter_map(|pod| {
+            let running = pod.containers.iter().filter(|container| container.state == "running");
+            let containers: Vec<_> = running
+                .map(|container| json!({"name": container.name, "image": container.image, "resources": {}}))
+                .collect();
+            let metadata = json!({"name": pod.name, "namespace": pod.namespace, "uid": pod.uid});
+            (!containers.is_empty())
+                .then(|| json!({"metadata": metadata, "spec": {"containers": containers}, "status": {}}))
+        })
+        .collect();
+    axum::Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
+        .into_response()
+}
+
+/// What the node and its pods use. Reading it takes files, which may take a while.
+async fn usage(api: &KubeletApi) -> Option<NodeUsage> {
+    let (pods, paths) = (api.pods.clone(), api.paths.clone());
+    tokio::task::spawn_blocking(move || usage::read(&pods, &paths))
+        .await
+        .ok()
+}
+
+async fn stats_summary(State(api): State<KubeletApi>) -> Response {
+    match usage(&api).await {
+        Some(usage) => axum::Json(stats::summary(&usage, &api.node)).into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn resource_metrics(State(api): State<KubeletApi>) -> Response {
+    prometheus(
+        usage(&api)
+            .await
+            .map(|usage| stats::resource_metrics(&usage)),
+    )
+}
+
+async fn cadvisor_metrics(State(api): State<KubeletApi>) -> Response {
+    prometheus(
+        usage(&api)
+            .await
+            .map(|usage| stats::cadvisor_metrics(&usage)),
+    )
+}
+
+/// Text in the older of Prometheus's formats, in which kubelets answer.
+fn prometheus(text: Option<String>) -> Response {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    match text {
+        Some(text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 async fn metrics(State(api): State<KubeletApi>) -> Response {

@@ -11,18 +11,23 @@ use std::time::{Duration, Instant};
 use agent_ebpf::abi::ServiceKey;
 use futures::Stream;
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio::time::{Instant as Tick, sleep_until};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
-use super::{ComponentHealth, present};
+use super::{ComponentHealth, direct_return, present};
+use crate::announce::Announcements;
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name, ObjectKey};
 use crate::dataplane::{Feature, Lookup, MapError, monotonic_ns, sockets_in};
 use crate::introspection as api;
 use crate::introspection::introspection_server::{Introspection as Api, IntrospectionServer};
+use crate::network::addresses::veth_name;
+use crate::network::routes::Peers;
 use crate::observe::{self, Caller, Client, Clients, Flows, MapReader, Names, Open, Watch};
 use crate::pod::PodTable;
+use crate::policy::engine::Engine;
 use crate::proxy::ProxyHandle;
 
 /// Between two looks at what a watcher has lost.
@@ -52,14 +57,27 @@ pub struct Introspection {
     pods: PodTable,
     clients: Clients,
     flows: Flows,
+    announcements: Announcements,
     started: Instant,
     components: Vec<(&'static str, Probe)>,
+    policies: Option<Engine>,
+    peers: Option<watch::Receiver<Peers>>,
 }
 
 impl Introspection {
+    /// Shows network policies, too.
+    pub fn show_policies(&mut self, engine: Engine) {
+        self.policies = Some(engine);
+    }
+
     /// What it shows of the proxy.
     pub fn proxy(&self) -> &ProxyHandle {
         &self.proxy
+    }
+
+    /// Where flows are published.
+    pub fn flows(&self) -> Flows {
+        self.flows.clone()
     }
 
     /// Knows the API watches and the proxy as components; the others are added with [`Self::component`].
@@ -84,12 +102,20 @@ impl Introspection {
             pods,
             clients,
             flows,
+            announcements: Announcements::default(),
             started: Instant::now(),
             components: Vec::new(),
+            policies: None,
+            peers: None,
         };
         this.component("api", move || present::api_health(&watches));
         this.component("proxy", move || present::proxy_health(&services.health()));
         this
+    }
+
+    /// What it shows of who announces which address, to be filled by who knows.
+    pub fn announcements(&self) -> Announcements {
+        self.announcements.clone()
     }
 
     /// Adds a part of the agent to what `kernelet status` shows.
@@ -99,6 +125,11 @@ impl Introspection {
         health: impl Fn() -> ComponentHealth + Send + Sync + 'static,
     ) {
         self.components.push((name, Box::new(health)));
+    }
+
+    /// Shows how the other nodes' pods are reached.
+    pub fn peers(&mut self, peers: watch::Receiver<Peers>) {
+        self.peers = Some(peers);
     }
 
     /// Answers on `listener` until `shutdown` resolves.
@@ -226,12 +257,15 @@ impl Api for Introspection {
             available: feature.available,
             detail: feature.detail.clone(),
         });
+        let peers = self.peers.as_ref();
+        let peers = peers.map_or_else(Vec::new, |peers| present::peers(&peers.borrow()));
         Ok(Response::new(api::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.node.to_string(),
             uptime_seconds: self.started.elapsed().as_secs(),
             components: components.collect(),
             features: features.collect(),
+            peers,
         }))
     }
 
@@ -257,15 +291,29 @@ impl Api for Introspection {
             let inner = self.proxy.read();
             if !view.services.contains_key(&key) && inner.state.frontends_of(&key).next().is_none()
             {
-                return Err(Status::not_found(format!("there is no service {key}")));
+                return Err(if view.synced {
+                    Status::not_found(format!("there is no service {key}"))
+                } else {
+                    Status::unavailable(
+                        "the agent has not heard of all services yet; ask again in a moment",
+                    )
+                });
             }
-            present::service_details(&view, &self.node, &inner, &totals, &key)
+            let (mut reply, keys) =
+                present::service_details(&view, &self.node, &inner, &totals, &key);
+            reply.announcements = present::announcements(&view, &key, &self.announcements);
+            (reply, keys)
         };
         let found = self.lookups(keys, None).await?;
         for (detail, (_, found)) in reply.ports.iter_mut().zip(found) {
             let rows = found.iter().flat_map(|found| found.rows());
             detail.entries = rows.map(present::row).collect();
         }
+        let peers = self.peers.as_ref().map(watch::Receiver::borrow);
+        for detail in &mut reply.ports {
+            direct_return::explain(detail, peers.as_deref());
+        }
+        drop(peers);
         Ok(Response::new(reply))
     }
 
@@ -346,6 +394,10 @@ impl Api for Introspection {
             None => Client::Pod(ObjectKey::new("default", from)),
             Some((namespace, name)) => Client::Pod(ObjectKey::new(namespace, name)),
         };
+        let from_pod = match &client {
+            Client::Pod(key) => Some(key.clone()),
+            _ => None,
+        };
         let (clients, node) = (self.clients.clone(), self.node.clone());
         let caller = aside(move || caller(&clients, &node, &client)).await?;
         let keys = observe::destinations(&self.cluster.view(), &to, &protocol);
@@ -357,11 +409,39 @@ impl Api for Introspection {
             view: &view,
             state: &inner.state,
         };
-        let traces = found
+        let mut traces: Vec<api::Trace> = found
             .iter()
             .map(|(key, found)| observe::trace(key, found.as_ref(), &caller, names, &self.node))
             .collect();
+        if let Some(engine) = &self.policies {
+            for trace in &mut traces {
+                super::policy::add_to(trace, engine, from_pod.as_ref());
+            }
+        }
         Ok(Response::new(api::TraceReply { traces }))
+    }
+
+    async fn show_policy(
+        &self,
+        request: Request<api::ShowPolicyRequest>,
+    ) -> Result<Response<api::ShowPolicyReply>, Status> {
+        let api::ShowPolicyRequest { namespace, name } = request.into_inner();
+        let Some(engine) = &self.policies else {
+            return Err(Status::failed_precondition(
+                "this agent does not enforce network policies",
+            ));
+        };
+        let key = ObjectKey::new(namespace, name);
+        let pod = self.pods.list().into_iter();
+        let pod = pod.map(|pod| (pod.namespace, pod.name, pod.uid));
+        let uid = (pod.into_iter())
+            .find(|(namespace, name, _)| **namespace == *key.namespace && **name == *key.name)
+            .map(|(_, _, uid)| uid);
+        let uid = uid.ok_or_else(|| {
+            Status::not_found(format!("there is no pod {key} on node {}", self.node))
+        })?;
+        let reply = super::policy::show(engine, &key, &veth_name(&uid));
+        Ok(Response::new(reply))
     }
 
     async fn list_maps(
@@ -391,7 +471,13 @@ impl Api for Introspection {
         &self,
         _: Request<api::ListPodsRequest>,
     ) -> Result<Response<api::ListPodsReply>, Status> {
-        let pods = self.pods.list().into_iter().map(present::pod).collect();
+        let traffic = self.read(|maps| maps.traffic()).await?;
+        let pods = self.pods.list().into_iter();
+        let pods = pods.map(|pod| {
+            let traffic = pod.at(&traffic);
+            present::pod(pod, traffic)
+        });
+        let pods = pods.collect();
         Ok(Response::new(api::ListPodsReply { pods }))
     }
 }

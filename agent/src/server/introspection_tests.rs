@@ -1,10 +1,14 @@
 //! The whole way: a question over a real Unix socket to an agent whose maps are made up.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use agent_ebpf::abi::{Address, BackendStats, ReverseEntry, SocketEntry, SocketKey, TCP};
+use agent_ebpf::abi::pods::PodTraffic;
+use agent_ebpf::abi::{
+    Address, BackendStats, DropReason, ReverseEntry, SocketEntry, SocketKey, TCP,
+};
 
 use super::super::socket::{SocketError, bind};
 use super::*;
@@ -22,6 +26,7 @@ fn agent() -> Introspection {
         uid: "u".into(),
         namespace: "shop".into(),
         name: "web-1".into(),
+        addresses: vec![[10, 244, 0, 1].into()],
         ..PodSummary::default()
     });
     let features = vec![Feature {
@@ -56,7 +61,7 @@ fn agent() -> Introspection {
             service_id: 1,
         },
         flags: 0,
-        handshake_ns: 80_000,
+        detail: 80_000,
     };
     reader.sockets.push((SocketKey(u64::MAX), entry));
     Introspection::new(Parts {
@@ -100,8 +105,14 @@ impl MapReader for Elsewhere {
     fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
         self.reader().sockets()
     }
+    fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError> {
+        self.reader().drops()
+    }
     fn totals(&self) -> Result<Totals, MapError> {
         self.reader().totals()
+    }
+    fn traffic(&self) -> Result<BTreeMap<Address, PodTraffic>, MapError> {
+        self.reader().traffic()
     }
 }
 
@@ -152,7 +163,9 @@ async fn a_service_is_explained_down_to_its_map_entries() {
 
 #[tokio::test]
 async fn what_has_no_address_says_why() {
-    let (mut client, _dir) = serve(agent()).await;
+    let agent = agent();
+    let cluster = agent.cluster.clone();
+    let (mut client, _dir) = serve(agent).await;
     let request = api::ShowServiceRequest {
         namespace: "shop".into(),
         name: "headless".into(),
@@ -163,6 +176,10 @@ async fn what_has_no_address_says_why() {
         namespace: "shop".into(),
         name: "nobody".into(),
     };
+    let error = client.show_service(request.clone()).await.unwrap_err();
+    let code = error.code();
+    assert_eq!(code, tonic::Code::Unavailable, "it may be heard of later");
+    cluster.set_synced();
     let error = client.show_service(request).await.unwrap_err();
     assert_eq!(
         (error.code(), error.message()),
@@ -240,16 +257,10 @@ async fn every_list_has_an_answer() {
             .entries,
         1
     );
-    assert_eq!(
-        client
-            .list_pods(api::ListPodsRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-            .pods[0]
-            .name,
-        "web-1"
-    );
+    let listed = client.list_pods(api::ListPodsRequest {}).await.unwrap();
+    let pod = listed.into_inner().pods.remove(0);
+    assert_eq!(pod.name, "web-1");
+    assert_eq!(pod.traffic.map(|it| it.received_bytes), Some(2000));
 
     let dump = |name: &str| api::DumpMapRequest { name: name.into() };
     let mut rows = client

@@ -4,16 +4,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use agent_ebpf::abi::{self, BackendId, SHARE_ONE, ServiceKey};
+use agent_ebpf::abi::pods::PodTraffic;
+use agent_ebpf::abi::{self, BackendId, FLAG_DIRECT_RETURN, SHARE_ONE, Scope, ServiceKey};
 
 use super::ComponentHealth;
+use crate::announce::Announcements;
 use crate::cluster::{Cluster, Endpoint, Name, ObjectKey, View};
 use crate::dataplane::{MapRow, MapSummary, Totals};
 use crate::introspection as api;
+use crate::network::routes::{Hop, Peers, Refusal};
 use crate::observe::quantile;
 use crate::pod::PodSummary;
 use crate::proxy::feedback::{Ejection, Explanation};
-use crate::proxy::{self, Class, Inner, LbState, Live, Preference, Target};
+use crate::proxy::{self, Class, Inner, LbState, Live, Preference, Target, maglev_size};
 
 pub(super) fn api_health(cluster: &Cluster) -> ComponentHealth {
     let view = cluster.view();
@@ -61,6 +64,31 @@ pub(super) fn proxy_health(health: &proxy::Health) -> ComponentHealth {
     }
 }
 
+/// How the other nodes' pods are reached.
+pub(super) fn peers(peers: &Peers) -> Vec<api::Peer> {
+    let rows = peers.iter().flat_map(|(node, ranges)| {
+        let hops = ranges.iter();
+        hops.map(move |(range, hop)| (node, range, hop))
+    });
+    let row = |(node, range, hop): (&Name, &ipnet::IpNet, &Result<Hop, Refusal>)| {
+        let (path, detail) = match hop {
+            Ok(Hop::Direct(next_hop)) => ("direct", format!("via {next_hop}")),
+            Ok(Hop::Tunnel(it)) => (
+                "vxlan",
+                format!("to {}, at most {} bytes", it.remote, it.mtu),
+            ),
+            Err(why) => ("none", why.to_string()),
+        };
+        api::Peer {
+            node: node.to_string(),
+            range: range.to_string(),
+            path: path.to_owned(),
+            detail,
+        }
+    };
+    rows.map(row).collect()
+}
+
 /// The service addresses of one namespace, or of all when it is empty, by name.
 pub(super) fn services(state: &LbState, totals: &Totals, namespace: &str) -> Vec<api::Service> {
     let mut all: Vec<api::Service> = state
@@ -72,15 +100,16 @@ pub(super) fn services(state: &LbState, totals: &Totals, namespace: &str) -> Vec
                     .as_ref()
                     .is_some_and(|owner| &*owner.namespace == namespace)
         })
-        .map(|(key, live)| service(key, live, totals))
+        .map(|(key, live)| service(state, key, live, totals))
         .collect();
     all.sort_by(|a, b| {
-        (&a.namespace, &a.name, &a.address).cmp(&(&b.namespace, &b.name, &b.address))
+        let order = |it: &api::Service| (it.address.clone(), it.outside);
+        (&a.namespace, &a.name, order(a)).cmp(&(&b.namespace, &b.name, order(b)))
     });
     all
 }
 
-fn service(key: &ServiceKey, live: &Live, totals: &Totals) -> api::Service {
+fn service(state: &LbState, key: &ServiceKey, live: &Live, totals: &Totals) -> api::Service {
     let entry = live.entry;
     let refused = totals
         .services
@@ -106,6 +135,15 @@ fn service(key: &ServiceKey, live: &Live, totals: &Totals) -> api::Service {
         id: entry.service_id,
         generation: entry.generation,
         refused,
+        kind: live.kind.name().to_owned(),
+        outside: key.scope == Scope::EXTERNAL,
+        source_ranges: state.source_ranges(live).map(|ranges| api::SourceRanges {
+            ranges: ranges.map(ToString::to_string).collect(),
+        }),
+        direct_return: entry.flags & FLAG_DIRECT_RETURN != 0,
+        maglev: maglev_size(&entry).unwrap_or(0),
+        // Known to who shows it.
+        indirect: Vec::new(),
     }
 }
 
@@ -120,6 +158,7 @@ pub(super) fn service_details(
     let known = Known {
         node,
         endpoints: endpoints(view, std::iter::once(key)),
+        pods: pods(view),
         totals,
     };
     let (mut ports, mut keys) = (Vec::new(), Vec::new());
@@ -138,7 +177,7 @@ pub(super) fn service_details(
             })
         });
         ports.push(api::ServiceDetail {
-            service: Some(service(address, live, totals)),
+            service: Some(service(&inner.state, address, live, totals)),
             backends: backends.collect(),
             entries: Vec::new(),
             feedback: inner.watch.explain(address).map(feedback),
@@ -149,9 +188,32 @@ pub(super) fn service_details(
         api::ShowServiceReply {
             ports,
             notes: notes(view, inner, key),
+            announcements: Vec::new(),
         },
         keys,
     )
+}
+
+/// Which node announces each of the load balancer's addresses.
+pub(super) fn announcements(
+    view: &View,
+    key: &ObjectKey,
+    known: &Announcements,
+) -> Vec<api::Announcement> {
+    let exposed = view.services.get(key).and_then(|it| it.exposed.as_ref());
+    let addresses = exposed.into_iter().flat_map(|it| &it.load_balancer_ips);
+    let announced = addresses.filter_map(|address| {
+        let (node, reason) = match known.of(*address)? {
+            Ok(node) => (node.to_string(), String::new()),
+            Err(nobody) => (String::new(), nobody.to_string()),
+        };
+        Some(api::Announcement {
+            address: address.to_string(),
+            node,
+            reason,
+        })
+    });
+    announced.collect()
 }
 
 fn feedback(explanation: Explanation) -> api::Feedback {
@@ -181,6 +243,11 @@ fn ejected(backend: api::Backend, ejection: &Ejection, left: Duration) -> api::B
 fn notes(view: &View, inner: &Inner, key: &ObjectKey) -> Vec<String> {
     let mut notes = Vec::new();
     match view.services.get(key) {
+        None if key.pod_name().is_some() => {
+            if !view.host_ports.contains_key(key) {
+                notes.push("no container of the pod that has host ports runs".to_owned());
+            }
+        }
         None => notes.push("the service is gone from the cluster, or not listed yet".to_owned()),
         Some(service) if service.headless => {
             notes.push(
@@ -230,6 +297,7 @@ pub(super) fn backends(
     let known = Known {
         node,
         endpoints: endpoints(view, view.slices_of.keys()),
+        pods: pods(view),
         totals,
     };
     let mut users: HashMap<BackendId, (Class, BTreeSet<String>)> = HashMap::new();
@@ -269,10 +337,22 @@ fn endpoints<'a>(view: &'a View, services: impl Iterator<Item = &'a ObjectKey>) 
     known.into_iter().collect()
 }
 
+/// The pods of this node that have host ports, by address: they need not be endpoints of anything.
+fn pods(view: &View) -> HashMap<IpAddr, String> {
+    let mut pods = HashMap::new();
+    for (key, ports) in &view.host_ports {
+        let name = key.pod_name().unwrap_or(&key.name);
+        let addresses = ports.addresses.iter();
+        pods.extend(addresses.map(|ip| (*ip, format!("{}/{name}", key.namespace))));
+    }
+    pods
+}
+
 /// What is known of backends, from one node's point of view.
 struct Known<'a> {
     node: &'a str,
     endpoints: Endpoints<'a>,
+    pods: HashMap<IpAddr, String>,
     totals: &'a Totals,
 }
 
@@ -284,7 +364,10 @@ impl Known<'_> {
         let endpoint = found.map(|(_, endpoint)| *endpoint);
         let handshake = |percent| quantile(&stats, percent).map(|time| time.as_secs_f64());
         let name = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
-        let node = endpoint.and_then(|endpoint| endpoint.node.as_ref());
+        let of_host_port = self.pods.get(&target.address.to_ip());
+        let own = of_host_port.map(|_| self.node);
+        let node = endpoint.and_then(|endpoint| endpoint.node.as_deref());
+        let node = node.or(own);
         let state = match class {
             Some(Class::Local | Class::Zone | Class::Rest) => "ready",
             Some(Class::Terminating) => "terminating",
@@ -295,14 +378,15 @@ impl Known<'_> {
             id: id.0,
             address: address(target.address, target.port),
             protocol: protocol(target.protocol),
-            node: name(node),
+            node: node.unwrap_or_default().to_owned(),
             zone: name(endpoint.and_then(|endpoint| endpoint.zone.as_ref())),
             pod: found
                 .and_then(|(namespace, endpoint)| {
                     Some(format!("{namespace}/{}", endpoint.pod.as_ref()?))
                 })
+                .or_else(|| of_host_port.cloned())
                 .unwrap_or_default(),
-            local: node.is_some_and(|node| **node == *self.node),
+            local: node == Some(self.node),
             state: state.to_owned(),
             share: 0.0,
             opens: stats.opens,
@@ -371,7 +455,13 @@ pub(super) fn row(row: MapRow) -> api::MapRow {
     }
 }
 
-pub(super) fn pod(pod: PodSummary) -> api::Pod {
+pub(super) fn pod(pod: PodSummary, traffic: Option<PodTraffic>) -> api::Pod {
+    let traffic = traffic.map(|it| api::PodTraffic {
+        sent_packets: it.sent.packets,
+        sent_bytes: it.sent.bytes,
+        received_packets: it.received.packets,
+        received_bytes: it.received.bytes,
+    });
     let containers = pod.containers.into_iter().map(|container| api::Container {
         name: container.name,
         id: container.id,
@@ -387,5 +477,6 @@ pub(super) fn pod(pod: PodSummary) -> api::Pod {
         ready: pod.ready,
         addresses: pod.addresses.iter().map(ToString::to_string).collect(),
         containers: containers.collect(),
+        traffic,
     }
 }

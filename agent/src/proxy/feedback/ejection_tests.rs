@@ -1,7 +1,7 @@
-use agent_ebpf::abi::{Address, ServiceKey, TCP};
+use agent_ebpf::abi::{Address, Scope, ServiceKey, TCP};
 use proptest::prelude::*;
 
-use super::super::super::policy::{Backend, Preference};
+use super::super::super::policy::{AddressKind, Backend, Preference};
 use super::*;
 
 const TICK: f64 = 0.1;
@@ -165,13 +165,16 @@ fn frontend(classes: &[Class]) -> Frontend {
             address: Address::v4([10, 96, 0, 1]),
             port: [0, 80],
             protocol: TCP,
-            pad: 0,
+            scope: Scope::CLUSTER,
         },
+        kind: AddressKind::ClusterIp,
         port_name: "".into(),
         preference: Preference::Node,
         affinity_timeout_s: 0,
         created: 0,
         node_share: 0,
+        source_ranges: None,
+        direct_return: false,
         backends,
     }
 }

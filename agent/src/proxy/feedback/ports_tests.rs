@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use agent_ebpf::abi::Address;
+use agent_ebpf::abi::{Address, Scope};
 
 use super::super::signals::Signal;
 use super::*;
@@ -47,7 +47,7 @@ fn key(last: u8) -> ServiceKey {
         address: Address::v4([10, 96, 0, last]),
         port: [0, 80],
         protocol: TCP,
-        pad: 0,
+        scope: Scope::CLUSTER,
     }
 }
 

@@ -6,10 +6,10 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
-use agent_ebpf::abi::{Address, BackendId, SHARE_ONE, ServiceEntry, ServiceKey, TCP};
+use agent_ebpf::abi::{Address, BackendId, SHARE_ONE, Scope, ServiceEntry, ServiceKey, TCP};
 use agent_ebpf::select::draw;
 
-use super::super::policy::{Backend, Class, Frontend, Preference, Target};
+use super::super::policy::{AddressKind, Backend, Class, Frontend, Preference, Target};
 use super::{Counters, Feedback, Load, Look, MOST, Member, Shape};
 
 mod assertions;
@@ -187,7 +187,7 @@ fn key() -> ServiceKey {
         address: Address::v4([10, 96, 0, 1]),
         port: [0, 80],
         protocol: TCP,
-        pad: 0,
+        scope: Scope::CLUSTER,
     }
 }
 
@@ -213,11 +213,14 @@ fn frontend(node: usize, count: usize) -> Frontend {
     backends.sort_unstable();
     Frontend {
         key: key(),
+        kind: AddressKind::ClusterIp,
         port_name: "".into(),
         preference: Preference::Node,
         affinity_timeout_s: 0,
         created: 0,
         node_share: (MOST * f64::from(SHARE_ONE)) as u32,
+        source_ranges: None,
+        direct_return: false,
         backends,
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use agent_ebpf::abi::{SHARE_ONE, ServiceKey};
+use agent_ebpf::abi::{SHARE_ONE, Scope, ServiceKey};
 
 use super::super::live::Live;
 use super::super::policy::{Frontend, Preference, Target};
@@ -43,7 +43,8 @@ impl Watch {
     pub fn adopt(&mut self, state: &LbState) {
         for (key, live) in state.frontends() {
             let share = f64::from(live.entry.local_share) / f64::from(SHARE_ONE);
-            if live.preference == Preference::Node
+            if is_followed(key)
+                && live.preference == Preference::Node
                 && share < MOST
                 && let Some(shape) = shape(state, live)
                 && shape.is_steered()
@@ -87,6 +88,9 @@ impl Watch {
 
     /// Makes a frontend of a service as it should be.
     pub fn apply(&mut self, owner: &ObjectKey, frontend: &mut Frontend) {
+        if !is_followed(&frontend.key) {
+            return;
+        }
         let ejected = self.feedback.ejected();
         for backend in &frontend.backends {
             if ejected.contains_key(&backend.target) {
@@ -107,7 +111,8 @@ impl Watch {
         let ticks = since_last.as_secs_f64() / EVERY.as_secs_f64();
         let mut left = (GLANCES as f64 * ticks.clamp(1.0, 10.0)) as usize;
         if self.turn.is_empty() {
-            self.turn = state.frontends().map(|(key, _)| *key).collect();
+            let keys = state.frontends().map(|(key, _)| *key);
+            self.turn = keys.filter(is_followed).collect();
             self.opens.retain(|key, _| state.frontend(key).is_some());
         }
         while left > 0
@@ -179,6 +184,12 @@ impl Watch {
         }
         owners
     }
+}
+
+/// Clients outside are on no node, so no share of theirs stays on this one; and their Maglev tables say the same on every
+/// node only while nothing that one node sees is in them.
+fn is_followed(key: &ServiceKey) -> bool {
+    key.scope != Scope::EXTERNAL
 }
 
 /// How many counters a glance at a port reads.

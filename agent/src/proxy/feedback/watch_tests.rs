@@ -63,8 +63,8 @@ impl Node {
         for frontend in self.state.assign(owner, frontends, ignored) {
             if let Some(flip) = self.state.plan(owner, &frontend) {
                 for op in &flip.ops {
-                    self.maps.apply(*op);
-                    written.push(*op);
+                    self.maps.apply(op.clone());
+                    written.push(op.clone());
                 }
                 self.state.settle(flip, true);
             }
@@ -182,6 +182,31 @@ fn a_backend_that_fails_is_out_for_a_while_and_keeps_its_row() {
     }
     node.tick();
     assert_eq!(node.class(3), Class::Rest, "a second later");
+}
+
+#[test]
+fn tables_for_the_outside_stay_as_they_are_whatever_this_node_sees() {
+    let mut node = Node::new(view(vec![(
+        "web",
+        exposed_service("10.96.0.1"),
+        endpoints(),
+    )]));
+    let outside = |node: &Node| {
+        let all = node.state.frontends_of(&web_key());
+        let all = all.filter(|(key, _)| key.scope == Scope::EXTERNAL);
+        all.map(|(_, live)| live.entry).collect::<Vec<_>>()
+    };
+    let before = outside(&node);
+    assert_eq!(before.len(), 3);
+    for _ in 0..5 {
+        serve(node.counters(2), 1);
+        node.tick();
+    }
+    node.counters(3).failures += 3;
+    let writes = node.tick();
+    assert_eq!(node.class(3), Class::Draining, "at the cluster IP");
+    assert!(!writes.iter().any(|op| matches!(op, MapOp::PutMaglev(..))));
+    assert_eq!(outside(&node), before);
 }
 
 #[test]

@@ -26,10 +26,7 @@ impl<'a> Here<'a> {
 }
 
 /// What the service prefers: Kubernetes' own fields win over the annotation, and that over what the node was told.
-pub(super) fn preference(here: Here<'_>, service: &Service, default: Locality) -> Preference {
-    if service.internal_local {
-        return Preference::LocalOnly;
-    }
+fn preference(here: Here<'_>, service: &Service, default: Locality) -> Preference {
     // Without a zone of its own no node is in anybody's zone, and upstream's proxy spreads evenly.
     let zone = match here.zone {
         Some(_) => Preference::SameZone,
@@ -63,23 +60,54 @@ enum By {
 }
 
 impl<'a> Nearness<'a> {
-    /// As upstream's proxy, hints count if every ready endpoint has some and at least one of them is for here: those for
-    /// nodes first, else those for zones. The others are then used only when the hinted ones have gone.
+    /// For the cluster IP.
     pub(super) fn new(
         here: Here<'a>,
         service: &Service,
-        preference: Preference,
+        default: Locality,
         endpoints: &[&Endpoint],
     ) -> Self {
-        let mut nearness = Self {
+        match service.internal_local {
+            true => Self::unhinted(here, service, Preference::LocalOnly),
+            false => Self::whoever_is_near(here, service, default, endpoints),
+        }
+    }
+
+    /// For the addresses of the outside, dialled in the cluster: as upstream's proxy, that is not bound to this node by
+    /// any policy.
+    pub(super) fn whoever_is_near(
+        here: Here<'a>,
+        service: &Service,
+        default: Locality,
+        endpoints: &[&Endpoint],
+    ) -> Self {
+        let preference = preference(here, service, default);
+        Self::unhinted(here, service, preference).with_hints(endpoints)
+    }
+
+    /// For what comes from outside. Nothing but the policy makes nodes differ, so that each finds the same backend.
+    pub(super) fn from_outside(here: Here<'a>, service: &Service) -> Self {
+        let local = service.exposed.as_ref().is_some_and(|it| it.local);
+        let preference = match local {
+            true => Preference::LocalOnly,
+            false => Preference::Even,
+        };
+        Self::unhinted(here, service, preference)
+    }
+
+    fn unhinted(here: Here<'a>, service: &Service, preference: Preference) -> Self {
+        Self {
             here,
             preference,
             publish_not_ready: service.publish_not_ready,
             hinted: None,
-        };
-        if preference == Preference::LocalOnly {
-            return nearness;
         }
+    }
+
+    /// As upstream's proxy, hints count if every ready endpoint has some and at least one of them is for here: those for
+    /// nodes first, else those for zones. The others are then used only when the hinted ones have gone.
+    fn with_hints(self, endpoints: &[&Endpoint]) -> Self {
+        let (mut nearness, here) = (self, self.here);
         let ready: Vec<&Endpoint> = endpoints
             .iter()
             .copied()

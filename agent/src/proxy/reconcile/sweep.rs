@@ -44,7 +44,11 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
             return;
         }
         let mut ops = std::mem::take(&mut self.undone);
-        ops.extend(self.proxy.write().state.collect());
+        {
+            let state = &mut self.proxy.write().state;
+            ops.retain(|op| state.may_go(op));
+            ops.extend(state.collect());
+        }
         let failed = self.maps.remove_all(ops);
         match failed.first() {
             None => self.collect_after = COLLECT_AFTER,

@@ -14,15 +14,17 @@ fn written(chunks: &[&[u8]], limit: u64) -> (tempfile::TempDir, PathBuf) {
 
 /// What a container that writes `chunks` and ends does to the log.
 fn pass(chunks: &[&[u8]], log: &Mutex<Log>) {
+    let dir = tempfile::tempdir().unwrap();
+    let audience = Audience::open(&dir.path().join("0.log"));
     let (reader, writer) = io::pipe().unwrap();
     let mut input = Input::new(File::from(OwnedFd::from(reader)), Stream::Out);
     let mut writer = File::from(OwnedFd::from(writer));
     for chunk in chunks {
         writer.write_all(chunk).unwrap();
-        assert!(input.pass_on(log).unwrap());
+        assert!(input.pass_on(log, &audience).unwrap());
     }
     drop(writer);
-    assert!(!input.pass_on(log).unwrap());
+    assert!(!input.pass_on(log, &audience).unwrap());
 }
 
 /// The entries without their times.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Capability, LinuxNamespaceType};
 
-use super::super::{BindMount, NamespacePaths, PodRef};
+use super::super::{BindMount, NamespacePaths, PodRef, Stdio};
 use super::*;
 
 fn host() -> Host {
@@ -51,6 +51,7 @@ fn config() -> ContainerConfig {
             allow_privilege_escalation: true,
             ..Security::default()
         },
+        stdio: Stdio::default(),
     }
 }
 

@@ -1,7 +1,11 @@
 use tower::ServiceExt;
 
+use super::super::access::ADMINISTRATORS;
+use super::super::access::tests::access;
 use super::*;
 use crate::node::rotation::ServingCertificate;
+use crate::runtime::containerd::Containerd;
+use crate::runtime::host::Host;
 
 fn api(root: &std::path::Path) -> KubeletApi {
     let pods = PodTable::default();
@@ -19,10 +23,19 @@ fn api(root: &std::path::Path) -> KubeletApi {
         ..PodSummary::default()
     });
     KubeletApi {
+        node: "n".into(),
+        access: Arc::new(access(Arc::default())),
         pods,
         paths: Paths::new(root.to_owned(), root.join("run"), "kernelet-test".into()),
+        runtime: Arc::new(nothing_runs(root)),
+        sessions: Sessions::default(),
         metrics: Arc::new(|| "# EOF\n".into()),
     }
+}
+
+/// A runtime that is not there.
+fn nothing_runs(root: &std::path::Path) -> Containerd {
+    Containerd::new(&root.join("absent.sock"), Host::probe(), root, root)
 }
 
 async fn ask(api: KubeletApi, caller: Option<Caller>, path: &str) -> (StatusCode, String) {
@@ -37,10 +50,7 @@ async fn ask(api: KubeletApi, caller: Option<Caller>, path: &str) -> (StatusCode
 }
 
 fn member(group: &str) -> Option<Caller> {
-    Some(Caller {
-        name: "someone".into(),
-        groups: vec![group.into()],
-    })
+    Some(Caller::certified("someone".into(), vec![group.into()]))
 }
 
 #[tokio::test]
@@ -52,6 +62,22 @@ async fn only_administrators_are_answered() {
     let (status, body) = ask(member(ADMINISTRATORS)).await;
     assert_eq!(status, StatusCode::OK);
     assert!(body.contains("\"web\""), "{body}");
+}
+
+#[tokio::test]
+async fn a_token_is_whose_the_api_server_says_and_may_what_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let ask = async |token: &str, path: &str| {
+        let request = axum::http::Request::get(path)
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .body(Body::empty());
+        let router = router(api(dir.path())).layer(Extension(None::<Caller>));
+        let answer = router.oneshot(request.unwrap()).await.unwrap();
+        answer.status()
+    };
+    assert_eq!(ask("good", "/metrics").await, StatusCode::OK);
+    assert_eq!(ask("good", "/pods").await, StatusCode::FORBIDDEN);
+    assert_eq!(ask("bad", "/metrics").await, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

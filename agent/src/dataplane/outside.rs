@@ -1,0 +1,132 @@
+//! What clients outside are to backends: how many connections those were given, and how many of them are open.
+//!
+//! The programs count what begins. What is open is read from the table of connections, so it is right whatever gave way there
+//! or ended unheard. Bytes are not counted: that would be a write for each packet.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+
+use agent_ebpf::abi::{
+    BackendId, BackendStats, CONNECTION_REPLY, CONNECTION_SERVICE, Connection, FlowKey, TCP,
+    maps as names,
+};
+use agent_ebpf::packet::{TCP_FIN, TCP_RST};
+use aya::maps::{IterableMap as _, MapError as AyaError};
+
+use super::maps::{MapError, Maps, Sum as _, read};
+use super::sys::each_row;
+
+/// Whether a row stands for a connection that a client outside has with a backend. Of each there is one.
+fn is_open(key: &FlowKey, row: &Connection) -> bool {
+    let is_service = row.kind & (CONNECTION_SERVICE | CONNECTION_REPLY) == CONNECTION_SERVICE;
+    let is_over = key.protocol == TCP && row.seen & (TCP_FIN | TCP_RST) != 0;
+    is_service && row.backend != BackendId(0) && !is_over
+}
+
+/// The counters of connections of which so many were given and are open. Those that another version's programs gave are not
+/// counted, and may be open.
+fn counters(opens: u64, active: u64) -> BackendStats {
+    let opens = opens.max(active);
+    BackendStats {
+        opens,
+        closes: opens - active,
+        ..BackendStats::default()
+    }
+}
+
+impl Maps {
+    /// The open connections of clients outside with backends.
+    pub fn outside(&self) -> Result<Vec<(FlowKey, Connection)>, MapError> {
+        let mut open = Vec::new();
+        let (key, value) = (size_of::<FlowKey>(), size_of::<Connection>());
+        let map = self.connections.map().fd().as_fd();
+        let rows = each_row(map, key, value, |key, value| {
+            // SAFETY: so many bytes of each, and any bytes are a value.
+            let (key, row) = unsafe {
+                (
+                    key.as_ptr().cast::<FlowKey>().read_unaligned(),
+                    value.as_ptr().cast::<Connection>().read_unaligned(),
+                )
+            };
+            if is_open(&key, &row) {
+                open.push((key, row));
+            }
+        });
+        rows.map_err(|error| read(names::CONNECTIONS, AyaError::IoError(error)))?;
+        Ok(open)
+    }
+
+    /// Adds to the counters of sockets those of clients outside.
+    pub(super) fn add_outside(
+        &self,
+        backends: &mut BTreeMap<BackendId, BackendStats>,
+    ) -> Result<(), MapError> {
+        let mut counts = BTreeMap::new();
+        for row in self.outside_opens.iter() {
+            let (id, cpus) = row.map_err(|source| read(names::OUTSIDE_OPENS, source))?;
+            counts.insert(id, (cpus.iter().sum::<u64>(), 0));
+        }
+        for (_, row) in self.outside()? {
+            counts.entry(row.backend).or_default().1 += 1;
+        }
+        for (id, (opens, active)) in counts {
+            let row = backends.entry(id).or_default();
+            *row = row.add(counters(opens, active));
+        }
+        Ok(())
+    }
+
+    /// What a backend's counters said last, when it goes: nothing is open any more.
+    pub(super) fn last_words(&self, id: BackendId) -> Result<BackendStats, MapError> {
+        let opens = match self.outside_opens.get(&id, 0) {
+            Ok(cpus) => cpus.iter().sum(),
+            Err(AyaError::KeyNotFound) => 0,
+            Err(source) => return Err(read(names::OUTSIDE_OPENS, source)),
+        };
+        Ok(self.backend_stats(id)?.add(counters(opens, 0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_ebpf::abi::UDP;
+
+    use super::*;
+
+    #[test]
+    fn of_a_connection_one_row_counts_until_it_ends() {
+        let key = |protocol| FlowKey {
+            protocol,
+            ..FlowKey::EMPTY
+        };
+        let row = |kind, seen, backend| Connection {
+            kind,
+            seen,
+            backend: BackendId(backend),
+            ..Connection::EMPTY
+        };
+        let service = CONNECTION_SERVICE;
+        assert!(is_open(&key(TCP), &row(service, 0, 1)));
+        assert!(is_open(&key(UDP), &row(service, TCP_FIN, 1)));
+        for (kind, seen, backend) in [
+            (service | CONNECTION_REPLY, 0, 1),
+            (0, 0, 1),
+            (CONNECTION_REPLY, 0, 1),
+            (service, TCP_FIN, 1),
+            (service, TCP_RST, 1),
+            (service, 0, 0),
+        ] {
+            assert!(!is_open(&key(TCP), &row(kind, seen, backend)));
+        }
+    }
+
+    #[test]
+    fn what_is_open_was_given() {
+        let of = |opens, active| {
+            let stats = counters(opens, active);
+            (stats.opens, stats.opens - stats.closes)
+        };
+        assert_eq!(of(7, 2), (7, 2));
+        assert_eq!(of(0, 2), (2, 2));
+    }
+}

@@ -1,0 +1,183 @@
+//! The packet programs under whatever comes: in the kernel, without a network.
+
+use agent_ebpf::abi::pods::PodTarget;
+use agent_ebpf::abi::{Address, LinkIndex, PodEntry, UplinkEntry};
+use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions};
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+
+use super::testing::{Scratch, entry, on_scratch_node, put, service};
+use super::{Dataplane, Hook, ServiceMaps as _};
+
+const LOOPBACK: LinkIndex = LinkIndex(1);
+/// Where what goes to that address of IPv6 is handed to.
+const TARGET: PodTarget = PodTarget {
+    address: Address::from_words([0xfdfd_fdfd; 4]),
+    link: LinkIndex(77),
+    pod_mac: [6; 6],
+    node_mac: [4; 6],
+};
+/// `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
+const DROPPED: u32 = 2;
+const HANDED_ON: u32 = 7;
+
+/// Packets for each program: `KERNELET_TEST_PACKETS` of them.
+pub(super) fn rounds() -> usize {
+    let said = std::env::var("KERNELET_TEST_PACKETS").ok();
+    said.and_then(|it| it.parse().ok()).unwrap_or(20_000)
+}
+
+/// A TCP segment of 10.0.0.7 to a service, with a header for each layer that may be broken.
+pub(super) fn packet(random: &mut StdRng) -> Vec<u8> {
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    if random.random() {
+        // For the link itself.
+        packet[..6].fill(0);
+    }
+    if random.random() {
+        packet.extend([0x08, 0x00, 0x45, 0, 0, 60, 0, 7, 0, 0, 64]);
+        packet.push([1, 6, 17][random.random_range(0..3)]);
+        packet.extend([0, 0, 10, 0, 0, 7, 10, 96, 0, 1]);
+    } else {
+        packet.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 40]);
+        packet.push([0, 6, 17, 43, 44, 58, 60][random.random_range(0..7)]);
+        packet.push(64);
+        packet.extend([0xfd; 32]);
+    }
+    let transport = packet.len();
+    packet.extend([0x9c, 0x40, 0, 80]);
+    packet.resize(transport + 40, 0);
+    if random.random_range(0..3) == 0 {
+        // An error of ICMP about a packet like this one.
+        packet[transport] = [3, 11, 2, 1][random.random_range(0..4)];
+        let quoted = packet[14..transport].to_vec();
+        packet.splice(transport + 8.., quoted);
+        packet.extend([0, 80, 0x9c, 0x40, 0, 0, 0, 0]);
+    }
+    for _ in 0..random.random_range(0..5) {
+        let at = random.random_range(12..packet.len());
+        packet[at] = random.random();
+    }
+    if random.random_range(0..4) == 0 {
+        packet.truncate(random.random_range(14..=packet.len()));
+    }
+    if random.random_range(0..8) == 0 {
+        random.fill_bytes(&mut packet);
+    }
+    packet
+}
+
+/// Verdict and length; `None` where the kernel itself takes no frame so short.
+fn run(program: &SchedClassifier, packet: &[u8]) -> Option<(u32, usize)> {
+    const HEADERS: usize = 14 + 40;
+    let mut out = vec![0; packet.len() + 64];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(packet),
+        data_out: Some(&mut out),
+        ..Default::default()
+    });
+    match result {
+        Ok(result) => Some((result.return_value, result.data_size_out as usize)),
+        Err(error) if packet.len() >= HEADERS => panic!("{error:?}: {packet:02x?}"),
+        Err(_) => None,
+    }
+}
+
+/// Rows for all that a program may look up.
+fn filled(node: &Scratch) -> Dataplane {
+    let mut dataplane = node.start();
+    let maps = &mut dataplane.maps;
+    let own = [[10, 0, 0, 7]; 2].map(|ip| std::net::IpAddr::from(ip).into());
+    let [ipv4, _] = own;
+    let ipv6 = TARGET.address;
+    maps.put_pod(LOOPBACK, PodEntry { ipv4, ipv6 }).unwrap();
+    let ipv6 = PodEntry::NONE;
+    maps.put_pod_target(TARGET).unwrap();
+    maps.put_uplink(LOOPBACK, UplinkEntry { ipv4, ipv6 })
+        .unwrap();
+    let mut key = service(1, 80, agent_ebpf::abi::TCP);
+    key.scope = agent_ebpf::abi::Scope::EXTERNAL;
+    let backend = "10.0.0.9:8080".parse().unwrap();
+    maps.apply_all(&put(key, entry(1, 1, 1, 1), &[(1, backend)]))
+        .unwrap();
+    dataplane
+}
+
+#[test]
+fn whatever_comes_is_passed_on_or_dropped_at_its_length() {
+    on_scratch_node(|node| {
+        let dataplane = filled(node);
+        let mut random = StdRng::seed_from_u64(7);
+        let mut counts = [0, 0];
+        for hook in Hook::ALL {
+            dataplane.link_programs.with(hook, |program| {
+                for _ in 0..rounds() {
+                    let packet = packet(&mut random);
+                    let Some((verdict, length)) = run(program, &packet) else {
+                        continue;
+                    };
+                    let passed = verdict == u32::MAX;
+                    let handed_on = verdict == HANDED_ON && !matches!(hook, Hook::PodIn);
+                    assert!(
+                        passed || handed_on || verdict == DROPPED,
+                        "{hook:?}: {verdict}: {packet:02x?}"
+                    );
+                    counts[usize::from(handed_on)] += 1;
+                    assert_eq!(length, packet.len(), "{hook:?}: {packet:02x?}");
+                }
+            });
+        }
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+        let rows = dataplane.maps.rows("CONNECTIONS").unwrap();
+        assert!(!rows.is_empty(), "none was a service's");
+        let drops = dataplane.maps.drops().unwrap();
+        assert!(drops[&agent_ebpf::abi::DropReason::Malformed] > 0);
+        assert!(drops[&agent_ebpf::abi::DropReason::Spoofed] > 0);
+    });
+}
+
+#[test]
+fn a_flood_of_new_flows_leaves_those_that_are_in_use() {
+    on_scratch_node(|node| {
+        let dataplane = filled(node);
+        let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        packet.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 7, 0, 0, 64, 6, 0, 0]);
+        packet.extend([10, 0, 0, 7, 10, 96, 0, 1, 0x9c, 0x40, 0, 80]);
+        packet.resize(54, 0);
+        let of = |client: u32, flags: u8| {
+            let mut packet = packet.clone();
+            packet[26..30].copy_from_slice(&client.to_be_bytes());
+            packet[46] = 0x50;
+            packet[47] = flags;
+            packet
+        };
+        let most = dataplane.maps.summaries().unwrap();
+        let most = most.iter().find(|map| map.name == "CONNECTIONS").unwrap();
+        dataplane.link_programs.with(Hook::UplinkIn, |program| {
+            run(program, &of(0x0a00_0007, 2));
+            for client in 0..most.max_entries {
+                run(program, &of(0x0b00_0000 + client, 2));
+                if client % 256 == 0 {
+                    run(program, &of(0x0a00_0007, 16));
+                }
+            }
+        });
+        let rows = dataplane.maps.rows("CONNECTIONS").unwrap();
+        let kept = |row: &super::MapRow| row.key.starts_with("in TCP 10.0.0.7:40000 -> ");
+        assert!(rows.iter().any(kept), "{} rows", rows.len());
+        assert!(rows.len() <= most.max_entries as usize);
+        let refused = dataplane.maps.drops().unwrap();
+        assert_eq!(refused[&agent_ebpf::abi::DropReason::TableFull], 0);
+    });
+}
+
+impl super::LinkPrograms {
+    /// Runs `work` with a program.
+    fn with(&self, hook: Hook, work: impl FnOnce(&SchedClassifier)) {
+        let mut programs = self.programs.lock().unwrap();
+        match programs.program_mut(hook.program()) {
+            Some(Program::SchedClassifier(program)) => work(program),
+            _ => panic!("{hook:?}"),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What is used, in the shapes in which metrics-server and Prometheus read it from a kubelet. Pure.
+
+use std::fmt::Write;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::pod::usage::{NodeUsage, Usage};
+use crate::pod::{ContainerSummary, PodSummary};
+
+/// `/stats/summary`.
+pub(super) fn summary(usage: &NodeUsage, node: &str) -> Value {
+    let cpu = |usage: &Usage| json!({"time": time(usage.at), "usageCoreNanoSeconds": nanos(usage)});
+    let memory = |usage: &Usage| {
+        json!({
+            "time": time(usage.at), "usageBytes": usage.memory.usage,
+            "workingSetBytes": usage.memory.working_set, "rssBytes": usage.memory.anonymous,
+        })
+    };
+    let pods: Vec<Value> = usage
+        .pods
+        .iter()
+        .map(|pod| {
+            let containers: Vec<Value> = pod
+                .containers
+                .iter()
+                .map(|(container, usage)| {
+                    json!({
+                        "name": container.name, "startTime": container.started_at.map(time),
+                        "cpu": cpu(usage), "memory": memory(usage),
+                    })
+                })
+                .collect();
+            json!({
+                "podRef": {"name": pod.pod.name, "namespace": pod.pod.namespace, "uid": pod.pod.uid},
+                "startTime": pod.pod.started_at.map(time),
+                "containers": containers, "cpu": cpu(&pod.all), "memory": memory(&pod.all),
+            })
+        })
+        .collect();
+    let mut of_node = json!({"nodeName": node, "startTime": time(usage.booted_at)});
+    if let Some(usage) = &usage.node {
+        of_node["cpu"] = cpu(usage);
+        of_node["memory"] = memory(usage);
+    }
+    json!({"node": of_node, "pods": pods})
+}
+
+fn time(at: Timestamp) -> String {
+    format!("{at:.0}")
+}
+
+fn nanos(usage: &Usage) -> u64 {
+    u64::try_from(usage.cpu.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A family of series in Prometheus's text: name, type, help, and a line for each series with its labels and value.
+struct Family<'a> {
+    text: &'a mut String,
+    name: &'static str,
+}
+
+impl<'a> Family<'a> {
+    fn new(text: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        Family { text, name }
+    }
+
+    fn add(&mut self, labels: &[(&str, &str)], value: f64, at: Timestamp) {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(name, value)| format!("{name}={value:?}"))
+            .collect();
+        let labels = match labels.is_empty() {
+            true => String::new(),
+            false => format!("{{{}}}", labels.join(",")),
+        };
+        let name = self.name;
+        let _ = writeln!(self.text, "{name}{labels} {value} {}", at.as_millisecond());
+    }
+}
+
+/// `/metrics/resource`.
+pub(super) fn resource_metrics(usage: &NodeUsage) -> String {
+    let mut text = String::new();
+    let seconds = |usage: &Usage| usage.cpu.as_secs_f64();
+    let bytes = |usage: &Usage| usage.memory.working_set as f64;
+    let (counter, gauge) = ("counter", "gauge");
+    type Value<'a> = &'a dyn Fn(&Usage) -> f64;
+    let columns: [(Value<'_>, &str, [&'static str; 3], [&str; 3]); 2] = [
+        (
+            &seconds,
+            counter,
+            [
+                "container_cpu_usage_seconds_total",
+                "pod_cpu_usage_seconds_total",
+                "node_cpu_usage_seconds_total",
+            ],
+            [
+                "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+                "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+                "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+            ],
+        ),
+        (
+            &bytes,
+            gauge,
+            [
+                "container_memory_working_set_bytes",
+                "pod_memory_working_set_bytes",
+                "node_memory_working_set_bytes",
+            ],
+            [
+                "[STABLE] Current working set of the container in bytes",
+                "[STABLE] Current working set of the pod in bytes",
+                "[STABLE] Current working set of the node in bytes",
+            ],
+        ),
+    ];
+    for (value, kind, [container, pod, node], [of_container, of_pod, of_node]) in columns {
+        of_containers(&mut text, usage, (container, kind, of_container), value);
+        let mut family = Family::new(&mut text, pod, kind, of_pod);
+        for pod in &usage.pods {
+            let labels = [
+                ("namespace", pod.pod.namespace.as_str()),
+                ("pod", &pod.pod.name),
+            ];
+            family.add(&labels, value(&pod.all), pod.all.at);
+        }
+        let mut family = Family::new(&mut text, node, kind, of_node);
+        if let Some(usage) = &usage.node {
+            family.add(&[], value(usage), usage.at);
+        }
+    }
+    let started = "[STABLE] Start time of the container since unix epoch in seconds";
+    let mut family = Family::new(&mut text, "container_start_time_seconds", gauge, started);
+    for (pod, (container, usage)) in each(usage) {
+        if let Some(at) = container.started_at {
+            family.add(&labels(pod, container), at.as_second() as f64, usage.at);
+        }
+    }
+    text.push_str(
+        "# HELP resource_scrape_error [STABLE] 1 if there was an error while getting container metrics, 0 otherwise\n\
+         # TYPE resource_scrape_error gauge\nresource_scrape_error 0\n",
+    );
+    text
+}
+
+/// `/metrics/cadvisor`, as far as dashboards read CPU and memory from it.
+pub(super) fn cadvisor_metrics(usage: &NodeUsage) -> String {
+    let mut text = String::new();
+    let mut family = |name, kind, help, value: &dyn Fn(&Usage) -> f64| {
+        of_containers(&mut text, usage, (name, kind, help), value);
+    };
+    family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed in seconds.",
+        &|usage| usage.cpu.as_secs_f64(),
+    );
+    family(
+        "container_memory_usage_bytes",
+        "gauge",
+        "Current memory usage in bytes, including all memory regardless of when it was accessed",
+        &|usage| usage.memory.usage as f64,
+    );
+    family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Current working set in bytes.",
+        &|usage| usage.memory.working_set as f64,
+    );
+    family(
+        "container_memory_rss",
+        "gauge",
+        "Size of RSS in bytes.",
+        &|usage| usage.memory.anonymous as f64,
+    );
+    text
+}
+
+fn each(usage: &NodeUsage) -> impl Iterator<Item = (&PodSummary, &(ContainerSummary, Usage))> {
+    let pods = usage.pods.iter();
+    pods.flat_map(|pod| pod.containers.iter().map(move |of| (&pod.pod, of)))
+}
+
+fn labels<'a>(
+    pod: &'a PodSummary,
+    container: &'a ContainerSummary,
+) -> [(&'static str, &'a str); 3] {
+    [
+        ("container", &container.name),
+        ("namespace", &pod.namespace),
+        ("pod", &pod.name),
+    ]
+}
+
+fn of_containers(
+    text: &mut String,
+    usage: &NodeUsage,
+    (name, kind, help): (&'static str, &str, &str),
+    value: &dyn Fn(&Usage) -> f64,
+) {
+    let mut family = Family::new(text, name, kind, help);
+    for (pod, (container, usage)) in each(usage) {
+        family.add(&labels(pod, container), value(usage), usage.at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::pod::usage::PodUsage;
+    use crate::runtime::memory::MemoryCounters;
+
+    fn usage() -> NodeUsage {
+        let at = Timestamp::from_second(1_000).unwrap();
+        let one = |seconds| Usage {
+            at,
+            cpu: Duration::from_secs(seconds),
+            memory: MemoryCounters {
+                usage: 300,
+                working_set: 200,
+                anonymous: 100,
+            },
+        };
+        let container = ContainerSummary {
+            name: "main".into(),
+            started_at: Timestamp::from_second(500).ok(),
+            ..ContainerSummary::default()
+        };
+        NodeUsage {
+            node: Some(one(9)),
+            booted_at: Timestamp::from_second(1).unwrap(),
+            pods: vec![PodUsage {
+                pod: PodSummary {
+                    uid: "u".into(),
+                    namespace: "d".into(),
+                    name: "p".into(),
+                    ..PodSummary::default()
+                },
+                all: one(2),
+                containers: vec![(container, one(1))],
+            }],
+        }
+    }
+
+    #[test]
+    fn metrics_server_finds_what_it_reads() {
+        let text = resource_metrics(&usage());
+        for line in [
+            "# TYPE container_cpu_usage_seconds_total counter",
+            "container_cpu_usage_seconds_total{container=\"main\",namespace=\"d\",pod=\"p\"} 1 1000000",
+            "container_memory_working_set_bytes{container=\"main\",namespace=\"d\",pod=\"p\"} 200 1000000",
+            "container_start_time_seconds{container=\"main\",namespace=\"d\",pod=\"p\"} 500 1000000",
+            "pod_cpu_usage_seconds_total{namespace=\"d\",pod=\"p\"} 2 1000000",
+            "node_cpu_usage_seconds_total 9 1000000",
+            "node_memory_working_set_bytes 200 1000000",
+            "resource_scrape_error 0",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line} in\n{text}");
+        }
+        let text = cadvisor_metrics(&usage());
+        assert!(text.contains(
+            "container_memory_rss{container=\"main\",namespace=\"d\",pod=\"p\"} 100 1000000"
+        ));
+    }
+
+    #[test]
+    fn the_summary_is_the_kubelets() {
+        let summary = summary(&usage(), "n1");
+        assert_eq!(summary["node"]["nodeName"], "n1");
+        assert_eq!(
+            summary["node"]["cpu"]["usageCoreNanoSeconds"],
+            9_000_000_000_u64
+        );
+        let pod = &summary["pods"][0];
+        assert_eq!(pod["podRef"]["name"], "p");
+        assert_eq!(pod["containers"][0]["memory"]["workingSetBytes"], 200);
+        assert_eq!(pod["containers"][0]["startTime"], "1970-01-01T00:08:20Z");
+    }
+}
