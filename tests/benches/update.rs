@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent_ebpf::abi::{ServiceKey, TCP, maps as names};
+use agent_ebpf::abi::{Scope, ServiceKey, TCP, maps as names};
 use aya::maps::MapInfo;
 use common::{Report, client, services};
 use k8s_openapi::api::core::v1::Service;
@@ -75,7 +75,7 @@ async fn keys(cluster: &Cluster) -> Vec<ServiceKey> {
                     address: address.into(),
                     port: 80u16.to_be_bytes(),
                     protocol: TCP,
-                    pad: 0,
+                    scope: Scope::CLUSTER,
                 },
             ))
         })

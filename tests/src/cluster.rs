@@ -1,7 +1,7 @@
 //! Bringing a cluster up, finding it again, and taking it down.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +10,8 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::command::output;
-use crate::host::{self, create_bridge, create_dir, create_netns, netns_path};
+use crate::host::{self, create_dir, netns_path};
+use crate::links::Links;
 use crate::process::Process;
 use crate::sweep::{Residue, sweep};
 use crate::{Error, Result};
@@ -38,6 +39,44 @@ pub struct Spec {
     pub control_plane_args: Vec<String>,
     /// More arguments for `kernelet run`.
     pub agent_args: Vec<String>,
+    /// Of what nodes, pods and services have addresses. The nodes' IPv6 addresses are in `fd72:30:N::/64`.
+    #[serde(default)]
+    pub families: Families,
+    /// So many of the workers, the last ones, are on a second link, `172.31.N.0/24`, behind a router.
+    #[serde(default)]
+    pub far: u8,
+}
+
+/// The families of a cluster's addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Families {
+    #[default]
+    V4,
+    /// IPv4 first.
+    Dual,
+    /// Nothing is told of the machines' IPv4 addresses.
+    V6,
+}
+
+impl Families {
+    /// Where pods and services get their addresses, as `kernelet-control-plane` is told.
+    fn ranges(self) -> &'static [&'static str] {
+        match self {
+            Families::V4 => &[],
+            Families::Dual => &[
+                "--pod-cidr",
+                "10.244.0.0/16,fd00:10:244::/48",
+                "--service-cidr",
+                "10.96.0.0/12,fd00:10:96::/108",
+            ],
+            Families::V6 => &[
+                "--pod-cidr",
+                "fd00:10:244::/48",
+                "--service-cidr",
+                "fd00:10:96::/108",
+            ],
+        }
+    }
 }
 
 impl Spec {
@@ -54,6 +93,16 @@ impl Spec {
                 .into(),
             control_plane_args: Vec::new(),
             agent_args: Vec::new(),
+            families: Families::V4,
+            far: 0,
+        }
+    }
+
+    fn links(&self) -> Links<'_> {
+        Links {
+            prefix: &self.prefix,
+            subnet: self.subnet,
+            with_v6: self.families != Families::V4,
         }
     }
 
@@ -136,6 +185,9 @@ pub struct Node {
     pub name: String,
     pub role: Role,
     pub address: Ipv4Addr,
+    /// In a cluster with IPv6.
+    #[serde(default)]
+    pub address_v6: Option<Ipv6Addr>,
     /// Its network namespace, by `ip netns` name.
     pub netns: String,
     /// Its cgroup, from the root of every hierarchy, without a leading slash.
@@ -161,6 +213,11 @@ impl Node {
     /// Runs `work` on a thread in the node's network namespace.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         host::in_netns(&netns_path(&self.netns), work)
+    }
+
+    /// Runs `work` on a thread in the network namespace of one of its pods.
+    pub fn inside_pod<T: Send>(&self, uid: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
+        host::in_netns(&self.agent_run_directory().join("netns").join(uid), work)
     }
 
     /// The socket of its containerd.
@@ -259,9 +316,11 @@ impl Cluster {
     }
 
     fn start_all(&mut self, progress: &mut dyn FnMut(&str)) -> Result<()> {
-        let bridge = format!("{}-br", self.spec.prefix);
         progress("network");
-        create_bridge(&bridge, Ipv4Addr::new(172, 30, self.spec.subnet, 1))?;
+        self.spec.links().create_near()?;
+        if self.spec.far > 0 {
+            self.spec.links().create_far()?;
+        }
         self.add_node("control-plane", "cp", Role::ControlPlane, 10)?;
         for number in 1..=self.spec.workers {
             self.add_node(
@@ -317,22 +376,21 @@ impl Cluster {
 
     fn add_node(&mut self, name: &str, short: &str, role: Role, host: u8) -> Result<()> {
         let prefix = &self.spec.prefix;
+        let links = self.spec.links();
+        let is_far = host > 10 + self.spec.workers.saturating_sub(self.spec.far);
         let node = Node {
             name: name.to_owned(),
             role,
-            address: Ipv4Addr::new(172, 30, self.spec.subnet, host),
+            address: links.v4(is_far, host),
+            address_v6: links.v6(is_far, host),
             netns: format!("{prefix}-{name}"),
             cgroup: format!("{prefix}/{name}"),
             run_directory: self.spec.run_directory().join(name),
             directory: self.spec.directory.join(name),
             processes: BTreeMap::new(),
         };
-        create_netns(
-            &node.netns,
-            &format!("{prefix}-br"),
-            &format!("{prefix}-{short}"),
-            node.address,
-        )?;
+        let with_router = self.spec.far > 0;
+        links.attach(&node.netns, short, is_far, with_router, host)?;
         create_dir(&node.run_directory)?;
         create_dir(&node.directory)?;
         self.nodes.push(node);
@@ -396,12 +454,14 @@ impl Cluster {
             Program::ControlPlane => {
                 let mut command = Command::new(binary);
                 command.arg("--data-dir").arg(node.directory.join("data"));
-                command.args([
-                    "--listen",
-                    "0.0.0.0:6443",
-                    "--advertise-address",
-                    &node.address.to_string(),
-                ]);
+                let addresses = self.addresses(node);
+                let listen = match addresses[0] {
+                    IpAddr::V4(_) => "0.0.0.0:6443",
+                    IpAddr::V6(_) => "[::]:6443",
+                };
+                command.args(["--listen", listen]);
+                command.args(["--advertise-address", &addresses[0].to_string()]);
+                command.args(self.spec.families.ranges());
                 command.args(&self.spec.control_plane_args);
                 command
             }
@@ -415,15 +475,13 @@ impl Cluster {
             Program::Agent => {
                 let mut command = Command::new(binary);
                 command.arg("run");
+                let addresses = self.addresses(node);
+                let texts: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+                let node_ip = texts.join(",");
                 command
                     .arg("--kubeconfig")
                     .arg(node.root_directory().join("kubeconfig"));
-                command.args([
-                    "--node-name",
-                    &node.name,
-                    "--node-ip",
-                    &node.address.to_string(),
-                ]);
+                command.args(["--node-name", &node.name, "--node-ip", &node_ip]);
                 command.arg("--root-dir").arg(node.root_directory());
                 command.arg("--run-dir").arg(node.agent_run_directory());
                 command
@@ -536,7 +594,16 @@ impl Cluster {
 
     /// The API server's address.
     pub fn server(&self) -> String {
-        format!("https://{}:6443", self.nodes[0].address)
+        let address = SocketAddr::new(self.addresses(&self.nodes[0])[0], 6443);
+        format!("https://{address}")
+    }
+
+    /// What Kernelet is told of a node's addresses, the primary one first.
+    fn addresses(&self, node: &Node) -> Vec<IpAddr> {
+        let v4 = Some(IpAddr::from(node.address));
+        let v4 = v4.filter(|_| self.spec.families != Families::V6);
+        let v6 = node.address_v6.map(IpAddr::from);
+        v4.into_iter().chain(v6).collect()
     }
 
     /// The administrator's kubeconfig; works from the host.

@@ -14,10 +14,12 @@ pub fn netns_path(name: &str) -> PathBuf {
     Path::new(NETNS).join(name)
 }
 
-/// Makes the bridge that is a cluster's one link, with the host's own address on it.
-pub fn create_bridge(name: &str, address: Ipv4Addr) -> Result<()> {
+/// Makes a bridge that is a link of a cluster, with an address of the host's on it if it shall reach the machines.
+pub fn create_bridge(name: &str, address: Option<Ipv4Addr>) -> Result<()> {
     run(&format!("ip link add {name} type bridge"))?;
-    run(&format!("ip address add {address}/24 dev {name}"))?;
+    if let Some(address) = address {
+        run(&format!("ip address add {address}/24 dev {name}"))?;
+    }
     run(&format!("ip link set {name} up"))?;
     Ok(())
 }

@@ -9,11 +9,12 @@ pub mod command;
 pub mod debian;
 pub mod host;
 pub mod kernels;
+pub mod links;
 pub mod process;
 pub mod scenario;
 pub mod sweep;
 
-pub use cluster::{Cluster, Node, Program, Role, Spec};
+pub use cluster::{Cluster, Families, Node, Program, Role, Spec};
 
 /// Why a cluster could not be brought up, used or taken down.
 #[derive(Debug, thiserror::Error)]

@@ -15,6 +15,13 @@ pub enum Bench {
     Update,
     /// From POST of a bound pod to Running, beside `ctr run`.
     Pods,
+    /// Pod to pod, on one node and between two: beside bare veth pairs, and beside a bridge with masquerade rules.
+    PodNetwork,
+    /// What network policies cost a packet and a request, by how many rules a pod has.
+    Policy,
+    /// A client outside to a node's port, beside iptables and nftables rules and the backend itself.
+    #[value(name = "nodeport")]
+    NodePort,
     /// Resident memory of the agent and the control plane.
     Footprint,
 }
@@ -25,6 +32,9 @@ pub fn run(bench: Bench, json: Option<&Path>) -> Result<()> {
         Bench::Connect => "connect",
         Bench::Update => "update",
         Bench::Pods => "pods",
+        Bench::PodNetwork => "pod_network",
+        Bench::Policy => "policy",
+        Bench::NodePort => "node_port",
         Bench::Footprint => "footprint",
     };
     let mut command = cargo();

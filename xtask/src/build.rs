@@ -27,7 +27,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Compiles the BPF programs, which the agent carries.
-fn bpf_object() -> Result<()> {
+pub fn bpf_object() -> Result<()> {
     let toolchain =
         Toolchain::find().context("there is no toolchain for BPF: run `cargo xtask setup`")?;
     let bar = spinner("compiling the BPF programs");

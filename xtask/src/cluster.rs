@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use comfy_table::Table;
 use kernelet_tests::cluster::{binaries, target};
-use kernelet_tests::{Cluster, Spec};
+use kernelet_tests::{Cluster, Families, Spec};
 
 use crate::shell::{say, spinner};
 use crate::{build, setup};
@@ -84,6 +84,8 @@ pub fn up(workers: u8) -> Result<Cluster> {
             .into(),
         control_plane_args: Vec::new(),
         agent_args: Vec::new(),
+        families: Families::V4,
+        far: 0,
     };
     let bar = spinner("starting the cluster");
     let cluster = Cluster::up(spec, |step| {

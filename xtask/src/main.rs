@@ -33,7 +33,11 @@ enum Command {
         check: bool,
     },
     /// Build the BPF objects, the programs and the sample images.
-    Build,
+    Build {
+        /// Only the BPF objects, which tests of the agent need.
+        #[arg(long)]
+        bpf: bool,
+    },
     /// Show the frontend/backend story on a cluster of network namespaces.
     Demo {
         /// Take the cluster down at the end instead of waiting for Ctrl-C; the exit status says whether all held.
@@ -75,7 +79,8 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup { check } => setup::run(check),
-        Command::Build => {
+        Command::Build { bpf: true } => build::bpf_object(),
+        Command::Build { bpf: false } => {
             setup::run(false)?;
             build::run()
         }

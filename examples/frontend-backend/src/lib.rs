@@ -57,7 +57,9 @@ pub fn serve<F>(port: u16, respond: F) -> io::Result<()>
 where
     F: Fn(&Request) -> Reply + Send + Sync + 'static,
 {
-    let server = Server::http(("0.0.0.0", port)).map_err(io::Error::other)?;
+    // On a machine with IPv6 that is every address of IPv4, too.
+    let server = Server::http(("::", port)).or_else(|_| Server::http(("0.0.0.0", port)));
+    let server = server.map_err(io::Error::other)?;
     let server = Arc::new(server);
     let respond = Arc::new(respond);
     let workers: Vec<_> = (0..THREADS)

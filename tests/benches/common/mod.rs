@@ -1,13 +1,32 @@
-//! What the benchmarks share: rows, their table, and clients of a cluster's API.
+//! What the benchmarks share: rows, their table, clients and servers in namespaces, rules as others write them, and clients
+//! of a cluster's API.
 
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
+pub mod client;
+pub mod rules;
+pub mod run_time;
 pub mod services;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kernelet_tests::command;
 use serde::Serialize;
+
+/// Runs a command, which works.
+pub fn line(line: impl AsRef<str>) {
+    command::run(line.as_ref()).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The index of a link in a namespace.
+pub fn index_of(netns: &str, link: &str) -> u32 {
+    let shown = command::run(&format!("ip -n {netns} -j link show {link}"));
+    let shown = shown.unwrap_or_else(|error| panic!("{error}"));
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("ip writes JSON");
+    let index = shown[0]["ifindex"].as_u64().expect("links have one");
+    u32::try_from(index).expect("it is no larger")
+}
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
@@ -128,6 +147,11 @@ impl Report {
                 .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
     }
+}
+
+/// Whether only a short look is wanted.
+pub fn is_short() -> bool {
+    std::env::args().any(|argument| argument == "--short")
 }
 
 fn json_file() -> Option<PathBuf> {

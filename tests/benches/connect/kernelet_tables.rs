@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::abi::{SHARE_ONE, ServiceKey, TCP};
+use agent_ebpf::abi::{SHARE_ONE, Scope, ServiceKey, TCP};
 use kernelet::cluster::{
     Cluster, Endpoint, Locality, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use kernelet::dataplane::{self, Config, MapOp, MapSizes, Maps, ServiceMaps};
 use kernelet::proxy::{LbState, desired};
 
-use super::client::Exchange;
-use super::{BACKEND_PORT, Case, ENDPOINTS, Family, PORT, PREFIX, client, endpoint, service};
+use super::common::client::{self, BACKEND_PORT, Exchange};
+use super::{Case, ENDPOINTS, Family, PORT, PREFIX, endpoint, service};
 
 const NODE: &str = "node";
 /// How often the agent looks at the signals of its backends.
@@ -66,7 +66,7 @@ pub fn fill(case: &Case, tables: Tables, services: u32) -> Duration {
         Vec::new()
     });
 
-    let cgroup = client::cgroup(case.name);
+    let cgroup = client::cgroup(PREFIX, case.name);
     std::fs::create_dir_all(&cgroup).expect("a cgroup");
     let probe = dataplane::probe(Some(&cgroup)).unwrap_or_else(|error| panic!("{error}"));
     let config = Config {
@@ -112,7 +112,7 @@ fn slim_service(case: &Case, tables: Tables, number: u32) -> Service {
 fn protocol(exchange: Exchange) -> Protocol {
     match exchange {
         Exchange::Request => Protocol::Udp,
-        Exchange::Connect | Exchange::Stream => Protocol::Tcp,
+        Exchange::Connect | Exchange::Call | Exchange::Stream => Protocol::Tcp,
     }
 }
 
@@ -153,7 +153,7 @@ impl Feedback {
             address: dialled.ip().into(),
             port: dialled.port().to_be_bytes(),
             protocol: TCP,
-            pad: 0,
+            scope: Scope::CLUSTER,
         };
         let thread = std::thread::spawn(move || {
             let mut maps = Maps::open(&directory(case)).unwrap_or_else(|error| panic!("{error}"));

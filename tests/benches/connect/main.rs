@@ -15,18 +15,15 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod client;
 mod kernelet_tables;
-mod rules;
-mod run_time;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use client::{BLOCK, Client, Exchange, Server};
-use common::Report;
+use common::client::{self, BACKEND_PORT, BLOCK, Client, Exchange, Server};
+use common::rules::{self, Services};
+use common::{Report, line, run_time};
 use kernelet_tables::Tables;
-use kernelet_tests::command::run;
 use kernelet_tests::host;
 use kernelet_tests::sweep::{Residue, sweep};
 
@@ -34,14 +31,18 @@ const PREFIX: &str = "kbc";
 const SERVICES: [u32; 3] = [10, 1_000, 10_000];
 /// What a node of a small cluster has.
 const FEW: u32 = 10;
-/// What a large cluster has: here only the writing of all of them is measured.
-const MANY: u32 = 50_000;
+/// Of these only the writing of all services is measured. At the last, iptables-restore does not end within minutes.
+const FIRST_WRITES: [(&str, u32); 4] = [
+    ("kernelet", 10_000),
+    ("iptables", 10_000),
+    ("nftables", 10_000),
+    ("kernelet", 50_000),
+];
 const ROUNDS: usize = 20;
 const EXCHANGES_A_ROUND: usize = 500;
 const BLOCKS_A_ROUND: usize = 8;
 const ENDPOINTS: u32 = 3;
 const PORT: u16 = 80;
-const BACKEND_PORT: u16 = 8080;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
@@ -150,13 +151,22 @@ fn main() {
     }
     between_nodes(&mut report);
     clean();
-    first_write(&mut report);
-    clean();
+    for (name, services) in FIRST_WRITES {
+        first_write(name, services, &mut report);
+        clean();
+    }
     report.finish();
 }
 
-fn line(line: String) {
-    run(&line).unwrap_or_else(|error| panic!("{error}"));
+/// The services of which the rules are.
+fn of(count: u32) -> Services {
+    Services {
+        count,
+        endpoints: ENDPOINTS,
+        service: |number| service(Family::V4, number),
+        endpoint: |number, index| endpoint(Family::V4, number, index),
+        node_port: |_| None,
+    }
 }
 
 /// Puts the case's services where they belong.
@@ -171,31 +181,45 @@ fn fill(case: &Case, netns: &str, services: u32, report: &mut Report) {
                 report.add(case.name, u64::from(services), metric, milliseconds, "ms");
             }
         }
-        Way::Iptables => rules::iptables(netns, services),
-        Way::Nftables => rules::nftables(netns, services),
+        Way::Iptables => rules::iptables(netns, of(services)),
+        Way::Nftables => rules::nftables(netns, of(services)),
     }
 }
 
-/// How long the first write of very many services takes, and how much memory the kernel has less afterwards. Of Kernelet
-/// only: iptables-restore takes minutes for as many.
-fn first_write(report: &mut Report) {
-    let case = CASES.iter().find(|case| case.way == PLAIN);
+/// How long the first write of very many services takes, and how much memory the kernel has less afterwards.
+fn first_write(name: &str, services: u32, report: &mut Report) {
+    let case = CASES.iter().find(|case| case.name == name);
     let case = case.expect("it is one of them");
     let netns = node(case, 0);
-    let available = available_memory();
+    let available = settled_memory();
     let began = Instant::now();
-    fill(case, &netns, MANY, report);
+    fill(case, &netns, services, report);
     let took = began.elapsed().as_secs_f64();
-    let used = available.saturating_sub(available_memory()) as f64 / 1e3;
-    let many = u64::from(MANY);
-    report.add(case.name, many, "first write of all services", took, "s");
+    let used = available.saturating_sub(settled_memory()) as f64 / 1e3;
+    let services = u64::from(services);
+    report.add(name, services, "first write of all services", took, "s");
     report.add(
-        case.name,
-        many,
+        name,
+        services,
         "memory that the kernel has less",
         used,
         "MB",
     );
+}
+
+/// The memory that is available when the kernel has taken back what was freed before, which it does by and by. In kB.
+fn settled_memory() -> u64 {
+    const LEAST: u64 = 1_000;
+    let mut before = available_memory();
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = available_memory();
+        if now.saturating_sub(before) < LEAST {
+            return now;
+        }
+        before = now;
+    }
+    before
 }
 
 /// In kB.
@@ -217,7 +241,7 @@ fn on_one_node(services: u32, report: &mut Report) {
         let netns = node(case, dialled);
         fill(case, &netns, services, report);
         let target = case.target(dialled);
-        let client = Client::start(case.name, &netns, case.exchange, target, true);
+        let client = Client::start(&cgroup(case.name), &netns, case.exchange, target, true);
         clients.push((case, client, Vec::<Duration>::new()));
     }
     // Services' tables change beside the clients, as feedback changes them.
@@ -268,9 +292,9 @@ fn between_nodes(report: &mut Report) {
             let case = case.over(Family::V4, exchange);
             let (near, far) = nodes(&case);
             fill(&case, &near, FEW, report);
-            let server = Server::start("servers", &far, exchange);
+            let server = Server::start(&cgroup("servers"), &far, exchange);
             let target = case.target(FEW / 2);
-            let client = Client::start(case.name, &near, exchange, target, false);
+            let client = Client::start(&cgroup(case.name), &near, exchange, target, false);
             clients.push((case, client, server, Vec::new()));
         }
         for (_, client, _, _) in &mut clients {
@@ -300,6 +324,10 @@ fn between_nodes(report: &mut Report) {
         };
         sweep(&residue).unwrap_or_else(|error| panic!("{error}"));
     }
+}
+
+fn cgroup(case: &str) -> std::path::PathBuf {
+    client::cgroup(PREFIX, case)
 }
 
 /// A namespace with the dialled service's endpoints on `lo`.

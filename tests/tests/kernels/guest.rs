@@ -9,9 +9,16 @@ use kernelet_tests::command::{command, output};
 use kernelet_tests::kernels::Kernel;
 
 /// What the agent asks of a kernel that has them as modules, in the order of their dependencies.
-const MODULES: [&str; 3] = ["inet_diag", "tcp_diag", "udp_diag"];
+const MODULES: [&str; 6] = [
+    "net/ipv4/inet_diag",
+    "net/ipv4/tcp_diag",
+    "net/ipv4/udp_diag",
+    "drivers/net/veth",
+    "net/sched/sch_ingress",
+    "net/sched/cls_bpf",
+];
 /// A machine that hangs is ended after so many seconds.
-const LIMIT: &str = "180";
+const LIMIT: &str = "400";
 
 /// Boots `kernel` and runs `program ARGUMENTS` on it as root. Gives what it printed and its exit code.
 pub fn run(kernel: &Kernel, directory: &Path, program: &Path, arguments: &str) -> (String, String) {
@@ -56,7 +63,7 @@ fn initramfs(kernel: &Kernel, directory: &Path, program: &Path, arguments: &str)
     libraries(program, &root);
     for (number, name) in MODULES.iter().enumerate() {
         let target = root.join(format!("modules/{number}.ko"));
-        module(&kernel.modules.join("net/ipv4"), name, &target);
+        module(&kernel.modules.join(name), &target);
     }
     let init = root.join("init");
     let script = format!(
@@ -97,17 +104,17 @@ fn libraries(program: &Path, root: &Path) {
 }
 
 /// Copies a module; newer packages have them compressed.
-fn module(directory: &Path, name: &str, target: &Path) {
-    let plain = directory.join(format!("{name}.ko"));
+fn module(path: &Path, target: &Path) {
+    let plain = path.with_extension("ko");
     if plain.exists() {
         fs::copy(plain, target).unwrap();
         return;
     }
     let unpacked = Command::new("xz")
         .arg("-dc")
-        .arg(directory.join(format!("{name}.ko.xz")))
+        .arg(path.with_extension("ko.xz"))
         .stdout(fs::File::create(target).unwrap())
         .status()
         .unwrap();
-    assert!(unpacked.success(), "{name}");
+    assert!(unpacked.success(), "{}", path.display());
 }

@@ -11,7 +11,7 @@ use kernelet_tests::kernels;
 use serde_json::Value;
 
 /// Checks that may be skipped nowhere.
-const NEEDED: [&str; 15] = [
+const NEEDED: [&str; 22] = [
     "programs",
     "tables",
     "TCP over IPv4",
@@ -25,6 +25,13 @@ const NEEDED: [&str; 15] = [
     "no backend",
     "counters",
     "closing sockets",
+    "pod links",
+    "outside over IPv4",
+    "outside over IPv6",
+    "direct server return",
+    "outside through an upgrade",
+    "network policies",
+    "translated connections",
     "adoption",
     "upgrade",
 ];

@@ -58,9 +58,9 @@ impl<'a> Client<'a> {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
-            .args(arguments)
             .arg("--cache-dir")
             .arg(self.scenario.spec.directory.join(self.namespace))
+            .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
             .stdin(Stdio::null());
         command
@@ -97,6 +97,12 @@ impl<'a> Client<'a> {
     /// The API server's address.
     pub fn server(&self) -> String {
         self.scenario.server()
+    }
+
+    /// A file that goes with the cluster.
+    pub fn file(&self, name: &str) -> PathBuf {
+        let directory = &self.scenario.spec.directory;
+        directory.join(format!("{}.{name}", self.namespace))
     }
 
     /// A file of the example application.

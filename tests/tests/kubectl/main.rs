@@ -6,6 +6,7 @@ mod changing;
 mod client;
 mod looking;
 mod running;
+mod streams;
 
 use kernelet_tests::Spec;
 use kernelet_tests::scenario::Scenario;
@@ -36,4 +37,28 @@ fn every_command_does_what_its_user_expects_without_odd_words() {
         client.end();
     }
     looking::at_events_and_schemas(&stock);
+}
+
+#[test]
+fn streams_reach_into_pods() {
+    let Some(scenario) = Scenario::begin(Spec::scenario("ks1", 133, 1)) else {
+        return;
+    };
+    let stock = Client::new(&scenario, "kubectl", "present");
+    let debian = Client::new(&scenario, debian(), "debian");
+    for client in [&stock, &debian] {
+        streams::begin(client);
+        streams::exec_runs_a_command_and_says_how_it_ended(client);
+        streams::exec_gives_a_terminal(client);
+        streams::cp_moves_files_both_ways(client);
+        streams::attach_joins_the_container(client);
+        streams::logs_take_every_option(client);
+        streams::run_feeds_a_pod_and_takes_it_away(client);
+        streams::port_forward_reaches_what_listens(client);
+        if client.namespace == stock.namespace {
+            // Debian's asks for an API that was only ever alpha.
+            streams::debug_looks_at_another_container(client);
+        }
+        client.end();
+    }
 }

@@ -90,6 +90,14 @@ fn killing_the_agent_under_load_drops_nothing_and_restarts_nothing() {
         containers,
         "no container was restarted"
     );
+    eventually("the new agent knows the services", REPAIR, || {
+        let listed = scenario.kernelet("worker-1", "service list").to_string();
+        if listed.contains("\"backend\"") {
+            Ok(())
+        } else {
+            Err(listed)
+        }
+    });
     let names = scenario.kernelet("worker-1", "service show backend");
     assert_eq!(names["ports"][0]["backends"].as_array().unwrap().len(), 3);
 }

@@ -6,6 +6,7 @@
 mod application;
 mod healing;
 mod images;
+mod node_ports;
 mod policies;
 mod seeing;
 mod serving;

@@ -56,7 +56,7 @@ fn service(name: &str, says: Value) -> Value {
     service
 }
 
-fn pod(app: &str, name: &str, node: &str, endpoint: &str) -> Value {
+pub fn pod(app: &str, name: &str, node: &str, endpoint: &str) -> Value {
     let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": app}},
@@ -74,20 +74,20 @@ fn pod(app: &str, name: &str, node: &str, endpoint: &str) -> Value {
     })
 }
 
-fn apply(scenario: &Scenario, objects: &[Value]) {
+pub fn apply(scenario: &Scenario, objects: &[Value]) {
     let file = scenario.spec.directory.join("policies.json");
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     fs::write(&file, list.to_string()).unwrap();
     scenario.kubectl(&format!("apply -f {}", file.display()));
 }
 
-fn backend(number: u8) -> Value {
+pub fn backend(number: u8) -> Value {
     let node = format!("worker-{number}");
     pod("backend", &format!("backend-{number}"), &node, "")
 }
 
 /// The pod of that name, once it is Ready.
-fn ready(scenario: &Scenario, name: &str) -> Pod {
+pub fn ready(scenario: &Scenario, name: &str) -> Pod {
     eventually(&format!("{name} is Ready"), REPAIR, || {
         let all = pods(scenario);
         let found = all.iter().find(|pod| pod.name == name && pod.ready);

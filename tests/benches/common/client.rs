@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use kernelet_tests::host;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{BACKEND_PORT, PREFIX};
+/// Where every server listens.
+pub const BACKEND_PORT: u16 = 8080;
 
 const CLIENT: &str = "--client";
 const SERVER: &str = "--server";
@@ -24,6 +25,8 @@ pub enum Exchange {
     Connect,
     /// A datagram to and one back, all on one unconnected socket.
     Request,
+    /// A byte to and one back, all on one TCP connection.
+    Call,
     /// [`BLOCK`] bytes to the server over one connection.
     Stream,
 }
@@ -33,22 +36,28 @@ impl Exchange {
         match self {
             Exchange::Connect => "connect",
             Exchange::Request => "request",
+            Exchange::Call => "call",
             Exchange::Stream => "stream",
         }
     }
 
     fn named(name: &str) -> Option<Exchange> {
-        [Exchange::Connect, Exchange::Request, Exchange::Stream]
-            .into_iter()
-            .find(|exchange| exchange.name() == name)
+        [
+            Exchange::Connect,
+            Exchange::Request,
+            Exchange::Call,
+            Exchange::Stream,
+        ]
+        .into_iter()
+        .find(|exchange| exchange.name() == name)
     }
 }
 
-/// The cgroup of a case's client.
-pub fn cgroup(case: &str) -> PathBuf {
+/// The cgroup of a case's client, below one that has the benchmark's prefix.
+pub fn cgroup(prefix: &str, case: &str) -> PathBuf {
     host::cgroup2_mount()
         .unwrap_or_else(|error| panic!("{error}"))
-        .join(PREFIX)
+        .join(prefix)
         .join(case)
 }
 
@@ -62,7 +71,7 @@ pub fn played_a_part() -> bool {
             if server == "here" {
                 let serve = server_of(exchange);
                 std::thread::spawn(move || {
-                    run_on(last_processor());
+                    run_on(processor_of_server(exchange));
                     serve();
                 });
             }
@@ -70,9 +79,10 @@ pub fn played_a_part() -> bool {
             true
         }
         [_, SERVER, exchange] => {
-            let serve = server_of(Exchange::named(exchange).expect("an exchange"));
+            let exchange = Exchange::named(exchange).expect("an exchange");
+            let serve = server_of(exchange);
             println!("ready");
-            run_on(last_processor());
+            run_on(processor_of_server(exchange));
             serve();
             true
         }
@@ -84,10 +94,12 @@ pub fn played_a_part() -> bool {
 fn server_of(exchange: Exchange) -> Box<dyn FnOnce() + Send> {
     let kind = match exchange {
         Exchange::Request => Type::DGRAM,
-        Exchange::Connect | Exchange::Stream => Type::STREAM,
+        Exchange::Connect | Exchange::Call | Exchange::Stream => Type::STREAM,
     };
     let socket = Socket::new(Domain::IPV6, kind, None).expect("a socket");
     socket.set_only_v6(false).expect("both families");
+    // An earlier server may have left connections that linger.
+    socket.set_reuse_address(true).expect("sockets have it");
     let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, BACKEND_PORT));
     socket
         .bind(&everywhere.into())
@@ -108,11 +120,27 @@ fn server_of(exchange: Exchange) -> Box<dyn FnOnce() + Send> {
                 let _ = socket.send_to(&buffer[..length], from);
             }
         }),
-        Exchange::Stream => Box::new(move || {
+        Exchange::Call => Box::new(move || {
             for stream in TcpListener::from(socket).incoming().flatten() {
-                let _ = sink(stream);
+                // Several clients may keep a connection each.
+                std::thread::spawn(|| echo(stream));
             }
         }),
+        Exchange::Stream => Box::new(move || {
+            for stream in TcpListener::from(socket).incoming().flatten() {
+                std::thread::spawn(|| sink(stream));
+            }
+        }),
+    }
+}
+
+/// Sends each byte back.
+fn echo(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut byte = [0];
+    loop {
+        stream.read_exact(&mut byte)?;
+        stream.write_all(&byte)?;
     }
 }
 
@@ -176,6 +204,16 @@ fn exchanger(exchange: Exchange, target: SocketAddr) -> Box<dyn FnMut() -> Durat
                 elapsed
             })
         }
+        Exchange::Call => {
+            let mut stream = TcpStream::connect(target).expect("the backend listens");
+            stream.set_nodelay(true).expect("TCP has it");
+            Box::new(move || {
+                let began = Instant::now();
+                stream.write_all(&[7]).expect("it is taken");
+                stream.read_exact(&mut [0]).expect("it is answered");
+                began.elapsed()
+            })
+        }
         Exchange::Stream => {
             let mut stream = TcpStream::connect(target).expect("the backend listens");
             let block = vec![7; BLOCK];
@@ -189,8 +227,15 @@ fn exchanger(exchange: Exchange, target: SocketAddr) -> Box<dyn FnMut() -> Durat
     }
 }
 
-fn last_processor() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from) - 1
+/// Apart from the client's, but for requests: how long a processor of a virtual machine takes to wake up is several times
+/// what a datagram costs, and differs from one run to the next.
+fn processor_of_server(exchange: Exchange) -> usize {
+    match exchange {
+        Exchange::Request | Exchange::Call => 0,
+        Exchange::Connect | Exchange::Stream => {
+            std::thread::available_parallelism().map_or(1, usize::from) - 1
+        }
+    }
 }
 
 /// Keeps this thread on one processor.
@@ -201,10 +246,9 @@ fn run_on(processor: usize) {
 }
 
 /// This program, started in a namespace and a cgroup.
-fn start(cgroup: &str, netns: &str, arguments: &[&str]) -> Child {
+fn start(cgroup: &Path, netns: &str, arguments: &[&str]) -> Child {
     let program = std::env::current_exe().expect("this program has a path");
-    let cgroup = self::cgroup(cgroup);
-    host::create_dir(&cgroup).unwrap_or_else(|error| panic!("{error}"));
+    host::create_dir(cgroup).unwrap_or_else(|error| panic!("{error}"));
     Command::new("sh")
         .arg("-c")
         .arg("echo $$ > \"$0\" && exec nsenter --net=\"$@\"")
@@ -223,7 +267,7 @@ pub struct Server(Child);
 
 impl Server {
     /// Starts one, and waits until it listens.
-    pub fn start(cgroup: &str, netns: &str, exchange: Exchange) -> Server {
+    pub fn start(cgroup: &Path, netns: &str, exchange: Exchange) -> Server {
         let mut child = start(cgroup, netns, &[SERVER, exchange.name()]);
         let mut line = String::new();
         let output = child.stdout.take().expect("it was piped");
@@ -251,7 +295,7 @@ pub struct Client {
 impl Client {
     /// Starts a client process. With `serve` it is its own server.
     pub fn start(
-        cgroup: &str,
+        cgroup: &Path,
         netns: &str,
         exchange: Exchange,
         target: SocketAddr,
