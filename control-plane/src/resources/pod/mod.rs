@@ -7,6 +7,7 @@ mod containers;
 pub mod defaults;
 pub mod ephemeral;
 pub mod qos;
+pub mod requests;
 mod update;
 pub mod validate;
 mod volumes;

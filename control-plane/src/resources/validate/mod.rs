@@ -4,6 +4,7 @@ mod address;
 pub mod labels;
 pub mod metadata;
 pub mod names;
+pub mod resource_names;
 
 use std::fmt;
 
