@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 15] = [
     "k8s.io/api/apps/v1.proto",
     "k8s.io/api/authentication/v1.proto",
     "k8s.io/api/authorization/v1.proto",
@@ -13,8 +13,11 @@ const PACKAGES: [&str; 12] = [
     "k8s.io/api/discovery/v1.proto",
     "k8s.io/api/events/v1.proto",
     "k8s.io/api/networking/v1.proto",
+    "k8s.io/api/node/v1.proto",
     "k8s.io/api/policy/v1.proto",
     "k8s.io/api/rbac/v1.proto",
+    "k8s.io/api/scheduling/v1.proto",
+    "k8s.io/api/storage/v1.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -6,37 +6,56 @@
 pub mod age;
 mod certificatesigningrequest;
 mod configmap;
+mod csidriver;
+mod csinode;
+mod csistoragecapacity;
 mod decode;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
+pub mod ingress;
+pub mod ingressclass;
+mod ipaddress;
 mod kind;
 mod lease;
+mod limitrange;
 mod namespace;
 mod networkpolicy;
 mod node;
+mod persistentvolume;
+mod persistentvolumeclaim;
 pub mod pod;
 pub mod print;
+pub mod priorityclass;
 pub mod quantity;
 pub mod rbac;
 mod replicaset;
+pub mod resourcequota;
+mod runtimeclass;
 mod secret;
 mod service;
 mod serviceaccount;
+mod servicecidr;
+pub mod storageclass;
 pub mod validate;
+mod volumeattachment;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+        ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, PersistentVolume,
+        PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     events::v1::Event as EventsV1Event,
-    networking::v1::NetworkPolicy,
+    networking::v1::{IPAddress, Ingress, IngressClass, NetworkPolicy, ServiceCIDR},
+    node::v1::RuntimeClass,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+    scheduling::v1::PriorityClass,
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
 pub use decode::{DecodeError, duplicate_fields};
@@ -44,13 +63,17 @@ pub use kind::{Column, Conversion, Decode, Kind, Strategy, Subresource};
 pub use service::{Family, service_address_errors};
 pub use validate::{FieldError, FieldErrorReason};
 
-static KINDS: [Kind; 20] = [
+static KINDS: [Kind; 35] = [
     Kind::of::<ConfigMap>(),
     Kind::of::<Endpoints>(),
     Kind::of::<Event>(),
+    Kind::of::<LimitRange>(),
     Kind::of::<Namespace>(),
     Kind::of::<Node>(),
+    Kind::of::<PersistentVolume>(),
+    Kind::of::<PersistentVolumeClaim>(),
     Kind::of::<Pod>(),
+    Kind::of::<ResourceQuota>(),
     Kind::of::<Secret>(),
     Kind::of::<Service>(),
     Kind::of::<ServiceAccount>(),
@@ -61,10 +84,21 @@ static KINDS: [Kind; 20] = [
     Kind::of::<EndpointSlice>(),
     Kind::of::<EventsV1Event>(),
     Kind::of::<NetworkPolicy>(),
+    Kind::of::<IPAddress>(),
+    Kind::of::<Ingress>(),
+    Kind::of::<IngressClass>(),
+    Kind::of::<ServiceCIDR>(),
+    Kind::of::<RuntimeClass>(),
     Kind::of::<ClusterRole>(),
     Kind::of::<ClusterRoleBinding>(),
     Kind::of::<Role>(),
     Kind::of::<RoleBinding>(),
+    Kind::of::<PriorityClass>(),
+    Kind::of::<CSIDriver>(),
+    Kind::of::<CSINode>(),
+    Kind::of::<CSIStorageCapacity>(),
+    Kind::of::<StorageClass>(),
+    Kind::of::<VolumeAttachment>(),
 ];
 
 /// Every kind that is served, the core group first.
