@@ -26,6 +26,7 @@ pub mod meta;
 pub mod metrics;
 pub mod openapi;
 pub mod options;
+mod owners;
 pub mod patch;
 pub mod patching;
 mod paths;

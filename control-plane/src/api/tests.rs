@@ -1,6 +1,7 @@
 //! The whole API, from request to answer, over an embedded store.
 
 mod access;
+mod admission;
 mod examples;
 mod hostile;
 mod input;

@@ -55,7 +55,6 @@ impl Strategy for Pod {
     fn prepare_create(&mut self) {
         self.metadata.generation = Some(1);
         let spec = self.spec.get_or_insert_default();
-        defaults::admitted(spec);
         self.status = Some(PodStatus {
             phase: Some("Pending".to_owned()),
             qos_class: Some(qos::class(spec).to_owned()),
