@@ -1,13 +1,13 @@
 //! What the API server says, one watch a kind for all controllers of the process, without the fields that none of them reads.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, Pod, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -23,11 +23,31 @@ use super::{endpoints, load_balancer, pods, root_ca, token_secrets};
 /// Where nodes keep their Leases.
 pub(super) const NODE_LEASES: &str = "kube-node-lease";
 
+/// Hears of objects that are gone, of whatever kind, by their namespace. Garbage collection sees all of them.
+#[derive(Default)]
+pub(super) struct Gone(RwLock<Vec<OnGone>>);
+
+type OnGone = Box<dyn Fn(&str) + Send + Sync>;
+
+impl Gone {
+    pub(super) fn on(&self, handler: impl Fn(&str) + Send + Sync + 'static) {
+        let mut handlers = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        handlers.push(Box::new(handler));
+    }
+
+    pub(super) fn tell(&self, namespace: &str) {
+        let handlers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        handlers.iter().for_each(|handler| handler(namespace));
+    }
+}
+
 pub(super) struct Caches {
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
     pub(super) endpoints: Arc<Cache<Endpoints>>,
+    /// Tells when an object of any kind is gone.
+    pub(super) gone: Gone,
     pub(super) leases: Arc<Cache<Lease>>,
     /// The one that names the load balancers' addresses.
     pub(super) load_balancer_pools: Arc<Cache<ConfigMap>>,
@@ -35,6 +55,7 @@ pub(super) struct Caches {
     pub(super) nodes: Arc<Cache<Node>>,
     pub(super) pods: Arc<Cache<Pod>>,
     pub(super) replica_sets: Arc<Cache<ReplicaSet>>,
+    pub(super) resource_quotas: Arc<Cache<ResourceQuota>>,
     /// The ConfigMaps that hold the authority's certificate.
     pub(super) root_cas: Arc<Cache<ConfigMap>>,
     pub(super) service_accounts: Arc<Cache<ServiceAccount>>,
@@ -51,12 +72,14 @@ impl Caches {
             csrs: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
             endpoints: Cache::new(|_| (), None),
+            gone: Gone::default(),
             leases: Cache::new(|_| (), None),
             load_balancer_pools: Cache::new(|_| (), None),
             namespaces: Cache::new(|_| (), None),
             nodes: Cache::new(slim_node, None),
             pods: Cache::new(slim_pod, Some(pods::index)),
             replica_sets: Cache::new(|_| (), None),
+            resource_quotas: Cache::new(|_| (), None),
             root_cas: Cache::new(|_| (), None),
             service_accounts: Cache::new(|_| (), None),
             services: Cache::new(|_| (), Some(endpoints::service_index)),
@@ -103,6 +126,12 @@ impl Caches {
             tasks,
         );
         follow(
+            &self.resource_quotas,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
+        follow(
             &self.service_accounts,
             Api::all(client.clone()),
             shutdown,
@@ -136,6 +165,7 @@ impl Caches {
         self.nodes.wait_synced().await;
         self.pods.wait_synced().await;
         self.replica_sets.wait_synced().await;
+        self.resource_quotas.wait_synced().await;
         self.root_cas.wait_synced().await;
         self.service_accounts.wait_synced().await;
         self.services.wait_synced().await;

@@ -3,6 +3,7 @@
 
 mod edges;
 mod load_balancers;
+mod quotas;
 mod stories;
 
 use std::collections::BTreeSet;
