@@ -4,6 +4,7 @@
 mod edges;
 mod load_balancers;
 mod stories;
+mod workloads;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
