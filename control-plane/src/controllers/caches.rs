@@ -4,11 +4,12 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service,
-    ServiceAccount,
+    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node, Pod,
+    ReplicationController, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -30,6 +31,7 @@ pub(super) struct Caches {
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
     pub(super) endpoints: Arc<Cache<Endpoints>>,
+    pub(super) jobs: Arc<Cache<Job>>,
     pub(super) leases: Arc<Cache<Lease>>,
     /// The one that names the load balancers' addresses.
     pub(super) load_balancer_pools: Arc<Cache<ConfigMap>>,
@@ -56,6 +58,7 @@ impl Caches {
             csrs: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
             endpoints: Cache::new(|_| (), None),
+            jobs: Cache::new(|_| (), None),
             leases: Cache::new(|_| (), None),
             load_balancer_pools: Cache::new(|_| (), None),
             namespaces: Cache::new(|_| (), None),
@@ -89,6 +92,7 @@ impl Caches {
         follow(&self.csrs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.deployments, Api::all(client.clone()), shutdown, tasks);
         follow(&self.endpoints, Api::all(client.clone()), shutdown, tasks);
+        follow(&self.jobs, Api::all(client.clone()), shutdown, tasks);
         follow(
             &self.leases,
             Api::namespaced(client.clone(), NODE_LEASES),
@@ -156,6 +160,7 @@ impl Caches {
         self.csrs.wait_synced().await;
         self.deployments.wait_synced().await;
         self.endpoints.wait_synced().await;
+        self.jobs.wait_synced().await;
         self.leases.wait_synced().await;
         self.load_balancer_pools.wait_synced().await;
         self.namespaces.wait_synced().await;
@@ -203,12 +208,23 @@ fn slim_pod(pod: &mut Pod) {
         }
     }
     if let Some(status) = &mut pod.status {
-        status.init_container_statuses = None;
         status.ephemeral_container_statuses = None;
-        for container in status.container_statuses.iter_mut().flatten() {
-            let restart_count = container.restart_count;
-            *container = Default::default();
-            container.restart_count = restart_count;
+        let init = status.init_container_statuses.iter_mut().flatten();
+        let main = status.container_statuses.iter_mut().flatten();
+        for container in init.chain(main) {
+            let whole = std::mem::take(container);
+            container.name = whole.name;
+            container.restart_count = whole.restart_count;
+            // How it ended, and when.
+            let ended = whole.state.and_then(|state| state.terminated);
+            container.state = ended.map(|ended| ContainerState {
+                terminated: Some(ContainerStateTerminated {
+                    exit_code: ended.exit_code,
+                    finished_at: ended.finished_at,
+                    ..ContainerStateTerminated::default()
+                }),
+                ..ContainerState::default()
+            });
         }
     }
 }

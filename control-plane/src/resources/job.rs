@@ -1,6 +1,7 @@
 //! Job: pods that come to an end.
 
-mod indexes;
+pub mod indexes;
+mod policies;
 mod spec;
 mod status;
 
@@ -20,7 +21,7 @@ use super::{
 
 pub(super) use spec::errors as spec_errors;
 
-const INDEXED: &str = "Indexed";
+pub const INDEXED: &str = "Indexed";
 const NOT_INDEXED: &str = "NonIndexed";
 
 const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
@@ -271,7 +272,8 @@ fn hostname_errors(job: &Job, spec: &JobSpec) -> Option<FieldError> {
     })
 }
 
-fn condition(status: &JobStatus, type_: &str) -> bool {
+/// Whether a condition is true.
+pub fn condition(status: &JobStatus, type_: &str) -> bool {
     let mut conditions = status.conditions.iter().flatten();
     conditions.any(|condition| condition.type_ == type_ && condition.status == "True")
 }

@@ -15,7 +15,7 @@ mod endpoints;
 mod endpointslice;
 mod event;
 mod horizontalpodautoscaler;
-mod job;
+pub mod job;
 mod kind;
 mod lease;
 mod namespace;

@@ -62,8 +62,8 @@ pub(super) fn summary(metrics: &[MetricSpec], statuses: &[MetricStatus]) -> Stri
         .collect();
     match metrics.len() {
         0 => print::NONE.to_owned(),
-        ..=SHOWN => shown.join(", "),
-        count => format!("{} + {} more...", shown.join(", "), count - SHOWN),
+        count if count > SHOWN => format!("{} + {} more...", shown.join(", "), count - SHOWN),
+        _ => shown.join(", "),
     }
 }
 

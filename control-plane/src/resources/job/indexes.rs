@@ -1,7 +1,9 @@
 //! Indexes of a job's pods as text: `1,3-5,7`.
 
+use std::collections::BTreeSet;
+
 /// The intervals, in order and apart from each other. All are less than `completions`. The error is for people.
-pub(super) fn parse(text: &str, completions: i32) -> Result<Vec<(i32, i32)>, String> {
+pub fn parse(text: &str, completions: i32) -> Result<Vec<(i32, i32)>, String> {
     let mut intervals: Vec<(i32, i32)> = Vec::new();
     if text.is_empty() {
         return Ok(intervals);
@@ -49,6 +51,32 @@ fn interval(text: &str, completions: i32) -> Result<(i32, i32), String> {
     }
 }
 
+/// The text of a set of indexes: three or more in a row are an interval.
+pub fn write(indexes: &BTreeSet<i32>) -> String {
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for &index in indexes {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == index => *last = index,
+            _ => runs.push((index, index)),
+        }
+    }
+    let text = |(first, last): &(i32, i32)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first},{last}"),
+        _ => format!("{first}-{last}"),
+    };
+    runs.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+/// The same, read; what cannot be read is empty.
+pub fn read(text: &str, completions: i32) -> BTreeSet<i32> {
+    let intervals = parse(text, completions).unwrap_or_default();
+    intervals
+        .into_iter()
+        .flat_map(|(first, last)| first..=last)
+        .collect()
+}
+
 /// How many indexes there are.
 pub(super) fn count(intervals: &[(i32, i32)]) -> i32 {
     intervals.iter().map(|(first, last)| last - first + 1).sum()
@@ -74,7 +102,6 @@ pub(super) fn overlap(a: &[(i32, i32)], b: &[(i32, i32)]) -> Option<i32> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn what_is_wrong_is_said() {
@@ -93,17 +120,12 @@ mod tests {
         assert_eq!(parse("0,2-4,9", 10), Ok(vec![(0, 0), (2, 4), (9, 9)]));
     }
 
-    /// As a controller writes a set of indexes.
-    fn text(indexes: &BTreeSet<i32>) -> String {
-        let all: Vec<_> = indexes.iter().map(ToString::to_string).collect();
-        all.join(",")
-    }
-
     proptest! {
         #[test]
         fn intervals_are_sets(a: BTreeSet<u8>, b: BTreeSet<u8>) {
             let [a, b] = [a, b].map(|set| set.into_iter().map(i32::from).collect::<BTreeSet<_>>());
-            let read = |set| parse(&text(set), 256).unwrap();
+            let read = |set| parse(&write(set), 256).unwrap();
+            prop_assert_eq!(&super::read(&write(&a), 256), &a);
             prop_assert_eq!(count(&read(&a)), i32::try_from(a.len()).unwrap());
             prop_assert_eq!(overlap(&read(&a), &read(&b)), a.intersection(&b).next().copied());
         }
