@@ -11,6 +11,7 @@ mod reviews;
 mod roles;
 mod start;
 mod tokens;
+mod workloads;
 
 use std::sync::Arc;
 use std::time::Duration;
