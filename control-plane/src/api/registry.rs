@@ -366,7 +366,7 @@ impl Registry {
     }
 }
 
-fn check_preconditions(
+pub(super) fn check_preconditions(
     kind: &Kind,
     name: &str,
     object: &Value,

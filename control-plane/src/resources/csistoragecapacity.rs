@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Column, FieldError, Strategy, print,
-    quantity::Quantity,
+    quantity::{self, Quantity},
     validate::{Path, immutable, labels, names},
 };
 
@@ -28,13 +28,9 @@ impl Strategy for CSIStorageCapacity {
     }
 
     fn set_defaults(&mut self) {
-        for amount in [&mut self.capacity, &mut self.maximum_volume_size] {
-            if let Some(amount) = amount
-                && let Ok(read) = amount.0.parse::<Quantity>()
-            {
-                amount.0 = read.to_string();
-            }
-        }
+        let amounts = [&mut self.capacity, &mut self.maximum_volume_size];
+        let amounts = amounts.into_iter().flatten();
+        amounts.for_each(quantity::canonicalize_one);
     }
 
     fn validate(&self, old: Option<&Self>) -> Vec<FieldError> {

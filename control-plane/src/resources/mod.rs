@@ -6,17 +6,22 @@
 pub mod age;
 mod certificatesigningrequest;
 mod configmap;
+mod controllerrevision;
+mod cronjob;
 mod csidriver;
 mod csinode;
 mod csistoragecapacity;
+mod daemonset;
 mod decode;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
+mod horizontalpodautoscaler;
 pub mod ingress;
 pub mod ingressclass;
 mod ipaddress;
+pub mod job;
 mod kind;
 mod lease;
 mod limitrange;
@@ -26,33 +31,44 @@ mod node;
 mod persistentvolume;
 mod persistentvolumeclaim;
 pub mod pod;
+pub mod poddisruptionbudget;
+mod podtemplate;
 pub mod print;
 pub mod priorityclass;
 pub mod quantity;
 pub mod rbac;
 mod replicaset;
+mod replicationcontroller;
 pub mod resourcequota;
 mod runtimeclass;
 mod secret;
 mod service;
 mod serviceaccount;
 mod servicecidr;
+mod statefulset;
 pub mod storageclass;
 pub mod validate;
 mod volumeattachment;
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    autoscaling::{
+        v1::HorizontalPodAutoscaler as AutoscalingV1HorizontalPodAutoscaler,
+        v2::HorizontalPodAutoscaler,
+    },
+    batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
         ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, PersistentVolume,
-        PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service, ServiceAccount,
+        PersistentVolumeClaim, Pod, PodTemplate, ReplicationController, ResourceQuota, Secret,
+        Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     events::v1::Event as EventsV1Event,
     networking::v1::{IPAddress, Ingress, IngressClass, NetworkPolicy, ServiceCIDR},
     node::v1::RuntimeClass,
+    policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     scheduling::v1::PriorityClass,
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
@@ -63,7 +79,7 @@ pub use kind::{Column, Conversion, Decode, Kind, Strategy, Subresource};
 pub use service::{Family, service_address_errors};
 pub use validate::{FieldError, FieldErrorReason};
 
-static KINDS: [Kind; 35] = [
+static KINDS: &[Kind] = &[
     Kind::of::<ConfigMap>(),
     Kind::of::<Endpoints>(),
     Kind::of::<Event>(),
@@ -74,11 +90,21 @@ static KINDS: [Kind; 35] = [
     Kind::of::<PersistentVolumeClaim>(),
     Kind::of::<Pod>(),
     Kind::of::<ResourceQuota>(),
+    Kind::of::<PodTemplate>(),
+    Kind::of::<ReplicationController>(),
     Kind::of::<Secret>(),
     Kind::of::<Service>(),
     Kind::of::<ServiceAccount>(),
+    Kind::of::<ControllerRevision>(),
+    Kind::of::<DaemonSet>(),
     Kind::of::<Deployment>(),
     Kind::of::<ReplicaSet>(),
+    Kind::of::<StatefulSet>(),
+    // The preferred version of a group comes first.
+    Kind::of::<HorizontalPodAutoscaler>(),
+    Kind::of::<AutoscalingV1HorizontalPodAutoscaler>(),
+    Kind::of::<CronJob>(),
+    Kind::of::<Job>(),
     Kind::of::<CertificateSigningRequest>(),
     Kind::of::<Lease>(),
     Kind::of::<EndpointSlice>(),
@@ -89,6 +115,7 @@ static KINDS: [Kind; 35] = [
     Kind::of::<IngressClass>(),
     Kind::of::<ServiceCIDR>(),
     Kind::of::<RuntimeClass>(),
+    Kind::of::<PodDisruptionBudget>(),
     Kind::of::<ClusterRole>(),
     Kind::of::<ClusterRoleBinding>(),
     Kind::of::<Role>(),
@@ -103,7 +130,7 @@ static KINDS: [Kind; 35] = [
 
 /// Every kind that is served, the core group first.
 pub fn kinds() -> &'static [Kind] {
-    &KINDS
+    KINDS
 }
 
 /// The kind served at `/apis/<group>/<version>/<plural>`; the core group is empty.
@@ -154,10 +181,10 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_within_a_group() {
+    fn names_are_unique_within_a_version() {
         for kind in kinds() {
             let same = kinds().iter().filter(|other| {
-                other.group == kind.group
+                (other.group, other.version) == (kind.group, kind.version)
                     && (other.plural == kind.plural || other.kind == kind.kind)
             });
             assert_eq!(same.count(), 1, "{}", kind.plural);
