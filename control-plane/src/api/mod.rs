@@ -33,6 +33,7 @@ mod paths;
 pub mod pipeline;
 pub mod present;
 pub mod protobuf;
+mod proxy;
 pub mod registry;
 pub mod request;
 pub mod reviews;

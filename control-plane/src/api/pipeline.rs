@@ -23,6 +23,7 @@ use super::impersonate;
 use super::log;
 use super::paths;
 use super::present;
+use super::proxy;
 use super::registry::Through;
 use super::request::{self, Query, ResourceRequest, Target};
 use super::reviews;
@@ -168,6 +169,9 @@ async fn receive(
     let kind = kind.ok_or_else(ApiError::no_route)?;
     if let Some(stream) = streams::Stream::of(kind, &target) {
         return streams::serve(api, &user, kind, &target, stream, request).await;
+    }
+    if proxy::is_asked(kind, &target) {
+        return proxy::serve(api, kind, &target, request).await;
     }
     let (parts, body) = request.into_parts();
     let asked = Asked {
@@ -347,6 +351,7 @@ pub(super) fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "portforward" => Subresource::PortForward,
         "ephemeralcontainers" => Subresource::EphemeralContainers,
         "token" => Subresource::Token,
+        "proxy" => Subresource::Proxy,
         _ => return None,
     };
     kind.has(subresource).then_some(subresource)

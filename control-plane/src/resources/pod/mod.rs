@@ -34,6 +34,7 @@ impl Strategy for Pod {
         Subresource::Attach,
         Subresource::PortForward,
         Subresource::EphemeralContainers,
+        Subresource::Proxy,
     ];
     const COLUMNS: &'static [Column] = columns::COLUMNS;
     const PRIVATE_TO_NODE: bool = true;
