@@ -1,6 +1,7 @@
 //! A client outside of the cluster that never rests: connections that it keeps, and new ones without pause.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -30,13 +31,24 @@ struct Kept {
 }
 
 /// A new connection that came to nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Refused {
-    pub phase: &'static str,
-    pub target: SocketAddr,
-    pub port: u16,
-    /// It was an answer, not silence.
-    pub error: String,
+    phase: &'static str,
+    target: SocketAddr,
+    port: u16,
+    error: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refused {
+            phase,
+            target,
+            port,
+            error,
+        } = self;
+        write!(f, "{phase}: from port {port} to {target}: {error}")
+    }
 }
 
 #[derive(Default)]
