@@ -1,5 +1,7 @@
 //! What the agent is told: paths, addresses and names. One declared table of flags, each also an environment variable.
 
+mod configz;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use crate::dataplane::{DEFAULT_CONNECTIONS, DEFAULT_SERVICES};
 use crate::network::node_addresses::NodePortAddresses;
 use crate::network::tunnel::{DEFAULT_PORT, DEFAULT_VNI};
 use crate::network::xdp::Xdp;
+
+pub use configz::KUBELET_PORT;
 
 /// Where the agent keeps what it needs only while it runs.
 pub const DEFAULT_RUN_DIR: &str = "/run/kernelet";
@@ -299,6 +303,9 @@ mod tests {
         let config = parse(&["--locality", "zone"]).unwrap();
         assert_eq!(config.locality, Locality::Zone);
         assert!(parse(&["--locality", "planet"]).is_err());
+        let configz = config.configz();
+        assert_eq!(configz["clusterDomain"], "cluster.local");
+        assert_eq!(configz["containerRuntimeEndpoint"], "unix:///run/containerd/containerd.sock");
     }
 
     #[test]

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::announce::{Announcements, Announcer, Pulse};
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, KUBELET_PORT};
 use crate::dataplane::{
     self, ClosingMaps, Connections, Events, Feature, LoadError, MapError, MapSizes, Maps, PodLinks,
     Probe, ProbeError, Retired, ServiceMaps as _, StaleSockets, TakeOver, Uplinks,
@@ -67,8 +67,6 @@ use crate::server::socket::{self, SocketError};
 use crate::server::streaming::routes::Sessions;
 use crate::server::{ComponentHealth, health_checks};
 
-/// Where the kubelet API answers.
-const KUBELET_PORT: u16 = 10250;
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
 /// Between two attempts to let new service programs take over.
@@ -441,6 +439,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         paths: node.paths.clone(),
         runtime: runtime.clone(),
         sessions: Sessions::default(),
+        configz: Arc::new(node.config.configz()),
         metrics: Arc::new(move || text(&registry)),
     };
     for listener in kubelet {

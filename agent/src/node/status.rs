@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::facts::{Facts, Resources};
 
 /// Pods that a node takes.
-const MAX_PODS: u32 = 110;
+pub const MAX_PODS: u32 = 110;
 /// Below this much available memory, in bytes, the node is under pressure; it is kept back from pods.
 const MEMORY_RESERVE: u64 = 100 * 1024 * 1024;
 /// Below this much free storage, in per cent, the node is under pressure; it is kept back from pods.

@@ -15,14 +15,16 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::action::{Action, Plan, StopHow};
+use super::check::Answer;
 use super::deletion::Deletion;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
-use super::observed::{Contents, ImageState, Observed, ProbeId, Stop};
+use super::observed::{Contents, ImageState, Observed, Stop};
 use super::perform::{self, Outcome};
 use super::plan::{plan, restart};
 use super::probe::{self, Rules, Try};
-use super::prober::{Answer, Probers};
+use super::probe_counts::ProbeSeries;
+use super::prober::{Probers, Tried};
 use super::report::{self, Report};
 use super::shared::{Order, Shared};
 use super::spec::{Goal, PodView, container_id};
@@ -222,7 +224,7 @@ impl Worker {
             // Cancel-safe: a result stays in the set until it is given out.
             Some(result) = self.fetches.join_next() => if let Ok(outcome) = result { self.fetched(outcome).await },
             // Cancel-safe: what is not given out stays queued.
-            (id, answer) = self.probers.next() => self.probed(id, &answer),
+            tried = self.probers.next() => self.probed(tried),
             () = timer => self.look().await,
         }
     }
@@ -240,7 +242,7 @@ impl Worker {
         );
     }
 
-    fn probed(&mut self, id: ProbeId, answer: &Answer) {
+    fn probed(&mut self, (id, answer, took): Tried) {
         let container = self
             .observed
             .containers
@@ -249,20 +251,22 @@ impl Worker {
         let (Some(pod), Some(container)) = (self.order.pod.as_deref(), container) else {
             return;
         };
-        if let Some(text) = id.question.tell(answer) {
-            self.shared.events.send(
-                &self.id,
-                Some(&container.name),
-                Kind::Warning,
-                "Unhealthy",
-                text,
-            );
+        if let Some((reason, text)) = id.question.tell(&answer) {
+            let (events, name) = (&self.shared.events, Some(&*container.name));
+            events.send(&self.id, name, Kind::Warning, reason, text);
         }
         let result = match answer {
-            Answer::Success => Try::Success,
+            Answer::Success | Answer::Warning(_) => Try::Success,
             Answer::Failure(_) => Try::Failure,
             Answer::Unknown(_) => return,
         };
+        let series = ProbeSeries {
+            pod: self.id.clone(),
+            container: container.name.clone(),
+            question: id.question,
+        };
+        let counts = self.shared.table.probes();
+        counts.add(series, result == Try::Success, took);
         let mut specs = pod.all_containers();
         let rules = specs
             .find(|spec| spec.name == container.name)
@@ -539,9 +543,10 @@ impl Worker {
 
     /// Makes the pod's state known, where it changed.
     fn publish(&mut self) {
-        let Some(pod) = self.order.pod.as_deref() else {
+        let Some(object) = self.order.pod.clone() else {
             return;
         };
+        let pod = &*object;
         let status = status(
             pod,
             &self.observed,
@@ -563,6 +568,7 @@ impl Worker {
                 self.reports.send_replace(report);
             }
         }
+        self.shared.table.show(&object, &self.status);
     }
 
     fn finish(&mut self) {
