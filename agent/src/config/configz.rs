@@ -11,7 +11,19 @@ pub const KUBELET_PORT: u16 = 10250;
 impl AgentConfig {
     /// The settings that have a name there, those that cannot be changed here included.
     pub fn configz(&self) -> Value {
+        let keeping = &self.housekeeping;
         json!({
+            "evictionHard": keeping.eviction_hard.to_json(),
+            "evictionSoft": keeping.eviction_soft.to_json(),
+            "evictionSoftGracePeriod": keeping.eviction_soft_grace_period.to_json(),
+            "evictionMinimumReclaim": keeping.eviction_minimum_reclaim.to_json(),
+            "evictionMaxPodGracePeriod": keeping.eviction_max_pod_grace_period,
+            "evictionPressureTransitionPeriod": keeping.eviction_pressure_transition_period.to_string(),
+            "imageGCHighThresholdPercent": keeping.image_gc_high_threshold,
+            "imageGCLowThresholdPercent": keeping.image_gc_low_threshold,
+            "imageMinimumGCAge": keeping.minimum_image_ttl_duration.to_string(),
+            "staticPodPath": self.pod_manifest_path,
+            "fileCheckFrequency": "20s",
             "enableServer": true,
             "port": KUBELET_PORT,
             "authentication": {

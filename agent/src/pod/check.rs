@@ -48,7 +48,7 @@ pub(super) enum Check {
         host: String,
         port: u16,
     },
-    Http(http::Get),
+    Http(Box<http::Get>),
     Grpc {
         host: String,
         port: u16,
@@ -73,7 +73,8 @@ impl Check {
         }
         if let Some(get) = &probe.http_get {
             let at = at(&host(&get.host), port(&get.port, spec)?);
-            return Ok(Check::Http(http::Get::of(get, &at, asker.user_agent())?));
+            let get = http::Get::of(get, &at, asker.user_agent())?;
+            return Ok(Check::Http(Box::new(get)));
         }
         if let Some(tcp) = &probe.tcp_socket {
             return Ok(Check::Tcp {

@@ -14,11 +14,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
+use super::demand::{Demand, Demands};
 use super::events::Events;
 use super::host_ports::{self, Teller};
+use super::mirror::{self, Mirror};
 use super::paths::is_plain_name;
 use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{DEFAULT_GRACE, PodView};
+use super::static_pods;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use super::worker;
@@ -32,6 +35,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The running pod half.
 pub struct Manager {
     table: PodTable,
+    demands: Demands,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -44,8 +48,18 @@ impl Manager {
         network: Arc<dyn PodNetwork>,
         table: PodTable,
     ) -> Manager {
-        let task = tokio::spawn(run(client, settings, runtime, network, table.clone()));
-        Manager { table, task }
+        let (demands, demanded) = Demands::channel();
+        let running = run(client, settings, runtime, network, table.clone(), demanded);
+        Manager {
+            table,
+            demands,
+            task: tokio::spawn(running),
+        }
+    }
+
+    /// By which others ask something of the pods' workers.
+    pub fn demands(&self) -> Demands {
+        self.demands.clone()
     }
 
     /// What is known of the pods.
@@ -75,6 +89,18 @@ struct Handle {
     poke: Arc<Notify>,
 }
 
+impl Handle {
+    /// Whether its pod comes from a file.
+    fn is_static(&self) -> bool {
+        let order = self.orders.borrow();
+        order.pod.as_ref().is_some_and(|pod| pod.is_static())
+    }
+}
+
+fn full_name(pod: &PodRef) -> (String, String) {
+    (pod.namespace.clone(), pod.name.clone())
+}
+
 struct Pods {
     shared: Arc<Shared>,
     workers: BTreeMap<String, Handle>,
@@ -83,6 +109,10 @@ struct Pods {
     uids: HashMap<task::Id, String>,
     /// Containers found at start whose pod has no worker yet.
     adopted: BTreeMap<String, Vec<Container>>,
+    /// Pods from files that wait for one of the same name to be gone.
+    waiting: Vec<PodView>,
+    /// The mirrors that the API has, by namespace and name.
+    mirrors: BTreeMap<(String, String), Mirror>,
     /// How many times archives were imported since the start.
     imports: u64,
 }
@@ -93,6 +123,7 @@ async fn run(
     runtime: Arc<dyn Runtime>,
     network: Arc<dyn PodNetwork>,
     table: PodTable,
+    mut demanded: mpsc::Receiver<Demand>,
 ) {
     let (first_done, archives_imported) = watch::channel(false);
     let (imported, mut imports) = mpsc::channel(1);
@@ -127,8 +158,19 @@ async fn run(
         tasks: JoinSet::new(),
         uids: HashMap::new(),
         adopted,
+        waiting: Vec::new(),
+        mirrors: BTreeMap::new(),
         imports: 0,
     };
+    // Before the API is heard: whose containers are whose has to be known by then.
+    let (found, mut statics) = mpsc::channel(1);
+    if let Some(directory) = pods.shared.settings.static_pods.clone() {
+        if let Some(read) = static_pods::read(&directory, &node_name) {
+            pods.static_pods(read);
+        }
+        let (node, period) = (node_name.clone(), pods.shared.settings.file_check);
+        archives.spawn(static_pods::follow(directory, node, period, found));
+    }
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     let mut changes = watcher(Api::<Pod>::all(client), config)
         .default_backoff()
@@ -141,6 +183,8 @@ async fn run(
             Some(change) = changes.next() => if let Ok(change) = change { pods.change(change, &mut listed) },
             Some(event) = events.recv() => pods.runtime_event(&event),
             Some(()) = imports.recv() => pods.images_imported(),
+            Some(found) = statics.recv() => pods.static_pods(found),
+            Some(demand) = demanded.recv() => pods.demand(&demand),
             Some(ended) = pods.tasks.join_next_with_id() => pods.ended(ended),
         }
     }
@@ -176,11 +220,7 @@ impl Pods {
             }
             Event::InitDone => self.synced(listed),
             Event::Apply(pod) => self.apply(pod),
-            Event::Delete(pod) => {
-                if let Some(uid) = pod.metadata.uid {
-                    self.vanished(&uid);
-                }
-            }
+            Event::Delete(pod) => self.deleted(pod),
         }
     }
 
@@ -188,6 +228,14 @@ impl Pods {
         let Some(view) = PodView::new(pod) else {
             return;
         };
+        match Mirror::of(&view) {
+            Some(mirror) => self.mirrored(mirror),
+            None => self.take(view),
+        }
+    }
+
+    /// What the API, or a file, says of a pod.
+    fn take(&mut self, view: PodView) {
         let uid = view.id.uid.clone();
         if !is_plain_name(&uid) {
             tracing::error!(uid, "a pod's uid is no file name; the pod is left alone");
@@ -203,10 +251,86 @@ impl Pods {
                 Order {
                     pod: Some(view.clone()),
                     is_rejected: self.is_rejected(&view),
+                    mirror: self.mirrors.get(&full_name(&view.id)).cloned(),
                     ..Order::default()
                 },
             ),
         }
+    }
+
+    /// The pods that files have now. Those that run and have none any more go.
+    fn static_pods(&mut self, found: Vec<PodView>) {
+        let wanted: BTreeSet<&str> = found.iter().map(|pod| pod.id.uid.as_str()).collect();
+        let gone: Vec<String> = self
+            .workers
+            .iter()
+            .filter(|(uid, handle)| handle.is_static() && !wanted.contains(uid.as_str()))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            self.vanished(&uid);
+        }
+        self.waiting = found;
+        self.start_waiting();
+    }
+
+    /// Starts the pods from files whose predecessors are gone.
+    fn start_waiting(&mut self) {
+        for pod in std::mem::take(&mut self.waiting) {
+            let mut workers = self.workers.iter();
+            let holder = workers.find(|(_, handle)| {
+                handle.is_static() && full_name(&handle.id) == full_name(&pod.id)
+            });
+            match holder {
+                None => self.take(pod),
+                // It runs, and is not on its way out.
+                Some((uid, handle))
+                    if *uid == pod.id.uid && handle.orders.borrow().vanished_by.is_none() => {}
+                Some(_) => self.waiting.push(pod),
+            }
+        }
+    }
+
+    /// The API shows a mirror.
+    fn mirrored(&mut self, mirror: Mirror) {
+        let name = full_name(&mirror.id);
+        match self.shown_by(&name) {
+            Some(handle) => handle
+                .orders
+                .send_modify(|order| order.mirror = Some(mirror.clone())),
+            // Before all is listed its file may not have been read, or its pod waits for another to go.
+            None if self.waiting.iter().any(|pod| full_name(&pod.id) == name) => {}
+            None => {
+                let api = Api::<Pod>::namespaced(self.shared.client.clone(), &mirror.id.namespace);
+                self.tasks.spawn(mirror::see_off(api, mirror.id.clone()));
+            }
+        }
+        self.mirrors.insert(name, mirror);
+    }
+
+    /// The worker of the pod from a file that has this name.
+    fn shown_by(&self, name: &(String, String)) -> Option<&Handle> {
+        let mut workers = self.workers.values();
+        workers.find(|handle| handle.is_static() && full_name(&handle.id) == *name)
+    }
+
+    fn deleted(&mut self, pod: Pod) {
+        let Some(view) = PodView::new(pod) else {
+            return;
+        };
+        let name = full_name(&view.id);
+        if self
+            .mirrors
+            .get(&name)
+            .is_some_and(|mirror| mirror.id == view.id)
+        {
+            self.mirrors.remove(&name);
+            if let Some(handle) = self.shown_by(&name) {
+                handle.orders.send_modify(|order| order.mirror = None);
+            }
+            return;
+        }
+        self.vanished(&view.id.uid);
     }
 
     /// Whether the node cannot have a new pod, as another has its host ports. The scheduler sees to it that this does not
@@ -267,6 +391,7 @@ impl Pods {
         };
         let uid = self.uids.remove(&task).unwrap_or_default();
         let (Some(handle), Err(error)) = (self.workers.remove(&uid), ended) else {
+            self.start_waiting();
             return;
         };
         let id = handle.id;
@@ -300,11 +425,21 @@ impl Pods {
         let unknown: Vec<String> = self
             .workers
             .keys()
-            .filter(|uid| !listed.contains(*uid))
+            .filter(|uid| !listed.contains(*uid) && !self.workers[*uid].is_static())
             .cloned()
             .collect();
         for uid in unknown {
             self.vanished(&uid);
+        }
+        self.mirrors
+            .retain(|_, mirror| listed.contains(&mirror.id.uid));
+        for handle in self.workers.values().filter(|handle| handle.is_static()) {
+            let mirror = self.mirrors.get(&full_name(&handle.id)).cloned();
+            handle.orders.send_if_modified(|order| {
+                let differs = order.mirror != mirror;
+                order.mirror = mirror;
+                differs
+            });
         }
         for id in self.orphans() {
             tracing::info!(
@@ -364,6 +499,25 @@ impl Pods {
                 .values()
                 .for_each(|handle| handle.poke.notify_one()),
             RuntimeEvent::Exited { id } => self.shared.pokes.wake(id),
+        }
+    }
+
+    fn demand(&self, demand: &Demand) {
+        match demand {
+            Demand::Evict { uid, eviction } => {
+                if let Some(handle) = self.workers.get(uid) {
+                    let evicted = |order: &mut Order| {
+                        order.evicted.get_or_insert_with(|| eviction.clone());
+                    };
+                    handle.orders.send_modify(evicted);
+                }
+            }
+            Demand::DiscardDead { until } => {
+                for handle in self.workers.values() {
+                    let discard = |order: &mut Order| order.discard_until = Some(*until);
+                    handle.orders.send_modify(discard);
+                }
+            }
         }
     }
 

@@ -17,6 +17,8 @@ mod check;
 mod conditions;
 mod config;
 mod deletion;
+mod demand;
+pub mod disk;
 mod env;
 mod ephemeral;
 mod events;
@@ -30,6 +32,7 @@ mod insecure;
 mod lifecycle_tests;
 mod loads;
 mod manager;
+mod mirror;
 mod mounts;
 pub mod observed;
 mod paths;
@@ -52,6 +55,9 @@ mod shared;
 #[cfg(test)]
 mod simulation;
 pub mod spec;
+mod static_pods;
+#[cfg(test)]
+mod static_tests;
 pub mod status;
 mod stop;
 mod table;
@@ -64,6 +70,8 @@ pub mod usage;
 mod volumes;
 mod worker;
 
+pub use deletion::LEAST as LEAST_GRACE;
+pub use demand::{Demand, Demands, Eviction};
 pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;

@@ -17,9 +17,16 @@ use crate::runtime::PodRef;
 #[derive(Clone, Debug, Default)]
 pub struct PodTable {
     summaries: Arc<RwLock<BTreeMap<String, PodSummary>>>,
-    /// The same in full, for those that the API has: the object, and the status that was told last.
-    objects: Arc<RwLock<BTreeMap<String, (Arc<PodView>, PodStatus)>>>,
+    /// The same in full, for those that the API or a file has.
+    objects: Arc<RwLock<BTreeMap<String, Shown>>>,
     probes: ProbeCounts,
+}
+
+/// A pod's object, and the status that was told of it last.
+#[derive(Clone, Debug)]
+struct Shown {
+    pod: Arc<PodView>,
+    status: PodStatus,
 }
 
 /// One pod, as people ask for it.
@@ -128,14 +135,15 @@ impl PodTable {
     pub(super) fn show(&self, pod: &Arc<PodView>, status: &PodStatus) {
         let mut objects = write(&self.objects);
         match objects.get_mut(&pod.id.uid) {
-            Some((known, told)) => {
-                known.clone_from(pod);
-                if told != status {
-                    told.clone_from(status);
+            Some(known) => {
+                known.pod.clone_from(pod);
+                if known.status != *status {
+                    known.status.clone_from(status);
                 }
             }
             None => {
-                objects.insert(pod.id.uid.clone(), (pod.clone(), status.clone()));
+                let (pod, status) = (pod.clone(), status.clone());
+                objects.insert(pod.id.uid.clone(), Shown { pod, status });
             }
         }
     }
@@ -146,6 +154,17 @@ impl PodTable {
         self.probes.forget(uid);
     }
 
+    /// The pods that have not ended, as far as they are known to the API.
+    pub fn active(&self) -> Vec<Arc<PodView>> {
+        let objects = read(&self.objects);
+        let ended = |status: &PodStatus| {
+            let phase = status.phase.as_deref();
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let active = objects.values().filter(|shown| !ended(&shown.status));
+        active.map(|shown| shown.pod.clone()).collect()
+    }
+
     /// What the pods' probes came to.
     pub fn probes(&self) -> &ProbeCounts {
         &self.probes
@@ -154,8 +173,8 @@ impl PodTable {
     /// The pods' objects, each with the status as it is here. Conditions of others stay in it.
     pub fn objects(&self) -> Vec<Pod> {
         let objects = read(&self.objects);
-        let full = |(pod, status): &(Arc<PodView>, PodStatus)| {
-            let (mut object, mut status) = (pod.object.clone(), status.clone());
+        let full = |shown: &Shown| {
+            let (mut object, mut status) = (shown.pod.object.clone(), shown.status.clone());
             let known = object.status.take().and_then(|status| status.conditions);
             let ours = status.conditions.get_or_insert_default();
             let is_ours = |kind: &str| ours.iter().any(|condition| condition.type_ == kind);
