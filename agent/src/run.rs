@@ -37,7 +37,7 @@ use crate::dataplane::{
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::DnsError;
 use crate::events;
-use crate::housekeeping::keeper::Keeper;
+use crate::housekeeping::keeper::{self, Keeper};
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork};
 use crate::network::routes::Peers;
@@ -496,6 +496,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         let keeping = events::Events::start(client.clone(), "kubelet", node.name.to_string());
         let manager = Manager::start(client, settings, runtime.clone(), network, pods.clone());
         let keeper = Keeper {
+            period: keeper::PERIOD,
             node: node.name.to_string(),
             root_dir: node.config.root_dir.clone(),
             paths: node.paths.clone(),

@@ -7,8 +7,11 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Toleration;
 
+use super::ranking::is_critical;
 use super::signal::{Amount, BySignal, GoDuration, Pressure, Signal};
+use crate::pod::spec::{PodView, QosClass};
 
 /// How much there is of something, and how much of that is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,50 @@ pub struct Pressures {
     pub memory: bool,
     pub disk: bool,
     pub pid: bool,
+}
+
+impl Pressures {
+    /// The conditions that hold.
+    fn names(self) -> Vec<&'static str> {
+        let all = [
+            (self.memory, "MemoryPressure"),
+            (self.disk, "DiskPressure"),
+            (self.pid, "PIDPressure"),
+        ];
+        all.iter()
+            .filter(|(holds, _)| *holds)
+            .map(|(_, name)| *name)
+            .collect()
+    }
+
+    /// Why the node cannot have a new pod now, if it cannot. Short of nothing but memory it takes those that asked for some.
+    pub fn refusal(self, pod: &PodView) -> Option<String> {
+        let names = self.names();
+        if names.is_empty() || is_critical(pod) {
+            return None;
+        }
+        if names == ["MemoryPressure"] {
+            let asked = pod.qos() != QosClass::BestEffort;
+            let mut tolerations = pod.spec().tolerations.iter().flatten();
+            if asked || tolerations.any(tolerates_memory_pressure) {
+                return None;
+            }
+        }
+        Some(format!("The node had condition: [{}]. ", names.join(" ")))
+    }
+}
+
+/// Whether it tolerates the taint that stands for the condition.
+fn tolerates_memory_pressure(toleration: &Toleration) -> bool {
+    let named = |field: &Option<String>, value: &str| {
+        let text = field.as_deref().unwrap_or_default();
+        text.is_empty() || text == value
+    };
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    let key = toleration.key.as_deref().unwrap_or_default();
+    let is_this = key == "node.kubernetes.io/memory-pressure" || (key.is_empty() && exists);
+    let value = toleration.value.as_deref().unwrap_or_default();
+    is_this && named(&toleration.effect, "NoSchedule") && (exists || value.is_empty())
 }
 
 impl Memory {
@@ -246,6 +293,50 @@ mod tests {
         assert!(due(&Observations::new()), "nobody saw it get better");
         assert!(!due(&free(150)));
         assert!(!due(&free(120)));
+    }
+
+    #[test]
+    fn a_node_that_is_short_takes_only_pods_that_may_come() {
+        let pod = |more: serde_json::Value| {
+            let mut spec = serde_json::json!({"containers": [{"name": "c"}]});
+            for (field, value) in more.as_object().unwrap() {
+                spec[field] = value.clone();
+            }
+            let metadata = serde_json::json!({"name": "p", "namespace": "d", "uid": "u"});
+            let object = serde_json::json!({"metadata": metadata, "spec": spec});
+            PodView::new(serde_json::from_value(object).unwrap()).unwrap()
+        };
+        let plain = pod(serde_json::json!({}));
+        let tolerant = pod(serde_json::json!({"tolerations": [
+            {"key": "node.kubernetes.io/memory-pressure", "operator": "Exists", "effect": "NoSchedule"},
+        ]}));
+        let burstable = pod(serde_json::json!({"containers": [
+            {"name": "c", "resources": {"requests": {"memory": "1Mi"}}},
+        ]}));
+        let critical = pod(serde_json::json!({"priority": 2_000_000_000}));
+        let nothing = Pressures::default();
+        let memory = Pressures {
+            memory: true,
+            ..nothing
+        };
+        let both = Pressures {
+            disk: true,
+            ..memory
+        };
+        assert_eq!(nothing.refusal(&plain), None);
+        assert_eq!(
+            memory.refusal(&plain).unwrap(),
+            "The node had condition: [MemoryPressure]. "
+        );
+        assert_eq!(memory.refusal(&tolerant), None);
+        assert_eq!(memory.refusal(&burstable), None);
+        for pod in [&plain, &tolerant, &burstable] {
+            assert_eq!(
+                both.refusal(pod).unwrap(),
+                "The node had condition: [MemoryPressure DiskPressure]. "
+            );
+        }
+        assert_eq!(both.refusal(&critical), None);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::pod::usage::{self, PodUsage};
 use crate::pod::{Demand, Demands, Eviction, LEAST_GRACE, Paths, PodTable};
 use crate::runtime::{DiskUsage, ImageSummary, Runtime, RuntimeError};
 
-/// How often the node is looked at, as upstream.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often a node is looked at, as upstream.
+pub const PERIOD: Duration = Duration::from_secs(10);
 /// After so many looks the images are listed.
 const LIST_IMAGES: u32 = 6;
 /// After so many looks images may be collected: five minutes, as upstream.
@@ -33,6 +33,8 @@ const EVICTION: SignedDuration = SignedDuration::from_secs(30);
 
 /// What is needed to keep the node from running short.
 pub struct Keeper {
+    /// How often the node is looked at.
+    pub period: Duration,
     /// The node's name.
     pub node: String,
     pub root_dir: PathBuf,
@@ -70,7 +72,7 @@ impl Keeper {
                 }
             }
             self.look(&mut state).await;
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(self.period).await;
         }
     }
 
@@ -156,7 +158,7 @@ impl Keeper {
         let see = || observe::all(&self.root_dir, &image_dir);
         let seen = see();
         state.eviction.look(&self.rules, &seen, Timestamp::now());
-        self.tell_pressures(state);
+        self.tell_pressures(state).await;
         if self.keep_limits().await || self.is_waiting(state) {
             return;
         }
@@ -179,13 +181,16 @@ impl Keeper {
         self.evict_one(state, &due, &seen, &image_dir).await;
     }
 
-    fn tell_pressures(&self, state: &State) {
+    async fn tell_pressures(&self, state: &State) {
         let pressures = state.eviction.pressures();
-        self.health.send_if_modified(|health| {
+        let changed = self.health.send_if_modified(|health| {
             let differs = health.pressures != pressures;
             health.pressures = pressures;
             differs
         });
+        if changed {
+            self.demands.ask(Demand::Admit(pressures)).await;
+        }
     }
 
     /// Removes what no pod needs: containers that have ended, and all images that nobody uses.

@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::housekeeping::eviction::Pressures;
+
 /// Pods whose demands wait for the manager.
 const QUEUE: usize = 64;
 
@@ -25,6 +27,8 @@ pub enum Demand {
         uid: String,
         eviction: Eviction,
     },
+    /// What new pods are judged by from now on.
+    Admit(Pressures),
     /// What is left of containers that have ended goes, as far as nobody needs it to go on. Until then, if that takes a while.
     DiscardDead {
         until: Timestamp,

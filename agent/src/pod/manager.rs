@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
-use super::demand::{Demand, Demands};
+use super::demand::{Demand, Demands, Eviction};
 use super::events::Events;
 use super::host_ports::{self, Teller};
 use super::mirror::{self, Mirror};
@@ -25,6 +25,7 @@ use super::static_pods;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use super::worker;
+use crate::housekeeping::eviction::Pressures;
 use crate::network::PodNetwork;
 use crate::network::namespaces::Namespace;
 use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
@@ -109,6 +110,8 @@ struct Pods {
     uids: HashMap<task::Id, String>,
     /// Containers found at start whose pod has no worker yet.
     adopted: BTreeMap<String, Vec<Container>>,
+    /// What the node is short of.
+    pressures: Pressures,
     /// Pods from files that wait for one of the same name to be gone.
     waiting: Vec<PodView>,
     /// The mirrors that the API has, by namespace and name.
@@ -158,6 +161,7 @@ async fn run(
         tasks: JoinSet::new(),
         uids: HashMap::new(),
         adopted,
+        pressures: Pressures::default(),
         waiting: Vec::new(),
         mirrors: BTreeMap::new(),
         imports: 0,
@@ -251,6 +255,7 @@ impl Pods {
                 Order {
                     pod: Some(view.clone()),
                     is_rejected: self.is_rejected(&view),
+                    evicted: self.refusal(&view),
                     mirror: self.mirrors.get(&full_name(&view.id)).cloned(),
                     ..Order::default()
                 },
@@ -336,7 +341,7 @@ impl Pods {
     /// Whether the node cannot have a new pod, as another has its host ports. The scheduler sees to it that this does not
     /// come to pass; not every pod is its.
     fn is_rejected(&self, pod: &PodView) -> bool {
-        if self.adopted.contains_key(&pod.id.uid) || pod.phase().is_some_and(|it| it != "Pending") {
+        if !self.is_new(pod) {
             return false;
         }
         let holds = |order: &Order| {
@@ -351,6 +356,21 @@ impl Pods {
         };
         let mut workers = self.workers.values();
         workers.any(|worker| holds(&worker.orders.borrow()))
+    }
+
+    /// Whether nothing of the pod was on the node before.
+    fn is_new(&self, pod: &PodView) -> bool {
+        let begun = pod.phase().is_some_and(|phase| phase != "Pending");
+        !begun && !self.adopted.contains_key(&pod.id.uid)
+    }
+
+    /// The end, before it began, of a new pod that the node is too short of something to take.
+    fn refusal(&self, pod: &PodView) -> Option<Eviction> {
+        let why = self.pressures.refusal(pod).filter(|_| self.is_new(pod))?;
+        Some(Eviction {
+            message: format!("Pod was rejected: {why}"),
+            by: Timestamp::now(),
+        })
     }
 
     fn spawn(&mut self, id: PodRef, order: Order) {
@@ -502,7 +522,7 @@ impl Pods {
         }
     }
 
-    fn demand(&self, demand: &Demand) {
+    fn demand(&mut self, demand: &Demand) {
         match demand {
             Demand::Evict { uid, eviction } => {
                 if let Some(handle) = self.workers.get(uid) {
@@ -512,6 +532,7 @@ impl Pods {
                     handle.orders.send_modify(evicted);
                 }
             }
+            Demand::Admit(pressures) => self.pressures = *pressures,
             Demand::DiscardDead { until } => {
                 for handle in self.workers.values() {
                     let discard = |order: &mut Order| order.discard_until = Some(*until);

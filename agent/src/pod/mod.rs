@@ -27,6 +27,8 @@ mod hooks;
 mod host_path;
 mod host_ports;
 mod hosts;
+#[cfg(test)]
+mod housekeeping_tests;
 mod insecure;
 #[cfg(test)]
 mod lifecycle_tests;

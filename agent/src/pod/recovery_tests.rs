@@ -337,3 +337,68 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     node.api.wait_gone("hungry").await;
     assert_eq!(node.left_on_disk(), Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_and_tokens_survive_an_agent_that_is_killed_at_any_step() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    node.api
+        .put_config_map("kube-root-ca.crt", json!({"ca.crt": "authority"}));
+    let mut pod = spec(FOREVER, "Always");
+    pod["serviceAccountName"] = json!("robot");
+    pod["terminationGracePeriodSeconds"] = json!(60);
+    pod["volumes"] = json!([
+        {"name": "account", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        ]}},
+        {"name": "notes", "emptyDir": {}},
+    ]);
+    pod["containers"][0]["volumeMounts"] = json!([
+        {"name": "account", "mountPath": "/account"}, {"name": "notes", "mountPath": "/notes"},
+    ]);
+    let note = |word: &str| json!({"exec": {"command": ["/bin/sh", "-c", word]}});
+    pod["containers"][0]["lifecycle"] = json!({
+        "postStart": note("test -s /account/token && cat /account/ca.crt >/notes/started"),
+        "preStop": note("echo stopping >>/notes/stopped; while ! test -e /notes/go; do sleep 0.05; done"),
+    });
+    node.api.create("careful", pod);
+    let notes = node
+        .daemon
+        .path()
+        .join(format!("pods/{}/volumes/notes", uid("careful")));
+    let eventually = async |file: &str| {
+        for _ in 0..750 {
+            if let Ok(text) = std::fs::read_to_string(notes.join(file)) {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        panic!("{file} does not come");
+    };
+    // Killed again and again while the pod is made.
+    for wait in [5, 40, 120, 300] {
+        let agent = node.agent();
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        drop(agent);
+    }
+    let agent = node.agent();
+    let status = node.api.wait("careful", "ready", is_ready).await;
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 0);
+    let list = node.daemon.client().list().await.unwrap();
+    assert_eq!(list.len(), 1, "no container ran twice: {list:?}");
+
+    // Killed while its preStop hook runs, and again: the next one runs it anew, and the pod ends as it should.
+    node.api.delete("careful", 60);
+    eventually("stopped").await;
+    drop(agent);
+    let agent = node.agent();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(agent);
+    std::fs::write(notes.join("go"), "").unwrap();
+    let _agent = node.agent();
+    node.api.wait_gone("careful").await;
+    assert_eq!(node.left_on_disk(), Vec::<String>::new());
+    assert_eq!(node.daemon.client().list().await.unwrap(), []);
+}

@@ -230,7 +230,7 @@ mod tests {
         let named = named.unwrap().id;
         assert_eq!(
             (named.uid.as_str(), named.namespace.as_str()),
-            ("mine", "n")
+            ("mine", "other")
         );
         let json =
             r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"j"},"spec":{"containers":[]}}"#;
