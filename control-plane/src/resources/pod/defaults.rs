@@ -218,8 +218,6 @@ fn default_volume(volume: &mut Volume) {
 
 /// What the admission plugins that every cluster runs add to a new pod.
 pub fn admitted(spec: &mut PodSpec) {
-    or_text(&mut spec.service_account_name, "default");
-    spec.service_account.clone_from(&spec.service_account_name);
     or(&mut spec.priority, &0);
     or_text(&mut spec.preemption_policy, "PreemptLowerPriority");
     let tolerations = spec.tolerations.get_or_insert_default();
