@@ -2,11 +2,13 @@
 
 use std::{env, fs, path::Path};
 
-const PACKAGES: [&str; 12] = [
+const PACKAGES: &[&str] = &[
     "k8s.io/api/apps/v1.proto",
     "k8s.io/api/authentication/v1.proto",
     "k8s.io/api/authorization/v1.proto",
     "k8s.io/api/autoscaling/v1.proto",
+    "k8s.io/api/autoscaling/v2.proto",
+    "k8s.io/api/batch/v1.proto",
     "k8s.io/api/certificates/v1.proto",
     "k8s.io/api/coordination/v1.proto",
     "k8s.io/api/core/v1.proto",

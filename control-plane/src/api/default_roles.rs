@@ -10,9 +10,9 @@ use super::apply::Manager;
 use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::registry::{Call, Registry, Through};
+use crate::auth::User;
 use crate::auth::rbac::repair::{self, Repair};
 use crate::auth::rbac::{self, defaults};
-use crate::auth::{MASTERS, User};
 use crate::resources::{self, Strategy};
 use crate::store::cache::Freshness;
 
@@ -54,7 +54,7 @@ where
 {
     let kind =
         resources::find(rbac::GROUP, "v1", T::URL_PATH_SEGMENT).ok_or_else(ApiError::no_route)?;
-    let user = User::authenticated("system:apiserver", [MASTERS.to_owned()]);
+    let user = User::api_server();
     let metadata = wanted.metadata();
     let manager = Manager::server(kind);
     let call = Call {

@@ -84,7 +84,10 @@ pub fn propagation(text: &str) -> Result<Propagation, String> {
 /// Decides. `now` is seconds since the Unix epoch.
 pub fn decide(kind: &Kind, object: &Value, options: &DeleteOptions, now: i64) -> Step {
     let mut next = object.clone();
-    let finalizers = finalizers_after(object, options.propagation);
+    let decided = |finalizer: &String| finalizer == FOREGROUND || finalizer == ORPHAN;
+    let open = !meta::is_terminating(object) && !meta::finalizers(object).iter().any(decided);
+    let default = (kind.orphans && open).then_some(Propagation::Orphan);
+    let finalizers = finalizers_after(object, options.propagation.or(default));
     meta::set_finalizers(&mut next, &finalizers);
 
     let marked_grace = object["metadata"]["deletionGracePeriodSeconds"]
@@ -206,6 +209,22 @@ mod tests {
             grace: Some(seconds),
             ..DeleteOptions::default()
         }
+    }
+
+    #[test]
+    fn what_some_kinds_own_stays_unless_somebody_says_otherwise() {
+        let kind = resources::find("batch", "v1", "jobs").expect("a kind");
+        let job = json!({"kind": "Job", "metadata": {"name": "j"}});
+        let finalizers = |options: &DeleteOptions| match decide(kind, &job, options, 1000) {
+            Step::Mark(object) => meta::finalizers(&object),
+            _ => Vec::new(),
+        };
+        assert_eq!(finalizers(&DeleteOptions::default()), [ORPHAN]);
+        let background = DeleteOptions {
+            propagation: Some(Propagation::Background),
+            ..DeleteOptions::default()
+        };
+        assert_eq!(finalizers(&background), [""; 0]);
     }
 
     #[test]

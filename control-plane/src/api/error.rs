@@ -265,6 +265,29 @@ impl ApiError {
         )
     }
 
+    /// An eviction that a disruption budget refuses. `retry_after` is in seconds; 0: nobody knows when it is worth trying.
+    pub fn disruption(why: &str, retry_after: u32) -> Self {
+        let mut error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "TooManyRequests",
+            "Cannot evict pod as it would violate the pod's disruption budget.",
+        );
+        if retry_after > 0 {
+            error.details = Box::new(json!({"retryAfterSeconds": retry_after}));
+            error.retry_after = Some(retry_after);
+        }
+        error.with_cause("DisruptionBudget", why)
+    }
+
+    /// A pod that several disruption budgets guard. Upstream gives no reason for it either.
+    pub fn several_budgets() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "",
+            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+        )
+    }
+
     /// With one cause more in its details.
     pub fn with_cause(mut self, reason: &str, message: &str) -> Self {
         if !self.details.is_object() {
@@ -282,8 +305,10 @@ impl ApiError {
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
         if !self.details.is_null() {
             status["details"] = Value::clone(&self.details);
         }

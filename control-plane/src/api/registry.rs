@@ -363,7 +363,7 @@ fn track(call: &Call<'_>, old: Option<&Value>, new: &mut Value) -> Result<(), Ap
         .map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
-fn check_preconditions(
+pub(super) fn check_preconditions(
     kind: &Kind,
     name: &str,
     object: &Value,

@@ -115,8 +115,10 @@ fn scaled(object: &Value, scale: &Value) -> Result<Value, ApiError> {
 /// A `LabelSelector` as the text that clients send.
 fn selector_text(selector: &Value) -> String {
     let mut terms: Vec<String> = Vec::new();
-    for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
-        terms.push(format!("{key}={}", value.as_str().unwrap_or_default()));
+    // A ReplicationController's selector is only a map of labels.
+    let labels = [selector, &selector["matchLabels"]].map(Value::as_object);
+    for (key, value) in labels.into_iter().flatten().flatten() {
+        terms.extend(value.as_str().map(|value| format!("{key}={value}")));
     }
     for expression in selector["matchExpressions"]
         .as_array()
@@ -161,6 +163,12 @@ mod tests {
             scale["status"],
             json!({"replicas": 2, "selector": "app=web,tier in (a,b)"})
         );
+    }
+
+    #[test]
+    fn a_selector_may_be_a_map_of_labels() {
+        let selector = json!({"app": "web", "tier": "a"});
+        assert_eq!(selector_text(&selector), "app=web,tier=a");
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn created() -> Response {
 }
 
 /// Puts a condition in the place of the one of its type.
-fn set_condition(object: &mut Value, condition: Value) {
+pub(super) fn set_condition(object: &mut Value, condition: Value) {
     let conditions = &mut object["status"]["conditions"];
     match conditions {
         Value::Array(all) => {

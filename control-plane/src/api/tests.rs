@@ -5,11 +5,13 @@ mod hostile;
 mod input;
 mod kinds;
 mod lists;
+mod mutated;
 mod objects;
 mod reviews;
 mod roles;
 mod start;
 mod tokens;
+mod workloads;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -107,6 +107,11 @@ impl User {
         }
     }
 
+    /// The API server itself, where it writes what a request brings with it.
+    pub fn api_server() -> Self {
+        Self::authenticated("system:apiserver", [MASTERS.to_owned()])
+    }
+
     /// The in-process scheduler.
     pub fn scheduler() -> Self {
         Self::authenticated(SCHEDULER, [])

@@ -3,13 +3,16 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node, Pod,
+    ReplicationController, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, Resource};
 use kube::runtime::watcher;
@@ -28,18 +31,22 @@ pub(super) struct Caches {
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
     pub(super) endpoints: Arc<Cache<Endpoints>>,
+    pub(super) jobs: Arc<Cache<Job>>,
     pub(super) leases: Arc<Cache<Lease>>,
     /// The one that names the load balancers' addresses.
     pub(super) load_balancer_pools: Arc<Cache<ConfigMap>>,
     pub(super) namespaces: Arc<Cache<Namespace>>,
     pub(super) nodes: Arc<Cache<Node>>,
+    pub(super) pod_disruption_budgets: Arc<Cache<PodDisruptionBudget>>,
     pub(super) pods: Arc<Cache<Pod>>,
     pub(super) replica_sets: Arc<Cache<ReplicaSet>>,
+    pub(super) replication_controllers: Arc<Cache<ReplicationController>>,
     /// The ConfigMaps that hold the authority's certificate.
     pub(super) root_cas: Arc<Cache<ConfigMap>>,
     pub(super) service_accounts: Arc<Cache<ServiceAccount>>,
     pub(super) services: Arc<Cache<Service>>,
     pub(super) slices: Arc<Cache<EndpointSlice>>,
+    pub(super) stateful_sets: Arc<Cache<StatefulSet>>,
     /// Those that hold a token of a service account.
     pub(super) token_secrets: Arc<Cache<Secret>>,
 }
@@ -51,16 +58,20 @@ impl Caches {
             csrs: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
             endpoints: Cache::new(|_| (), None),
+            jobs: Cache::new(|_| (), None),
             leases: Cache::new(|_| (), None),
             load_balancer_pools: Cache::new(|_| (), None),
             namespaces: Cache::new(|_| (), None),
             nodes: Cache::new(slim_node, None),
+            pod_disruption_budgets: Cache::new(|_| (), None),
             pods: Cache::new(slim_pod, Some(pods::index)),
             replica_sets: Cache::new(|_| (), None),
+            replication_controllers: Cache::new(slim_replication_controller, None),
             root_cas: Cache::new(|_| (), None),
             service_accounts: Cache::new(|_| (), None),
             services: Cache::new(|_| (), Some(endpoints::service_index)),
             slices: Cache::new(|_| (), Some(endpoints::slice_index)),
+            stateful_sets: Cache::new(|_| (), None),
             token_secrets: Cache::new(|_| (), None),
         }
     }
@@ -81,6 +92,7 @@ impl Caches {
         follow(&self.csrs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.deployments, Api::all(client.clone()), shutdown, tasks);
         follow(&self.endpoints, Api::all(client.clone()), shutdown, tasks);
+        follow(&self.jobs, Api::all(client.clone()), shutdown, tasks);
         follow(
             &self.leases,
             Api::namespaced(client.clone(), NODE_LEASES),
@@ -95,9 +107,21 @@ impl Caches {
         ));
         follow(&self.namespaces, Api::all(client.clone()), shutdown, tasks);
         follow(&self.nodes, Api::all(client.clone()), shutdown, tasks);
+        follow(
+            &self.pod_disruption_budgets,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
         follow(&self.pods, Api::all(client.clone()), shutdown, tasks);
         follow(
             &self.replica_sets,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
+        follow(
+            &self.replication_controllers,
             Api::all(client.clone()),
             shutdown,
             tasks,
@@ -110,6 +134,12 @@ impl Caches {
         );
         follow(&self.services, Api::all(client.clone()), shutdown, tasks);
         follow(&self.slices, Api::all(client.clone()), shutdown, tasks);
+        follow(
+            &self.stateful_sets,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
         let named = format!("metadata.name={}", root_ca::NAME);
         tasks.spawn(self.root_cas.clone().run_selected(
             Api::all(client.clone()),
@@ -130,16 +160,20 @@ impl Caches {
         self.csrs.wait_synced().await;
         self.deployments.wait_synced().await;
         self.endpoints.wait_synced().await;
+        self.jobs.wait_synced().await;
         self.leases.wait_synced().await;
         self.load_balancer_pools.wait_synced().await;
         self.namespaces.wait_synced().await;
         self.nodes.wait_synced().await;
+        self.pod_disruption_budgets.wait_synced().await;
         self.pods.wait_synced().await;
         self.replica_sets.wait_synced().await;
+        self.replication_controllers.wait_synced().await;
         self.root_cas.wait_synced().await;
         self.service_accounts.wait_synced().await;
         self.services.wait_synced().await;
         self.slices.wait_synced().await;
+        self.stateful_sets.wait_synced().await;
         self.token_secrets.wait_synced().await;
     }
 }
@@ -174,13 +208,31 @@ fn slim_pod(pod: &mut Pod) {
         }
     }
     if let Some(status) = &mut pod.status {
-        status.init_container_statuses = None;
         status.ephemeral_container_statuses = None;
-        for container in status.container_statuses.iter_mut().flatten() {
-            let restart_count = container.restart_count;
-            *container = Default::default();
-            container.restart_count = restart_count;
+        let init = status.init_container_statuses.iter_mut().flatten();
+        let main = status.container_statuses.iter_mut().flatten();
+        for container in init.chain(main) {
+            let whole = std::mem::take(container);
+            container.name = whole.name;
+            container.restart_count = whole.restart_count;
+            // How it ended, and when.
+            let ended = whole.state.and_then(|state| state.terminated);
+            container.state = ended.map(|ended| ContainerState {
+                terminated: Some(ContainerStateTerminated {
+                    exit_code: ended.exit_code,
+                    finished_at: ended.finished_at,
+                    ..ContainerStateTerminated::default()
+                }),
+                ..ContainerState::default()
+            });
         }
+    }
+}
+
+/// Only how many pods it wants is asked of it.
+fn slim_replication_controller(controller: &mut ReplicationController) {
+    if let Some(spec) = &mut controller.spec {
+        spec.template = None;
     }
 }
 

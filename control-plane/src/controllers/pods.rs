@@ -1,5 +1,6 @@
 //! What controllers ask about a pod: whose it is, whether it counts, whether it is ready and since when.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
@@ -117,6 +118,37 @@ pub(crate) fn orphans_in(namespace: &str) -> String {
 
 pub(crate) fn on_node(name: &str) -> String {
     format!("node/{name}")
+}
+
+/// Which pods around an object are its own.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Claims {
+    /// Pods without a manager that the selector selects.
+    pub(crate) adopt: Vec<Arc<Pod>>,
+    /// Its pods that the selector selects no more.
+    pub(crate) release: Vec<Arc<Pod>>,
+    /// All that are its own, those that are adopted included.
+    pub(crate) own: Vec<Arc<Pod>>,
+}
+
+/// `around` are the pods that the owner manages and those in its namespace that nobody manages.
+pub(crate) fn claims(owner: &ObjectMeta, selector: &LabelSelector, around: &[Arc<Pod>]) -> Claims {
+    let mut claims = Claims::default();
+    let lives = owner.deletion_timestamp.is_none();
+    for pod in around {
+        let selected = selects(selector, &pod.metadata);
+        match controller_of(&pod.metadata) {
+            Some(manager) if manager.uid != uid(owner) => {}
+            Some(_) if selected => claims.own.push(pod.clone()),
+            Some(_) if lives => claims.release.push(pod.clone()),
+            None if selected && lives && is_active(pod) => {
+                claims.adopt.push(pod.clone());
+                claims.own.push(pod.clone());
+            }
+            Some(_) | None => {}
+        }
+    }
+    claims
 }
 
 /// A selector that cannot be read selects nothing; validation keeps such objects out.

@@ -75,6 +75,16 @@ where
     Ok((clean, unknown))
 }
 
+/// Reads a value as one type and writes it as the other that `change` makes of it.
+pub(super) fn convert<From, To>(value: &Value, change: fn(From) -> To) -> Result<Value, DecodeError>
+where
+    From: DeserializeOwned,
+    To: Serialize,
+{
+    let from: From = typed(value)?;
+    serde_json::to_value(change(from)).map_err(DecodeError::of_the_whole)
+}
+
 /// `spec.containers[0].foo`, as upstream writes paths.
 fn render(path: &serde_ignored::Path<'_>) -> String {
     use serde_ignored::Path;

@@ -10,7 +10,7 @@ use super::{
     Column, FieldError, Strategy, Subresource, age,
     kind::carry_generation,
     pod, print,
-    validate::{self, Path, labels, not_negative},
+    validate::{self, Path, int_or_percent, is_zero, labels, not_negative},
 };
 
 const ROLLING: &str = "RollingUpdate";
@@ -26,20 +26,15 @@ impl Strategy for Deployment {
         Column::text("Up-to-date", "Pods of the newest template."),
         Column::text("Available", "Pods that have been ready for long enough."),
         Column::AGE,
-        Column::text("Containers", "Names of the template's containers.").wide(),
-        Column::text("Images", "Images of the template's containers.").wide(),
-        Column::text("Selector", "Which pods belong.").wide(),
+        Column::CONTAINERS,
+        Column::IMAGES,
+        Column::SELECTOR,
     ];
 
     fn row(&self, now: i64) -> Vec<Value> {
         let spec = self.spec.clone().unwrap_or_default();
         let status = self.status.clone().unwrap_or_default();
-        let pods = spec
-            .template
-            .spec
-            .as_ref()
-            .map(|pod| print::containers(&pod.containers))
-            .unwrap_or_default();
+        let pods = print::template(Some(&spec.template));
         let ready = status.ready_replicas.unwrap_or_default();
         vec![
             json!(print::name(&self.metadata)),
@@ -110,9 +105,10 @@ impl Strategy for Deployment {
             &spec.selector,
             template_labels,
         ));
-        errors.extend(pod::validate::workload_template(
+        errors.extend(pod::validate::endless_template(
             &path.child("template"),
             &spec.template,
+            "ReplicaSet",
         ));
         errors.extend(strategy(&path.child("strategy"), &spec));
         errors.extend(timing(&path, &spec));
@@ -182,8 +178,6 @@ fn rolling_update(path: &Path, rolling: &RollingUpdateDeployment) -> Vec<FieldEr
     ] {
         errors.extend(int_or_percent(&path.child(field), amount, most));
     }
-    let is_zero =
-        |amount: &IntOrString| matches!(amount, IntOrString::Int(0)) || percent(amount) == Some(0);
     if is_zero(unavailable) && is_zero(surge) {
         let value = serde_json::to_value(unavailable).unwrap_or_default();
         errors.push(
@@ -192,31 +186,6 @@ fn rolling_update(path: &Path, rolling: &RollingUpdateDeployment) -> Vec<FieldEr
         );
     }
     errors
-}
-
-/// The number of a percentage.
-fn percent(amount: &IntOrString) -> Option<i64> {
-    match amount {
-        IntOrString::Int(_) => None,
-        IntOrString::String(text) => text
-            .strip_suffix('%')
-            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?
-            .parse()
-            .ok(),
-    }
-}
-
-fn int_or_percent(path: &Path, amount: &IntOrString, most: Option<i64>) -> Option<FieldError> {
-    match (amount, percent(amount)) {
-        (IntOrString::Int(number), _) => not_negative(path, (*number).into()),
-        (IntOrString::String(text), Some(percent)) => most
-            .is_some_and(|most| percent > most)
-            .then(|| path.invalid(text.as_str(), "must not be greater than 100%")),
-        (IntOrString::String(text), None) => Some(path.invalid(
-            text.as_str(),
-            "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
-        )),
-    }
 }
 
 #[cfg(test)]

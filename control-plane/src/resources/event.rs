@@ -7,7 +7,7 @@ use k8s_openapi::api::{
 use serde_json::{Value, json};
 
 use super::{
-    Column, DecodeError, FieldError, Strategy, age, decode,
+    Column, FieldError, Strategy, age, decode,
     kind::Conversion,
     print,
     validate::{Path, names},
@@ -162,8 +162,8 @@ impl Strategy for Newer {
     const CONVERSION: Option<Conversion> = Some(Conversion {
         group: "",
         version: "v1",
-        to_stored: |value| convert(value, stored),
-        from_stored: |value| convert(value, served),
+        to_stored: |value| decode::convert(value, stored),
+        from_stored: |value| decode::convert(value, served),
     });
 
     fn row(&self, now: i64) -> Vec<Value> {
@@ -230,15 +230,6 @@ impl Strategy for Newer {
 
 fn is_empty(text: &Option<String>) -> bool {
     text.as_deref().unwrap_or_default().is_empty()
-}
-
-fn convert<From, To>(value: &Value, change: fn(From) -> To) -> Result<Value, DecodeError>
-where
-    From: serde::de::DeserializeOwned,
-    To: serde::Serialize,
-{
-    let from: From = decode::typed(value)?;
-    serde_json::to_value(change(from)).map_err(DecodeError::of_the_whole)
 }
 
 /// The newer event as the older one.

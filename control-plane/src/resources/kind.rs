@@ -62,6 +62,12 @@ impl Column {
     };
     /// The column that says how long ago the object was created.
     pub const AGE: Self = Self::text("Age", "Time since the object was created.");
+    /// What a kind that has a template of pods shows of it.
+    pub const CONTAINERS: Self =
+        Self::text("Containers", "Names of the template's containers.").wide();
+    pub const IMAGES: Self = Self::text("Images", "Images of the template's containers.").wide();
+    /// The column that says which pods are an object's own.
+    pub const SELECTOR: Self = Self::text("Selector", "Which pods belong.").wide();
 }
 
 /// A subresource that a kind serves.
@@ -84,7 +90,7 @@ pub enum Subresource {
 /// How a kind that is stored as another one gets there and back. Both functions take decoded objects.
 #[derive(Clone, Copy)]
 pub struct Conversion {
-    /// The group that the stored kind belongs to; its plural is the same.
+    /// The group and version that the stored kind belongs to; its plural is the same.
     pub group: &'static str,
     pub version: &'static str,
     pub to_stored: fn(&Value) -> Result<Value, DecodeError>,
@@ -115,6 +121,8 @@ pub struct Kind {
     pub private_to_node: bool,
     /// A delete that removes an object answers with it, not with a `Status`.
     pub returns_deleted_object: bool,
+    /// A delete that says nothing of what the object owns leaves that alone.
+    pub orphans: bool,
     /// Set when objects are kept as another kind.
     pub conversion: Option<Conversion>,
     /// The cells of a row, in the order of `columns`. `now` is seconds since the Unix epoch.
@@ -155,6 +163,7 @@ impl Kind {
             columns: T::COLUMNS,
             private_to_node: T::PRIVATE_TO_NODE,
             returns_deleted_object: T::RETURNS_DELETED_OBJECT,
+            orphans: T::ORPHANS,
             conversion: T::CONVERSION,
             row: |object, now| match decode::typed::<T>(object) {
                 Ok(object) => object.row(now),
@@ -214,6 +223,7 @@ pub trait Strategy:
     const COLUMNS: &'static [Column];
     const PRIVATE_TO_NODE: bool = false;
     const RETURNS_DELETED_OBJECT: bool = false;
+    const ORPHANS: bool = false;
     const CONVERSION: Option<Conversion> = None;
     /// What is wrong with a name of this kind, if anything.
     const NAME_RULE: validate::NameRule = validate::names::dns1123_subdomain;

@@ -6,36 +6,52 @@
 pub mod age;
 mod certificatesigningrequest;
 mod configmap;
+mod controllerrevision;
+mod cronjob;
+mod daemonset;
 mod decode;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
+mod horizontalpodautoscaler;
+pub mod job;
 mod kind;
 mod lease;
 mod namespace;
 mod networkpolicy;
 mod node;
 pub mod pod;
+pub mod poddisruptionbudget;
+mod podtemplate;
 pub mod print;
 pub mod quantity;
 pub mod rbac;
 mod replicaset;
+mod replicationcontroller;
 mod secret;
 mod service;
 mod serviceaccount;
+mod statefulset;
 pub mod validate;
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    autoscaling::{
+        v1::HorizontalPodAutoscaler as AutoscalingV1HorizontalPodAutoscaler,
+        v2::HorizontalPodAutoscaler,
+    },
+    batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+        ConfigMap, Endpoints, Event, Namespace, Node, Pod, PodTemplate, ReplicationController,
+        Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     events::v1::Event as EventsV1Event,
     networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 
@@ -44,23 +60,34 @@ pub use kind::{Column, Conversion, Decode, Kind, Strategy, Subresource};
 pub use service::{Family, service_address_errors};
 pub use validate::{FieldError, FieldErrorReason};
 
-static KINDS: [Kind; 20] = [
+static KINDS: &[Kind] = &[
     Kind::of::<ConfigMap>(),
     Kind::of::<Endpoints>(),
     Kind::of::<Event>(),
     Kind::of::<Namespace>(),
     Kind::of::<Node>(),
     Kind::of::<Pod>(),
+    Kind::of::<PodTemplate>(),
+    Kind::of::<ReplicationController>(),
     Kind::of::<Secret>(),
     Kind::of::<Service>(),
     Kind::of::<ServiceAccount>(),
+    Kind::of::<ControllerRevision>(),
+    Kind::of::<DaemonSet>(),
     Kind::of::<Deployment>(),
     Kind::of::<ReplicaSet>(),
+    Kind::of::<StatefulSet>(),
+    // The preferred version of a group comes first.
+    Kind::of::<HorizontalPodAutoscaler>(),
+    Kind::of::<AutoscalingV1HorizontalPodAutoscaler>(),
+    Kind::of::<CronJob>(),
+    Kind::of::<Job>(),
     Kind::of::<CertificateSigningRequest>(),
     Kind::of::<Lease>(),
     Kind::of::<EndpointSlice>(),
     Kind::of::<EventsV1Event>(),
     Kind::of::<NetworkPolicy>(),
+    Kind::of::<PodDisruptionBudget>(),
     Kind::of::<ClusterRole>(),
     Kind::of::<ClusterRoleBinding>(),
     Kind::of::<Role>(),
@@ -69,7 +96,7 @@ static KINDS: [Kind; 20] = [
 
 /// Every kind that is served, the core group first.
 pub fn kinds() -> &'static [Kind] {
-    &KINDS
+    KINDS
 }
 
 /// The kind served at `/apis/<group>/<version>/<plural>`; the core group is empty.
@@ -120,10 +147,10 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_within_a_group() {
+    fn names_are_unique_within_a_version() {
         for kind in kinds() {
             let same = kinds().iter().filter(|other| {
-                other.group == kind.group
+                (other.group, other.version) == (kind.group, kind.version)
                     && (other.plural == kind.plural || other.kind == kind.kind)
             });
             assert_eq!(same.count(), 1, "{}", kind.plural);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::Container,
+    api::core::v1::{Container, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 
@@ -56,8 +56,10 @@ pub fn selector(selector: &LabelSelector) -> String {
     or_none(Some(&equal.chain(set).collect::<Vec<_>>().join(",")))
 }
 
-/// Names and images of containers, each as a comma-separated list.
-pub fn containers(containers: &[Container]) -> (String, String) {
+/// Names and images of a template's containers, each as a comma-separated list.
+pub fn template(template: Option<&PodTemplateSpec>) -> (String, String) {
+    let spec = template.and_then(|template| template.spec.as_ref());
+    let containers = spec.map_or(&[][..], |spec| &spec.containers);
     let list = |of: fn(&Container) -> &str| containers.iter().map(of).collect::<Vec<_>>().join(",");
     (
         list(|container| &container.name),

@@ -218,10 +218,14 @@ impl fmt::Display for Quantity {
 
 /// Rewrites every amount that can be read in its canonical form.
 pub fn canonicalize(amounts: Option<&mut Amounts>) {
-    for amount in amounts.into_iter().flat_map(BTreeMap::values_mut) {
-        if let Ok(quantity) = amount.0.parse::<Quantity>() {
-            amount.0 = quantity.to_string();
-        }
+    let amounts = amounts.into_iter().flat_map(BTreeMap::values_mut);
+    amounts.for_each(canonicalize_one);
+}
+
+/// The same of one amount.
+pub fn canonicalize_one(amount: &mut Written) {
+    if let Ok(quantity) = amount.0.parse::<Quantity>() {
+        amount.0 = quantity.to_string();
     }
 }
 

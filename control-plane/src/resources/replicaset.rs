@@ -21,18 +21,15 @@ impl Strategy for ReplicaSet {
         Column::integer("Current", "Pods that there are."),
         Column::integer("Ready", "Pods that are ready."),
         Column::AGE,
-        Column::text("Containers", "Names of the template's containers.").wide(),
-        Column::text("Images", "Images of the template's containers.").wide(),
-        Column::text("Selector", "Which pods belong.").wide(),
+        Column::CONTAINERS,
+        Column::IMAGES,
+        Column::SELECTOR,
     ];
 
     fn row(&self, now: i64) -> Vec<Value> {
         let spec = self.spec.clone().unwrap_or_default();
         let status = self.status.clone().unwrap_or_default();
-        let template = spec.template.and_then(|template| template.spec);
-        let pods = template
-            .map(|pod| print::containers(&pod.containers))
-            .unwrap_or_default();
+        let pods = print::template(spec.template.as_ref());
         vec![
             json!(print::name(&self.metadata)),
             json!(spec.replicas.unwrap_or_default()),
@@ -93,9 +90,10 @@ impl Strategy for ReplicaSet {
         ));
         match spec.template {
             None => errors.push(path.child("template").required("")),
-            Some(template) => errors.extend(pod::validate::workload_template(
+            Some(template) => errors.extend(pod::validate::endless_template(
                 &path.child("template"),
                 &template,
+                "ReplicaSet",
             )),
         }
         if let Some(old) = old.and_then(|old| old.spec.as_ref()) {

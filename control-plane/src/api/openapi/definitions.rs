@@ -118,6 +118,9 @@ fn finish(name: &str, schema: &mut Value, dialect: Dialect) {
 fn owned(field: &schema::Field, property: &mut Value) {
     match field.topology() {
         Topology::Fields => {}
+        Topology::Whole if property["type"] == "array" => {
+            property["x-kubernetes-list-type"] = json!("atomic");
+        }
         Topology::Whole => property["x-kubernetes-map-type"] = json!("atomic"),
         Topology::Values => property["x-kubernetes-list-type"] = json!("set"),
         Topology::Items(keys) => {

@@ -4,6 +4,8 @@
 //! `x-kubernetes-patch-strategy` and `x-kubernetes-patch-merge-key`, for server-side apply as `x-kubernetes-list-type`,
 //! `x-kubernetes-list-map-keys` and `x-kubernetes-map-type`, made from these tables.
 
+mod workloads;
+
 /// A structure, under the name of its OpenAPI definition.
 #[derive(Debug)]
 pub struct Type {
@@ -34,6 +36,8 @@ pub enum Merge {
     Set,
     /// A structure of which clients say in `$retainKeys` what it keeps.
     Retaining,
+    /// A structure of which nothing is kept that the patch does not say.
+    Replace,
 }
 
 /// A field that tells the items of a list apart.
@@ -53,6 +57,8 @@ pub enum Owned {
     Whole,
     /// Each item of a list that strategic merging replaces.
     Items(&'static [Key]),
+    /// Each value of such a list.
+    Values,
 }
 
 /// The same, for a value at its place.
@@ -75,8 +81,8 @@ impl Field {
             | (Owned::AsMerged, Merge::ByKey(keys) | Merge::ByKeyRetaining(keys)) => {
                 Topology::Items(keys)
             }
-            (Owned::AsMerged, Merge::Set) => Topology::Values,
-            (Owned::AsMerged, Merge::Plain | Merge::Retaining) => Topology::Fields,
+            (Owned::Values, _) | (Owned::AsMerged, Merge::Set) => Topology::Values,
+            (Owned::AsMerged, Merge::Plain | Merge::Retaining | Merge::Replace) => Topology::Fields,
         }
     }
 }
@@ -86,7 +92,7 @@ impl Merge {
     pub fn key(self) -> Option<&'static str> {
         match self {
             Self::ByKey(keys) | Self::ByKeyRetaining(keys) => keys.first().map(|key| key.name),
-            Self::Plain | Self::Set | Self::Retaining => None,
+            Self::Plain | Self::Set | Self::Retaining | Self::Replace => None,
         }
     }
 
@@ -97,6 +103,7 @@ impl Merge {
             Self::ByKey(_) | Self::Set => Some("merge"),
             Self::ByKeyRetaining(_) => Some("merge,retainKeys"),
             Self::Retaining => Some("retainKeys"),
+            Self::Replace => Some("replace"),
         }
     }
 }
@@ -109,12 +116,12 @@ impl Type {
 
 /// What is known of a kind's type, by its OpenAPI definition: `io.k8s.api.core.v1.Pod`.
 pub fn of(definition: &str) -> Option<&'static Type> {
-    TYPES.iter().copied().find(|known| known.name == definition)
+    all().find(|known| known.name == definition)
 }
 
 /// Every type that is known.
-pub fn all() -> &'static [&'static Type] {
-    TYPES
+pub fn all() -> impl Iterator<Item = &'static Type> {
+    TYPES.iter().chain(workloads::TYPES).copied()
 }
 
 const fn plain(name: &'static str, of: &'static Type) -> Field {
@@ -169,6 +176,16 @@ const fn items(name: &'static str, keys: &'static [Key]) -> Field {
         name,
         merge: Merge::Plain,
         owned: Owned::Items(keys),
+        of: None,
+    }
+}
+
+/// A list of plain values that strategic merging replaces and server-side apply takes as a set.
+const fn values(name: &'static str) -> Field {
+    Field {
+        name,
+        merge: Merge::Plain,
+        owned: Owned::Values,
         of: None,
     }
 }

@@ -199,6 +199,9 @@ fn merge_field(
     Ok(match (before, change) {
         (_, Value::Null) => None,
         (Some(Value::Object(before)), Value::Object(change)) => {
+            if field.is_some_and(|field| field.merge == Merge::Replace) {
+                return Ok(Some(plain(&Value::Object(change.clone()))));
+            }
             // An object that is deleted goes as a field, too.
             if directive(change, path)? == Directive::Delete {
                 return Ok(None);

@@ -113,17 +113,23 @@ fn special(message: DynamicMessage) -> Result<Value, FieldError> {
                 other.unwrap_or_default()
             ))),
         },
-        "FieldsV1" => match own("Raw").as_deref() {
-            Some(Field::Bytes(raw)) if !raw.is_empty() => {
-                serde_json::from_slice(raw).map_err(FieldError::new)
-            }
-            _ => Ok(Value::Null),
-        },
+        "FieldsV1" => embedded(own("Raw").as_deref()),
+        "RawExtension" => embedded(own("raw").as_deref()),
         "ExtraValue" => match own("items") {
             Some(items) => json(items.into_owned()),
             None => Ok(Value::Null),
         },
         _ => object(message).map(Value::Object),
+    }
+}
+
+/// JSON within a message.
+fn embedded(raw: Option<&Field>) -> Result<Value, FieldError> {
+    match raw {
+        Some(Field::Bytes(raw)) if !raw.is_empty() => {
+            serde_json::from_slice(raw).map_err(FieldError::new)
+        }
+        _ => Ok(Value::Null),
     }
 }
 

@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::controllers::pods::{
-    available_in, controlled_by, controller_of, is_active, is_ready, node_of, phase, ready_since,
-    selects, uid,
+    Claims, available_in, claims, controlled_by, is_active, is_ready, node_of, phase, ready_since,
+    uid,
 };
 
 /// No more pods than this are created or deleted in one pass; the rest follows when those were seen.
@@ -23,10 +23,7 @@ const BURST: usize = 500;
 
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Plan {
-    /// Pods without a manager that the selector selects.
-    pub(super) adopt: Vec<Arc<Pod>>,
-    /// Our pods that the selector selects no more.
-    pub(super) release: Vec<Arc<Pod>>,
+    pub(super) claims: Claims,
     pub(super) create: usize,
     pub(super) delete: Vec<Arc<Pod>>,
     /// When a ready pod becomes available without any event.
@@ -45,21 +42,9 @@ pub(super) fn plan(
     let mut plan = Plan::default();
     let Some(spec) = &set.spec else { return plan };
     let set_lives = set.metadata.deletion_timestamp.is_none();
-    let mut claimed: Vec<&Arc<Pod>> = Vec::new();
-    for pod in pods {
-        let selected = selects(&spec.selector, &pod.metadata);
-        match controller_of(&pod.metadata) {
-            Some(owner) if owner.uid != uid(&set.metadata) => {}
-            Some(_) if selected => claimed.push(pod),
-            Some(_) if set_lives => plan.release.push(pod.clone()),
-            None if selected && set_lives && is_active(pod) => {
-                plan.adopt.push(pod.clone());
-                claimed.push(pod);
-            }
-            Some(_) | None => {}
-        }
-    }
-    let active: Vec<&Arc<Pod>> = claimed.into_iter().filter(|pod| is_active(pod)).collect();
+    plan.claims = claims(&set.metadata, &spec.selector, pods);
+    let own = plan.claims.own.clone();
+    let active: Vec<&Arc<Pod>> = own.iter().filter(|pod| is_active(pod)).collect();
     if set_lives {
         let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
         match active.len().cmp(&wanted) {

@@ -2,8 +2,10 @@
 //! played: they hold their Lease, start what is bound to them, and stop what is deleted.
 
 mod edges;
+mod jobs;
 mod load_balancers;
 mod stories;
+mod workloads;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -265,11 +267,21 @@ async fn play_kubelets(
         {
             host += 1;
             let ip = format!("10.244.{}.{}", host / 250, host % 250 + 2);
-            let fails = pod.spec.as_ref().unwrap().containers[0].image.as_deref() == Some("broken");
-            let ready = if fails { "False" } else { "True" };
+            let container = &pod.spec.as_ref().unwrap().containers[0];
+            let (phase, ready, code) = match container.image.as_deref() {
+                Some("broken") => ("Running", "False", None),
+                Some("done") => ("Succeeded", "False", Some(0)),
+                Some("fails") => ("Failed", "False", Some(1)),
+                _ => ("Running", "True", None),
+            };
+            let ended = code.map(|code| {
+                let state = json!({"terminated": {"exitCode": code, "finishedAt": now()}});
+                json!({"name": container.name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+            });
             let status = json!({"status": {
-                "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+                "phase": phase, "podIP": ip, "podIPs": [{"ip": ip}],
                 "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": now()}],
+                "containerStatuses": ended.into_iter().collect::<Vec<_>>(),
             }});
             let _ = api
                 .patch_status(&name, &PatchParams::default(), &Patch::Strategic(status))

@@ -241,7 +241,8 @@ fn resources(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
     errors
 }
 
-fn resource_name(name: &str) -> Vec<String> {
+/// What is wrong with the name of a resource that a container may ask for.
+pub(in crate::resources) fn resource_name(name: &str) -> Vec<String> {
     let mut errors = names::qualified(name);
     let standard =
         matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");

@@ -11,6 +11,8 @@ mod update;
 pub mod validate;
 mod volumes;
 
+pub(super) use containers::resource_name;
+
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use serde_json::Value;
 

@@ -78,8 +78,8 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
     errors
 }
 
-/// The template of a workload whose pods never end.
-pub fn workload_template(path: &Path, template: &PodTemplateSpec) -> Vec<FieldError> {
+/// A template of pods: what it says of their metadata, and their specification.
+pub fn template(path: &Path, template: &PodTemplateSpec) -> Vec<FieldError> {
     let metadata = template.metadata.clone().unwrap_or_default();
     let mut errors = labels::labels(
         &path.child("metadata").child("labels"),
@@ -104,13 +104,21 @@ pub fn workload_template(path: &Path, template: &PodTemplateSpec) -> Vec<FieldEr
                 .forbidden("ephemeral containers not allowed in pod template"),
         );
     }
+    errors
+}
+
+/// The template of a kind whose pods never end; `kind` is whose pods they are.
+pub fn endless_template(path: &Path, described: &PodTemplateSpec, kind: &str) -> Vec<FieldError> {
+    let mut errors = template(path, described);
+    let path = path.child("spec");
+    let pod = described.spec.clone().unwrap_or_default();
     if let Some(policy @ ("Never" | "OnFailure")) = pod.restart_policy.as_deref() {
         errors.push(path.child("restartPolicy").unsupported(policy, &["Always"]));
     }
     if pod.active_deadline_seconds.is_some() {
         errors.push(
             path.child("activeDeadlineSeconds")
-                .forbidden("activeDeadlineSeconds in a workload is not supported"),
+                .forbidden(format!("activeDeadlineSeconds in {kind} is not Supported")),
         );
     }
     errors

@@ -1,6 +1,8 @@
 //! The toolbox of validation: paths, errors, and the rules that several kinds share, worded as upstream words them.
 
 mod address;
+mod amount;
+mod conditions;
 pub mod labels;
 pub mod metadata;
 pub mod names;
@@ -11,6 +13,8 @@ use serde_json::Value;
 
 use super::decode::DecodeError;
 pub use address::{ip, is_plain, plain_ip};
+pub use amount::{int_or_percent, is_zero};
+pub use conditions::conditions;
 
 /// What is wrong with a name; `prefix` says that it is only the beginning of one (`generateName`).
 pub type NameRule = fn(name: &str, prefix: bool) -> Vec<String>;
@@ -153,6 +157,11 @@ impl Path {
         self.error(FieldErrorReason::Invalid, Some(value.into()), detail.into())
     }
 
+    /// The same where the value would not help the reader.
+    pub fn invalid_as_a_whole(&self, detail: impl Into<String>) -> FieldError {
+        self.error(FieldErrorReason::Invalid, None, detail.into())
+    }
+
     pub fn duplicate(&self, value: impl Into<Value>) -> FieldError {
         self.error(
             FieldErrorReason::Duplicate,
@@ -218,6 +227,24 @@ pub fn one_of(path: &Path, value: Option<&str>, supported: &[&str]) -> Option<Fi
 
 pub fn not_negative(path: &Path, value: i64) -> Option<FieldError> {
     (value < 0).then(|| path.invalid(value, "must be greater than or equal to 0"))
+}
+
+/// An error for each of `fields` of the place that is negative.
+pub fn none_negative<T: Into<i64> + Copy>(path: &Path, fields: &[(&str, T)]) -> Vec<FieldError> {
+    let errors = fields.iter();
+    errors
+        .filter_map(|(field, value)| not_negative(&path.child(field), (*value).into()))
+        .collect()
+}
+
+/// `collisionCount` of a workload's status: a count that only grows.
+pub fn collisions(path: &Path, new: Option<i32>, old: Option<i32>) -> Vec<FieldError> {
+    let (path, new) = (path.child("collisionCount"), new.unwrap_or_default());
+    let mut errors: Vec<_> = not_negative(&path, new.into()).into_iter().collect();
+    if new < old.unwrap_or_default() {
+        errors.push(path.invalid(new, "cannot be decremented"));
+    }
+    errors
 }
 
 pub fn port_number(path: &Path, port: i32) -> Option<FieldError> {

@@ -141,6 +141,43 @@ pub fn port_name(name: &str) -> Vec<String> {
     errors
 }
 
+/// What may stand in the path of a URL.
+pub fn http_path(path: &str) -> Vec<String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&byte);
+    match !path.is_empty() && path.bytes().all(fits) {
+        true => Vec::new(),
+        false => vec![regex_note(
+            "Invalid path",
+            r"[A-Za-z0-9/\-._~%!$&'()*+,;=:]+",
+            &[],
+        )],
+    }
+}
+
+/// The reason of a condition: one word, or several joined by commas or colons.
+pub fn condition_reason(reason: &str) -> Vec<String> {
+    let bytes = reason.as_bytes();
+    let fits = matches!((bytes.first(), bytes.last()), (Some(first), Some(last))
+        if first.is_ascii_alphabetic() && (last.is_ascii_alphanumeric() || *last == b'_'))
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_,:".contains(byte));
+    if fits {
+        return Vec::new();
+    }
+    vec![regex_note(
+        "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'",
+        "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?",
+        &[
+            "my_name",
+            "MY_NAME",
+            "MyName",
+            "ReasonA,ReasonB",
+            "ReasonA:ReasonB",
+        ],
+    )]
+}
+
 fn word(text: &str) -> bool {
     let bytes = text.as_bytes();
     matches!((bytes.first(), bytes.last()), (Some(first), Some(last)) if first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric())

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use proptest::prelude::*;
 
 use super::*;
+use crate::controllers::pods::controller_of;
 use crate::controllers::testing::{PodBuilder, at, pod};
 
 fn set(replicas: i32) -> ReplicaSet {
@@ -84,8 +85,8 @@ fn a_stray_that_matches_is_adopted_and_a_child_that_no_longer_does_is_released()
         &set(1),
         vec![pod("s").label("app", "web"), released, foreign],
     );
-    assert_eq!(names(&plan.adopt), ["s"]);
-    assert_eq!(names(&plan.release), ["r"]);
+    assert_eq!(names(&plan.claims.adopt), ["s"]);
+    assert_eq!(names(&plan.claims.release), ["r"]);
     assert_eq!((plan.create, plan.delete.len()), (0, 0));
 }
 
@@ -150,7 +151,7 @@ fn a_set_that_is_being_deleted_does_nothing_to_its_pods() {
     set.metadata.deletion_timestamp = Some(Time(at(0)));
     let plan = planned(&set, vec![ours("a"), pod("s").label("app", "web")]);
     assert_eq!(
-        (plan.create, plan.adopt.len(), plan.delete.len()),
+        (plan.create, plan.claims.adopt.len(), plan.delete.len()),
         (0, 0, 0)
     );
 }

@@ -1,0 +1,264 @@
+//! Pods that controllers make and remove in an owner's name: told as Events, and expected until the cache has seen them.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, Resource};
+use serde_json::{Value, json};
+
+use super::Context;
+use super::cache::Key;
+use super::driver::Result;
+use super::events::{Recorder, Severity, reference};
+use super::expectations::Expectations;
+use super::pods::{Claims, controlled_by, controller_of, uid};
+
+/// The pods of one kind's objects.
+#[derive(Clone)]
+pub(super) struct PodControl {
+    client: kube::Client,
+    /// The owners' kind.
+    kind: &'static str,
+    pub(super) events: Recorder,
+    expectations: Arc<Mutex<Expectations>>,
+}
+
+impl PodControl {
+    /// `component` is the Events' source.
+    pub(super) fn start(context: &Context, kind: &'static str, component: &'static str) -> Self {
+        Self {
+            client: context.client.clone(),
+            kind,
+            events: Recorder::start(context.client.clone(), component),
+            expectations: Arc::default(),
+        }
+    }
+
+    fn expectations(&self) -> MutexGuard<'_, Expectations> {
+        self.expectations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn api(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The object that manages the pod, and its uid.
+    pub(super) fn owner_of(&self, pod: &Pod) -> Option<(Key, String)> {
+        let owner = controller_of(&pod.metadata).filter(|owner| owner.kind == self.kind)?;
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        Some((Key::new(namespace, &owner.name), owner.uid.clone()))
+    }
+
+    /// Takes note of a change of the cache.
+    pub(super) fn observe(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        let Some((pod, (_, owner))) = new.or(old).and_then(|pod| Some((pod, self.owner_of(pod)?)))
+        else {
+            return;
+        };
+        if old.is_none() {
+            self.expectations().created(&owner);
+        }
+        if new.is_none() || pod.metadata.deletion_timestamp.is_some() {
+            self.expectations().deleted(&owner, uid(&pod.metadata));
+        }
+    }
+
+    /// The owner is gone.
+    pub(super) fn forget(&self, owner: &str) {
+        self.expectations().forget(owner);
+    }
+
+    /// How long to wait at most before the cache shows what was done for the owner; `None`: it does.
+    pub(super) fn wait(&self, owner: &str) -> Option<Duration> {
+        self.expectations().wait(owner, Instant::now())
+    }
+
+    /// Until the cache has seen so many new pods and these going, it is known to be behind.
+    pub(super) fn expect(&self, owner: &str, creates: usize, doomed: &[Arc<Pod>]) {
+        let doomed: HashSet<String> = doomed
+            .iter()
+            .map(|pod| uid(&pod.metadata).to_owned())
+            .collect();
+        self.expectations()
+            .expect(owner, creates, doomed, Instant::now());
+    }
+
+    /// Takes in and lets go. What is taken in gets `finalizer`, too.
+    pub(super) async fn claim<K>(
+        &self,
+        owner: &K,
+        claims: &Claims,
+        finalizer: Option<&str>,
+    ) -> Result<()>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let api = self.api(owner.meta().namespace.as_deref().unwrap_or_default());
+        for pod in &claims.adopt {
+            let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
+            finalizers.extend(finalizer.map(str::to_owned));
+            let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
+            owners.push(controlled_by(owner));
+            change(&api, pod, owners, finalizers).await?;
+        }
+        for pod in &claims.release {
+            let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
+            finalizers.retain(|name| Some(name.as_str()) != finalizer);
+            let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
+            owners.retain(|one| one.uid != uid(owner.meta()));
+            change(&api, pod, owners, finalizers).await?;
+        }
+        Ok(())
+    }
+
+    /// Creates all of `pods`, which have to be expected. One, two, four …: a template that the server refuses is refused
+    /// once, not a hundred times.
+    pub(super) async fn create<K>(
+        &self,
+        owner: &K,
+        pods: &[Pod],
+    ) -> std::result::Result<(), kube::Error>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let api = self.api(owner.meta().namespace.as_deref().unwrap_or_default());
+        let params = PostParams::default();
+        let mut left = pods;
+        let mut batch = 1;
+        while !left.is_empty() {
+            let (now, later) = left.split_at(batch.min(left.len()));
+            let outcomes = join_all(now.iter().map(|pod| api.create(&params, pod))).await;
+            let mut failed = None;
+            for outcome in outcomes {
+                match outcome {
+                    Ok(pod) => {
+                        let name = pod.metadata.name.unwrap_or_default();
+                        let message = format!("Created pod: {name}");
+                        self.report(owner, Severity::Normal, "SuccessfulCreate", message);
+                    }
+                    Err(error) => {
+                        self.expectations().created(uid(owner.meta()));
+                        failed = Some(error);
+                    }
+                }
+            }
+            if let Some(error) = failed {
+                for _ in later {
+                    self.expectations().created(uid(owner.meta()));
+                }
+                let message = format!("Error creating: {}", said(&error));
+                self.report(owner, Severity::Warning, "FailedCreate", message);
+                return Err(error);
+            }
+            left = later;
+            batch *= 2;
+        }
+        Ok(())
+    }
+
+    /// Deletes all of `pods`, which have to be expected.
+    pub(super) async fn delete<K>(
+        &self,
+        owner: &K,
+        pods: &[Arc<Pod>],
+    ) -> std::result::Result<(), kube::Error>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let api = self.api(owner.meta().namespace.as_deref().unwrap_or_default());
+        let api = &api;
+        let deletions = pods.iter().map(|pod| async move {
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            let same = Preconditions {
+                uid: pod.metadata.uid.clone(),
+                resource_version: None,
+            };
+            let params = DeleteParams::background().preconditions(same);
+            (pod, name, api.delete(name, &params).await)
+        });
+        let mut failed = Ok(());
+        for (pod, name, outcome) in join_all(deletions).await {
+            match outcome {
+                Ok(_) => {
+                    let message = format!("Deleted pod: {name}");
+                    self.report(owner, Severity::Normal, "SuccessfulDelete", message);
+                }
+                Err(error) => {
+                    self.expectations()
+                        .deleted(uid(owner.meta()), uid(&pod.metadata));
+                    if !matches!(&error, kube::Error::Api(status) if status.is_not_found()) {
+                        let message = format!("Error deleting: {}", said(&error));
+                        self.report(owner, Severity::Warning, "FailedDelete", message);
+                        failed = Err(error);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn report<K>(&self, owner: &K, severity: Severity, reason: &'static str, message: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        self.events
+            .report(reference(owner), severity, reason, message);
+    }
+}
+
+/// Writes whose a pod is and who holds it.
+async fn change(
+    api: &Api<Pod>,
+    pod: &Pod,
+    owners: Vec<OwnerReference>,
+    finalizers: Vec<String>,
+) -> Result<()> {
+    let mut metadata = json!({"ownerReferences": owners});
+    if pod.metadata.finalizers.clone().unwrap_or_default() != finalizers {
+        metadata["finalizers"] = json!(finalizers);
+    }
+    patch(api, pod, metadata).await?;
+    Ok(())
+}
+
+/// Removes a finalizer from a pod.
+pub(super) async fn let_go(
+    api: &Api<Pod>,
+    pod: &Pod,
+    finalizer: &str,
+) -> std::result::Result<(), kube::Error> {
+    let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
+    finalizers.retain(|name| name != finalizer);
+    match patch(api, pod, json!({"finalizers": finalizers})).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+async fn patch(
+    api: &Api<Pod>,
+    pod: &Pod,
+    mut metadata: Value,
+) -> std::result::Result<(), kube::Error> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    // The version makes the server refuse if the lists have changed since.
+    metadata["resourceVersion"] = json!(pod.metadata.resource_version);
+    let patch = json!({"metadata": metadata});
+    api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await?;
+    Ok(())
+}
+
+/// The server's own words, without the wrapping.
+pub(super) fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
