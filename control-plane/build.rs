@@ -15,8 +15,11 @@ const PACKAGES: &[&str] = &[
     "k8s.io/api/discovery/v1.proto",
     "k8s.io/api/events/v1.proto",
     "k8s.io/api/networking/v1.proto",
+    "k8s.io/api/node/v1.proto",
     "k8s.io/api/policy/v1.proto",
     "k8s.io/api/rbac/v1.proto",
+    "k8s.io/api/scheduling/v1.proto",
+    "k8s.io/api/storage/v1.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

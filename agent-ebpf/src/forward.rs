@@ -10,12 +10,14 @@
 //! unchanged, and so is a packet of the former that is out of the ordinary: the programs on the stack's way make of each
 //! what would have been made of it here, as they read and write the same rows.
 
-use crate::abi::{CONNECTION_DIRECT, CONNECTION_SERVICE, DropReason, FlowKey, Side, TCP, UDP};
+use crate::abi::{
+    CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_SERVICE, DropReason, FlowKey, Side, TCP, UDP,
+};
 use crate::checksum::Sum;
 use crate::flow::Fragments;
 use crate::nat::{
-    Connections, Node, REFUSED, Step, Work, ends, from_node, identify, is_known, open, opens, read,
-    to_service,
+    Connections, Node, REFUSED, Step, Work, ends, from_node, identify, is_known, mind_former, open,
+    opens, read, to_service,
 };
 use crate::outside::OutsideTables;
 use crate::packet::{Bytes, Network, Part, Transport};
@@ -57,7 +59,10 @@ where
     work.used.now_ns = world.now_ns();
     if !is_known(world, work) {
         let opened = match to_service(world, work) {
-            Step::Next => open(world, work),
+            Step::Next => {
+                mind_former(world, work);
+                open(world, work)
+            }
             other => other,
         };
         match opened {
@@ -67,7 +72,8 @@ where
             Step::Drop(reason) => return Course::Drop(reason),
         }
     }
-    if work.row.backend == REFUSED && work.row.kind & CONNECTION_SERVICE != 0 {
+    let is_refused = work.row.backend == REFUSED && work.row.kind & CONNECTION_SERVICE != 0;
+    if is_refused || work.row.kind & CONNECTION_FORMER != 0 {
         return Course::Stack;
     }
     work.key = work.key.after(&work.row, Side::OUT);
@@ -138,8 +144,17 @@ fn is_plain<W: Bytes + Roads>(world: &W, work: &Work) -> bool {
         // The kernel takes packets from other addresses for nobody's.
         && is_unicast(&network.source)
         && world.is_for_node()
+        && states_length(world, network)
         && (!network.is_ipv4 || header_is_right(world, network))
         && is_finished(world, network)
+}
+
+/// Whether the packet says how long it is. Only what the kernel itself has put together may leave that open, and no link
+/// brings it.
+#[inline(always)]
+fn states_length(bytes: &impl Bytes, network: &Network) -> bool {
+    let at = network.at + if network.is_ipv4 { 2 } else { 4 };
+    bytes.read::<2>(at).is_some_and(|length| length != [0; 2])
 }
 
 /// A router that does not look lets a broken header go where nobody meant it to.

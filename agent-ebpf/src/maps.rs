@@ -127,6 +127,10 @@ pub(crate) static EXEMPT: LpmTrie<Address, Member, 16_384> = LpmTrie::new();
 #[btf_map]
 pub(crate) static NEAR: LpmTrie<Address, Member, 16_384> = LpmTrie::new();
 
+/// Load balancers' addresses that were another node's until they came to this one, and an address of that node's.
+#[btf_map]
+pub(crate) static FORMERS: HashMap<Address, Address, 4_096, BY_ROW> = HashMap::new();
+
 /// Memory for one `Work`, as words: the kernel does not take the description of a Rust enum. Not pinned, as what a program
 /// keeps there is of no use to another.
 #[btf_map]

@@ -22,8 +22,8 @@
 //! reverse-path checks and policy are the kernel's and work as always. Each `═▶` is a row of `CONNECTIONS`.
 
 use crate::abi::{
-    Address, BackendId, CONNECTION_DIRECT, CONNECTION_REPLY, CONNECTION_SERVICE, Connection,
-    DropReason, FlowKey, PodEntry, Port, Scope, ServiceKey, Side, TCP, UDP,
+    Address, BackendId, CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_REPLY, CONNECTION_SERVICE,
+    Connection, DropReason, FlowKey, PodEntry, Port, Scope, ServiceKey, Side, TCP, UDP,
 };
 use crate::flow::{Fragments, header_ports, ports, stir};
 use crate::outside::{Choice, Client, OutsideTables, choose};
@@ -40,6 +40,12 @@ pub const PORT_ATTEMPTS: u32 = 16;
 pub const REFRESH_NS: u64 = 250_000_000;
 /// Among the TCP flags that a row has seen: anything, of any protocol. `URG` is not told apart.
 pub const SEEN: u8 = 1 << 5;
+/// The same: the hardware address of the node that the packet went to was not known.
+const ASKED: u8 = 1 << 6;
+/// Connections whose packets are another node's to translate.
+pub(crate) const ELSEWHERE: u8 = CONNECTION_DIRECT | CONNECTION_FORMER;
+/// A node that lives says within this time which hardware address it has: the kernel asks three times, a second apart.
+const ANSWERS_WITHIN_NS: u64 = 4_000_000_000;
 /// Ports below are never given to others.
 const FIRST_FREE_PORT: u16 = 1024;
 
@@ -55,7 +61,7 @@ pub enum Added {
 
 /// The table of connections.
 pub trait Connections {
-    /// Copies a row; false when there is none. With flags, its time and what it has seen are brought up to now.
+    /// Copies a row; false when there is none. With a packet, its time, its bytes and what it has seen are brought up to now.
     fn row(&self, key: &FlowKey, into: &mut Connection, use_now: Option<Use>) -> bool;
     fn add(&self, key: &FlowKey, row: &Connection) -> Added;
     /// False when there is no room.
@@ -66,6 +72,8 @@ pub trait Connections {
 #[derive(Clone, Copy, Debug)]
 pub struct Use {
     pub now_ns: u64,
+    /// From the IP header on.
+    pub bytes: u32,
     /// Its TCP flags.
     pub flags: u8,
 }
@@ -87,12 +95,16 @@ pub trait Node {
     fn port_range(&self) -> (u16, u16);
     /// Whether a socket of the node would get what comes back by `answers`.
     fn has_socket(&self, answers: &FlowKey) -> bool;
-    /// The packet comes from a pod of this node that is to have the node's address towards `destination`.
+    /// The packet comes from a pod of this node.
+    fn is_pods(&self) -> bool;
+    /// A pod's packet is to have the node's address towards `destination`.
     fn masquerades(&self, destination: &Address) -> bool;
     /// The packet was made by a socket of this node.
     fn is_own(&self) -> bool;
-    /// The backend is on another node that shares a link with this one.
+    /// The address is that of another node which shares a link with this one, or of a backend there.
     fn is_near(&self, backend: &Address) -> bool;
+    /// The node that answered for a load balancer's address before this one did.
+    fn former(&self, address: &Address) -> Option<Address>;
     /// A backend was given a connection.
     fn opened(&self, backend: BackendId);
     /// A connection is refused; a hole is a row that was missing.
@@ -104,6 +116,8 @@ pub trait Node {
 pub enum Handover {
     /// It is on its way.
     Done,
+    /// It is on its way as soon as the node says which hardware address it has.
+    Asked,
     /// The way takes no packets of its size: the network stack tells its sender.
     TooLarge,
     /// There is no such way, or the packet came by it.
@@ -112,8 +126,9 @@ pub enum Handover {
 
 /// Other nodes.
 pub trait Neighbours {
-    /// Sends the packet, as it is but for a hop, to the node by which those of `flow` leave.
-    fn hand_over(&mut self, packet: &Network, flow: &FlowKey) -> Handover;
+    /// Sends the packet, as it is but for a hop, to the node by which those of `flow` leave. Where it would have to ask for
+    /// that node's hardware address first, only if it `may_ask`.
+    fn hand_over(&mut self, packet: &Network, flow: &FlowKey, may_ask: bool) -> Handover;
 }
 
 /// Memory to work in: a program's stack is too small for it, and the steps below share it.
@@ -180,6 +195,9 @@ where
             Side::OUT => from_node(world, work),
             _ => Step::Done,
         };
+        if wanted == Step::Next && side == Side::IN {
+            mind_former(world, work);
+        }
         let opened = match wanted {
             Step::Next => open(world, work),
             other => other,
@@ -190,7 +208,7 @@ where
             Step::Drop(reason) => return Fate::Drop(reason),
         }
     }
-    if side == Side::IN && work.row.kind & CONNECTION_DIRECT != 0 {
+    if side == Side::IN && work.row.kind & ELSEWHERE != 0 {
         match handed_over(world, work) {
             Step::Done => return Fate::Onward,
             Step::Drop(reason) => return Fate::Drop(reason),
@@ -203,25 +221,62 @@ where
     }
 }
 
-/// Hands a packet to its backend's node. A connection that begins where that cannot be is one like others; one that is open
-/// does not become one, as the backend would not know it.
+/// Hands a packet to its backend's node, or to the one whose its address was before. A connection that begins where that
+/// cannot be is one like others. One that is open does not become one, as its backend would not know it; of a former node
+/// it does, if only to let its client know that it is over.
 #[inline(never)]
 fn handed_over<W>(world: &mut W, work: &mut Work) -> Step
 where
-    W: Connections + Neighbours,
+    W: Connections + Node + Neighbours,
 {
+    let is_formers = work.row.kind & CONNECTION_FORMER != 0;
+    let was_asked = work.row.seen & ASKED != 0;
+    let silence_ns = work.used.now_ns.saturating_sub(work.row.last_seen_ns);
     work.back_key = work.key.after(&work.row, Side::OUT);
-    match world.hand_over(&work.network, &work.back_key) {
-        Handover::Done => Step::Done,
+    if is_formers {
+        work.back_key.destination = former(world, work).unwrap_or(PodEntry::NONE);
+    }
+    let may_ask = !is_formers || !was_asked || silence_ns < ANSWERS_WITHIN_NS;
+    let handed = world.hand_over(&work.network, &work.back_key, may_ask);
+    match handed {
+        Handover::Done | Handover::Asked => {
+            let is_asked = handed == Handover::Asked;
+            if is_formers && is_asked != was_asked {
+                work.row.seen ^= ASKED;
+                work.row.last_seen_ns = work.used.now_ns;
+                let _ = world.put(&work.key, &work.row);
+            }
+            Step::Done
+        }
         Handover::TooLarge => Step::Next,
-        Handover::Impossible if opens(work) => {
-            work.row.kind &= !CONNECTION_DIRECT;
+        Handover::Impossible if is_formers || opens(work) => {
+            work.row.kind &= !ELSEWHERE;
             match world.put(&work.key, &work.row) {
                 true => Step::Next,
                 false => Step::Drop(DropReason::TableFull),
             }
         }
         Handover::Impossible => Step::Drop(DropReason::NoWay),
+    }
+}
+
+/// The node whose a connection is that is open already and that this one does not know: the address was that node's until
+/// lately. A backend on another node would answer only what has come by there.
+#[inline(always)]
+fn former(node: &impl Node, work: &Work) -> Option<Address> {
+    if work.key.protocol != TCP || opens(work) {
+        return None;
+    }
+    let former = node.former(&work.key.destination)?;
+    node.is_near(&former).then_some(former)
+}
+
+/// A connection that is new here may be open already, by the node whose the address was before. A function of its own, so
+/// that the verifier goes on once, whatever it says.
+#[inline(never)]
+pub(crate) fn mind_former(node: &impl Node, work: &mut Work) {
+    if work.row.kind & CONNECTION_DIRECT == 0 && former(node, work).is_some() {
+        work.row.kind |= CONNECTION_FORMER;
     }
 }
 
@@ -269,6 +324,7 @@ pub(crate) fn identify(fragments: &impl Fragments, work: &mut Work, side: Side) 
         return false;
     };
     work.key = FlowKey::of(&work.network, ports, side);
+    work.used.bytes = work.network.end - work.network.at;
     work.used.flags = SEEN
         | match work.transport {
             Transport::Ports { flags, .. } => flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK),
@@ -307,7 +363,8 @@ pub(crate) fn still_holds(tables: &impl OutsideTables, work: &Work) -> bool {
         return true;
     }
     let over = row.seen & (TCP_FIN | TCP_RST) != 0;
-    row.backend != REFUSED && !over && tables.backend(row.backend).is_some()
+    let is_ours = row.backend != REFUSED && row.kind & CONNECTION_FORMER == 0;
+    is_ours && !over && tables.backend(row.backend).is_some()
 }
 
 /// The backend of connections that are refused.
@@ -337,9 +394,11 @@ fn answers(work: &mut Work) {
         destination_port: key.source_port,
         backend: row.backend,
         service_id: row.service_id,
-        kind: (row.kind & !CONNECTION_DIRECT) ^ CONNECTION_REPLY,
+        kind: (row.kind & !ELSEWHERE) ^ CONNECTION_REPLY,
         seen: 0,
         pad: [0; 2],
+        bytes: 0,
+        since_ns: row.since_ns,
     };
 }
 
@@ -386,9 +445,14 @@ where
             entry,
             is_direct,
         } => {
-            // Other nodes do not answer at this one's node ports.
-            if is_direct && !is_node_port && world.is_near(&entry.address) {
+            let is_far = is_direct && world.is_near(&entry.address);
+            if is_far {
                 kind |= CONNECTION_DIRECT;
+            }
+            // What comes for another node's port was handed over by that node, if the service asks for it.
+            let is_own = !is_node_port || world.is_node_address(&key.destination);
+            if !is_own && (is_far || !is_direct) {
+                return Step::Done;
             }
             (service_id, id, entry.address, entry.port)
         }
@@ -428,6 +492,8 @@ where
         kind,
         seen: work.used.flags,
         pad: [0; 2],
+        bytes: work.used.bytes.into(),
+        since_ns: work.used.now_ns,
     };
     work.keeps_port = true;
     (work.first_port, work.port_count) = (FIRST_FREE_PORT, u16::MAX - FIRST_FREE_PORT);
@@ -439,7 +505,9 @@ fn may_be_node_port(node: &impl Node, key: &FlowKey) -> bool {
     let (first, last) = node.node_ports();
     let port = u16::from_be_bytes(key.destination_port);
     let may_be = last == 0 || first <= port && port <= last;
-    (may_be || node.is_host_port(key.destination_port)) && node.is_node_address(&key.destination)
+    let address = &key.destination;
+    (may_be || node.is_host_port(key.destination_port))
+        && (node.is_node_address(address) || node.is_near(address))
 }
 
 #[inline(always)]
@@ -466,12 +534,17 @@ where
         }
         // The answers would be taken for those of another's connection that has this port of the node.
         keeps_port = false;
+    } else if world.is_pods() {
+        // No client outside sends it, so there is no row to look for.
+        if !world.masquerades(&work.key.destination) {
+            return Step::Done;
+        }
     } else if world.row(&work.back_key, &mut work.other, None)
         && work.other.kind == CONNECTION_SERVICE | CONNECTION_REPLY
     {
         // A client's packet to a backend on another node, which would else answer it directly.
         (backend, service_id) = (work.other.backend, work.other.service_id);
-    } else if !world.masquerades(&work.key.destination) {
+    } else {
         return Step::Done;
     }
     let own = world.own_address(work.network.is_ipv4);
@@ -495,6 +568,8 @@ where
         kind: 0,
         seen: work.used.flags,
         pad: [0; 2],
+        bytes: work.used.bytes.into(),
+        since_ns: work.used.now_ns,
     };
     let (first, last) = world.node_ports();
     let is_node_port = last != 0 && first <= port && port <= last;
@@ -532,7 +607,8 @@ where
         match added {
             Added::Present => {}
             Added::Added if world.put(&work.key, &work.row) => {
-                if work.key.side == Side::IN && work.row.backend != REFUSED {
+                let is_ours = work.row.kind & CONNECTION_FORMER == 0;
+                if work.key.side == Side::IN && work.row.backend != REFUSED && is_ours {
                     world.opened(work.row.backend);
                 }
                 return Step::Next;
@@ -555,7 +631,7 @@ fn may_give_way(work: &Work) -> bool {
 #[inline(always)]
 fn error<W>(world: &mut W, work: &mut Work, side: Side) -> Fate
 where
-    W: Frame + Connections + Neighbours,
+    W: Frame + Connections + Node + Neighbours,
 {
     /// `ICMP_REDIRECT`
     const REDIRECT: u8 = 5;
@@ -569,8 +645,8 @@ where
         return Fate::Drop(DropReason::Redirect);
     }
     // About an answer that this node has not seen.
-    let is_direct = side == Side::IN && work.row.kind & CONNECTION_DIRECT != 0;
-    if is_direct && error_handed_over(world, work) {
+    let is_elsewhere = side == Side::IN && work.row.kind & ELSEWHERE != 0;
+    if is_elsewhere && error_handed_over(world, work) {
         return Fate::Onward;
     }
     match error_written(world, work) {
@@ -580,9 +656,14 @@ where
 }
 
 #[inline(never)]
-fn error_handed_over(world: &mut impl Neighbours, work: &mut Work) -> bool {
+fn error_handed_over(world: &mut (impl Node + Neighbours), work: &mut Work) -> bool {
     work.back_key = work.key.after(&work.row, Side::OUT);
-    world.hand_over(&work.network, &work.back_key) == Handover::Done
+    if work.row.kind & CONNECTION_FORMER != 0 {
+        let former = world.former(&work.key.destination);
+        work.back_key.destination = former.unwrap_or(PodEntry::NONE);
+    }
+    let handed = world.hand_over(&work.network, &work.back_key, true);
+    matches!(handed, Handover::Done | Handover::Asked)
 }
 
 /// Reads what an error quotes; the key is that of the answers to it, which pass here.

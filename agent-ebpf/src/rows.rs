@@ -15,8 +15,8 @@ use core::ffi::c_void;
 
 use crate::count::IF_ABSENT;
 use crate::maps::{
-    CONFIG, CONNECTIONS, HOST_PORTS, MAGLEV, NEAR, NODE_ADDRESSES, PODS, SERVICES, SOURCE_RANGES,
-    UPLINKS,
+    CONFIG, CONNECTIONS, FORMERS, HOST_PORTS, MAGLEV, NEAR, NODE_ADDRESSES, PODS, SERVICES,
+    SOURCE_RANGES, UPLINKS,
 };
 
 const EEXIST: i32 = 17;
@@ -39,9 +39,16 @@ pub(crate) fn row(key: &FlowKey, into: &mut Connection, use_now: Option<Use>) ->
     if into.key_hash != key.hash() {
         return false;
     }
-    if let Some(Use { now_ns, flags }) = use_now {
-        // SAFETY: as above. Two CPUs may write at once: a time is then as good as the other, and a flag comes again.
+    if let Some(Use {
+        now_ns,
+        bytes,
+        flags,
+    }) = use_now
+    {
+        // SAFETY: as above. Two CPUs may write at once: a time is then as good as the other, a flag comes again, and of the
+        // bytes some are not counted.
         unsafe {
+            (&raw mut (*row).bytes).write_volatile(into.bytes + u64::from(bytes));
             if now_ns.saturating_sub(into.last_seen_ns) > REFRESH_NS {
                 (&raw mut (*row).last_seen_ns).write_volatile(now_ns);
             }
@@ -98,6 +105,14 @@ pub(crate) fn is_node_address(address: &Address) -> bool {
 #[inline(always)]
 pub(crate) fn is_near(backend: &Address) -> bool {
     NEAR.get(&Key::new(128, *backend)).is_some()
+}
+
+/// The node that answered for an address before this one did.
+#[inline(always)]
+pub(crate) fn former(address: &Address) -> Option<Address> {
+    // SAFETY: user space replaces a row by a new one. One that is another address's by now leads to a node that knows as
+    // little of the connection.
+    unsafe { FORMERS.get(address) }.copied()
 }
 
 #[inline(always)]

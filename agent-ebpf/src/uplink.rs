@@ -141,12 +141,15 @@ impl Fragments for Uplink {
 
 impl Neighbours for Uplink {
     #[inline(always)]
-    fn hand_over(&mut self, packet: &Network, flow: &FlowKey) -> Handover {
+    fn hand_over(&mut self, packet: &Network, flow: &FlowKey, may_ask: bool) -> Handover {
         let mut way = Way::of(self.0.link(), packet, flow, self.size(packet));
-        match way.look(self.0.raw().cast()) {
+        let found = way.look(self.0.raw().cast());
+        match found {
             Found::Neighbour if self.read(6) == Some(way.neighbour()) => Handover::Impossible,
+            Found::Link if !may_ask => Handover::Impossible,
             Found::Neighbour | Found::Link if packet.hops > 1 => {
                 match spend_hop(self, packet).map(|()| way.redirect()) {
+                    Some(TC_ACT_REDIRECT) if found == Found::Link => Handover::Asked,
                     Some(TC_ACT_REDIRECT) => Handover::Done,
                     _ => Handover::Impossible,
                 }
@@ -218,9 +221,13 @@ impl Node for Uplink {
     }
 
     #[inline(always)]
+    fn is_pods(&self) -> bool {
+        PODS.get_ptr(LinkIndex(self.0.came_by())).is_some()
+    }
+
+    #[inline(always)]
     fn masquerades(&self, destination: &Address) -> bool {
-        let from_pod = PODS.get_ptr(LinkIndex(self.0.came_by())).is_some();
-        from_pod && EXEMPT.get(&Key::new(128, *destination)).is_none()
+        EXEMPT.get(&Key::new(128, *destination)).is_none()
     }
 
     #[inline(always)]
@@ -236,6 +243,11 @@ impl Node for Uplink {
     #[inline(always)]
     fn is_near(&self, backend: &Address) -> bool {
         rows::is_near(backend)
+    }
+
+    #[inline(always)]
+    fn former(&self, address: &Address) -> Option<Address> {
+        rows::former(address)
     }
 
     #[inline(always)]

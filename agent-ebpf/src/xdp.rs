@@ -218,6 +218,11 @@ impl Node for Arrival {
 
     /// What leaves a pod does not come in by an uplink.
     #[inline(always)]
+    fn is_pods(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn masquerades(&self, _: &Address) -> bool {
         false
     }
@@ -235,6 +240,11 @@ impl Node for Arrival {
     #[inline(always)]
     fn is_near(&self, backend: &Address) -> bool {
         rows::is_near(backend)
+    }
+
+    #[inline(always)]
+    fn former(&self, address: &Address) -> Option<Address> {
+        rows::former(address)
     }
 
     /// The packet is the stack's, whose program refuses and counts it.

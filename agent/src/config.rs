@@ -139,7 +139,7 @@ pub struct AgentConfig {
         value_delimiter = ','
     )]
     pub masquerade_exempt: Vec<IpNet>,
-    /// Connections from outside, and of pods to the world, that the maps have room for, 320 bytes each. When they are full
+    /// Connections from outside, and of pods to the world, that the maps have room for, 352 bytes each. When they are full
     /// the longest idle give way. Another number takes effect like an upgrade
     #[arg(
         long,

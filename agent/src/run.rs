@@ -430,7 +430,8 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let telling = connect::tell_routes(peers_seen, health.clone());
     parts.spawn(unfailing(telling));
     parts.spawn(introspect(introspection, socket));
-    let (announcer, upkeep) = announcing(&node, &client, health_seen, announcements);
+    let maps = Maps::open(&dir)?;
+    let (announcer, upkeep) = announcing(&node, &client, health_seen, announcements, maps);
     parts.spawn(keep_node(upkeep));
     parts.spawn(async { Ok(announcer.run().await?) });
     parts.spawn(keep_client(&node, node_client.clone()));
@@ -589,6 +590,7 @@ fn announcing(
     client: &kube::Client,
     health: watch::Receiver<Health>,
     shown: Announcements,
+    maps: Maps,
 ) -> (Announcer, Upkeep) {
     let (pulse, pulse_seen) = watch::channel(Pulse::default());
     let (fit, fit_seen) = watch::channel(false);
@@ -599,6 +601,7 @@ fn announcing(
         pulse,
         fit: fit_seen,
         shown,
+        maps,
     };
     let upkeep = Upkeep {
         client: client.clone(),

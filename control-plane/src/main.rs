@@ -161,7 +161,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .context("cannot read the services")?;
     let policies = Arc::new(Policies::default());
     let registry = Registry {
-        admission: Admission::new(store.clone(), addresses.clone(), policies.clone()),
+        admission: Admission::new(
+            store.clone(),
+            cache.clone(),
+            addresses.clone(),
+            policies.clone(),
+        ),
         store,
         cache,
         policies,

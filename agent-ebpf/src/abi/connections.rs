@@ -62,6 +62,10 @@ pub struct Connection {
     /// TCP flags that were seen in this direction, and [`crate::nat::SEEN`].
     pub seen: u8,
     pub pad: [u8; 2],
+    /// Of the packets in this direction, with their headers from IP's on; about, where several CPUs count.
+    pub bytes: u64,
+    /// `bpf_ktime_get_ns` of the connection's first packet.
+    pub since_ns: u64,
 }
 
 impl FlowKey {
@@ -90,6 +94,8 @@ impl Connection {
         kind: 0,
         seen: 0,
         pad: [0; 2],
+        bytes: 0,
+        since_ns: 0,
     };
 }
 
@@ -99,6 +105,9 @@ pub const CONNECTION_REPLY: u8 = 1 << 0;
 pub const CONNECTION_SERVICE: u8 = 1 << 1;
 /// Its packets are handed to the backend's node as they are, which answers the client itself.
 pub const CONNECTION_DIRECT: u8 = 1 << 2;
+
+/// It was opened by the node that had the service's address before this one. Its packets are handed there as they are.
+pub const CONNECTION_FORMER: u8 = 1 << 3;
 
 /// Key of `FRAGMENTS`: what the fragments of one packet have in common.
 #[repr(C, align(4))]

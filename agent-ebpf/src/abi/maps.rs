@@ -35,10 +35,11 @@ pub const CONNECTIONS: &str = "CONNECTIONS";
 pub const FRAGMENTS: &str = "FRAGMENTS";
 pub const EXEMPT: &str = "EXEMPT";
 pub const NEAR: &str = "NEAR";
+pub const FORMERS: &str = "FORMERS";
 pub const OUTSIDE_OPENS: &str = "OUTSIDE_OPENS";
 
 /// All of them.
-pub const ALL: [&str; 36] = [
+pub const ALL: [&str; 37] = [
     SERVICES,
     BACKEND_TABLE,
     BACKENDS,
@@ -74,5 +75,6 @@ pub const ALL: [&str; 36] = [
     FRAGMENTS,
     EXEMPT,
     NEAR,
+    FORMERS,
     OUTSIDE_OPENS,
 ];

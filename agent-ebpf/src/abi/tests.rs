@@ -45,7 +45,7 @@ fn layouts_have_no_implicit_padding() {
     no_padding!(XdpLink: mac 6, flags 2 => 8);
     no_padding!(FlowKey: source 16, destination 16, source_port 2, destination_port 2, protocol 1, side 1, pad 2 => 40);
     no_padding!(Connection: key_hash 4, link 4, last_seen_ns 8, source 16, destination 16, source_port 2,
-        destination_port 2, backend 4, service_id 4, kind 1, seen 1, pad 2 => 64);
+        destination_port 2, backend 4, service_id 4, kind 1, seen 1, pad 2, bytes 8, since_ns 8 => 80);
     no_padding!(FragmentKey: source 16, destination 16, identification 4, protocol 1, side 1, pad 2 => 40);
     no_padding!(FragmentPorts: source 2, destination 2 => 4);
     no_padding!(FlowEvent: time_ns 8, cookie 8, netns_cookie 8, duration_ns 8, bytes_sent 8, bytes_received 8,

@@ -18,6 +18,8 @@ pub(crate) const NODE: &str = "203.0.113.1";
 pub(crate) const CLIENT: &str = "198.51.100.2";
 pub(crate) const POD: &str = "10.244.1.7";
 pub(crate) const FAR: &str = "10.244.2.7";
+/// A node that had the balancer's address before.
+pub(crate) const FORMER: &str = "203.0.113.3";
 pub(crate) const BALANCER: &str = "192.0.2.80";
 /// A pod has it.
 pub(crate) const HOST_PORT: u16 = 8081;
@@ -44,6 +46,10 @@ pub(crate) struct World {
     /// Where other nodes' pods are handed their packets, if they are.
     pub(crate) handover: Option<Handover>,
     pub(crate) leads_back: bool,
+    /// Whose the balancer's address was before.
+    pub(crate) former: Option<Address>,
+    /// The last node that was to be handed a packet.
+    pub(crate) handed_to: Option<Address>,
 }
 
 /// What a frame begins with when it is sent on.
@@ -69,6 +75,8 @@ impl Default for World {
             is_before_stack: false,
             handover: None,
             leads_back: false,
+            former: None,
+            handed_to: None,
         }
     }
 }
@@ -164,9 +172,12 @@ impl World {
 }
 
 impl Neighbours for World {
-    fn hand_over(&mut self, _: &Network, flow: &FlowKey) -> Handover {
-        assert_eq!(flow.destination, address(FAR));
-        self.handover.unwrap_or(Handover::Impossible)
+    fn hand_over(&mut self, _: &Network, flow: &FlowKey, may_ask: bool) -> Handover {
+        self.handed_to = Some(flow.destination);
+        match self.handover {
+            Some(Handover::Asked) if !may_ask => Handover::Impossible,
+            handover => handover.unwrap_or(Handover::Impossible),
+        }
     }
 }
 
@@ -210,6 +221,7 @@ pub(crate) fn work() -> Work {
         other: Connection::EMPTY,
         used: Use {
             now_ns: 0,
+            bytes: 0,
             flags: 0,
         },
         first_port: 0,
@@ -256,7 +268,13 @@ impl Connections for World {
         };
         assert_eq!(row.key_hash, key.hash());
         *into = *row;
-        if let Some(Use { now_ns, flags }) = use_now {
+        if let Some(Use {
+            now_ns,
+            bytes,
+            flags,
+        }) = use_now
+        {
+            row.bytes += u64::from(bytes);
             row.last_seen_ns = now_ns;
             row.seen |= flags;
         }
@@ -310,9 +328,11 @@ impl Node for World {
         let port = u16::from_be_bytes(answers.destination_port);
         self.sockets.contains(&port)
     }
+    fn is_pods(&self) -> bool {
+        self.sender == Sender::Pod
+    }
     fn masquerades(&self, destination: &Address) -> bool {
-        let exempt = matches!(destination.as_v4(), Some([10, ..]));
-        self.sender == Sender::Pod && !exempt
+        !matches!(destination.as_v4(), Some([10, ..]))
     }
     fn is_own(&self) -> bool {
         self.sender == Sender::Own
@@ -321,7 +341,11 @@ impl Node for World {
         self.opened.set(self.opened.get() + 1);
     }
     fn is_near(&self, backend: &Address) -> bool {
-        self.handover.is_some() && *backend == address(FAR)
+        let is_other = [FAR, FORMER].iter().any(|it| *backend == address(it));
+        self.handover.is_some() && is_other
+    }
+    fn former(&self, of: &Address) -> Option<Address> {
+        self.former.filter(|_| *of == address(BALANCER))
     }
     fn refused(&self, _: u32, is_hole: bool) {
         assert!(!is_hole);

@@ -278,13 +278,107 @@ fn an_open_connection_of_a_node_that_is_gone_reaches_nobody_else() {
 }
 
 #[test]
-fn node_ports_are_not_answered_by_other_nodes() {
+fn open_connections_of_an_address_that_came_from_another_node_stay_that_nodes() {
+    let mut node = node();
+    node.former = Some(address(FORMER));
+    node.handover = Some(Handover::Done);
+    // New ones are this node's.
+    let of = |port, flags| segment((CLIENT, port), (BALANCER, 80), flags);
+    for flags in [SYN, ACK] {
+        let came = node.pass(of(4000, flags), Side::IN);
+        assert_eq!(came, Ok(segment((CLIENT, 4000), (FAR, 8080), flags)));
+    }
+    assert_eq!(node.handed_to, None);
+    // Also those to a backend that is here: there, the other has answered for it.
+    for port in [80, 90] {
+        let open = segment((CLIENT, 4001), (BALANCER, port), ACK);
+        for _ in 0..2 {
+            assert_eq!(node.pass(open.clone(), Side::IN), Ok(open.clone()));
+            assert_eq!(node.handed_to.take(), Some(address(FORMER)));
+        }
+    }
+    // A client that begins anew from the same port is not handed over.
+    assert_ne!(node.pass(of(4001, SYN), Side::IN), Ok(of(4001, SYN)));
+    // Nor is what is no service's, or a node port's.
+    let other = segment((CLIENT, 4002), (NODE, 30_080), ACK);
+    assert!(
+        node.pass(other.clone(), Side::IN)
+            .is_ok_and(|it| it != other)
+    );
+    assert_eq!(node.handed_to, None);
+}
+
+#[test]
+fn what_the_former_node_does_not_take_is_answered_here() {
+    let mut node = node();
+    node.former = Some(address(FORMER));
+    node.handover = Some(Handover::Impossible);
+    let open = segment((CLIENT, 4000), (BALANCER, 80), ACK);
+    let here = segment((CLIENT, 4000), (FAR, 8080), ACK);
+    for _ in 0..2 {
+        assert_eq!(node.pass(open.clone(), Side::IN), Ok(here.clone()));
+    }
+    node.handover = Some(Handover::Done);
+    assert_eq!(node.pass(open, Side::IN), Ok(here), "and so it stays");
+}
+
+#[test]
+fn a_former_node_that_does_not_say_where_it_is_is_given_up() {
+    let mut node = node();
+    node.former = Some(address(FORMER));
+    let open = segment((CLIENT, 4000), (BALANCER, 80), ACK);
+    let mut at = |seconds: u64, handover, is_handed| {
+        node.now_ns = seconds * 1_000_000_000;
+        node.handover = Some(handover);
+        let came = node.pass(open.clone(), Side::IN).unwrap();
+        assert_eq!(came == open, is_handed, "{seconds}");
+    };
+    at(100, Handover::Done, true);
+    at(101, Handover::Asked, true);
+    // Nobody has sent anything for long: it is asked once.
+    at(900, Handover::Done, true);
+    at(1900, Handover::Asked, true);
+    at(1902, Handover::Asked, true);
+    at(1909, Handover::Asked, false);
+    at(1910, Handover::Done, false);
+}
+
+#[test]
+fn node_ports_are_answered_by_the_backends_node_if_the_service_asks_for_it() {
     let mut node = node();
     node.serve(7, ("0.0.0.0", 30_090), TCP, &[(FAR, 8080)]);
-    node.flag(FLAG_DIRECT_RETURN);
     node.handover = Some(Handover::Done);
-    let came = node.pass(segment((CLIENT, 4000), (NODE, 30_090), SYN), Side::IN);
-    assert_eq!(came, Ok(segment((CLIENT, 4000), (FAR, 8080), SYN)));
+    let dialled = |port, to| segment((CLIENT, port), to, SYN);
+    let came = node.pass(dialled(4000, (NODE, 30_090)), Side::IN);
+    assert_eq!(came, Ok(dialled(4000, (FAR, 8080))), "it does not");
+    // Another node's port is that node's, unless it hands the packet over.
+    let others = dialled(4000, (FORMER, 30_080));
+    assert_eq!(node.pass(others.clone(), Side::IN), Ok(others));
+    node.flag(FLAG_DIRECT_RETURN);
+    let there = dialled(4001, (NODE, 30_090));
+    assert_eq!(node.pass(there.clone(), Side::IN), Ok(there));
+    // To a pod of this node, which answers as the node that was dialled.
+    let came = node.pass(dialled(4001, (FORMER, 30_080)), Side::IN);
+    assert_eq!(came, Ok(dialled(4001, (POD, 8080))));
+    let left = node.pass(segment((POD, 8080), (CLIENT, 4001), ACK), Side::OUT);
+    assert_eq!(left, Ok(segment((FORMER, 30_080), (CLIENT, 4001), ACK)));
+    // Never on to a third.
+    let on = dialled(4002, (FORMER, 30_090));
+    assert_eq!(node.pass(on.clone(), Side::IN), Ok(on));
+}
+
+#[test]
+fn bytes_are_counted_in_both_directions() {
+    let mut node = node();
+    let there = segment((CLIENT, 4000), (NODE, 30_080), SYN);
+    let back = segment((POD, 8080), (CLIENT, 4000), ACK);
+    for _ in 0..3 {
+        node.pass(there.clone(), Side::IN).unwrap();
+        node.pass(back.clone(), Side::OUT).unwrap();
+    }
+    let rows = node.rows.borrow();
+    let bytes: Vec<u64> = rows.values().map(|row| row.bytes).collect();
+    assert_eq!(bytes, [3 * (there.len() as u64 - 14); 2]);
 }
 
 #[test]

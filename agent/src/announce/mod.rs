@@ -14,6 +14,7 @@
 pub mod arp;
 mod beats;
 pub mod election;
+mod formers;
 mod links;
 pub mod ndp;
 mod rank;

@@ -10,12 +10,14 @@ use tracing::{info, warn};
 
 use super::beats::Beats;
 use super::election::{Decision, Dispute, Election, Own};
+use super::formers::Formers;
 use super::links::{Uplink, uplinks};
 use super::shown::Announcements;
 use super::speaker::{Claim, Speaker};
 use super::wanted::Wanted;
 use super::{Addresses, Pulse};
 use crate::cluster::{Changes, Cluster, Name, Pending};
+use crate::dataplane::Maps;
 use crate::network::monitor::Monitor;
 use crate::network::netlink::{Netlink, NetlinkError};
 
@@ -37,6 +39,8 @@ pub struct Announcer {
     /// Whether the node is ready, and nobody wants it to be left out.
     pub fit: watch::Receiver<bool>,
     pub shown: Announcements,
+    /// Where the programs are told which node had an address before.
+    pub maps: Maps,
 }
 
 struct Links {
@@ -49,7 +53,7 @@ struct Links {
 
 impl Announcer {
     /// Runs until the process ends.
-    pub async fn run(self) -> Result<(), NetlinkError> {
+    pub async fn run(mut self) -> Result<(), NetlinkError> {
         let mut links = Links::open()?;
         let mut changes = self.cluster.subscribe();
         let mut wanted = Wanted::default();
@@ -64,8 +68,9 @@ impl Announcer {
     }
 
     /// Announces until there is nothing left to announce.
-    async fn announce(&self, links: &mut Links, changes: &mut Changes, wanted: &mut Wanted) {
+    async fn announce(&mut self, links: &mut Links, changes: &mut Changes, wanted: &mut Wanted) {
         let mut election = Election::new(self.node.clone());
+        let mut formers = Formers::new(self.node.clone());
         let mut beats = Beats::open(&self.client);
         let (mut speaker, mut claims) = Speaker::new();
         let mut pass = tokio::time::interval(PASS);
@@ -75,6 +80,8 @@ impl Announcer {
             let fit = *self.fit.borrow();
             let decision = decide(&mut election, wanted, &links.uplinks, fit);
             speaker.set(&links.uplinks, &decision.mine, Instant::now());
+            formers.update(&decision.announcers);
+            formers.tell(&mut self.maps, &self.cluster);
             self.shown.set(decision.announcers);
             if decision.pulse.fast {
                 beats.reopen_after(PATIENCE, election.own_heard_at());

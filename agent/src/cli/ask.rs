@@ -152,7 +152,11 @@ mod tests {
             output: Output::Json,
         };
         let listener = std::os::unix::net::UnixListener::bind(socket_in(dir.path())).unwrap();
-        let ending = std::thread::spawn(move || drop(listener.accept()));
+        let ending = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // One that ends before anything was sent to it was never reached.
+            io::Read::read(&mut stream, &mut [0; 64]).unwrap();
+        });
         let asked = ask.ask(async |mut client| client.status(StatusRequest {}).await);
         ending.join().unwrap();
         assert!(

@@ -8,7 +8,7 @@ use crate::introspection::{Connection, ListConnectionsReply, ListConnectionsRequ
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List the sockets that were sent to a backend, oldest first
+    /// List the sockets that were sent to a backend, and the connections of clients outside, oldest first
     List {
         /// Only this service's, [NAMESPACE/]NAME
         #[arg(long)]

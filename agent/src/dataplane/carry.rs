@@ -150,6 +150,7 @@ pub(super) fn clients(
             let addresses = &mut maps.node_addresses;
             copy(from, names::NODE_ADDRESSES, hash, addresses, |k, v| (k, v))?;
             translating(from, maps)?;
+            copy(from, names::FORMERS, hash, &mut maps.formers, |k, v| (k, v))?;
             copy(from, names::UPLINKS, hash, &mut maps.uplinks, |k, v| (k, v))?;
             copy(
                 from,

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use agent_ebpf::abi::{
-    CONNECTION_DIRECT, CONNECTION_REPLY, Connection, FlowKey, TCP, maps as names,
+    CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_REPLY, Connection, FlowKey, TCP, maps as names,
 };
 use agent_ebpf::nat::SEEN;
 use agent_ebpf::packet::{TCP_ACK, TCP_FIN, TCP_RST};
@@ -27,6 +27,8 @@ const RESET: Duration = Duration::from_secs(10);
 /// Without connections, as upstream's connection tracking has it: unanswered, and answered.
 const UNANSWERED: Duration = Duration::from_secs(30);
 const ANSWERED: Duration = Duration::from_secs(120);
+/// Connections whose answers do not come by this node.
+const ELSEWHERE: u8 = CONNECTION_DIRECT | CONNECTION_FORMER;
 /// Younger rows are not looked at.
 const SHORTEST: Duration = RESET;
 
@@ -50,7 +52,7 @@ fn is_over(key: &FlowKey, row: &Connection, other: Option<&Connection>, now_ns: 
     let idle = now_ns.saturating_sub(row.last_seen_ns.max(last));
     let lifetime = match other {
         // The answers do not come by this node.
-        Some(other) if (row.kind | other.kind) & CONNECTION_DIRECT != 0 => {
+        Some(other) if (row.kind | other.kind) & ELSEWHERE != 0 => {
             let seen = row.seen | other.seen;
             lifetime(key.protocol, seen, seen)
         }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use agent_ebpf::abi::pods::{Mac, Passed, PodTarget, PodTraffic};
 use agent_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, CONNECTION_DIRECT,
-    Connection, DropReason, FLAG_DIRECT_RETURN, FLAG_HOST_PORT, FLAG_LOCAL_ONLY, FLAG_MAGLEV,
-    FLAG_SOURCE_RANGES, FlowKey, FragmentKey, FragmentPorts, LinkIndex, MAGLEV_CHUNK,
+    CONNECTION_FORMER, Connection, DropReason, FLAG_DIRECT_RETURN, FLAG_HOST_PORT, FLAG_LOCAL_ONLY,
+    FLAG_MAGLEV, FLAG_SOURCE_RANGES, FlowKey, FragmentKey, FragmentPorts, LinkIndex, MAGLEV_CHUNK,
     MAGLEV_SIZE_SHIFT, MAGLEV_SIZES, MaglevChunk, MaglevKey, Member, PodEntry, Port, ReverseEntry,
     ReverseKey, SHARE_ONE, Scope, ServiceKey, ServiceRow, ServiceStats, Side, SlotKey, SocketEntry,
     SocketKey, SourceRange, TCP, UDP, UplinkEntry, XDP_LINK_TAKES, XdpLink, host_port_bit,
@@ -82,6 +82,7 @@ impl Maps {
             names::FRAGMENTS => count(self.fragments.map()),
             names::EXEMPT => count(self.exempt.map()),
             names::NEAR => count(self.near.map()),
+            names::FORMERS => count(self.formers.map()),
             names::POLICY_PODS => count(self.policy.pods.map()),
             names::POLICY_RULES => count(self.policy.rules.map()),
             names::POLICY_FLOWS => count(self.policy.flows.map()),
@@ -164,6 +165,7 @@ impl Maps {
             names::FRAGMENTS => table(names::FRAGMENTS, self.fragments.iter()),
             names::EXEMPT => table(names::EXEMPT, self.exempt.iter()),
             names::NEAR => table(names::NEAR, self.near.iter()),
+            names::FORMERS => table(names::FORMERS, self.formers.iter()),
             names::POLICY_PODS => table(names::POLICY_PODS, self.policy.pods.iter()),
             names::POLICY_RULES => table(names::POLICY_RULES, self.policy.rules.iter()),
             names::POLICY_FLOWS => table(names::POLICY_FLOWS, self.policy.flows.iter()),
@@ -418,9 +420,10 @@ impl Show for Connection {
             (service, BackendId(0)) => format!("service {service}, refused"),
             (service, backend) => format!("service {service}, {}", backend.show()),
         };
-        let whose = match self.kind & CONNECTION_DIRECT {
+        let whose = match self.kind & (CONNECTION_DIRECT | CONNECTION_FORMER) {
             0 => whose,
-            _ => format!("{whose}, whose node answers"),
+            CONNECTION_DIRECT => format!("{whose}, whose node answers"),
+            _ => format!("{whose}, opened by the node that had the address before"),
         };
         let seconds = self.last_seen_ns / 1_000_000_000;
         format!("{to}, {whose}, last seen {seconds} s after boot")

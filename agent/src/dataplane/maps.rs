@@ -118,6 +118,7 @@ pub struct Maps {
     pub(super) fragments: Table<FragmentKey, FragmentPorts>,
     pub(super) exempt: LpmTrie<MapData, Address, Member>,
     pub(super) near: LpmTrie<MapData, Address, Member>,
+    pub(super) formers: Table<Address, Address>,
     pub(super) policy: PolicyMaps,
 }
 
@@ -154,6 +155,7 @@ impl Maps {
             fragments: open(dir, names::FRAGMENTS, Map::LruHashMap)?,
             exempt: open(dir, names::EXEMPT, Map::LpmTrie)?,
             near: open(dir, names::NEAR, Map::LpmTrie)?,
+            formers: open(dir, names::FORMERS, Map::HashMap)?,
             policy: PolicyMaps::open(dir)?,
         })
     }
@@ -228,6 +230,30 @@ impl Maps {
             removed.map_err(|error| node_address(*address, error))?;
         }
         Ok(present != *wanted)
+    }
+
+    /// Says which node had which load balancer's address before this one, by that node's address. Of the others in `kept`
+    /// nothing new is known.
+    pub fn set_formers(
+        &mut self,
+        known: &BTreeMap<Address, Address>,
+        kept: &BTreeSet<Address>,
+    ) -> Result<(), MapError> {
+        const MAP: &str = names::FORMERS;
+        let rows: Result<BTreeMap<Address, Address>, AyaError> = self.formers.iter().collect();
+        let rows = rows.map_err(|source| read(MAP, source))?;
+        for (address, node) in known
+            .iter()
+            .filter(|(address, node)| rows.get(*address) != Some(*node))
+        {
+            let put = self.formers.insert(address, node, 0);
+            put.map_err(|source| MapError::Put { map: MAP, source })?;
+        }
+        for address in rows.keys().filter(|address| !kept.contains(*address)) {
+            // Only this removes rows, so one that fails is tried again.
+            let _ = self.formers.remove(address);
+        }
+        Ok(())
     }
 
     /// Says from which ranges this node's pods have their addresses: nobody else sends from them. The first of each family

@@ -80,6 +80,7 @@ pub use load::{
 pub use lookup::Lookup;
 pub use maps::{MapError, Maps, Sum, Totals};
 pub use netdev::{XdpFeatures, xdp_features};
+pub use outside::Outside;
 pub use pod_links::PodLinks;
 pub use policy::{PolicyMapError, PolicyMaps, PolicyTables};
 pub use policy_show::{identity_row, pod_row, rule_row};

@@ -1,14 +1,14 @@
 //! What clients outside are to backends: how many connections those were given, and how many of them are open.
 //!
 //! The programs count what begins. What is open is read from the table of connections, so it is right whatever gave way there
-//! or ended unheard. Bytes are not counted: that would be a write for each packet.
+//! or ended unheard.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 
 use agent_ebpf::abi::{
-    BackendId, BackendStats, CONNECTION_REPLY, CONNECTION_SERVICE, Connection, FlowKey, TCP,
-    maps as names,
+    BackendId, BackendStats, CONNECTION_FORMER, CONNECTION_REPLY, CONNECTION_SERVICE, Connection,
+    FlowKey, TCP, maps as names,
 };
 use agent_ebpf::packet::{TCP_FIN, TCP_RST};
 use aya::maps::{IterableMap as _, MapError as AyaError};
@@ -20,7 +20,19 @@ use super::sys::each_row;
 fn is_open(key: &FlowKey, row: &Connection) -> bool {
     let is_service = row.kind & (CONNECTION_SERVICE | CONNECTION_REPLY) == CONNECTION_SERVICE;
     let is_over = key.protocol == TCP && row.seen & (TCP_FIN | TCP_RST) != 0;
-    is_service && row.backend != BackendId(0) && !is_over
+    // Another node has counted it.
+    let is_ours = row.kind & CONNECTION_FORMER == 0;
+    is_service && is_ours && row.backend != BackendId(0) && !is_over
+}
+
+/// A connection of a client outside with a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside {
+    /// As the client's packets come.
+    pub key: FlowKey,
+    pub row: Connection,
+    /// The row of its answers, unless that gave way.
+    pub answers: Option<Connection>,
 }
 
 /// The counters of connections of which so many were given and are open. Those that another version's programs gave are not
@@ -54,6 +66,19 @@ impl Maps {
         });
         rows.map_err(|error| read(names::CONNECTIONS, AyaError::IoError(error)))?;
         Ok(open)
+    }
+
+    /// The same, each with what passed the other way.
+    pub fn outside_both_ways(&self) -> Result<Vec<Outside>, MapError> {
+        let open = self.outside()?.into_iter().map(|(key, row)| {
+            let answers = match self.connections.get(&key.answers(&row), 0) {
+                Ok(answers) => Some(answers),
+                Err(AyaError::KeyNotFound) => None,
+                Err(source) => return Err(read(names::CONNECTIONS, source)),
+            };
+            Ok(Outside { key, row, answers })
+        });
+        open.collect()
     }
 
     /// Adds to the counters of sockets those of clients outside.

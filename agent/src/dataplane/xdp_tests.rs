@@ -296,7 +296,11 @@ fn is_sound(frame: &[u8]) -> bool {
         _ => 40 + usize::from(u16::from_be_bytes([packet[4], packet[5]])),
     };
     let protocol = packet[if header == 20 { 9 } else { 6 }];
-    let transport = &packet[header..length];
+    let least = if protocol == UDP { 8 } else { 20 };
+    let transport = match packet.get(header..length) {
+        Some(transport) if transport.len() >= least => transport,
+        _ => return false,
+    };
     let sums_up = |sum: Sum| sum.folded() == [0xff, 0xff];
     let sum = Sum::of(&packet[addresses])
         .plus(Sum::of(transport))
@@ -393,6 +397,15 @@ fn what_is_out_of_the_ordinary_goes_to_the_stack_unchanged() {
             let mut short = ask(80).bytes();
             short.truncate(short.len() - 2);
             cases.push(("more buffers than one, or cut", short));
+            let mut endless = ask(80).bytes();
+            endless[if is_ipv4 { 16..18 } else { 18..20 }].fill(0);
+            if is_ipv4 {
+                let sum = Sum::of(&endless[14..34])
+                    .replace([endless[24], endless[25]], [0, 0])
+                    .checksum();
+                endless[24..26].copy_from_slice(&sum);
+            }
+            cases.push(("no length", endless));
             if is_ipv4 {
                 let mut fragment = ask(80).bytes();
                 fragment[14 + 6] = 0x20;

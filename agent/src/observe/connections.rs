@@ -1,13 +1,17 @@
-//! Connections as they stand: rows of `SOCKETS`, with what the kernel knows of each socket, under the cluster's names.
-//! Pure.
+//! Connections as they stand: rows of `SOCKETS`, with what the kernel knows of each socket, and rows of `CONNECTIONS`, whose
+//! clients have no socket here. Under the cluster's names. Pure.
 
 use std::collections::HashMap;
 
-use agent_ebpf::abi::{Scope, ServiceKey, SocketEntry, SocketKey, TCP, UDP};
+use agent_ebpf::abi::{
+    CONNECTION_DIRECT, Scope, ServiceKey, Side, SocketEntry, SocketKey, TCP, UDP,
+};
+use agent_ebpf::nat::SEEN;
+use agent_ebpf::packet::TCP_ACK;
 
 use super::clients::Client;
 use super::names::{Names, is_asked_for, protocol, socket_address};
-use crate::dataplane::SocketInfo;
+use crate::dataplane::{Outside, SocketInfo};
 use crate::introspection as api;
 
 /// What the kernel holds of one socket that was sent to a backend.
@@ -36,6 +40,64 @@ pub fn connections(
                     || is_asked_for(&filter.pod, &it.backend_pod))
         })
         .collect()
+}
+
+/// Those of `open` that `filter` asks for, oldest first: of clients outside, and of pods whose sockets nobody sees.
+pub fn outside(
+    open: &[Outside],
+    names: Names<'_>,
+    now_ns: u64,
+    filter: &api::ListConnectionsRequest,
+) -> Vec<api::Connection> {
+    let mut open: Vec<&Outside> = open.iter().collect();
+    open.sort_by_key(|it| (it.row.since_ns, it.key));
+    open.into_iter()
+        .map(|it| translated(it, names, now_ns))
+        .filter(|it| {
+            is_asked_for(&filter.service, &it.service) && is_asked_for(&filter.pod, &it.backend_pod)
+        })
+        .collect()
+}
+
+fn translated(open: &Outside, names: Names<'_>, now_ns: u64) -> api::Connection {
+    let Outside { key, row, answers } = open;
+    let dialled = ServiceKey {
+        address: key.destination,
+        port: key.destination_port,
+        protocol: key.protocol,
+        scope: match key.side {
+            Side::FROM_POD => Scope::CLUSTER,
+            _ => Scope::EXTERNAL,
+        },
+    };
+    let owner = names.service(&dialled).map(|(owner, _)| owner);
+    let peer = names.peer(owner, row.destination);
+    // Of those that the backend's node answers itself nothing comes back by this one.
+    let answers = answers.filter(|_| row.kind & CONNECTION_DIRECT == 0);
+    let seen = answers.map_or(row.seen, |answers| row.seen & answers.seen);
+    let is_answered = match key.protocol {
+        TCP => seen & TCP_ACK != 0,
+        _ => seen & SEEN != 0,
+    };
+    let state = match (key.protocol, is_answered) {
+        (_, true) => "ESTAB",
+        (TCP, false) => "SYN-SENT",
+        (_, false) => "UNREPLIED",
+    };
+    api::Connection {
+        client: socket_address(key.source, key.source_port),
+        protocol: protocol(key.protocol),
+        dialled: socket_address(key.destination, key.destination_port),
+        service: owner.map(ToString::to_string).unwrap_or_default(),
+        backend: socket_address(row.destination, row.destination_port),
+        backend_pod: peer.pod,
+        backend_node: peer.node,
+        age_seconds: now_ns.saturating_sub(row.since_ns) as f64 / 1e9,
+        state: state.to_owned(),
+        bytes_sent: Some(row.bytes),
+        bytes_received: answers.map(|answers| answers.bytes),
+        ..api::Connection::default()
+    }
 }
 
 fn connection(
@@ -99,5 +161,101 @@ fn state(protocol: u8, state: u8) -> &'static str {
         (TCP, 10) => "LISTEN",
         (TCP, 11) => "CLOSING",
         _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_ebpf::abi::{CONNECTION_SERVICE, Connection, FlowKey};
+    use agent_ebpf::packet::TCP_SYN;
+
+    use super::super::testing::World;
+    use super::*;
+    use crate::cluster::Exposed;
+
+    #[test]
+    fn a_client_outside_has_an_address_and_the_service_its_names() {
+        let world = World::with(|web| {
+            web.ports[0].node_port = Some(30_080);
+            web.exposed = Some(Box::new(Exposed {
+                node_ports: true,
+                ..Exposed::default()
+            }));
+        });
+        let view = world.cluster.view();
+        let names = Names {
+            view: &view,
+            state: &world.state,
+        };
+        let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
+        let key = FlowKey {
+            source: ip("198.51.100.2"),
+            destination: ip("203.0.113.1"),
+            source_port: 4000_u16.to_be_bytes(),
+            destination_port: 30_080_u16.to_be_bytes(),
+            protocol: TCP,
+            side: Side::IN,
+            ..FlowKey::EMPTY
+        };
+        let row = Connection {
+            source: key.source,
+            source_port: key.source_port,
+            destination: ip("10.244.0.2"),
+            destination_port: 8080_u16.to_be_bytes(),
+            kind: CONNECTION_SERVICE,
+            seen: TCP_SYN | TCP_ACK | SEEN,
+            bytes: 700,
+            since_ns: 1_000_000_000,
+            ..Connection::EMPTY
+        };
+        let answers = Connection { bytes: 900, ..row };
+        let listed = |row: Connection, answers: Option<Connection>, service: &str| {
+            let filter = api::ListConnectionsRequest {
+                service: service.to_owned(),
+                pod: String::new(),
+            };
+            outside(
+                &[Outside { key, row, answers }],
+                names,
+                3_000_000_000,
+                &filter,
+            )
+        };
+        assert!(listed(row, Some(answers), "shop/idle").is_empty());
+        let found = &listed(row, Some(answers), "shop/web")[0];
+        let texts = [
+            &found.client,
+            &found.dialled,
+            &found.service,
+            &found.backend,
+            &found.backend_pod,
+            &found.backend_node,
+            &found.state,
+        ];
+        let expected = [
+            "198.51.100.2:4000",
+            "203.0.113.1:30080",
+            "shop/web",
+            "10.244.0.2:8080",
+            "shop/web-2",
+            "b",
+            "ESTAB",
+        ];
+        assert_eq!(texts, expected);
+        let numbers = (found.bytes_sent, found.bytes_received, found.age_seconds);
+        assert_eq!(numbers, (Some(700), Some(900), 2.0));
+        // Nothing has come back yet, or does not come by this node.
+        let silent = Connection {
+            seen: 0,
+            bytes: 0,
+            ..answers
+        };
+        assert_eq!(listed(row, Some(silent), "")[0].state, "SYN-SENT");
+        let direct = Connection {
+            kind: CONNECTION_SERVICE | CONNECTION_DIRECT,
+            ..row
+        };
+        let direct = &listed(direct, Some(silent), "")[0];
+        assert_eq!((&*direct.state, direct.bytes_received), ("ESTAB", None));
     }
 }

@@ -29,7 +29,7 @@ pub(crate) mod testing;
 mod trace;
 
 pub use clients::{Client, Clients};
-pub use connections::{Open, connections};
+pub use connections::{Open, connections, outside};
 pub use destination::{TraceError, destinations};
 pub use flow::{Clock, DROPPED, VERDICTS};
 pub use flows::{Flows, Recorder, Watch, run};

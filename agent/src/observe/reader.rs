@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use agent_ebpf::abi::pods::PodTraffic;
 use agent_ebpf::abi::{Address, DropReason, ServiceKey, SocketEntry, SocketKey};
 
-use crate::dataplane::{Lookup, MapError, MapRow, MapSummary, Maps, Totals};
+use crate::dataplane::{Lookup, MapError, MapRow, MapSummary, Maps, Outside, Totals};
 
 /// Reads, and never writes.
 pub trait MapReader: Send + Sync {
@@ -19,6 +19,8 @@ pub trait MapReader: Send + Sync {
     ) -> Result<Option<Lookup>, MapError>;
     /// The client sockets that were sent to backends.
     fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError>;
+    /// The connections of clients outside with backends.
+    fn outside(&self) -> Result<Vec<Outside>, MapError>;
     fn totals(&self) -> Result<Totals, MapError>;
     /// Packets dropped, by reason.
     fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError>;
@@ -42,6 +44,9 @@ impl MapReader for Maps {
     }
     fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
         Maps::sockets(self)
+    }
+    fn outside(&self) -> Result<Vec<Outside>, MapError> {
+        Maps::outside_both_ways(self)
     }
     fn totals(&self) -> Result<Totals, MapError> {
         Maps::totals(self)

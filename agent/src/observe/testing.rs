@@ -17,7 +17,7 @@ use crate::cluster::{
     Cluster, Endpoint, Locality, Node, ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use crate::dataplane::fake::FakeMaps;
-use crate::dataplane::{Lookup, MapError, MapRow, MapSummary, ServiceMaps as _, Totals};
+use crate::dataplane::{Lookup, MapError, MapRow, MapSummary, Outside, ServiceMaps as _, Totals};
 use crate::proxy::{LbState, desired};
 
 pub(crate) const NODE: &str = "a";
@@ -145,6 +145,7 @@ pub(crate) struct FakeReader {
     pub(crate) maps: FakeMaps,
     pub(crate) affinity: BTreeMap<AffinityKey, AffinityEntry>,
     pub(crate) sockets: Vec<(SocketKey, SocketEntry)>,
+    pub(crate) outside: Vec<Outside>,
     pub(crate) totals: Mutex<Totals>,
 }
 
@@ -161,6 +162,10 @@ impl FakeReader {
 }
 
 impl MapReader for FakeReader {
+    fn outside(&self) -> Result<Vec<Outside>, MapError> {
+        Ok(self.outside.clone())
+    }
+
     fn traffic(&self) -> Result<BTreeMap<Address, PodTraffic>, MapError> {
         let passed = |packets, bytes| Passed { packets, bytes };
         let (sent, received) = (passed(3, 300), passed(2, 2000));

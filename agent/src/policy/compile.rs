@@ -10,9 +10,10 @@ use std::sync::Arc;
 use agent_ebpf::abi::LinkIndex;
 use agent_ebpf::policy::Direction;
 
+use super::blocks::Blocks;
 use super::ports::{PortPrefix, prefixes};
 use super::prefix::{Lengths, Prefix};
-use super::types::{NamedPort, Peer, Pod, Policy, Rule, Which};
+use super::types::{NamedPort, Peer, Pod, PodPeer, Policy, Rule, Which};
 use super::view::View;
 use crate::cluster::{Name, ObjectKey};
 
@@ -113,7 +114,7 @@ pub fn compile(view: &View, local: &Local) -> Desired {
     }
     let used = Used::by(selected.values().flat_map(|it| it.policies.iter().copied()));
     let addresses = addresses(view, local, &used);
-    let identities: BTreeSet<&Features> = addresses.values().collect();
+    let identities = Identities::of(addresses.values().collect());
     for (link, Selected { pod, policies }) in selected {
         let wanted = Wanted::Known {
             ingress: access(Direction::Ingress, &policies, &pod.ports, &identities),
@@ -134,7 +135,8 @@ impl Wanted {
 /// What rules ask about addresses.
 #[derive(Default)]
 struct Used<'a> {
-    peers: BTreeMap<Name, &'a Peer>,
+    pods: BTreeMap<Name, &'a PodPeer>,
+    blocks: Blocks,
     /// Names of ports, with their protocols, of those that are connected to.
     ports: BTreeSet<(&'a str, u8)>,
 }
@@ -142,10 +144,15 @@ struct Used<'a> {
 impl<'a> Used<'a> {
     fn by(policies: impl Iterator<Item = &'a Policy>) -> Self {
         let mut used = Self::default();
+        let mut blocks = BTreeMap::new();
         for policy in policies {
             let rules = policy.ingress.iter().chain(&policy.egress).flatten();
             for peer in rules.flat_map(|rule| rule.peers.iter().flatten()) {
-                used.peers.insert(peer.to_string().into(), peer);
+                let text = peer.to_string().into();
+                match peer {
+                    Peer::Pods(peer) => drop(used.pods.insert(text, peer)),
+                    Peer::Block(block) => drop(blocks.insert(text, block)),
+                }
             }
             let rules = policy.egress.iter().flatten();
             for ports in rules.flat_map(|rule| rule.ports.iter().flatten()) {
@@ -154,7 +161,12 @@ impl<'a> Used<'a> {
                 }
             }
         }
+        used.blocks = Blocks::of(blocks);
         used
+    }
+
+    fn asks_nothing(&self) -> bool {
+        self.pods.is_empty() && self.blocks.is_empty() && self.ports.is_empty()
     }
 
     /// What can be said of pods with these labels and ports.
@@ -163,10 +175,8 @@ impl<'a> Used<'a> {
             // Its namespace is not known yet, or not any more.
             return BTreeSet::new();
         };
-        let peers = self.peers.iter().filter(|(_, peer)| match peer {
-            Peer::Pods(peer) => peer.selects(&key.namespace, namespace, &pod.labels),
-            Peer::Block(_) => false,
-        });
+        let peers = self.pods.iter();
+        let peers = peers.filter(|(_, peer)| peer.selects(&key.namespace, namespace, &pod.labels));
         let ports = pod.ports.iter();
         let ports = ports.filter(|it| self.ports.contains(&(&*it.name, it.protocol)));
         let ports = ports.cloned().map(Feature::Port);
@@ -175,47 +185,12 @@ impl<'a> Used<'a> {
             .chain(ports)
             .collect()
     }
-
-    /// What can be said of addresses in a prefix, which is no longer than those of the ranges that rules name.
-    fn of_prefix(&self, prefix: &Prefix) -> impl Iterator<Item = Feature> {
-        let blocks = self.peers.iter().filter(|(_, peer)| match peer {
-            Peer::Pods(_) => false,
-            Peer::Block(block) => {
-                let has = |range: ipnet::IpNet| {
-                    let range = Prefix::from(range);
-                    range.is_v4() == prefix.is_v4() && range.covers(prefix)
-                };
-                has(block.range) && !block.except.iter().any(|range| has(*range))
-            }
-        });
-        blocks.map(|(text, _)| Feature::Peer(text.clone()))
-    }
-
-    /// The prefixes at which an answer of [`Self::of_prefix`] begins or ends.
-    fn edges(&self) -> BTreeSet<Prefix> {
-        let mut edges = BTreeSet::new();
-        for peer in self.peers.values() {
-            if let Peer::Block(block) = peer {
-                edges.insert(Prefix::from(block.range));
-                edges.extend(block.except.iter().copied().map(Prefix::from));
-            }
-        }
-        // No range of IPv6 means IPv4's addresses, which stand among its own.
-        let v4 = Prefix::all_of_v4();
-        if edges
-            .iter()
-            .any(|edge| edge.bits < v4.bits && edge.covers(&v4))
-        {
-            edges.insert(v4);
-        }
-        edges
-    }
 }
 
 /// Everything that is to be said about addresses.
 fn addresses(view: &View, local: &Local, used: &Used<'_>) -> BTreeMap<Prefix, Features> {
     let mut said: BTreeMap<Prefix, BTreeSet<Feature>> = BTreeMap::new();
-    if used.peers.is_empty() && used.ports.is_empty() {
+    if used.asks_nothing() {
         // Nobody asks.
     } else {
         for (address, (key, pod)) in owners(view, local) {
@@ -225,11 +200,11 @@ fn addresses(view: &View, local: &Local, used: &Used<'_>) -> BTreeMap<Prefix, Fe
     for address in &local.node {
         said.insert((*address).into(), BTreeSet::from([Feature::Node]));
     }
-    for edge in used.edges() {
+    for edge in used.blocks.edges() {
         said.entry(edge).or_default();
     }
     for (prefix, features) in &mut said {
-        features.extend(used.of_prefix(prefix));
+        features.extend(used.blocks.about(prefix).map(Feature::Peer));
     }
     // What the next shorter prefix says anyway need not be said again.
     let lengths = Lengths::of(&said);
@@ -280,12 +255,45 @@ pub fn owners<'a>(view: &'a View, local: &Local) -> BTreeMap<IpAddr, (&'a Object
     owners
 }
 
+/// What the addresses are that rules may be about, found by what is said of them.
+struct Identities<'a> {
+    about: BTreeMap<&'a Feature, Vec<&'a Features>>,
+    with_ports: Vec<&'a Features>,
+}
+
+impl<'a> Identities<'a> {
+    fn of(all: BTreeSet<&'a Features>) -> Self {
+        let mut this = Self {
+            about: BTreeMap::new(),
+            with_ports: Vec::new(),
+        };
+        // The node's own addresses are allowed without a rule.
+        for features in all.into_iter().filter(|it| !it.contains(&Feature::Node)) {
+            for feature in features.iter() {
+                this.about.entry(feature).or_default().push(features);
+            }
+            if features.iter().any(|it| matches!(it, Feature::Port(_))) {
+                this.with_ports.push(features);
+            }
+        }
+        this
+    }
+
+    /// Whom one of these peers is about.
+    fn about(&self, peers: &[Peer]) -> Vec<&'a Features> {
+        let features = peers.iter().map(|it| Feature::Peer(it.to_string().into()));
+        let found = features.filter_map(|feature| self.about.get(&feature));
+        let found: BTreeSet<&Features> = found.flatten().copied().collect();
+        found.into_iter().collect()
+    }
+}
+
 /// What the policies that select a pod allow in one direction.
 fn access(
     direction: Direction,
     policies: &[&Policy],
     own: &[NamedPort],
-    identities: &BTreeSet<&Features>,
+    identities: &Identities<'_>,
 ) -> Access {
     let rules = |policy: &&'_ Policy| match direction {
         Direction::Ingress => policy.ingress.is_some(),
@@ -324,23 +332,13 @@ fn rule_allows(
     direction: Direction,
     rule: &Rule,
     own: &[NamedPort],
-    identities: &BTreeSet<&Features>,
+    identities: &Identities<'_>,
     allowed: &mut BTreeSet<Allow>,
 ) {
-    // The node's own addresses are allowed without a rule.
-    let others = identities.iter().filter(|it| !it.contains(&Feature::Node));
-    let matching: Vec<&Features> = match &rule.peers {
-        None => others.copied().collect(),
-        Some(peers) => {
-            let peers = peers.iter().map(|it| Feature::Peer(it.to_string().into()));
-            let peers: Vec<Feature> = peers.collect();
-            let is_meant = |it: &&&Features| peers.iter().any(|peer| it.contains(peer));
-            others.filter(is_meant).copied().collect()
-        }
-    };
-    let who: Vec<Option<Features>> = match &rule.peers {
+    let matching = rule.peers.as_ref().map(|peers| identities.about(peers));
+    let who: Vec<Option<Features>> = match &matching {
         None => vec![None],
-        Some(_) => matching.iter().map(|it| Some((*it).clone())).collect(),
+        Some(matching) => matching.iter().map(|it| Some((*it).clone())).collect(),
     };
     let mut allow = |who: &Option<Features>, protocol, port| {
         let who = who.clone();
@@ -377,7 +375,8 @@ fn rule_allows(
                         }
                     }
                     Direction::Egress => {
-                        for peer in &matching {
+                        let peers = matching.as_ref().unwrap_or(&identities.with_ports);
+                        for peer in peers {
                             for feature in peer.iter() {
                                 if let Feature::Port(port) = feature
                                     && is_meant(port)

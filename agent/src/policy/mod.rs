@@ -9,6 +9,7 @@
 //! [`compile`], [`state`] and what they use are pure and carry the tests. How a packet meets the maps is in
 //! [`agent_ebpf::policy`].
 
+mod blocks;
 pub mod compile;
 pub mod connect;
 pub mod convert;

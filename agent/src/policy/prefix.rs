@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 
 use agent_ebpf::abi::Address;
 use agent_ebpf::policy::covers;
@@ -90,8 +91,19 @@ impl Lengths {
         of: &Prefix,
         below: u32,
     ) -> Option<&'a V> {
-        let below = below.min(of.bits + 1);
-        let lengths = self.0.range(..below).rev();
-        lengths.filter_map(|bits| map.get(&of.cut(*bits))).next()
+        self.all_covering(map, of, 0..below.min(of.bits + 1)).next()
+    }
+
+    /// The values of all prefixes in `map` that cover `of`, of these lengths, which are none longer than `of`: the longest
+    /// first.
+    pub fn all_covering<'a, V>(
+        &self,
+        map: &'a BTreeMap<Prefix, V>,
+        of: &Prefix,
+        lengths: Range<u32>,
+    ) -> impl Iterator<Item = &'a V> {
+        let of = *of;
+        let lengths = self.0.range(lengths).rev();
+        lengths.filter_map(move |bits| map.get(&of.cut(*bits)))
     }
 }

@@ -283,3 +283,23 @@ fn without_policies_every_pod_is_open() {
     assert_eq!(pods.len(), 2);
     assert!(pods.values().all(|row| row.now == PodRules::OPEN));
 }
+
+#[test]
+fn ten_thousand_ranges_are_as_many_identities() {
+    const RANGES: u32 = 10_000;
+    let range = |number: u32| {
+        let address = std::net::Ipv4Addr::from(0x6440_0000 + number);
+        json!({"ipBlock": {"cidr": format!("{address}/32")}})
+    };
+    let mut world = small();
+    let peers: Vec<_> = (0..RANGES).map(range).collect();
+    world.policies = vec![policy(json!({
+        "metadata": {"namespace": "a", "name": "many"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": peers}]},
+    }))];
+    let mut state = PolicyState::default();
+    settle(&mut state, &world);
+    // One more for the node itself.
+    assert_eq!(state.pinned().identities.len(), RANGES as usize + 1);
+    assert_eq!(state.pinned().rules.len(), RANGES as usize);
+}

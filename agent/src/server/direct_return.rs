@@ -12,16 +12,11 @@ pub(super) fn explain(port: &mut ServiceDetail, peers: Option<&Peers>) {
     let Some(service) = port.service.as_mut().filter(|it| asks(it)) else {
         return;
     };
-    let is_node_port = service.kind == "NodePort";
     let remote = port.backends.iter().filter(|backend| !backend.local);
     let indirect = remote.filter_map(|backend| {
-        let reason = match is_node_port {
-            true => Some("other nodes do not answer for this one's node ports".to_owned()),
-            false => reason(&backend.address, peers),
-        };
         Some(Indirect {
             address: backend.address.clone(),
-            reason: reason?,
+            reason: reason(&backend.address, peers)?,
         })
     });
     service.indirect = indirect.collect();
@@ -117,7 +112,7 @@ mod tests {
         ];
         let expected = expected.map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(explained("LoadBalancer", Some(&peers)), expected);
-        assert_eq!(explained("NodePort", Some(&peers)).len(), 4);
+        assert_eq!(explained("NodePort", Some(&peers)), expected);
         let alone = explained("ExternalIP", None);
         assert!(alone.iter().all(|(_, why)| why.contains("does not route")));
     }

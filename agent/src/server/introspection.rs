@@ -336,6 +336,7 @@ impl Api for Introspection {
         request: Request<api::ListConnectionsRequest>,
     ) -> Result<Response<api::ListConnectionsReply>, Status> {
         let rows = self.read(|maps| maps.sockets()).await?;
+        let outside = self.read(|maps| maps.outside()).await?;
         let clients = self.clients.clone();
         // Each look takes a thread of its own into the namespace, and waits for it.
         let (open, looks) = aside(move || {
@@ -366,7 +367,10 @@ impl Api for Introspection {
             state: &inner.state,
         };
         let filter = request.into_inner();
-        let connections = observe::connections(&open, &infos, names, monotonic_ns(), &filter);
+        let now = monotonic_ns();
+        let mut connections = observe::connections(&open, &infos, names, now, &filter);
+        connections.extend(observe::outside(&outside, names, now, &filter));
+        connections.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
         Ok(Response::new(api::ListConnectionsReply {
             connections,
             notes,

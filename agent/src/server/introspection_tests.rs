@@ -12,7 +12,7 @@ use agent_ebpf::abi::{
 
 use super::super::socket::{SocketError, bind};
 use super::*;
-use crate::dataplane::{MapRow, MapSummary, Totals};
+use crate::dataplane::{MapRow, MapSummary, Outside, Totals};
 use crate::introspection::introspection_client::IntrospectionClient;
 use crate::observe::testing::{FakeReader, FakeRecorder, NODE, World, dialled};
 use crate::pod::PodSummary;
@@ -104,6 +104,9 @@ impl MapReader for Elsewhere {
     }
     fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
         self.reader().sockets()
+    }
+    fn outside(&self) -> Result<Vec<Outside>, MapError> {
+        self.reader().outside()
     }
     fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError> {
         self.reader().drops()

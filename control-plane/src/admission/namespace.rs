@@ -7,15 +7,17 @@ use crate::api::error::ApiError;
 use crate::api::stored;
 use crate::resources;
 use crate::store::Store;
+use crate::store::cache::Freshness;
 
 /// Namespaces that the cluster cannot do without.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
+/// Gives how new the answers to what follows must be: for what is new in a namespace, as new as the namespace was read here.
 pub(super) async fn lifecycle(
     review: &Review<'_>,
     object: &Value,
     store: &dyn Store,
-) -> Result<(), ApiError> {
+) -> Result<Freshness, ApiError> {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
     if review.operation == Operation::Delete
         && review.is("", "namespaces")
@@ -29,13 +31,13 @@ pub(super) async fn lifecycle(
         ));
     }
     if review.operation != Operation::Create || review.namespace.is_empty() {
-        return Ok(());
+        return Ok(Freshness::Latest);
     }
     let Some(kind) = resources::find("", "v1", "namespaces") else {
-        return Ok(());
+        return Ok(Freshness::Latest);
     };
     let key = stored::key(kind, "", review.namespace);
-    let (entry, _) = store.get(&key).await.map_err(stored::store_error)?;
+    let (entry, revision) = store.get(&key).await.map_err(stored::store_error)?;
     let entry = entry.ok_or_else(|| ApiError::not_found(kind, review.namespace))?;
     let namespace = stored::object_of(kind, &entry)?;
     if namespace["metadata"]["deletionTimestamp"].is_string() {
@@ -49,5 +51,5 @@ pub(super) async fn lifecycle(
                 .with_cause("NamespaceTerminating", &cause),
         );
     }
-    Ok(())
+    Ok(Freshness::NotOlderThan(revision))
 }

@@ -152,6 +152,7 @@ fn same(a: &Value, b: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Warnings;
     use crate::auth::{NODES, User};
     use crate::resources;
     use serde_json::json;
@@ -163,6 +164,7 @@ mod tests {
         old: Option<Value>,
     ) -> Result<(), String> {
         let user = User::authenticated("system:node:w1", [NODES.to_owned()]);
+        let warnings = Warnings::default();
         let review = Review {
             user: &user,
             kind: resources::find("", "v1", plural).expect("a kind"),
@@ -174,6 +176,7 @@ mod tests {
             },
             subresource,
             dry_run: false,
+            warnings: &warnings,
         };
         restrict(&review, &new, old.as_ref()).map_err(|error| error.message)
     }

@@ -1,5 +1,5 @@
-//! What every cluster has from its first start: the system's namespaces, the default roles, and the service `kubernetes` with
-//! this server behind it.
+//! What every cluster has from its first start: the system's namespaces and priority classes, the default roles, and the
+//! service `kubernetes` with this server behind it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -11,8 +11,10 @@ use super::apply::Manager;
 use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::registry::{Call, Registry, Through};
+use crate::admission::Warnings;
 use crate::admission::service_ip::Ranges;
 use crate::auth::{MASTERS, User};
+use crate::resources::priorityclass;
 use crate::resources::validate::is_plain;
 use crate::resources::{self, Family, Kind};
 use crate::store::cache::Freshness;
@@ -87,6 +89,11 @@ pub async fn ensure(
         )
         .await?;
     }
+    for class in priorityclass::system() {
+        let wanted = serde_json::to_value(class).map_err(ApiError::internal)?;
+        let place = ("scheduling.k8s.io", "priorityclasses");
+        ensure_object(registry, place, "", &wanted).await?;
+    }
     let (address, port) = (advertised.ip(), advertised.port());
     let (mut subsets, mut members) = (json!([]), json!([]));
     if is_plain(address) {
@@ -142,12 +149,14 @@ async fn ensure_object(
     let kind = kind(group, plural)?;
     let user = User::authenticated("system:apiserver", [MASTERS.to_owned()]);
     let manager = Manager::server(kind);
+    let warnings = Warnings::default();
     let call = Call {
         user: &user,
         kind,
         namespace,
         dry_run: false,
         manager: &manager,
+        warnings: &warnings,
     };
     let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
     let update = |old: &Value| {

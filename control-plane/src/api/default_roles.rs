@@ -10,6 +10,7 @@ use super::apply::Manager;
 use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::registry::{Call, Registry, Through};
+use crate::admission::Warnings;
 use crate::auth::User;
 use crate::auth::rbac::repair::{self, Repair};
 use crate::auth::rbac::{self, defaults};
@@ -57,12 +58,14 @@ where
     let user = User::api_server();
     let metadata = wanted.metadata();
     let manager = Manager::server(kind);
+    let warnings = Warnings::default();
     let call = Call {
         user: &user,
         kind,
         namespace: metadata.namespace.as_deref().unwrap_or_default(),
         dry_run: false,
         manager: &manager,
+        warnings: &warnings,
     };
     let name = metadata.name.as_deref().unwrap_or_default();
     let read = registry.get(kind, call.namespace, name, Freshness::Latest);

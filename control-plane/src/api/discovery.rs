@@ -48,6 +48,14 @@ fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
         Subresource::Exec => stream("exec", "PodExecOptions"),
         Subresource::Attach => stream("attach", "PodAttachOptions"),
         Subresource::PortForward => stream("portforward", "PodPortForwardOptions"),
+        Subresource::Proxy => Sub {
+            kind: match kind.kind {
+                "Node" => "NodeProxyOptions",
+                "Pod" => "PodProxyOptions",
+                _ => "ServiceProxyOptions",
+            },
+            ..own("proxy", &["create", "delete", "get", "patch", "update"])
+        },
         Subresource::Scale => Sub {
             name: "scale",
             group: "autoscaling",

@@ -165,6 +165,7 @@ async fn spend(
         namespace: call.namespace,
         dry_run: call.dry_run,
         manager: &manager,
+        warnings: call.warnings,
     };
     let spent = |old: &Value| {
         let budget: PodDisruptionBudget =

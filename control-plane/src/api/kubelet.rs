@@ -1,17 +1,19 @@
-//! How the agents are reached: over mutual TLS, at the address that their node tells.
+//! How other servers are reached: agents over mutual TLS, at the address that their node tells, and what is proxied.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::{Bytes, Incoming};
+use http::{HeaderValue, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Node;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -23,7 +25,7 @@ use crate::auth::tls::TlsError;
 use crate::resources;
 use crate::store::cache::Freshness;
 
-/// How long an agent may take to be reached.
+/// How long another server may take to be reached.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How much of an agent's refusal is passed on, in bytes.
 const REFUSAL: usize = 4096;
@@ -52,14 +54,13 @@ impl KubeletClient {
     }
 
     /// Sends a request to the agent at `address`. What the answer upgrades to lasts as long as anybody holds it.
-    pub(super) async fn send(
+    pub(super) async fn send<B: Outgoing>(
         &self,
         address: SocketAddr,
-        request: http::request::Builder,
-    ) -> Result<http::Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
+        request: http::Request<B>,
+    ) -> Result<http::Response<Incoming>, SendError> {
         let connect = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            let stream = connect(address).await?;
             self.tls
                 .connect(ServerName::from(address.ip()), stream)
                 .await
@@ -67,19 +68,55 @@ impl KubeletClient {
         let stream = tokio::time::timeout(CONNECT, connect)
             .await
             .map_err(|_| "the agent did not answer in time")??;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends when the answer has been read, or is no longer wanted.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to an agent ended");
-            }
-        });
-        let request = request
-            .header(header::HOST, address.to_string())
-            .body(Empty::<Bytes>::new())?;
-        Ok(sender.send_request(request).await?)
+        ask(stream, address, request).await
     }
+}
+
+/// Sends a request to any server at `address`, without TLS.
+pub(super) async fn send_plain<B: Outgoing>(
+    address: SocketAddr,
+    request: http::Request<B>,
+) -> Result<http::Response<Incoming>, SendError> {
+    let stream = tokio::time::timeout(CONNECT, connect(address))
+        .await
+        .map_err(|_| format!("{address} did not answer in time"))?
+        .map_err(|error| format!("{address}: {error}"))?;
+    ask(stream, address, request).await
+}
+
+/// Why there is no answer.
+type SendError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of a request.
+pub(super) trait Outgoing:
+    Body<Data = Bytes, Error: Into<SendError>> + Send + Unpin + 'static
+{
+}
+
+impl<B: Body<Data = Bytes, Error: Into<SendError>> + Send + Unpin + 'static> Outgoing for B {}
+
+async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn ask<B: Outgoing>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    address: SocketAddr,
+    mut request: http::Request<B>,
+) -> Result<http::Response<Incoming>, SendError> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends when the answer has been read, or is no longer wanted.
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to another server ended");
+        }
+    });
+    let host = HeaderValue::from_str(&address.to_string())?;
+    request.headers_mut().insert(header::HOST, host);
+    Ok(sender.send_request(request).await?)
 }
 
 /// What an agent's refusal comes to.
@@ -152,23 +189,24 @@ pub(super) fn container<'a>(pod: &'a Value, asked: &str) -> Result<&'a str, ApiE
 pub(super) async fn agent_address(api: &Api, node: &str) -> Result<SocketAddr, ApiError> {
     let kind = resources::find("", "v1", "nodes").ok_or_else(ApiError::no_route)?;
     let object = api.registry.get(kind, "", node, Freshness::Any).await?;
-    let node_object: Value = serde_json::from_slice(&object.json).map_err(ApiError::internal)?;
-    address_of(&node_object).ok_or_else(|| {
+    let found: Node = serde_json::from_slice(&object.json).map_err(ApiError::internal)?;
+    address_of(&found).ok_or_else(|| {
         ApiError::internal(format!(
             "node \"{node}\" has not said where its agent listens"
         ))
     })
 }
 
-fn address_of(node: &Value) -> Option<SocketAddr> {
-    let addresses = node["status"]["addresses"].as_array()?;
-    let internal = addresses.iter().find(|a| a["type"] == "InternalIP")?;
-    let ip: IpAddr = internal["address"].as_str()?.parse().ok()?;
-    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
-    Some(SocketAddr::new(
-        ip,
-        port.and_then(|p| u16::try_from(p).ok()).unwrap_or(10250),
-    ))
+/// Where the agent listens, as its node tells.
+pub(super) fn address_of(node: &Node) -> Option<SocketAddr> {
+    let status = node.status.as_ref()?;
+    let mut addresses = status.addresses.iter().flatten();
+    let internal = addresses.find(|it| it.type_ == "InternalIP")?;
+    let ip: IpAddr = internal.address.parse().ok()?;
+    let endpoints = status.daemon_endpoints.as_ref();
+    let agent = endpoints.and_then(|it| it.kubelet_endpoint.as_ref());
+    let port = agent.and_then(|it| u16::try_from(it.port).ok());
+    Some(SocketAddr::new(ip, port.unwrap_or(10250)))
 }
 
 /// `text` as part of a path or of a query.
@@ -212,11 +250,12 @@ mod tests {
 
     #[test]
     fn agents_are_found_through_their_node() {
-        let node = json!({"status": {
+        let node: Node = serde_json::from_value(json!({"status": {
             "addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "10.0.0.2"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10251}},
-        }});
+        }}))
+        .expect("a node");
         assert_eq!(address_of(&node), "10.0.0.2:10251".parse().ok());
-        assert_eq!(address_of(&json!({})), None);
+        assert_eq!(address_of(&Node::default()), None);
     }
 }

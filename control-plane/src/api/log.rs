@@ -3,6 +3,8 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::Api;
@@ -48,9 +50,12 @@ pub(super) async fn serve(api: &Api, input: &Input<'_>) -> Result<Response, ApiE
         request.name,
         options(input.query)
     );
+    let asked = Request::get(&path)
+        .body(Empty::<Bytes>::new())
+        .map_err(ApiError::internal)?;
     let answer = api
         .kubelet
-        .send(address, Request::get(&path))
+        .send(address, asked)
         .await
         .map_err(|e| ApiError::internal(format!("Get \"https://{address}{path}\": {e}")))?;
     if answer.status() == StatusCode::OK {

@@ -22,6 +22,8 @@ use super::eviction;
 use super::impersonate;
 use super::log;
 use super::paths;
+use super::present;
+use super::proxy;
 use super::registry::Through;
 use super::request::{self, Query, ResourceRequest, Target};
 use super::reviews;
@@ -31,6 +33,7 @@ use super::streams;
 use super::subresources;
 use super::token_request;
 use super::verbs::{self, Input};
+use crate::admission::Warnings;
 use crate::auth::{Attributes, User};
 use crate::resources::{self, Kind, Subresource};
 
@@ -167,6 +170,9 @@ async fn receive(
     if let Some(stream) = streams::Stream::of(kind, &target) {
         return streams::serve(api, &user, kind, &target, stream, request).await;
     }
+    if proxy::is_asked(kind, &target) {
+        return proxy::serve(api, kind, &target, request).await;
+    }
     let (parts, body) = request.into_parts();
     let asked = Asked {
         user,
@@ -275,52 +281,58 @@ async fn serve_resource(api: &Api, asked: &Asked) -> Result<Response, ApiError> 
         headers: &asked.headers,
         body: asked.body.clone(),
         manager: applying::manager(kind, target, &asked.query, &asked.headers)?,
+        warnings: Warnings::default(),
     };
-    let registry = &api.registry;
+    let mut response = act(api, &input).await?;
+    present::warn(&mut response, &input.warnings.take());
+    Ok(response)
+}
+
+/// Does what a request for objects asks.
+async fn act(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> {
+    let (kind, target, registry) = (input.kind, input.request, &api.registry);
     if target.resource == "bindings" {
         return match (target.verb, target.name.is_empty()) {
-            ("create", true) => subresources::bind(registry, &input).await,
+            ("create", true) => subresources::bind(registry, input).await,
             _ => Err(ApiError::method_not_allowed()),
         };
     }
     if target.subresource.is_empty() {
         return match target.verb {
-            "get" => verbs::get(registry, &input).await,
-            "list" => verbs::list(registry, &input).await,
-            "watch" => verbs::watch(registry, &input).await,
-            "create" if target.name.is_empty() => verbs::create(registry, &input).await,
+            "get" => verbs::get(registry, input).await,
+            "list" => verbs::list(registry, input).await,
+            "watch" => verbs::watch(registry, input).await,
+            "create" if target.name.is_empty() => verbs::create(registry, input).await,
             "update" if !target.name.is_empty() => {
-                verbs::update(registry, &input, Through::Main).await
+                verbs::update(registry, input, Through::Main).await
             }
             "patch" if !target.name.is_empty() => {
-                verbs::patch(registry, &input, Through::Main).await
+                verbs::patch(registry, input, Through::Main).await
             }
-            "delete" => verbs::delete(registry, &input).await,
-            "deletecollection" => verbs::delete_collection(registry, &input).await,
+            "delete" => verbs::delete(registry, input).await,
+            "deletecollection" => verbs::delete_collection(registry, input).await,
             _ => Err(ApiError::method_not_allowed()),
         };
     }
     let subresource = subresource_of(kind, &target.subresource).ok_or_else(ApiError::no_route)?;
     match (subresource, target.verb) {
         (Subresource::Status | Subresource::Approval | Subresource::EphemeralContainers, "get") => {
-            verbs::get(registry, &input).await
+            verbs::get(registry, input).await
         }
         (Subresource::EphemeralContainers, "update" | "patch") => {
-            subresources::add_ephemeral(registry, &input).await
+            subresources::add_ephemeral(registry, input).await
         }
-        (Subresource::Status, "update") => verbs::update(registry, &input, Through::Status).await,
-        (Subresource::Status, "patch") => verbs::patch(registry, &input, Through::Status).await,
-        (Subresource::Approval, "update" | "patch") => {
-            subresources::approve(registry, &input).await
-        }
-        (Subresource::Finalize, "update") => subresources::finalize(registry, &input).await,
-        (Subresource::Scale, "get") => scale::get(registry, &input).await,
-        (Subresource::Scale, "update") => scale::update(registry, &input).await,
-        (Subresource::Scale, "patch") => scale::patch(registry, &input).await,
-        (Subresource::Binding, "create") => subresources::bind(registry, &input).await,
-        (Subresource::Eviction, "create") => eviction::create(registry, &input).await,
-        (Subresource::Token, "create") => token_request::create(api, &input).await,
-        (Subresource::Log, "get") => log::serve(api, &input).await,
+        (Subresource::Status, "update") => verbs::update(registry, input, Through::Status).await,
+        (Subresource::Status, "patch") => verbs::patch(registry, input, Through::Status).await,
+        (Subresource::Approval, "update" | "patch") => subresources::approve(registry, input).await,
+        (Subresource::Finalize, "update") => subresources::finalize(registry, input).await,
+        (Subresource::Scale, "get") => scale::get(registry, input).await,
+        (Subresource::Scale, "update") => scale::update(registry, input).await,
+        (Subresource::Scale, "patch") => scale::patch(registry, input).await,
+        (Subresource::Binding, "create") => subresources::bind(registry, input).await,
+        (Subresource::Eviction, "create") => eviction::create(registry, input).await,
+        (Subresource::Token, "create") => token_request::create(api, input).await,
+        (Subresource::Log, "get") => log::serve(api, input).await,
         _ => Err(ApiError::method_not_allowed()),
     }
 }
@@ -339,6 +351,7 @@ pub(super) fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "portforward" => Subresource::PortForward,
         "ephemeralcontainers" => Subresource::EphemeralContainers,
         "token" => Subresource::Token,
+        "proxy" => Subresource::Proxy,
         _ => return None,
     };
     kind.has(subresource).then_some(subresource)

@@ -226,15 +226,21 @@ pub fn json_response(code: StatusCode, body: Body) -> Response {
     response
 }
 
-/// Clients take only so much in headers: characters of one warning, and bytes of all, as upstream.
-const ONE_WARNING: usize = 256;
+/// Clients take only so much in headers: characters of all warnings, and of one where that is too much, as upstream.
 const ALL_WARNINGS: usize = 4096;
+const ONE_WARNING: usize = 256;
 
 /// Adds `Warning` headers: what the server did not like but let pass.
 pub fn warn(response: &mut Response, warnings: &[String]) {
+    let whole: usize = warnings.iter().map(|text| text.chars().count()).sum();
+    let most = if whole > ALL_WARNINGS {
+        ONE_WARNING
+    } else {
+        ALL_WARNINGS
+    };
     let mut room = ALL_WARNINGS;
     for warning in warnings {
-        let warning: String = warning.chars().take(ONE_WARNING).collect();
+        let warning: String = warning.chars().take(most).collect();
         let Some(left) = room.checked_sub(warning.len()) else {
             break;
         };

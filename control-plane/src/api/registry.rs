@@ -1,6 +1,6 @@
 //! The generic registry: create, read, update and delete for every kind, with the rules that hold for all of them.
 //!
-//! A new object is defaulted, admitted, prepared, validated and stored. A changed one is prepared before it is admitted, so
+//! A new object is defaulted, admitted, prepared, validated, checked by the rest of admission and stored. A changed one is prepared before it is admitted, so
 //! that admission judges only what would really change. What is particular to a kind is data and pure functions in its
 //! [`Kind`]; nothing here asks which kind it serves.
 
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::apply::{self, Manager, Operation as By, Part, Writer};
+use super::apply::Manager;
 use super::deletion::{self, DeleteOptions, Step};
 use super::error::ApiError;
 use super::meta;
-use super::patching::schema_of;
+use super::owners::{track, track_as_sent};
 use super::stored::{bytes_of, key, object_of, read_error, set_version, storable, store_error};
 use crate::admission::service_ip::Held;
-use crate::admission::{Admission, Operation, Review};
+use crate::admission::{Admission, Operation, Review, Warnings};
 use crate::auth::User;
 use crate::auth::rbac::Policies;
 use crate::resources::Kind;
@@ -46,6 +46,8 @@ pub struct Call<'a> {
     pub dry_run: bool,
     /// In whose name fields are set.
     pub manager: &'a Manager,
+    /// Takes what admission says to the client although it refuses nothing.
+    pub warnings: &'a Warnings,
 }
 
 /// Which part of an object an update may change.
@@ -119,28 +121,39 @@ impl Registry {
         );
         (kind.default)(&mut object);
         let review = self.review(call, Operation::Create, "");
-        let held = self.admission.admit(&review, &mut object, None).await?;
+        let sent = object.clone();
+        let admitted = self.admission.admit(&review, &mut object, None).await?;
+        let admission_changed_it = sent != object;
         (kind.prepare_create)(&mut object);
-        track(call, None, &mut object)?;
+        if admission_changed_it {
+            track_as_sent(call, sent, &mut object)?;
+        } else {
+            track(call, None, &mut object)?;
+        }
         let name = meta::text(&object, "name").to_owned();
         let errors = (kind.validate)(&object, None);
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, &name, &errors));
         }
         let bytes = storable(kind, &object)?;
+        let checked = self.admission.check(&review, &object, None, &admitted);
+        let charges = checked.await?;
         if call.dry_run {
             return self.pretend_create(call, &name, object).await;
         }
         let write = Write::Put(bytes, Expect::Absent);
         match self
-            .write(key(kind, call.namespace, &name), write, held)
+            .write(key(kind, call.namespace, &name), write, admitted.held)
             .await
         {
             Ok(revision) => {
                 set_version(&mut object, revision);
                 Ok(object)
             }
-            Err(StoreError::Conflict { .. }) => Err(ApiError::already_exists(kind, &name)),
+            Err(StoreError::Conflict { .. }) => {
+                charges.give_back(self.store.as_ref()).await;
+                Err(ApiError::already_exists(kind, &name))
+            }
             Err(other) => Err(store_error(other)),
         }
     }
@@ -219,14 +232,8 @@ impl Registry {
             Through::Status => "status",
             Through::Subresource(name) => name,
         };
-        let held = self
-            .admission
-            .admit(
-                &self.review(call, Operation::Update, subresource),
-                &mut new,
-                Some(old),
-            )
-            .await?;
+        let review = self.review(call, Operation::Update, subresource);
+        let admitted = self.admission.admit(&review, &mut new, Some(old)).await?;
         track(call, Some(old), &mut new)?;
         // A binding changes what an update may not, a pod's node; the result must still be a valid object. So does what
         // adds containers, which has checked them itself.
@@ -241,7 +248,12 @@ impl Registry {
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
         }
         set_version(&mut new, revision);
-        if new == *old || call.dry_run {
+        if new == *old {
+            return Ok(Some(new));
+        }
+        let checked = self.admission.check(&review, &new, Some(old), &admitted);
+        let charges = checked.await?;
+        if call.dry_run {
             return Ok(Some(new));
         }
         let write = if deletion::is_finished(kind, &new) {
@@ -250,14 +262,17 @@ impl Registry {
             Write::Put(storable(kind, &new)?, Expect::Modified(revision))
         };
         match self
-            .write(key(kind, call.namespace, name), write, held)
+            .write(key(kind, call.namespace, name), write, admitted.held)
             .await
         {
             Ok(revision) => {
                 set_version(&mut new, revision);
                 Ok(Some(new))
             }
-            Err(StoreError::Conflict { .. }) => Ok(None),
+            Err(StoreError::Conflict { .. }) => {
+                charges.give_back(self.store.as_ref()).await;
+                Ok(None)
+            }
             Err(other) => Err(store_error(other)),
         }
     }
@@ -295,7 +310,8 @@ impl Registry {
             let (mut old, revision) = self.read(call, name).await?;
             check_preconditions(kind, name, &old, options)?;
             let review = self.review(call, Operation::Delete, "");
-            self.admission.admit(&review, &mut old, None).await?.keep();
+            let admitted = self.admission.admit(&review, &mut old, None).await?;
+            admitted.held.keep();
             let key = key(kind, call.namespace, name);
             let (outcome, next) = match deletion::decide(kind, &old, options, meta::now()) {
                 Step::Nothing => return Ok(Deleted::Marked(old)),
@@ -345,22 +361,9 @@ impl Registry {
             operation,
             subresource,
             dry_run: call.dry_run,
+            warnings: call.warnings,
         }
     }
-}
-
-/// Notes who set which fields. An apply has done so already.
-fn track(call: &Call<'_>, old: Option<&Value>, new: &mut Value) -> Result<(), ApiError> {
-    if call.manager.operation == By::Apply {
-        return Ok(());
-    }
-    let writer = Writer {
-        manager: call.manager,
-        part: Part::Whole,
-        now: &meta::rfc3339(meta::now()),
-    };
-    apply::track(old, new, writer, schema_of(call.kind))
-        .map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
 pub(super) fn check_preconditions(

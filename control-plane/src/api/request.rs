@@ -32,7 +32,8 @@ pub struct ResourceRequest {
 ///
 /// Here escaped characters of the path are decoded, once: what is authorized is what is looked up.
 pub fn target(method: &Method, uri: &Uri, query: &Query) -> Option<Target> {
-    let parts = uri.path().trim_matches('/').split('/').map(segment);
+    let (path, _) = split_proxied(uri.path());
+    let parts = path.trim_matches('/').split('/').map(segment);
     let parts: Vec<String> = parts.collect::<Option<_>>()?;
     let mut parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let (group, version) = match parts.as_slice() {
@@ -84,6 +85,33 @@ pub fn target(method: &Method, uri: &Uri, query: &Query) -> Option<Target> {
         name: name.to_owned(),
         subresource: subresource.to_owned(),
     }))
+}
+
+/// Splits the path of a request that is passed on (`/api/v1/nodes/NAME/proxy/…`) into what names the receiver, and what is
+/// the receiver's. Of any other path all is of the first kind.
+pub fn split_proxied(path: &str) -> (&str, &str) {
+    let parts: Vec<&str> = path.split('/').take(8).collect();
+    let own = match parts.as_slice() {
+        ["", "api", _, "nodes", _, "proxy", ..] => 6,
+        [
+            "",
+            "api",
+            _,
+            "namespaces",
+            _,
+            "pods" | "services",
+            _,
+            "proxy",
+            ..,
+        ] => 8,
+        _ => return (path, ""),
+    };
+    let end = parts[..own]
+        .iter()
+        .map(|part| part.len() + 1)
+        .sum::<usize>()
+        - 1;
+    path.split_at(end)
 }
 
 /// The parameters after the `?`. The first of several values with one name counts.
@@ -194,6 +222,35 @@ mod tests {
             Some(Target::Resource(r)) => r,
             other => panic!("{uri}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn what_is_passed_on_is_not_read() {
+        let cases = [
+            (
+                "/api/v1/nodes/n/proxy/a//b%2Fc",
+                ("/api/v1/nodes/n/proxy", "/a//b%2Fc"),
+            ),
+            ("/api/v1/nodes/n/proxy", ("/api/v1/nodes/n/proxy", "")),
+            (
+                "/api/v1/namespaces/a/services/http:s:web/proxy/",
+                ("/api/v1/namespaces/a/services/http:s:web/proxy", "/"),
+            ),
+            (
+                "/api/v1/namespaces/a/pods/p/log",
+                ("/api/v1/namespaces/a/pods/p/log", ""),
+            ),
+            (
+                "/api/v1/nodes/n/proxies/a",
+                ("/api/v1/nodes/n/proxies/a", ""),
+            ),
+        ];
+        for (path, split) in cases {
+            assert_eq!(split_proxied(path), split);
+        }
+        let asked = resource(Method::POST, "/api/v1/namespaces/a/pods/p:80/proxy/x/../y");
+        let own = (asked.verb, &*asked.name, &*asked.subresource);
+        assert_eq!(own, ("create", "p:80", "proxy"));
     }
 
     #[test]

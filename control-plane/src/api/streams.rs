@@ -7,9 +7,12 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use http::{HeaderName, Method, StatusCode, header};
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Api;
 use super::error::ApiError;
@@ -42,6 +45,30 @@ impl Default for Open {
     fn default() -> Self {
         Open(Arc::new(Semaphore::new(MOST)))
     }
+}
+
+impl Open {
+    /// One of the places, if there is one.
+    pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let place = self.0.clone().try_acquire_owned();
+        place.map_err(|_| ApiError::too_many_requests())
+    }
+}
+
+/// Passes bytes on between two ends that switch protocols, as long as both are there.
+pub(super) fn join(near: OnUpgrade, far: OnUpgrade, place: OwnedSemaphorePermit) {
+    tokio::spawn(async move {
+        match tokio::try_join!(near, far) {
+            Ok((near, far)) => {
+                let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
+                if let Err(error) = tokio::io::copy_bidirectional(&mut near, &mut far).await {
+                    tracing::debug!(%error, "a stream was cut");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "a stream did not begin"),
+        }
+        drop(place);
+    });
 }
 
 /// What is asked of a pod.
@@ -113,9 +140,7 @@ pub(super) async fn serve(
             "pod {name} does not have a host assigned"
         )));
     }
-    let place = api.streams.0.clone().try_acquire_owned();
-    let place = place.map_err(|_| ApiError::too_many_requests())?;
-
+    let place = api.streams.place()?;
     let address = kubelet::agent_address(api, node).await?;
     let method = match *request.method() {
         Method::POST => Method::POST,
@@ -127,6 +152,9 @@ pub(super) async fn serve(
             asked = asked.header(name, value);
         }
     }
+    let asked = asked
+        .body(Empty::<Bytes>::new())
+        .map_err(ApiError::internal)?;
     let mut answer = api.kubelet.send(address, asked).await.map_err(|error| {
         ApiError::internal(format!("error dialing backend: https://{address}: {error}"))
     })?;
@@ -144,18 +172,7 @@ pub(super) async fn serve(
         hyper::upgrade::on(&mut request),
         hyper::upgrade::on(&mut answer),
     );
-    tokio::spawn(async move {
-        match tokio::try_join!(near, far) {
-            Ok((near, far)) => {
-                let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
-                if let Err(error) = tokio::io::copy_bidirectional(&mut near, &mut far).await {
-                    tracing::debug!(%error, "a stream to a pod was cut");
-                }
-            }
-            Err(error) => tracing::debug!(%error, "a stream to a pod did not begin"),
-        }
-        drop(place);
-    });
+    join(near, far, place);
     Ok(response)
 }
 

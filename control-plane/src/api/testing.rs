@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use super::apply::Manager;
 use super::registry::{Call, Registry};
 use super::{Api, KubeletClient, bootstrap, default_roles, index};
-use crate::admission::Admission;
 use crate::admission::service_ip::{Ranges, ServiceAddresses};
+use crate::admission::{Admission, Warnings};
 use crate::auth::pki::{Pki, PkiConfig};
 use crate::auth::rbac::Policies;
 use crate::auth::tokens::{Authority, Keys};
@@ -46,7 +46,7 @@ pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
     addresses.follow(&cache).await.expect("services");
     let policies = Arc::new(Policies::default());
     let registry = Registry {
-        admission: Admission::new(store.clone(), addresses, policies.clone()),
+        admission: Admission::new(store.clone(), cache.clone(), addresses, policies.clone()),
         store,
         cache,
         policies,
@@ -77,12 +77,14 @@ pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
     let kind = resources::find("", "v1", "serviceaccounts").expect("a kind");
     let user = User::authenticated("system:apiserver", [MASTERS.to_owned()]);
     let manager = Manager::server(kind);
+    let warnings = Warnings::default();
     let call = Call {
         user: &user,
         kind,
         namespace: "default",
         dry_run: false,
         manager: &manager,
+        warnings: &warnings,
     };
     let account = serde_json::json!({"metadata": {"name": "default"}});
     match api.registry.create(&call, account).await {

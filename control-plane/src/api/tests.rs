@@ -1,6 +1,8 @@
 //! The whole API, from request to answer, over an embedded store.
 
 mod access;
+mod admission;
+mod examples;
 mod hostile;
 mod input;
 mod kinds;

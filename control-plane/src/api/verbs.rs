@@ -21,6 +21,7 @@ use super::registry::{Call, Deleted, Registry, Through};
 use super::request::{Query, ResourceRequest};
 use super::table::Include;
 use super::watch;
+use crate::admission::Warnings;
 use crate::auth::{self, User};
 use crate::resources::Kind;
 use crate::store::Revision;
@@ -39,6 +40,8 @@ pub struct Input<'a> {
     pub body: Bytes,
     /// In whose name fields are set.
     pub manager: Manager,
+    /// What admission says to the client although it refuses nothing.
+    pub warnings: Warnings,
 }
 
 impl<'a> Input<'a> {
@@ -58,6 +61,7 @@ impl<'a> Input<'a> {
             namespace: &self.request.namespace,
             dry_run,
             manager: &self.manager,
+            warnings: &self.warnings,
         })
     }
 

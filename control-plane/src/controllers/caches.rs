@@ -1,7 +1,7 @@
 //! What the API server says, one watch a kind for all controllers of the process, without the fields that none of them reads.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -9,7 +9,7 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node, Pod,
-    ReplicationController, Secret, Service, ServiceAccount,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -26,11 +26,31 @@ use super::{endpoints, load_balancer, pods, root_ca, token_secrets};
 /// Where nodes keep their Leases.
 pub(super) const NODE_LEASES: &str = "kube-node-lease";
 
+/// Hears of objects that are gone, of whatever kind, by their namespace. Garbage collection sees all of them.
+#[derive(Default)]
+pub(super) struct Gone(RwLock<Vec<OnGone>>);
+
+type OnGone = Box<dyn Fn(&str) + Send + Sync>;
+
+impl Gone {
+    pub(super) fn on(&self, handler: impl Fn(&str) + Send + Sync + 'static) {
+        let mut handlers = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        handlers.push(Box::new(handler));
+    }
+
+    pub(super) fn tell(&self, namespace: &str) {
+        let handlers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        handlers.iter().for_each(|handler| handler(namespace));
+    }
+}
+
 pub(super) struct Caches {
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
     pub(super) endpoints: Arc<Cache<Endpoints>>,
+    /// Tells when an object of any kind is gone.
+    pub(super) gone: Gone,
     pub(super) jobs: Arc<Cache<Job>>,
     pub(super) leases: Arc<Cache<Lease>>,
     /// The one that names the load balancers' addresses.
@@ -40,6 +60,7 @@ pub(super) struct Caches {
     pub(super) pod_disruption_budgets: Arc<Cache<PodDisruptionBudget>>,
     pub(super) pods: Arc<Cache<Pod>>,
     pub(super) replica_sets: Arc<Cache<ReplicaSet>>,
+    pub(super) resource_quotas: Arc<Cache<ResourceQuota>>,
     pub(super) replication_controllers: Arc<Cache<ReplicationController>>,
     /// The ConfigMaps that hold the authority's certificate.
     pub(super) root_cas: Arc<Cache<ConfigMap>>,
@@ -58,6 +79,7 @@ impl Caches {
             csrs: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
             endpoints: Cache::new(|_| (), None),
+            gone: Gone::default(),
             jobs: Cache::new(|_| (), None),
             leases: Cache::new(|_| (), None),
             load_balancer_pools: Cache::new(|_| (), None),
@@ -66,6 +88,7 @@ impl Caches {
             pod_disruption_budgets: Cache::new(|_| (), None),
             pods: Cache::new(slim_pod, Some(pods::index)),
             replica_sets: Cache::new(|_| (), None),
+            resource_quotas: Cache::new(|_| (), None),
             replication_controllers: Cache::new(slim_replication_controller, None),
             root_cas: Cache::new(|_| (), None),
             service_accounts: Cache::new(|_| (), None),
@@ -121,6 +144,12 @@ impl Caches {
             tasks,
         );
         follow(
+            &self.resource_quotas,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
+        follow(
             &self.replication_controllers,
             Api::all(client.clone()),
             shutdown,
@@ -168,6 +197,7 @@ impl Caches {
         self.pod_disruption_budgets.wait_synced().await;
         self.pods.wait_synced().await;
         self.replica_sets.wait_synced().await;
+        self.resource_quotas.wait_synced().await;
         self.replication_controllers.wait_synced().await;
         self.root_cas.wait_synced().await;
         self.service_accounts.wait_synced().await;

@@ -19,6 +19,7 @@ mod node;
 mod pod_control;
 pub(crate) mod pods;
 mod replica_set;
+mod resource_quota;
 mod role_aggregation;
 mod root_ca;
 #[cfg(test)]
@@ -143,6 +144,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(role_aggregation::start(&context));
     tasks.spawn(namespaces::start(&context));
     tasks.spawn(garbage::start(&context));
+    tasks.spawn(resource_quota::start(&context));
     tasks.spawn(event_expiry::start(&context));
     // Only now, so that each controller hears of every object.
     context

@@ -85,6 +85,7 @@ pub enum Subresource {
     PortForward,
     EphemeralContainers,
     Token,
+    Proxy,
 }
 
 /// How a kind that is stored as another one gets there and back. Both functions take decoded objects.

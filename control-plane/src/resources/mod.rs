@@ -8,6 +8,9 @@ mod certificatesigningrequest;
 mod configmap;
 mod controllerrevision;
 mod cronjob;
+mod csidriver;
+mod csinode;
+mod csistoragecapacity;
 mod daemonset;
 mod decode;
 mod deployment;
@@ -15,25 +18,37 @@ mod endpoints;
 mod endpointslice;
 mod event;
 mod horizontalpodautoscaler;
+pub mod ingress;
+pub mod ingressclass;
+mod ipaddress;
 pub mod job;
 mod kind;
 mod lease;
+mod limitrange;
 mod namespace;
 mod networkpolicy;
 mod node;
+mod persistentvolume;
+mod persistentvolumeclaim;
 pub mod pod;
 pub mod poddisruptionbudget;
 mod podtemplate;
 pub mod print;
+pub mod priorityclass;
 pub mod quantity;
 pub mod rbac;
 mod replicaset;
 mod replicationcontroller;
+pub mod resourcequota;
+mod runtimeclass;
 mod secret;
 mod service;
 mod serviceaccount;
+mod servicecidr;
 mod statefulset;
+pub mod storageclass;
 pub mod validate;
+mod volumeattachment;
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
@@ -45,14 +60,18 @@ use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, Namespace, Node, Pod, PodTemplate, ReplicationController,
-        Secret, Service, ServiceAccount,
+        ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, PersistentVolume,
+        PersistentVolumeClaim, Pod, PodTemplate, ReplicationController, ResourceQuota, Secret,
+        Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     events::v1::Event as EventsV1Event,
-    networking::v1::NetworkPolicy,
+    networking::v1::{IPAddress, Ingress, IngressClass, NetworkPolicy, ServiceCIDR},
+    node::v1::RuntimeClass,
     policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+    scheduling::v1::PriorityClass,
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
 pub use decode::{DecodeError, duplicate_fields};
@@ -64,9 +83,13 @@ static KINDS: &[Kind] = &[
     Kind::of::<ConfigMap>(),
     Kind::of::<Endpoints>(),
     Kind::of::<Event>(),
+    Kind::of::<LimitRange>(),
     Kind::of::<Namespace>(),
     Kind::of::<Node>(),
+    Kind::of::<PersistentVolume>(),
+    Kind::of::<PersistentVolumeClaim>(),
     Kind::of::<Pod>(),
+    Kind::of::<ResourceQuota>(),
     Kind::of::<PodTemplate>(),
     Kind::of::<ReplicationController>(),
     Kind::of::<Secret>(),
@@ -87,11 +110,22 @@ static KINDS: &[Kind] = &[
     Kind::of::<EndpointSlice>(),
     Kind::of::<EventsV1Event>(),
     Kind::of::<NetworkPolicy>(),
+    Kind::of::<IPAddress>(),
+    Kind::of::<Ingress>(),
+    Kind::of::<IngressClass>(),
+    Kind::of::<ServiceCIDR>(),
+    Kind::of::<RuntimeClass>(),
     Kind::of::<PodDisruptionBudget>(),
     Kind::of::<ClusterRole>(),
     Kind::of::<ClusterRoleBinding>(),
     Kind::of::<Role>(),
     Kind::of::<RoleBinding>(),
+    Kind::of::<PriorityClass>(),
+    Kind::of::<CSIDriver>(),
+    Kind::of::<CSINode>(),
+    Kind::of::<CSIStorageCapacity>(),
+    Kind::of::<StorageClass>(),
+    Kind::of::<VolumeAttachment>(),
 ];
 
 /// Every kind that is served, the core group first.

@@ -19,7 +19,7 @@ impl Strategy for Node {
     const SINGULAR: &'static str = "node";
     const SHORT_NAMES: &'static [&'static str] = &["no"];
     const NAMESPACED: bool = false;
-    const SUBRESOURCES: &'static [Subresource] = &[Subresource::Status];
+    const SUBRESOURCES: &'static [Subresource] = &[Subresource::Status, Subresource::Proxy];
     const COLUMNS: &'static [Column] = &[
         Column::NAME,
         Column::text("Status", "Whether the node is ready and takes pods."),

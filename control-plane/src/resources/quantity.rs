@@ -149,6 +149,41 @@ impl Quantity {
         i64::try_from(whole).unwrap_or(if whole < 0 { i64::MIN } else { i64::MAX })
     }
 
+    /// So many whole units.
+    pub fn count(units: i64) -> Self {
+        Self {
+            nanos: i128::from(units) * NANO,
+            format: Format::DecimalSi,
+        }
+    }
+
+    /// The sum, written as `self` is unless that is zero. More than can be counted stays the most.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let format = if self.is_zero() {
+            other.format
+        } else {
+            self.format
+        };
+        Self {
+            nanos: (self.nanos + other.nanos).clamp(-MAX, MAX),
+            format,
+        }
+    }
+
+    /// The difference, written as `self` is unless that is zero.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        let nanos = -other.nanos;
+        self.plus(Self { nanos, ..other })
+    }
+
+    /// How many times `other` this is; `other` is not zero.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio is for people to read")]
+    pub fn ratio(self, other: Self) -> f64 {
+        self.nanos as f64 / other.nanos as f64
+    }
+
     pub fn is_negative(&self) -> bool {
         self.nanos < 0
     }
@@ -213,6 +248,38 @@ impl fmt::Display for Quantity {
             }
         }
         Ok(())
+    }
+}
+
+/// Amounts of resources, to reckon with.
+pub type Sums = BTreeMap<String, Quantity>;
+
+/// The amounts that can be read.
+pub fn sums(amounts: Option<&Amounts>) -> Sums {
+    let read = |(name, amount): (&String, &Written)| Some((name.clone(), amount.0.parse().ok()?));
+    amounts.into_iter().flatten().filter_map(read).collect()
+}
+
+/// The same, as they stand in an object.
+pub fn written(sums: &Sums) -> Amounts {
+    let write = |(name, sum): (&String, &Quantity)| (name.clone(), Written(sum.to_string()));
+    sums.iter().map(write).collect()
+}
+
+/// Adds amounts, each to its namesake.
+pub fn add(total: &mut Sums, more: &Sums) {
+    for (name, amount) in more {
+        let sum = total.get(name).map_or(*amount, |sum| sum.plus(*amount));
+        total.insert(name.clone(), sum);
+    }
+}
+
+/// Raises amounts to their namesakes where those are larger.
+pub fn raise(total: &mut Sums, other: &Sums) {
+    for (name, amount) in other {
+        if total.get(name).is_none_or(|there| there < amount) {
+            total.insert(name.clone(), *amount);
+        }
     }
 }
 
@@ -311,7 +378,26 @@ mod tests {
         assert!(quantity("1Gi") > quantity("1G"));
     }
 
+    #[test]
+    fn a_sum_is_written_as_its_first_part() {
+        let quantity = |text: &str| text.parse::<Quantity>().unwrap();
+        let sum = |a: &str, b: &str| quantity(a).plus(quantity(b)).to_string();
+        assert_eq!(sum("1Gi", "1024Mi"), "2Gi");
+        assert_eq!(sum("0", "1Gi"), "1Gi");
+        assert_eq!(sum("500m", "1"), "1500m");
+        assert_eq!(quantity("1").minus(quantity("250m")).to_string(), "750m");
+        assert_eq!(Quantity::count(3).to_string(), "3");
+        assert!((quantity("3").ratio(quantity("1500m")) - 2.0).abs() < 1e-9);
+    }
+
     proptest! {
+        #[test]
+        fn what_is_added_can_be_taken_away(a in 0_u32.., b in 0_u32..) {
+            let (a, b) = (Quantity::count(a.into()), Quantity::count(b.into()));
+            prop_assert_eq!(a.plus(b), b.plus(a));
+            prop_assert_eq!(a.plus(b).minus(b), a);
+        }
+
         #[test]
         fn canonical_form_keeps_the_amount_and_is_a_fixed_point(
             whole in 0_u32.., fraction in 0_u16..1000, suffix in prop::sample::select(vec!["", "m", "k", "M", "Ki", "Mi", "e2", "e-2"]),

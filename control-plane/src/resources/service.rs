@@ -30,7 +30,7 @@ impl Strategy for Service {
     const SINGULAR: &'static str = "service";
     const SHORT_NAMES: &'static [&'static str] = &["svc"];
     const CATEGORIES: &'static [&'static str] = &["all"];
-    const SUBRESOURCES: &'static [Subresource] = &[Subresource::Status];
+    const SUBRESOURCES: &'static [Subresource] = &[Subresource::Status, Subresource::Proxy];
     const COLUMNS: &'static [Column] = &[
         Column::NAME,
         Column::text("Type", "How the service is reached."),

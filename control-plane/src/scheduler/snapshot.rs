@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::quantity::{milli, whole};
 use super::terms::{Labels, Namespaces, SpreadRule, Terms};
+use crate::resources::pod::requests::peak;
 
 /// Amounts by resource name: `cpu` in thousandths, everything else in whole units.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -165,32 +166,13 @@ fn group(pod: &Pod) -> u64 {
     hasher.finish()
 }
 
-/// The most that the pod takes at any time: its containers together, or one of its init containers beside the sidecars
-/// that were started before it.
+/// The most that the pod takes at any time.
 fn requests(spec: &PodSpec) -> Resources {
     let of = |container: &Container| {
-        Resources::of(
-            container
-                .resources
-                .as_ref()
-                .and_then(|resources| resources.requests.as_ref()),
-        )
+        let resources = container.resources.as_ref();
+        Resources::of(resources.and_then(|resources| resources.requests.as_ref()))
     };
-    let mut sidecars = Resources::default();
-    let mut peak = Resources::default();
-    for container in spec.init_containers.iter().flatten() {
-        let mut now = sidecars.clone();
-        now.add(&of(container));
-        if container.restart_policy.as_deref() == Some("Always") {
-            sidecars = now.clone();
-        }
-        peak.max(&now);
-    }
-    let mut total = sidecars;
-    spec.containers
-        .iter()
-        .for_each(|container| total.add(&of(container)));
-    total.max(&peak);
+    let mut total = peak(spec, of, Resources::add, Resources::max);
     total.add(&Resources::of(spec.overhead.as_ref()));
     total
 }

@@ -46,8 +46,10 @@ fn streams_reach_into_pods() {
     };
     let stock = Client::new(&scenario, "kubectl", "present");
     let debian = Client::new(&scenario, debian(), "debian");
+    streams::lead_to_pods(&scenario);
     for client in [&stock, &debian] {
         streams::begin(client);
+        streams::the_server_passes_requests_on(client);
         streams::exec_runs_a_command_and_says_how_it_ended(client);
         streams::exec_gives_a_terminal(client);
         streams::cp_moves_files_both_ways(client);

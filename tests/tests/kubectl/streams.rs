@@ -4,20 +4,25 @@ use std::io::{BufRead, Read, Write};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use kernelet_tests::scenario::eventually;
+use kernelet_tests::command::output;
+use kernelet_tests::scenario::{Scenario, eventually};
+use serde_json::Value;
 
+use crate::changing::REPAIR;
 use crate::client::Client;
 
 /// Pods whose containers have a shell and tar: the node's static busybox.
 const REACHED: &str = r#"
 apiVersion: v1
 kind: Pod
-metadata: {name: reached}
+metadata: {name: reached, labels: {app: reached}}
 spec:
   terminationGracePeriodSeconds: 0
   containers:
     - name: main
       image: backend:v0.0.1
+      ports:
+        - containerPort: 8080
       volumeMounts:
         - {name: busybox, mountPath: /bin/sh}
         - {name: busybox, mountPath: /bin/tar}
@@ -34,6 +39,55 @@ pub fn begin(client: &Client) {
     client.begin();
     client.fed("create -f -", REACHED);
     client.says("wait --for=condition=Ready pod/reached --timeout=60s");
+}
+
+/// Gives the API server's machine a route to the pods of each node, as a cloud's network has it.
+pub fn lead_to_pods(scenario: &Scenario) {
+    for node in scenario.list("nodes") {
+        let range = node["spec"]["podCIDR"].as_str().unwrap();
+        let addresses = node["status"]["addresses"].as_array().unwrap();
+        let own = addresses.iter().find(|it| it["type"] == "InternalIP");
+        let gateway = own.unwrap()["address"].as_str().unwrap();
+        let server = scenario.node("control-plane").unwrap();
+        let mut route = server.command("ip");
+        route.args(["route", "add", range, "via", gateway]);
+        output(&mut route).unwrap();
+    }
+}
+
+pub fn the_server_passes_requests_on(client: &Client) {
+    let raw = |path: &str| client.says(&format!("get --raw {path}"));
+    let node = client.get("pod reached")["spec"]["nodeName"].clone();
+    let node = format!("/api/v1/nodes/{}/proxy", node.as_str().unwrap());
+    assert_eq!(raw(&format!("{node}/healthz")).trim(), "ok");
+    let stats: Value = serde_json::from_str(&raw(&format!("{node}/stats/summary"))).unwrap();
+    assert!(stats["node"]["nodeName"].is_string(), "{stats}");
+
+    let own = format!("/api/v1/namespaces/{}", client.namespace);
+    assert_eq!(raw(&format!("{own}/pods/reached/proxy/healthz")), "ok\n");
+    let pod = format!("{own}/pods/reached:8080/proxy");
+    assert_eq!(raw(&format!("{pod}/healthz")), "ok\n");
+    let refused = client.refuses(&format!("get --raw {pod}/nowhere"));
+    assert!(refused.contains("could not find"), "{refused}");
+    let closed = format!("get --raw {own}/pods/reached:9/proxy/");
+    let refused = client.refuses(&closed);
+    assert!(
+        refused.contains("unable to handle the request"),
+        "{refused}"
+    );
+
+    client.says("expose pod reached --port=80 --target-port=8080");
+    let service = format!("{own}/services/reached:80/proxy/healthz");
+    eventually("the service has an endpoint", REPAIR, || {
+        let asked = client
+            .command(&["get", "--raw", &service])
+            .output()
+            .unwrap();
+        match asked.stdout.as_slice() {
+            b"ok\n" => Ok(()),
+            _ => Err(format!("{asked:?}")),
+        }
+    });
 }
 
 pub fn exec_runs_a_command_and_says_how_it_ended(client: &Client) {

@@ -13,6 +13,7 @@ fn admit(
     old: Option<&Value>,
 ) -> Result<Held, String> {
     let user = User::anonymous();
+    let warnings = crate::admission::Warnings::default();
     let review = Review {
         user: &user,
         kind: resources::find("", "v1", "services").expect("a kind"),
@@ -24,6 +25,7 @@ fn admit(
         },
         subresource: "",
         dry_run: false,
+        warnings: &warnings,
     };
     addresses
         .admit(&review, service, old)

@@ -442,6 +442,118 @@ static SIGNING_REQUEST: Type = Type {
     fields: &[METADATA, plain("status", &SIGNING_REQUEST_STATUS)],
 };
 
+static LIMIT_RANGE: Type = Type {
+    name: "io.k8s.api.core.v1.LimitRange",
+    fields: &[METADATA],
+};
+static RESOURCE_QUOTA_SPEC: Type = Type {
+    name: "io.k8s.api.core.v1.ResourceQuotaSpec",
+    fields: &[whole("scopeSelector")],
+};
+static RESOURCE_QUOTA: Type = Type {
+    name: "io.k8s.api.core.v1.ResourceQuota",
+    fields: &[METADATA, plain("spec", &RESOURCE_QUOTA_SPEC)],
+};
+static VOLUME_NODE_AFFINITY: Type = Type {
+    name: "io.k8s.api.core.v1.VolumeNodeAffinity",
+    fields: &[whole("required")],
+};
+static PERSISTENT_VOLUME_SPEC: Type = Type {
+    name: "io.k8s.api.core.v1.PersistentVolumeSpec",
+    fields: &[plain("nodeAffinity", &VOLUME_NODE_AFFINITY)],
+};
+static PERSISTENT_VOLUME: Type = Type {
+    name: "io.k8s.api.core.v1.PersistentVolume",
+    fields: &[METADATA, plain("spec", &PERSISTENT_VOLUME_SPEC)],
+};
+static PERSISTENT_VOLUME_CLAIM_SPEC: Type = Type {
+    name: "io.k8s.api.core.v1.PersistentVolumeClaimSpec",
+    fields: &[whole("selector"), whole("dataSource")],
+};
+static PERSISTENT_VOLUME_CLAIM_STATUS: Type = Type {
+    name: "io.k8s.api.core.v1.PersistentVolumeClaimStatus",
+    fields: &[by_key("conditions", TYPE, None)],
+};
+static PERSISTENT_VOLUME_CLAIM: Type = Type {
+    name: "io.k8s.api.core.v1.PersistentVolumeClaim",
+    fields: &[
+        METADATA,
+        plain("spec", &PERSISTENT_VOLUME_CLAIM_SPEC),
+        plain("status", &PERSISTENT_VOLUME_CLAIM_STATUS),
+    ],
+};
+static INGRESS_SERVICE_BACKEND: Type = Type {
+    name: "io.k8s.api.networking.v1.IngressServiceBackend",
+    fields: &[whole("port")],
+};
+static INGRESS_BACKEND: Type = Type {
+    name: "io.k8s.api.networking.v1.IngressBackend",
+    fields: &[
+        whole("resource"),
+        plain("service", &INGRESS_SERVICE_BACKEND),
+    ],
+};
+static INGRESS_SPEC: Type = Type {
+    name: "io.k8s.api.networking.v1.IngressSpec",
+    fields: &[plain("defaultBackend", &INGRESS_BACKEND)],
+};
+static INGRESS: Type = Type {
+    name: "io.k8s.api.networking.v1.Ingress",
+    fields: &[METADATA, plain("spec", &INGRESS_SPEC)],
+};
+static INGRESS_CLASS: Type = Type {
+    name: "io.k8s.api.networking.v1.IngressClass",
+    fields: &[METADATA],
+};
+static IP_ADDRESS: Type = Type {
+    name: "io.k8s.api.networking.v1.IPAddress",
+    fields: &[METADATA],
+};
+static SERVICE_CIDR_STATUS: Type = Type {
+    name: "io.k8s.api.networking.v1.ServiceCIDRStatus",
+    fields: &[by_key("conditions", TYPE, None)],
+};
+static SERVICE_CIDR: Type = Type {
+    name: "io.k8s.api.networking.v1.ServiceCIDR",
+    fields: &[METADATA, plain("status", &SERVICE_CIDR_STATUS)],
+};
+static RUNTIME_CLASS_SCHEDULING: Type = Type {
+    name: "io.k8s.api.node.v1.Scheduling",
+    fields: &[whole("nodeSelector")],
+};
+static RUNTIME_CLASS: Type = Type {
+    name: "io.k8s.api.node.v1.RuntimeClass",
+    fields: &[METADATA, plain("scheduling", &RUNTIME_CLASS_SCHEDULING)],
+};
+static PRIORITY_CLASS: Type = Type {
+    name: "io.k8s.api.scheduling.v1.PriorityClass",
+    fields: &[METADATA],
+};
+static CSI_DRIVER: Type = Type {
+    name: "io.k8s.api.storage.v1.CSIDriver",
+    fields: &[METADATA],
+};
+static CSI_NODE_SPEC: Type = Type {
+    name: "io.k8s.api.storage.v1.CSINodeSpec",
+    fields: &[by_key("drivers", NAME, None)],
+};
+static CSI_NODE: Type = Type {
+    name: "io.k8s.api.storage.v1.CSINode",
+    fields: &[METADATA, plain("spec", &CSI_NODE_SPEC)],
+};
+static CSI_STORAGE_CAPACITY: Type = Type {
+    name: "io.k8s.api.storage.v1.CSIStorageCapacity",
+    fields: &[METADATA, whole("nodeTopology")],
+};
+static STORAGE_CLASS: Type = Type {
+    name: "io.k8s.api.storage.v1.StorageClass",
+    fields: &[METADATA],
+};
+static VOLUME_ATTACHMENT: Type = Type {
+    name: "io.k8s.api.storage.v1.VolumeAttachment",
+    fields: &[METADATA],
+};
+
 static ROLE: Type = Type {
     name: "io.k8s.api.rbac.v1.Role",
     fields: &[METADATA],
@@ -495,6 +607,32 @@ static TYPES: &[&Type] = &[
     &NETWORK_POLICY,
     &SIGNING_REQUEST_STATUS,
     &SIGNING_REQUEST,
+    &LIMIT_RANGE,
+    &RESOURCE_QUOTA_SPEC,
+    &RESOURCE_QUOTA,
+    &VOLUME_NODE_AFFINITY,
+    &PERSISTENT_VOLUME_SPEC,
+    &PERSISTENT_VOLUME,
+    &PERSISTENT_VOLUME_CLAIM_SPEC,
+    &PERSISTENT_VOLUME_CLAIM_STATUS,
+    &PERSISTENT_VOLUME_CLAIM,
+    &INGRESS_SERVICE_BACKEND,
+    &INGRESS_BACKEND,
+    &INGRESS_SPEC,
+    &INGRESS,
+    &INGRESS_CLASS,
+    &IP_ADDRESS,
+    &SERVICE_CIDR_STATUS,
+    &SERVICE_CIDR,
+    &RUNTIME_CLASS_SCHEDULING,
+    &RUNTIME_CLASS,
+    &PRIORITY_CLASS,
+    &CSI_DRIVER,
+    &CSI_NODE_SPEC,
+    &CSI_NODE,
+    &CSI_STORAGE_CAPACITY,
+    &STORAGE_CLASS,
+    &VOLUME_ATTACHMENT,
     &ROLE,
     &ROLE_BINDING,
     &CLUSTER_ROLE,

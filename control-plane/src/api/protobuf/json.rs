@@ -6,10 +6,12 @@ use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value as Field};
 use serde_json::{Map, Value};
 
 /// Messages whose fields JSON has in the object around them; each is only ever used so.
-const INLINE: [&str; 4] = [
+const INLINE: [&str; 6] = [
     "ephemeralContainerCommon",
     "handler",
+    "ingressRuleValue",
     "localObjectReference",
+    "persistentVolumeSource",
     "volumeSource",
 ];
 

@@ -26,7 +26,7 @@ use crate::controllers::{Context, pods::uid};
 const REDISCOVER: Duration = Duration::from_secs(30);
 
 /// Kinds that the shared caches follow, as `apiVersion/kind`.
-const CACHED: [&str; 10] = [
+const CACHED: [&str; 11] = [
     "certificates.k8s.io/v1/CertificateSigningRequest",
     "apps/v1/Deployment",
     "v1/Endpoints",
@@ -34,39 +34,68 @@ const CACHED: [&str; 10] = [
     "v1/Node",
     "v1/Pod",
     "apps/v1/ReplicaSet",
+    "v1/ResourceQuota",
     "v1/ServiceAccount",
     "v1/Service",
     "discovery.k8s.io/v1/EndpointSlice",
 ];
 
-pub(super) fn from_caches(caches: &Caches, graph: &Arc<Mutex<Graph>>, uids: &Queue<String>) {
-    subscribe(&caches.csrs, graph, uids);
-    subscribe(&caches.deployments, graph, uids);
-    subscribe(&caches.endpoints, graph, uids);
-    subscribe(&caches.namespaces, graph, uids);
-    subscribe(&caches.nodes, graph, uids);
-    subscribe(&caches.pods, graph, uids);
-    subscribe(&caches.replica_sets, graph, uids);
-    subscribe(&caches.service_accounts, graph, uids);
-    subscribe(&caches.services, graph, uids);
-    subscribe(&caches.slices, graph, uids);
+pub(super) fn from_caches(into: &Sink) {
+    let caches = &into.caches;
+    subscribe(&caches.csrs, into);
+    subscribe(&caches.deployments, into);
+    subscribe(&caches.endpoints, into);
+    subscribe(&caches.namespaces, into);
+    subscribe(&caches.nodes, into);
+    subscribe(&caches.pods, into);
+    subscribe(&caches.replica_sets, into);
+    subscribe(&caches.resource_quotas, into);
+    subscribe(&caches.service_accounts, into);
+    subscribe(&caches.services, into);
+    subscribe(&caches.slices, into);
 }
 
-fn subscribe<K>(cache: &Arc<Cache<K>>, graph: &Arc<Mutex<Graph>>, uids: &Queue<String>)
+/// Where what is heard of objects goes.
+#[derive(Clone)]
+pub(super) struct Sink {
+    pub(super) caches: Arc<Caches>,
+    pub(super) graph: Arc<Mutex<Graph>>,
+    pub(super) uids: Queue<String>,
+}
+
+impl Sink {
+    fn put(&self, api_version: &str, kind: &str, meta: &ObjectMeta) {
+        let thing = Thing::of(api_version, kind, meta);
+        wake(&self.uids, lock(&self.graph).put(uid(meta), thing));
+    }
+
+    fn remove(&self, uid: &str) {
+        let (namespace, woken) = {
+            let mut graph = lock(&self.graph);
+            let namespace = graph.get(uid).map(|thing| thing.place.namespace.clone());
+            (namespace, graph.remove(uid))
+        };
+        wake(&self.uids, woken);
+        if let Some(namespace) = namespace {
+            self.caches.gone.tell(&namespace);
+        }
+    }
+}
+
+fn subscribe<K>(cache: &Arc<Cache<K>>, into: &Sink)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let (graph, uids) = (graph.clone(), uids.clone());
+    let into = into.clone();
     cache.on_change(move |old, new| {
         let known = old.map(|old| uid(old.meta()));
         let now = new.map(|new| uid(new.meta()));
         // A name that was taken over by another object between two lists.
         if let Some(gone) = known.filter(|known| now != Some(known)) {
-            wake(&uids, lock(&graph).remove(gone));
+            into.remove(gone);
         }
         if let Some(new) = new {
-            let thing = Thing::of(&K::api_version(&()), &K::kind(&()), new.meta());
-            wake(&uids, lock(&graph).put(uid(new.meta()), thing));
+            into.put(&K::api_version(&()), &K::kind(&()), new.meta());
         }
     });
 }
@@ -120,12 +149,7 @@ impl Kinds {
 }
 
 /// Follows the metadata of every kind that no shared cache has, until shutdown.
-pub(super) async fn follow_others(
-    context: &Context,
-    kinds: &Kinds,
-    graph: &Arc<Mutex<Graph>>,
-    uids: &Queue<String>,
-) {
+pub(super) async fn follow_others(context: &Context, kinds: &Kinds, into: &Sink) {
     let mut followed: HashSet<String> = HashSet::new();
     let mut watches = JoinSet::new();
     loop {
@@ -141,8 +165,7 @@ pub(super) async fn follow_others(
                         watches.spawn(follow_one(
                             api,
                             kind,
-                            graph.clone(),
-                            uids.clone(),
+                            into.clone(),
                             context.shutdown.clone(),
                         ));
                     }
@@ -160,8 +183,7 @@ pub(super) async fn follow_others(
 async fn follow_one(
     api: Api<PartialObjectMeta<DynamicObject>>,
     kind: ServedKind,
-    graph: Arc<Mutex<Graph>>,
-    uids: Queue<String>,
+    into: Sink,
     shutdown: CancellationToken,
 ) {
     let events = watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
@@ -170,8 +192,7 @@ async fn follow_one(
     let mut known: HashSet<String> = HashSet::new();
     let mut listed: HashSet<String> = HashSet::new();
     let put = |meta: &ObjectMeta| {
-        let thing = Thing::of(&kind.resource.api_version, &kind.resource.kind, meta);
-        wake(&uids, lock(&graph).put(uid(meta), thing));
+        into.put(&kind.resource.api_version, &kind.resource.kind, meta);
     };
     loop {
         let event = tokio::select! {
@@ -187,7 +208,7 @@ async fn follow_one(
             }
             Some(Ok(watcher::Event::InitDone)) => {
                 for gone in known.difference(&listed) {
-                    wake(&uids, lock(&graph).remove(gone));
+                    into.remove(gone);
                 }
                 known = std::mem::take(&mut listed);
             }
@@ -197,7 +218,7 @@ async fn follow_one(
             }
             Some(Ok(watcher::Event::Delete(object))) => {
                 known.remove(uid(&object.metadata));
-                wake(&uids, lock(&graph).remove(uid(&object.metadata)));
+                into.remove(uid(&object.metadata));
             }
             Some(Err(error)) => report_watch_error(&kind.resource.kind, &error),
             None => return,

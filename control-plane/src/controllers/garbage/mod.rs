@@ -17,7 +17,7 @@ use kube::api::{
 use serde_json::json;
 use tracing::debug;
 
-use self::feed::Kinds;
+use self::feed::{Kinds, Sink};
 use self::graph::{Action, FOREGROUND, Graph, ORPHAN, Place, Unknown};
 use super::Context;
 use super::driver::{Result, drive, queue};
@@ -37,7 +37,12 @@ struct Controller {
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (uids, wakeups) = queue();
     let graph = Arc::new(Mutex::new(Graph::default()));
-    feed::from_caches(&context.caches, &graph, &uids);
+    let sink = Sink {
+        caches: context.caches.clone(),
+        graph: graph.clone(),
+        uids,
+    };
+    feed::from_caches(&sink);
     let kinds = Arc::new(Kinds::default());
     let controller = Controller {
         context: context.clone(),
@@ -48,7 +53,7 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let context = context.clone();
     async move {
         context.caches.wait_synced().await;
-        let others = feed::follow_others(&context, &kinds, &graph, &uids);
+        let others = feed::follow_others(&context, &kinds, &sink);
         let work = drive(
             "garbage",
             wakeups,

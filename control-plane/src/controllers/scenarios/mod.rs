@@ -4,6 +4,7 @@
 mod edges;
 mod jobs;
 mod load_balancers;
+mod quotas;
 mod stories;
 mod workloads;
 

@@ -7,8 +7,8 @@ use k8s_openapi::api::autoscaling::v2::{
 
 use super::is_positive;
 use crate::resources::{
-    pod, quantity,
-    validate::{FieldError, Path, names},
+    quantity,
+    validate::{FieldError, Path, names, resource_names},
 };
 
 const LONGEST_PERIOD: i32 = 1800;
@@ -232,7 +232,7 @@ fn source(path: &Path, metric: &MetricSpec, field: &str) -> Vec<FieldError> {
         let name = path.child("name");
         match source.name.as_str() {
             "" => errors.push(name.required("must specify a resource name")),
-            known => errors.extend(name.invalid_all(known, pod::resource_name(known))),
+            known => errors.extend(name.invalid_all(known, resource_names::of_container(known))),
         }
         let container = path.child("container");
         match source.container.as_str() {

@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm,
-    TopologySpreadConstraint, WeightedPodAffinityTerm,
+    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
+    PodAffinityTerm, TopologySpreadConstraint, WeightedPodAffinityTerm,
 };
 use serde_json::json;
 
@@ -46,19 +46,26 @@ pub(super) fn errors(path: &Path, affinity: &Affinity) -> Vec<FieldError> {
 fn node_affinity(path: &Path, affinity: &NodeAffinity) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if let Some(required) = &affinity.required_during_scheduling_ignored_during_execution {
-        let path = path.child(REQUIRED).child("nodeSelectorTerms");
-        if required.node_selector_terms.is_empty() {
-            errors.push(path.required("must have at least one node selector term"));
-        }
-        for (index, term) in required.node_selector_terms.iter().enumerate() {
-            errors.extend(node_term(&path.index(index), term));
-        }
+        errors.extend(node_selector(&path.child(REQUIRED), required));
     }
     let preferred = &affinity.preferred_during_scheduling_ignored_during_execution;
     for (index, term) in preferred.iter().flatten().enumerate() {
         let path = path.child(PREFERRED).index(index);
         errors.extend(weight(&path, term.weight));
         errors.extend(node_term(&path.child("preference"), &term.preference));
+    }
+    errors
+}
+
+/// What is wrong with how nodes are described, for a pod or a volume.
+pub fn node_selector(path: &Path, selector: &NodeSelector) -> Vec<FieldError> {
+    let path = path.child("nodeSelectorTerms");
+    let mut errors = Vec::new();
+    if selector.node_selector_terms.is_empty() {
+        errors.push(path.required("must have at least one node selector term"));
+    }
+    for (index, term) in selector.node_selector_terms.iter().enumerate() {
+        errors.extend(node_term(&path.index(index), term));
     }
     errors
 }

@@ -13,7 +13,7 @@ use k8s_openapi::{
 use crate::resources::{
     quantity::{self, Quantity},
     service::PROTOCOLS,
-    validate::{self, FieldError, Path, names, not_negative},
+    validate::{self, FieldError, Path, names, not_negative, resource_names},
 };
 
 const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
@@ -217,7 +217,10 @@ fn resources(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
     ] {
         let path = path.child(field);
         for name in amounts.iter().flat_map(|amounts| amounts.keys()) {
-            errors.extend(path.key(name).invalid_all(name, resource_name(name)));
+            errors.extend(
+                path.key(name)
+                    .invalid_all(name, resource_names::of_container(name)),
+            );
         }
         errors.extend(quantity::errors(&path, amounts.as_ref()));
     }
@@ -237,17 +240,6 @@ fn resources(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
                 format!("must be less than or equal to {name} limit of {most}"),
             ));
         }
-    }
-    errors
-}
-
-/// What is wrong with the name of a resource that a container may ask for.
-pub(in crate::resources) fn resource_name(name: &str) -> Vec<String> {
-    let mut errors = names::qualified(name);
-    let standard =
-        matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-    if errors.is_empty() && !standard && !name.contains('/') {
-        errors.push("must be a standard resource for containers".to_owned());
     }
     errors
 }

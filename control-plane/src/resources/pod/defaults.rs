@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, EmptyDirVolumeSource, HTTPGetAction, Lifecycle, ObjectFieldSelector, PodSpec, Probe,
-    Toleration, Volume,
+    Volume,
 };
 
 use super::ephemeral;
@@ -10,8 +10,6 @@ use crate::resources::quantity::{self, Amounts};
 
 const FILE_MODE: i32 = 0o644;
 const TOKEN_SECONDS: i64 = 3600;
-/// How long a pod stays on a node that is not ready or cannot be reached.
-const STAY_SECONDS: i64 = 300;
 
 fn or<T: ToOwned + ?Sized>(field: &mut Option<T::Owned>, default: &T) {
     field.get_or_insert_with(|| default.to_owned());
@@ -216,33 +214,6 @@ fn default_volume(volume: &mut Volume) {
     }
 }
 
-/// What the admission plugins that every cluster runs add to a new pod.
-pub fn admitted(spec: &mut PodSpec) {
-    or(&mut spec.priority, &0);
-    or_text(&mut spec.preemption_policy, "PreemptLowerPriority");
-    let tolerations = spec.tolerations.get_or_insert_default();
-    for key in [
-        "node.kubernetes.io/not-ready",
-        "node.kubernetes.io/unreachable",
-    ] {
-        let tolerated = tolerations.iter().any(|toleration| {
-            matches!(toleration.key.as_deref(), None | Some(""))
-                && matches!(toleration.effect.as_deref(), None | Some("" | "NoExecute"))
-                || toleration.key.as_deref() == Some(key)
-                    && matches!(toleration.effect.as_deref(), None | Some("" | "NoExecute"))
-        });
-        if !tolerated {
-            tolerations.push(Toleration {
-                key: Some(key.to_owned()),
-                operator: Some("Exists".to_owned()),
-                effect: Some("NoExecute".to_owned()),
-                toleration_seconds: Some(STAY_SECONDS),
-                value: None,
-            });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,20 +310,5 @@ mod tests {
         ] {
             assert_eq!(pull_policy(image), policy, "{image}");
         }
-    }
-
-    #[test]
-    fn a_new_pod_tolerates_a_lost_node_for_a_while() {
-        let spec = defaulted(json!({ "containers": [] }), admitted);
-        assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
-        assert_eq!(spec["tolerations"][0]["tolerationSeconds"], 300);
-        let own = json!({ "containers": [], "tolerations": [{ "operator": "Exists" }] });
-        assert_eq!(
-            defaulted(own, admitted)["tolerations"]
-                .as_array()
-                .unwrap()
-                .len(),
-            1
-        );
     }
 }

@@ -7,11 +7,10 @@ mod containers;
 pub mod defaults;
 pub mod ephemeral;
 pub mod qos;
+pub mod requests;
 mod update;
 pub mod validate;
 mod volumes;
-
-pub(super) use containers::resource_name;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use serde_json::Value;
@@ -35,6 +34,7 @@ impl Strategy for Pod {
         Subresource::Attach,
         Subresource::PortForward,
         Subresource::EphemeralContainers,
+        Subresource::Proxy,
     ];
     const COLUMNS: &'static [Column] = columns::COLUMNS;
     const PRIVATE_TO_NODE: bool = true;
@@ -56,7 +56,6 @@ impl Strategy for Pod {
     fn prepare_create(&mut self) {
         self.metadata.generation = Some(1);
         let spec = self.spec.get_or_insert_default();
-        defaults::admitted(spec);
         self.status = Some(PodStatus {
             phase: Some("Pending".to_owned()),
             qos_class: Some(qos::class(spec).to_owned()),

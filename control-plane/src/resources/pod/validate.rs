@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Toleration};
 
+pub use super::affinity::node_selector;
 use super::{affinity, containers, volumes};
 use crate::resources::validate::{self, FieldError, Path, labels, names};
 
@@ -63,12 +64,10 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
             .as_deref()
             .unwrap_or_default(),
     ));
-    for (index, toleration) in spec.tolerations.iter().flatten().enumerate() {
-        errors.extend(one_toleration(
-            &path.child("tolerations").index(index),
-            toleration,
-        ));
-    }
+    errors.extend(tolerations(
+        &path.child("tolerations"),
+        spec.tolerations.as_deref().unwrap_or_default(),
+    ));
     for (index, alias) in spec.host_aliases.iter().flatten().enumerate() {
         errors.extend(validate::ip(
             &path.child("hostAliases").index(index).child("ip"),
@@ -236,6 +235,14 @@ fn named(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
         }
     }
     errors
+}
+
+/// What is wrong with tolerations, a pod's own or those of its runtime.
+pub fn tolerations(path: &Path, all: &[Toleration]) -> Vec<FieldError> {
+    let indexed = all.iter().enumerate();
+    indexed
+        .flat_map(|(index, one)| one_toleration(&path.index(index), one))
+        .collect()
 }
 
 fn one_toleration(path: &Path, toleration: &Toleration) -> Vec<FieldError> {

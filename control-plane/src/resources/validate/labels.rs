@@ -18,6 +18,11 @@ pub fn labels(path: &Path, labels: Option<&BTreeMap<String, String>>) -> Vec<Fie
     errors
 }
 
+/// The key of a label.
+pub fn key(path: &Path, key: &str) -> Vec<FieldError> {
+    path.invalid_all(key, names::qualified(key))
+}
+
 pub fn annotations(path: &Path, annotations: Option<&BTreeMap<String, String>>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut size = 0;

@@ -6,6 +6,7 @@ mod conditions;
 pub mod labels;
 pub mod metadata;
 pub mod names;
+pub mod resource_names;
 
 use std::fmt;
 

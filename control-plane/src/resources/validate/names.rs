@@ -83,6 +83,22 @@ pub fn dns1123_subdomain(name: &str, prefix: bool) -> Vec<String> {
     errors
 }
 
+/// `*.` and labels joined by dots.
+pub fn wildcard_subdomain(name: &str) -> Vec<String> {
+    let mut errors = Vec::new();
+    if name.len() > MAX_SUBDOMAIN {
+        errors.push(too_long(MAX_SUBDOMAIN));
+    }
+    if !name.strip_prefix("*.").is_some_and(is_dns1123_subdomain) {
+        errors.push(regex_note(
+            "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character",
+            r"\*\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+            &["*.example.com"],
+        ));
+    }
+    errors
+}
+
 /// As `dns1123_label`, and beginning with a letter: what a Service may be called.
 pub fn dns1035_label(name: &str, prefix: bool) -> Vec<String> {
     let name = complete(name, prefix);
