@@ -53,18 +53,17 @@ impl Process {
         }
         let child = wrapped.spawn().map_err(failed)?;
         let pid = child.id() as i32;
-        let (_, started) =
-            stat(pid).ok_or_else(|| failed(std::io::Error::other("it ended at once")))?;
+        let stat = stat(pid).ok_or_else(|| failed(std::io::Error::other("it ended at once")))?;
         Ok(Process {
             pid,
-            started,
+            started: stat.started,
             log: log.to_owned(),
         })
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs, or a thread of it does: until the last has ended, its files and sockets are open.
     pub fn alive(&self) -> bool {
-        matches!(stat(self.pid), Some((state, started)) if started == self.started && state != 'Z')
+        stat(self.pid).is_some_and(|it| it.started == self.started && !it.is_over())
     }
 
     /// Sends a signal, if it still runs.
@@ -116,15 +115,30 @@ impl Process {
     }
 }
 
-/// State letter and start time of a process.
-fn stat(pid: i32) -> Option<(char, u64)> {
+/// What `/proc/PID/stat` says of a process.
+struct Stat {
+    state: char,
+    threads: u64,
+    /// In clock ticks since boot.
+    started: u64,
+}
+
+impl Stat {
+    /// The first thread is a zombie as soon as it has ended itself, whatever the others do.
+    fn is_over(&self) -> bool {
+        self.state == 'Z' && self.threads <= 1
+    }
+}
+
+fn stat(pid: i32) -> Option<Stat> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, parentheses too.
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
-    Some((
-        fields.first()?.chars().next()?,
-        fields.get(19)?.parse().ok()?,
-    ))
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        threads: fields.get(17)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -134,7 +148,7 @@ mod tests {
     #[test]
     fn this_process_is_alive_and_a_namesake_is_not() {
         let pid = std::process::id() as i32;
-        let (_, started) = stat(pid).unwrap();
+        let started = stat(pid).unwrap().started;
         let me = Process {
             pid,
             started,

@@ -68,16 +68,22 @@ impl Scenario {
         }
     }
 
-    /// What `kernelet ARGUMENTS -o json` prints on a node.
+    /// What `kernelet ARGUMENTS -o json` prints on a node; panics with what it said when it fails.
     pub fn kernelet(&self, node: &str, arguments: &str) -> Value {
-        let node = self.node(node).unwrap_or_else(|error| panic!("{error}"));
+        self.try_kernelet(node, arguments)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, or why it fails: an agent that starts does not answer yet.
+    pub fn try_kernelet(&self, node: &str, arguments: &str) -> Result<Value, String> {
+        let node = self.node(node).map_err(|error| error.to_string())?;
         let mut command = Cluster::kernelet(self, node);
         command
             .args(arguments.split_whitespace())
             .args(["-o", "json"]);
-        let text = output(&mut command).unwrap_or_else(|error| panic!("{error}"));
+        let text = output(&mut command).map_err(|error| error.to_string())?;
         serde_json::from_str(&text)
-            .unwrap_or_else(|error| panic!("kernelet {arguments} gave no JSON: {error}: {text}"))
+            .map_err(|error| format!("kernelet {arguments} gave no JSON: {error}: {text}"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Asking the running agent, over its Unix socket.
 
+use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
@@ -48,8 +49,22 @@ pub enum AskError {
     },
     #[error("cannot talk to the agent")]
     Channel(#[source] tonic::transport::Error),
+    #[error(
+        "the agent closed the connection before it answered: it stopped, or did not come up; its log says why"
+    )]
+    Ended,
     #[error("{}", .0.message())]
     Refused(Status),
+}
+
+impl AskError {
+    /// A status has a cause when it is not the agent's word: then the connection has failed.
+    fn of(status: Status) -> Self {
+        match status.source() {
+            Some(_) => AskError::Ended,
+            None => AskError::Refused(status),
+        }
+    }
 }
 
 /// Text of several lines for a terminal. Cells of tables have lost their line ends before.
@@ -85,7 +100,7 @@ impl Ask {
             .map_err(CliError::Runtime)?;
         let answer = runtime.block_on(async {
             let client = self.connect().await?;
-            question(client).await.map_err(AskError::Refused)
+            question(client).await.map_err(AskError::of)
         })?;
         Ok(answer)
     }
@@ -127,6 +142,24 @@ impl Ask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::introspection::StatusRequest;
+
+    #[test]
+    fn an_agent_that_ends_while_it_is_asked_is_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = Ask {
+            run_dir: dir.path().to_owned(),
+            output: Output::Json,
+        };
+        let listener = std::os::unix::net::UnixListener::bind(socket_in(dir.path())).unwrap();
+        let ending = std::thread::spawn(move || drop(listener.accept()));
+        let asked = ask.ask(async |mut client| client.status(StatusRequest {}).await);
+        ending.join().unwrap();
+        assert!(
+            matches!(asked, Err(CliError::Ask(AskError::Ended))),
+            "{asked:?}"
+        );
+    }
 
     #[test]
     fn lines_end_and_nothing_else_is_done_to_the_terminal() {

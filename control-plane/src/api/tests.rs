@@ -5,6 +5,7 @@ mod hostile;
 mod input;
 mod kinds;
 mod lists;
+mod mutated;
 mod objects;
 mod reviews;
 mod roles;

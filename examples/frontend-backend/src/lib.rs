@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tiny_http::{Header, Request, Response, Server};
 
-/// How long a program keeps answering after SIGTERM, so that clients which already have its address are served.
-const DRAIN: Duration = Duration::from_secs(1);
+/// How long a program keeps answering after SIGTERM: until every node has heard that it goes, also where disks are slow.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// Requests are answered by this many threads.
 const THREADS: usize = 4;

@@ -121,7 +121,7 @@ fn a_backend_that_refuses_is_ejected_and_tried_again() {
     let (calls, shown) = thread::scope(|scope| {
         let calls = scope.spawn(|| call(&scenario, "refused-client", 1500));
         let shown = eventually("service show names the ejected backend", START, || {
-            let shown = scenario.kernelet("worker-1", "service show refused");
+            let shown = scenario.try_kernelet("worker-1", "service show refused")?;
             let backends = shown["ports"][0]["backends"].as_array();
             let ejected = backends
                 .into_iter()

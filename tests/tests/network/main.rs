@@ -102,13 +102,13 @@ fn call(client: &Pod, count: usize) -> Calls {
 }
 
 /// How a node's pods are reached from another, by range.
-fn paths(scenario: &Scenario, from: &str, to: &str) -> Vec<String> {
-    let status = scenario.kernelet(from, "status");
+fn paths(scenario: &Scenario, from: &str, to: &str) -> Result<Vec<String>, String> {
+    let status = scenario.try_kernelet(from, "status")?;
     let peers = status["peers"].as_array().cloned().unwrap_or_default();
     let of_peer = peers.iter().filter(|peer| peer["node"] == to);
-    of_peer
+    Ok(of_peer
         .map(|peer| peer["path"].as_str().unwrap().to_owned())
-        .collect()
+        .collect())
 }
 
 /// The index of the tunnel's link on a node.
@@ -162,7 +162,8 @@ fn pods_of_both_families_talk_on_one_link_and_across_a_router() {
         ("worker-1", "worker-3", "vxlan"),
         ("worker-3", "worker-2", "vxlan"),
     ] {
-        assert_eq!(paths(&scenario, from, to), [path, path], "{from} to {to}");
+        let known = paths(&scenario, from, to).unwrap();
+        assert_eq!(known, [path, path], "{from} to {to}");
     }
 
     let names = [
@@ -226,7 +227,7 @@ fn pods_of_both_families_talk_on_one_link_and_across_a_router() {
     all_reach_all();
     scenario.restart("worker-3", Program::Agent).unwrap();
     eventually("the agent knows its peers", PATIENCE, || {
-        match paths(&scenario, "worker-3", "worker-1") {
+        match paths(&scenario, "worker-3", "worker-1")? {
             known if known.len() == 2 => Ok(()),
             other => Err(format!("{other:?}")),
         }
@@ -242,7 +243,7 @@ fn pods_of_both_families_talk_on_one_link_and_across_a_router() {
     scenario.kubectl("delete node worker-3");
     for node in ["worker-1", "worker-2"] {
         eventually("the node is unrouted", PATIENCE, || {
-            let routed = paths(&scenario, node, "worker-3");
+            let routed = paths(&scenario, node, "worker-3")?;
             match (routed.is_empty(), tunnel(&scenario, node)) {
                 (true, None) => Ok(()),
                 (_, link) => Err(format!("{routed:?} {link:?}")),
@@ -271,13 +272,13 @@ fn refused_ranges_are_told(scenario: &Scenario) {
     host::write(&path, node).unwrap();
     scenario.kubectl(&format!("create -f {}", path.display()));
     eventually("the refusal is seen", PATIENCE, || {
-        match paths(scenario, "worker-1", "odd") {
+        match paths(scenario, "worker-1", "odd")? {
             told if told == ["none"] => Ok(()),
             other => Err(format!("{other:?}")),
         }
     });
     assert_eq!(
-        paths(scenario, "worker-1", "worker-2"),
+        paths(scenario, "worker-1", "worker-2").unwrap(),
         ["direct", "direct"]
     );
     eventually("the refusal is told", PATIENCE, || {
@@ -363,7 +364,7 @@ fn a_cluster_of_ipv6_alone_does_the_same() {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/network/ipv6.yaml");
     scenario.kubectl(&format!("apply -f {manifest}"));
     await_pods(&scenario);
-    assert_eq!(paths(&scenario, "worker-1", "worker-2"), ["vxlan"]);
+    assert_eq!(paths(&scenario, "worker-1", "worker-2").unwrap(), ["vxlan"]);
     let [near, far, client] = ["near", "far", "client"].map(|name| pod(&scenario, name));
     for from in [&near, &far, &client] {
         for to in [&near, &far] {

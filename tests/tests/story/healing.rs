@@ -91,7 +91,9 @@ fn killing_the_agent_under_load_drops_nothing_and_restarts_nothing() {
         "no container was restarted"
     );
     eventually("the new agent knows the services", REPAIR, || {
-        let listed = scenario.kernelet("worker-1", "service list").to_string();
+        let listed = scenario
+            .try_kernelet("worker-1", "service list")?
+            .to_string();
         if listed.contains("\"backend\"") {
             Ok(())
         } else {
@@ -182,7 +184,7 @@ fn a_silent_nodes_pods_leave_the_service_and_are_replaced() {
         .kill("worker-2", Program::Agent, rustix::process::Signal::KILL)
         .unwrap();
     eventually("the node's pods leave the service", REPAIR, || {
-        let shown = scenario.kernelet("worker-1", "service show backend");
+        let shown = scenario.try_kernelet("worker-1", "service show backend")?;
         let backends = shown["ports"][0]["backends"]
             .as_array()
             .cloned()
@@ -212,7 +214,7 @@ fn a_silent_nodes_pods_leave_the_service_and_are_replaced() {
     scenario.restart("worker-2", Program::Agent).unwrap();
     scenario.kubectl("wait --for=condition=Ready node/worker-2 --timeout=30s");
     eventually("the pods that were replaced are gone", REPAIR, || {
-        let running = scenario.kernelet("worker-2", "pod list");
+        let running = scenario.try_kernelet("worker-2", "pod list")?;
         let count = running["pods"].as_array().map_or(0, Vec::len);
         if count
             == pods(&scenario)

@@ -214,7 +214,7 @@ fn two_families_have_two_addresses_and_nonsense_has_a_reason() {
     let addresses: Vec<String> = serde_json::from_value(ips).unwrap();
     assert!(addresses[0].starts_with("10.") && addresses[1].starts_with("fd00:10:96::"));
     eventually("the node has both addresses", REPAIR, || {
-        let shown = scenario.kernelet("worker-1", "service show dual");
+        let shown = scenario.try_kernelet("worker-1", "service show dual")?;
         let text = shown.to_string();
         let has = |address: &String| text.contains(address.as_str());
         addresses.iter().all(has).then_some(()).ok_or(text)

@@ -161,7 +161,7 @@ fn flows_are_seen(scenario: &Scenario, node: &Node, frontend: &Pod, client: &str
         "the kernel records no more when nobody watches",
         SOON,
         || {
-            let config = scenario.kernelet(&node.name, "map dump CONFIG");
+            let config = scenario.try_kernelet(&node.name, "map dump CONFIG")?;
             match config[0]["raw_value"].as_str() {
                 Some(value) if value.starts_with("00000000") => Ok(()),
                 other => Err(format!("{other:?}")),
@@ -359,7 +359,7 @@ impl Watch {
             }
         });
         eventually("the kernel records", SOON, || {
-            let config = scenario.kernelet(&node.name, "map dump CONFIG");
+            let config = scenario.try_kernelet(&node.name, "map dump CONFIG")?;
             match config[0]["raw_value"].as_str() {
                 Some(value) if value.starts_with("01000000") => Ok(()),
                 other => Err(format!("{other:?}")),

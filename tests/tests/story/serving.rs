@@ -145,8 +145,13 @@ fn a_rolling_update_under_load_replaces_every_backend_and_fails_no_call() {
     let after = await_ready(&scenario);
     for one in load {
         let seen = one.stop();
-        assert_eq!(seen.failures, 0, "{seen:?}");
-        assert!(seen.answers.iter().map(|one| one.count).sum::<u64>() > 0);
+        let answers: u64 = seen.answers.iter().map(|one| one.count).sum();
+        assert_eq!(
+            seen.failures, 0,
+            "of {answers} calls and these, the first: {:?}; {seen:?}",
+            seen.first_failure
+        );
+        assert!(answers > 0);
     }
     let replaced = |pod: &&Pod| pod.app == "frontend" || before.iter().all(|b| b.name != pod.name);
     assert!(after.iter().all(|pod| replaced(&pod)), "{after:?}");
