@@ -1,5 +1,8 @@
 //! What the agent is told: paths, addresses and names. One declared table of flags, each also an environment variable.
 
+mod configz;
+mod housekeeping;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,6 +15,9 @@ use crate::dataplane::{DEFAULT_CONNECTIONS, DEFAULT_SERVICES};
 use crate::network::node_addresses::NodePortAddresses;
 use crate::network::tunnel::{DEFAULT_PORT, DEFAULT_VNI};
 use crate::network::xdp::Xdp;
+
+pub use configz::KUBELET_PORT;
+pub use housekeeping::HousekeepingConfig;
 
 /// Where the agent keeps what it needs only while it runs.
 pub const DEFAULT_RUN_DIR: &str = "/run/kernelet";
@@ -169,6 +175,11 @@ pub struct AgentConfig {
     /// Namespaces and Pods of the whole cluster, and closes new pods until it could
     #[arg(long, env = "KERNELET_IGNORE_NETWORK_POLICIES")]
     pub ignore_network_policies: bool,
+    /// Directory of files each of which is a pod that the node runs whatever the API says; the API shows a mirror of it
+    #[arg(long, env = "KERNELET_POD_MANIFEST_PATH", value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub housekeeping: HousekeepingConfig,
     /// Where metrics are served with --proxy-only
     #[arg(
         long,
@@ -299,6 +310,12 @@ mod tests {
         let config = parse(&["--locality", "zone"]).unwrap();
         assert_eq!(config.locality, Locality::Zone);
         assert!(parse(&["--locality", "planet"]).is_err());
+        let configz = config.configz();
+        assert_eq!(configz["clusterDomain"], "cluster.local");
+        assert_eq!(
+            configz["containerRuntimeEndpoint"],
+            "unix:///run/containerd/containerd.sock"
+        );
     }
 
     #[test]
@@ -341,6 +358,24 @@ mod tests {
             let error = addresses(text).err().unwrap().to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn thresholds_have_the_kubelets_defaults_and_make_sense_together() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.housekeeping.rules().unwrap().thresholds.len(), 5);
+        let configz = config.configz();
+        assert_eq!(configz["evictionHard"]["memory.available"], "100Mi");
+        assert_eq!(configz["evictionHard"]["imagefs.available"], "15%");
+        assert_eq!(configz["evictionPressureTransitionPeriod"], "5m0s");
+        assert_eq!(configz["imageGCHighThresholdPercent"], 85);
+        let none = parse(&["--eviction-hard", ""]).unwrap();
+        assert!(none.housekeeping.rules().unwrap().thresholds.is_empty());
+        let soft = ["--eviction-soft", "memory.available<1Gi"];
+        assert!(parse(&soft).unwrap().housekeeping.rules().is_err());
+        let low = ["--image-gc-low-threshold", "85"];
+        assert!(parse(&low).unwrap().housekeeping.image_rules().is_err());
+        assert!(parse(&["--eviction-hard", "disk<1"]).is_err());
     }
 
     #[test]

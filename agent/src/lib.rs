@@ -9,6 +9,7 @@ pub mod config;
 pub mod dataplane;
 pub mod dns;
 pub mod events;
+pub mod housekeeping;
 pub mod network;
 pub mod node;
 pub mod observe;

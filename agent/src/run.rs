@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::announce::{Announcements, Announcer, Pulse};
 use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, KUBELET_PORT};
 use crate::dataplane::{
     self, ClosingMaps, Connections, Events, Feature, LoadError, MapError, MapSizes, Maps, PodLinks,
     Probe, ProbeError, Retired, ServiceMaps as _, StaleSockets, TakeOver, Uplinks,
@@ -37,6 +37,7 @@ use crate::dataplane::{
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::DnsError;
 use crate::events;
+use crate::housekeeping::keeper::{self, Keeper};
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork};
 use crate::network::routes::Peers;
@@ -67,10 +68,10 @@ use crate::server::socket::{self, SocketError};
 use crate::server::streaming::routes::Sessions;
 use crate::server::{ComponentHealth, health_checks};
 
-/// Where the kubelet API answers.
-const KUBELET_PORT: u16 = 10250;
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
+/// How often the files of static pods are read, as upstream.
+const FILE_CHECK: Duration = Duration::from_secs(20);
 /// Between two attempts to let new service programs take over.
 const TAKE_OVER_RETRY: Duration = Duration::from_secs(5);
 /// Between two looks for rows of sockets that the programs cannot remove: longer than an ended connection may linger.
@@ -85,6 +86,9 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub enum RunError {
     #[error("the agent needs root: it loads programs into the kernel and makes namespaces")]
     NotRoot,
+    /// Flags that make no sense together.
+    #[error("{0}")]
+    Flags(String),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     #[error("the node's address cannot be told from the route to {server}; name it with --node-ip")]
@@ -359,6 +363,8 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     if config.proxy_only {
         return proxy_only::run(config, socket).await;
     }
+    let rules = config.housekeeping.rules().map_err(RunError::Flags)?;
+    let image_rules = config.housekeeping.image_rules().map_err(RunError::Flags)?;
     let mut probe = dataplane::probe(config.cgroup_root.as_deref())?;
     if !config.pod_fast_path {
         probe.without_fast_paths();
@@ -442,6 +448,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         paths: node.paths.clone(),
         runtime: runtime.clone(),
         sessions: Sessions::default(),
+        configz: Arc::new(node.config.configz()),
         metrics: Arc::new(move || text(&registry)),
     };
     for listener in kubelet {
@@ -487,7 +494,22 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
                 inner: network,
             }),
         };
-        let manager = Manager::start(client, settings, runtime, network, pods);
+        let keeping = events::Events::start(client.clone(), "kubelet", node.name.to_string());
+        let manager = Manager::start(client, settings, runtime.clone(), network, pods.clone());
+        let keeper = Keeper {
+            period: keeper::PERIOD,
+            node: node.name.to_string(),
+            root_dir: node.config.root_dir.clone(),
+            paths: node.paths.clone(),
+            pods,
+            runtime,
+            demands: manager.demands(),
+            rules,
+            image_rules,
+            health: health.clone(),
+            events: keeping,
+        };
+        parts.spawn(unfailing(keeper.run()));
         parts.spawn(unfailing(manager.ended()));
         outcome(parts.join_next().await)
     };
@@ -590,6 +612,7 @@ fn announcing(
             kubelet_port: KUBELET_PORT,
         },
         root_dir: node.config.root_dir.clone(),
+        kept_back: node.config.housekeeping.eviction_hard.clone(),
         health,
         pulse: pulse_seen,
         fit,
@@ -644,7 +667,9 @@ fn settings(node: &Node, gateways: &[IpAddr], facts: &Facts) -> Settings {
         node_name: node.name.to_string(),
         host_addresses: node.addresses.clone(),
         paths: node.paths.clone(),
-        allocatable: allocatable(facts),
+        file_check: FILE_CHECK,
+        static_pods: node.config.pod_manifest_path.clone(),
+        allocatable: allocatable(facts, &node.config.housekeeping.eviction_hard),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
             addresses: gateway.map_or_else(Vec::new, |it| servers(&cluster.view(), &own, it)),

@@ -1,4 +1,4 @@
-//! What the machine is: read once, except for what pressure is judged by.
+//! What the machine is.
 
 use std::fs;
 use std::io;
@@ -22,17 +22,6 @@ pub struct Facts {
     pub boot_id: String,
 }
 
-/// What the node has left now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resources {
-    pub memory_available_bytes: u64,
-    /// Of the file system that the root directory is on, in per cent.
-    pub storage_free_percent: u64,
-    /// The same for its inodes; 100 where there is no such limit.
-    pub inodes_free_percent: u64,
-    pub pids_free: u64,
-}
-
 /// Something that the kernel did not tell.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {}: {source}", path.display())]
@@ -45,9 +34,10 @@ impl Facts {
     /// Reads them; `root_dir` says which file system counts.
     pub fn read(root_dir: &Path) -> Result<Self, FactsError> {
         let storage = storage(root_dir)?;
+        let [memory_bytes] = meminfo(["MemTotal"])?;
         Ok(Facts {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: meminfo("MemTotal")?,
+            memory_bytes,
             storage_bytes: storage.f_blocks.saturating_mul(storage.f_frsize),
             kernel_version: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             os_image: os_image(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
@@ -56,23 +46,6 @@ impl Facts {
             machine_id: line_or_empty("/etc/machine-id"),
             system_uuid: line_or_empty("/sys/class/dmi/id/product_uuid"),
             boot_id: line_or_empty("/proc/sys/kernel/random/boot_id"),
-        })
-    }
-}
-
-impl Resources {
-    /// Reads them; `root_dir` says which file system counts.
-    pub fn read(root_dir: &Path) -> Result<Self, FactsError> {
-        let storage = storage(root_dir)?;
-        let pid_max: u64 = read("/proc/sys/kernel/pid_max")?
-            .trim()
-            .parse()
-            .unwrap_or(u64::MAX);
-        Ok(Resources {
-            memory_available_bytes: meminfo("MemAvailable")?,
-            storage_free_percent: percent(storage.f_bavail, storage.f_blocks),
-            inodes_free_percent: percent(storage.f_ffree, storage.f_files),
-            pids_free: pid_max.saturating_sub(tasks(&read("/proc/loadavg")?)),
         })
     }
 }
@@ -98,13 +71,18 @@ fn storage(root_dir: &Path) -> Result<rustix::fs::StatVfs, FactsError> {
     })
 }
 
-/// One value of /proc/meminfo in bytes.
-fn meminfo(name: &str) -> Result<u64, FactsError> {
+/// Values of /proc/meminfo in bytes.
+pub fn meminfo<const N: usize>(names: [&str; N]) -> Result<[u64; N], FactsError> {
     let path = "/proc/meminfo";
-    parse_meminfo(&read(path)?, name).ok_or_else(|| FactsError {
-        path: path.into(),
-        source: io::Error::new(io::ErrorKind::InvalidData, format!("no value for {name}")),
-    })
+    let text = read(path)?;
+    let mut values = [0; N];
+    for (value, name) in values.iter_mut().zip(names) {
+        *value = parse_meminfo(&text, name).ok_or_else(|| FactsError {
+            path: path.into(),
+            source: io::Error::new(io::ErrorKind::InvalidData, format!("no value for {name}")),
+        })?;
+    }
+    Ok(values)
 }
 
 fn parse_meminfo(text: &str, name: &str) -> Option<u64> {
@@ -115,8 +93,18 @@ fn parse_meminfo(text: &str, name: &str) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
+/// How many tasks there are, and how many there can be.
+pub fn tasks() -> Result<(u64, u64), FactsError> {
+    let most = |path| Ok(read(path)?.trim().parse().unwrap_or(u64::MAX));
+    let (ids, threads) = (
+        most("/proc/sys/kernel/pid_max")?,
+        most("/proc/sys/kernel/threads-max")?,
+    );
+    Ok((parse_tasks(&read("/proc/loadavg")?), ids.min(threads)))
+}
+
 /// Number of tasks that exist, from /proc/loadavg (`0.1 0.2 0.3 running/all last`).
-fn tasks(loadavg: &str) -> u64 {
+fn parse_tasks(loadavg: &str) -> u64 {
     let counts = loadavg.split_whitespace().nth(3);
     counts
         .and_then(|counts| counts.split_once('/')?.1.parse().ok())
@@ -132,10 +120,6 @@ fn os_image(text: &str) -> String {
         || "Linux".to_owned(),
         |value| value.trim_matches(['"', '\'']).to_owned(),
     )
-}
-
-fn percent(part: u64, whole: u64) -> u64 {
-    part.saturating_mul(100).checked_div(whole).unwrap_or(100)
 }
 
 fn architecture(rust: &'static str) -> &'static str {
@@ -157,17 +141,12 @@ mod tests {
         let text = "MemTotal:       24579456 kB\nMemAvailable:   20000000 kB\nHugePages_Total: 0\n";
         assert_eq!(parse_meminfo(text, "MemTotal"), Some(24_579_456 * 1024));
         assert_eq!(parse_meminfo(text, "Mem"), None);
-        assert_eq!(tasks("0.52 0.58 0.59 3/467 12345\n"), 467);
+        assert_eq!(parse_tasks("0.52 0.58 0.59 3/467 12345\n"), 467);
         assert_eq!(
             os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
             "Debian GNU/Linux 12 (bookworm)"
         );
         assert_eq!(os_image(""), "Linux");
-        assert_eq!(
-            percent(5, 0),
-            100,
-            "a file system without inodes is not out of them"
-        );
     }
 
     #[test]
@@ -178,11 +157,6 @@ mod tests {
             "{facts:?}"
         );
         assert!(!facts.kernel_version.is_empty());
-        let left = Resources::read(Path::new("/")).unwrap();
-        assert!(
-            left.memory_available_bytes <= facts.memory_bytes && left.pids_free > 0,
-            "{left:?}"
-        );
     }
 
     #[test]

@@ -12,18 +12,12 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::facts::{Facts, Resources};
+use super::facts::Facts;
+use crate::housekeeping::eviction::Pressures;
+use crate::housekeeping::signal::{Amount, BySignal, Signal};
 
 /// Pods that a node takes.
-const MAX_PODS: u32 = 110;
-/// Below this much available memory, in bytes, the node is under pressure; it is kept back from pods.
-const MEMORY_RESERVE: u64 = 100 * 1024 * 1024;
-/// Below this much free storage, in per cent, the node is under pressure; it is kept back from pods.
-const STORAGE_RESERVE_PERCENT: u64 = 10;
-/// The same for inodes.
-const INODES_RESERVE_PERCENT: u64 = 5;
-/// Below so many free process ids the node is under pressure.
-const PIDS_RESERVE: u64 = 1000;
+pub const MAX_PODS: u32 = 110;
 /// A status without a change is written this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 /// Upstream keeps so many images in the status, the largest first.
@@ -58,6 +52,7 @@ pub struct Health {
     /// `containerd://1.6.20`, once known.
     pub runtime_version: String,
     pub images: Vec<Image>,
+    pub pressures: Pressures,
 }
 
 /// An image that is present on the node.
@@ -76,6 +71,7 @@ impl Default for Health {
             routes: None,
             runtime_version: String::new(),
             images: Vec::new(),
+            pressures: Pressures::default(),
         }
     }
 }
@@ -92,20 +88,20 @@ pub struct Identity {
     pub kubelet_port: u16,
 }
 
-/// The status as it should be now. Conditions that others keep are left out: a strategic merge leaves them alone.
+/// The status as it should be now. What hard eviction thresholds keep free is `kept_back` from pods. Conditions that others keep are left out: a strategic merge leaves them alone.
 pub fn desired(
     identity: &Identity,
     facts: &Facts,
-    resources: &Resources,
+    kept_back: &BySignal<Amount>,
     health: &Health,
     present: &NodeStatus,
     now: Timestamp,
 ) -> NodeStatus {
     let ours = [
         ready(health),
-        memory_pressure(resources),
-        disk_pressure(resources),
-        pid_pressure(resources),
+        memory_pressure(health.pressures),
+        disk_pressure(health.pressures),
+        pid_pressure(health.pressures),
     ];
     // A new agent knows nothing of it at first, and leaves what the last one said.
     let routes = health.routes.as_ref().map(network_unavailable);
@@ -116,7 +112,7 @@ pub fn desired(
         .collect();
     NodeStatus {
         addresses: Some(addresses(identity)),
-        allocatable: Some(allocatable(facts)),
+        allocatable: Some(allocatable(facts, kept_back)),
         capacity: Some(capacity(facts)),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints {
@@ -233,10 +229,10 @@ fn network_unavailable(routes: &Part) -> Condition {
     }
 }
 
-fn memory_pressure(resources: &Resources) -> Condition {
+fn memory_pressure(pressures: Pressures) -> Condition {
     pressure(
         "MemoryPressure",
-        resources.memory_available_bytes < MEMORY_RESERVE,
+        pressures.memory,
         (
             "KubeletHasInsufficientMemory",
             "kubelet has insufficient memory available",
@@ -248,20 +244,19 @@ fn memory_pressure(resources: &Resources) -> Condition {
     )
 }
 
-fn disk_pressure(resources: &Resources) -> Condition {
+fn disk_pressure(pressures: Pressures) -> Condition {
     pressure(
         "DiskPressure",
-        resources.storage_free_percent < STORAGE_RESERVE_PERCENT
-            || resources.inodes_free_percent < INODES_RESERVE_PERCENT,
+        pressures.disk,
         ("KubeletHasDiskPressure", "kubelet has disk pressure"),
         ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
     )
 }
 
-fn pid_pressure(resources: &Resources) -> Condition {
+fn pid_pressure(pressures: Pressures) -> Condition {
     pressure(
         "PIDPressure",
-        resources.pids_free < PIDS_RESERVE,
+        pressures.pid,
         (
             "KubeletHasInsufficientPID",
             "kubelet has insufficient PID available",
@@ -302,12 +297,15 @@ fn capacity(facts: &Facts) -> BTreeMap<String, Quantity> {
 }
 
 /// What the node gives its pods, by resource.
-pub fn allocatable(facts: &Facts) -> BTreeMap<String, Quantity> {
-    let storage = facts.storage_bytes / 100 * (100 - STORAGE_RESERVE_PERCENT);
+pub fn allocatable(facts: &Facts, kept_back: &BySignal<Amount>) -> BTreeMap<String, Quantity> {
+    let left = |signal, whole: u64| {
+        let kept = kept_back.get(signal).map_or(0, |kept| kept.of(whole));
+        whole.saturating_sub(kept)
+    };
     resources(
         facts.cpus,
-        facts.memory_bytes.saturating_sub(MEMORY_RESERVE),
-        decimal(storage),
+        left(Signal::MemoryAvailable, facts.memory_bytes),
+        decimal(left(Signal::NodefsAvailable, facts.storage_bytes)),
     )
 }
 
@@ -338,7 +336,7 @@ fn decimal(number: u64) -> String {
 }
 
 /// With the largest suffix that needs no fraction.
-fn scaled(mut number: u64, base: u64, suffixes: &[&str]) -> String {
+pub(crate) fn scaled(mut number: u64, base: u64, suffixes: &[&str]) -> String {
     let mut exponent = 0;
     while number != 0 && number.is_multiple_of(base) && exponent + 1 < suffixes.len() {
         number /= base;
@@ -383,6 +381,7 @@ fn node_info(facts: &Facts, health: &Health) -> NodeSystemInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::housekeeping::signal::thresholds;
 
     fn identity() -> Identity {
         Identity {
@@ -404,13 +403,8 @@ mod tests {
         }
     }
 
-    fn plenty() -> Resources {
-        Resources {
-            memory_available_bytes: 4 << 30,
-            storage_free_percent: 50,
-            inodes_free_percent: 50,
-            pids_free: 30_000,
-        }
+    fn kept_back() -> BySignal<Amount> {
+        thresholds("memory.available<100Mi,nodefs.available<10%").unwrap()
     }
 
     fn healthy() -> Health {
@@ -420,6 +414,7 @@ mod tests {
             routes: None,
             runtime_version: "containerd://1.6.20".into(),
             images: Vec::new(),
+            pressures: Pressures::default(),
         }
     }
 
@@ -427,16 +422,11 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn status(
-        health: &Health,
-        resources: &Resources,
-        present: &NodeStatus,
-        second: i64,
-    ) -> NodeStatus {
+    fn status(health: &Health, present: &NodeStatus, second: i64) -> NodeStatus {
         desired(
             &identity(),
             &facts(),
-            resources,
+            &kept_back(),
             health,
             present,
             at(second),
@@ -453,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_healthy_node_says_so_in_upstreams_words() {
-        let status = status(&healthy(), &plenty(), &NodeStatus::default(), 1000);
+        let status = status(&healthy(), &NodeStatus::default(), 1000);
         assert_eq!(
             told(&status),
             [
@@ -500,7 +490,7 @@ mod tests {
                 routes,
                 ..healthy()
             };
-            let status = status(&health, &plenty(), &NodeStatus::default(), 1000);
+            let status = status(&health, &NodeStatus::default(), 1000);
             let found = condition_of(&status, "NetworkUnavailable").cloned();
             found.map(|it| {
                 [
@@ -524,7 +514,7 @@ mod tests {
             network: Part::Down("no podCIDR yet".into()),
             ..healthy()
         };
-        let status = status(&health, &plenty(), &NodeStatus::default(), 1000);
+        let status = status(&health, &NodeStatus::default(), 1000);
         let ready = condition_of(&status, "Ready").unwrap();
         assert_eq!(ready.status, "False");
         assert_eq!(ready.reason.as_deref(), Some("KubeletNotReady"));
@@ -538,14 +528,16 @@ mod tests {
 
     #[test]
     fn shortage_is_told() {
-        let short = Resources {
-            memory_available_bytes: 1 << 20,
-            storage_free_percent: 50,
-            inodes_free_percent: 1,
-            pids_free: 3,
+        let short = Health {
+            pressures: Pressures {
+                memory: true,
+                disk: true,
+                pid: true,
+            },
+            ..healthy()
         };
         assert_eq!(
-            told(&status(&healthy(), &short, &NodeStatus::default(), 1000))[1..],
+            told(&status(&short, &NodeStatus::default(), 1000))[1..],
             [
                 "MemoryPressure True KubeletHasInsufficientMemory",
                 "DiskPressure True KubeletHasDiskPressure",
@@ -556,8 +548,8 @@ mod tests {
 
     #[test]
     fn a_transition_is_dated_when_it_happens_and_not_again() {
-        let first = status(&healthy(), &plenty(), &NodeStatus::default(), 1000);
-        let later = status(&healthy(), &plenty(), &first, 2000);
+        let first = status(&healthy(), &NodeStatus::default(), 1000);
+        let later = status(&healthy(), &first, 2000);
         let ready = condition_of(&later, "Ready").unwrap();
         assert_eq!(ready.last_transition_time.as_ref().unwrap().0, at(1000));
         assert_eq!(ready.last_heartbeat_time.as_ref().unwrap().0, at(2000));
@@ -566,24 +558,24 @@ mod tests {
             network: Part::Down("gone".into()),
             ..healthy()
         };
-        let changed = status(&down, &plenty(), &later, 3000);
+        let changed = status(&down, &later, 3000);
         let ready = condition_of(&changed, "Ready").unwrap();
         assert_eq!(ready.last_transition_time.as_ref().unwrap().0, at(3000));
     }
 
     #[test]
     fn only_a_change_or_time_causes_a_write() {
-        let first = status(&healthy(), &plenty(), &NodeStatus::default(), 1000);
+        let first = status(&healthy(), &NodeStatus::default(), 1000);
         assert!(needs_write(&NodeStatus::default(), &first, at(1000)));
-        let soon = status(&healthy(), &plenty(), &first, 1010);
+        let soon = status(&healthy(), &first, 1010);
         assert!(!needs_write(&first, &soon, at(1010)));
-        let late = status(&healthy(), &plenty(), &first, 1300);
+        let late = status(&healthy(), &first, 1300);
         assert!(needs_write(&first, &late, at(1300)));
         let down = Health {
             runtime: Part::Down("gone".into()),
             ..healthy()
         };
-        let changed = status(&down, &plenty(), &first, 1010);
+        let changed = status(&down, &first, 1010);
         assert!(needs_write(&first, &changed, at(1010)));
         // The node lifecycle controller takes a silent node for lost; it has to be told otherwise.
         let mut lost = first.clone();
@@ -603,7 +595,7 @@ mod tests {
             images: (0..60).map(image).collect(),
             ..healthy()
         };
-        let status = status(&health, &plenty(), &NodeStatus::default(), 1000);
+        let status = status(&health, &NodeStatus::default(), 1000);
         let images = status.images.unwrap();
         assert_eq!(images.len(), 50);
         assert_eq!(images[0].size_bytes, Some(59));

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::announce::Pulse;
+use crate::housekeeping::signal::BySignal;
 
 use super::credentials::NodeClient;
 use super::follow::Follower;
@@ -351,6 +352,7 @@ async fn a_node_is_registered_reported_and_registered_again_when_it_is_gone() {
             kubelet_port: 10250,
         },
         root_dir: "/".into(),
+        kept_back: BySignal::default(),
         health: receiver,
         pulse: pulse_seen,
         fit,

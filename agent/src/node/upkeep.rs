@@ -12,8 +12,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::announce::Pulse;
+use crate::housekeeping::signal::{Amount, BySignal};
 
-use super::facts::{Facts, FactsError, Resources};
+use super::facts::{Facts, FactsError};
 use super::lease;
 use super::registration::register;
 use super::status::{Health, Identity, desired, needs_write};
@@ -36,6 +37,8 @@ pub struct Upkeep {
     pub identity: Identity,
     /// Tells which file system's room is the node's.
     pub root_dir: PathBuf,
+    /// What hard eviction thresholds keep free is not for pods.
+    pub kept_back: BySignal<Amount>,
     /// What the rest of the agent says of itself.
     pub health: watch::Receiver<Health>,
     /// How the node's Lease is to be renewed.
@@ -47,8 +50,6 @@ pub struct Upkeep {
 /// A pass that failed; the next one reads everything afresh.
 #[derive(Debug, thiserror::Error)]
 enum PassError {
-    #[error(transparent)]
-    Facts(#[from] FactsError),
     #[error("the API server did not take the node's status: {0}")]
     Api(#[from] kube::Error),
     #[error("the API server did not answer within {} s", PATIENCE.as_secs())]
@@ -61,7 +62,7 @@ impl Upkeep {
     /// Registers the node, then keeps its status and its Lease until the process ends.
     pub async fn run(mut self) -> Result<(), FactsError> {
         let facts = Facts::read(&self.root_dir)?;
-        self.register(&facts).await?;
+        self.register(&facts).await;
         let name = self.identity.name.clone();
         let lease = lease::keep(self.client.clone(), name, self.pulse.clone());
         let mut lease = AbortOnDropHandle::new(tokio::spawn(lease));
@@ -77,7 +78,7 @@ impl Upkeep {
                 }
                 Err(PassError::Gone) => {
                     warn!("the Node object is gone; registering the node again");
-                    self.register(&facts).await?;
+                    self.register(&facts).await;
                     continue;
                 }
                 Err(error) => {
@@ -104,9 +105,9 @@ impl Upkeep {
         }
     }
 
-    async fn register(&mut self, facts: &Facts) -> Result<Node, FactsError> {
-        let status = self.desired(facts, &NodeStatus::default())?;
-        Ok(register(&self.client, &self.identity, facts, &status).await)
+    async fn register(&mut self, facts: &Facts) -> Node {
+        let status = self.desired(facts, &NodeStatus::default());
+        register(&self.client, &self.identity, facts, &status).await
     }
 
     async fn pass(&mut self, facts: &Facts) -> Result<(), PassError> {
@@ -117,7 +118,7 @@ impl Upkeep {
             .ok_or(PassError::Gone)?;
         let excluded = node.labels().contains_key(NO_LOAD_BALANCERS);
         let present = node.status.unwrap_or_default();
-        let wanted = self.desired(facts, &present)?;
+        let wanted = self.desired(facts, &present);
         let fit = !excluded && is_ready(&wanted);
         self.fit.send_if_modified(|known| {
             let differs = *known != fit;
@@ -138,17 +139,17 @@ impl Upkeep {
         Ok(())
     }
 
-    fn desired(&mut self, facts: &Facts, present: &NodeStatus) -> Result<NodeStatus, FactsError> {
-        let resources = Resources::read(&self.root_dir)?;
+    fn desired(&mut self, facts: &Facts, present: &NodeStatus) -> NodeStatus {
         let health = self.health.borrow_and_update();
-        Ok(desired(
+        let now = Timestamp::now();
+        desired(
             &self.identity,
             facts,
-            &resources,
+            &self.kept_back,
             &health,
             present,
-            Timestamp::now(),
-        ))
+            now,
+        )
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Action {
     Delete { id: String },
     /// Undo [`Action::PrepareSandbox`].
     RemoveSandbox,
+    /// Undo [`Action::PrepareVolumes`], once nothing of the pod runs any more.
+    RemoveVolumes,
     /// Tell the API that the pod is gone from the node.
     Finish,
 }

@@ -76,6 +76,15 @@ impl View<'_> {
             Sandbox::Failed(_) if self.observed.any_running() => yes(),
             _ => no_reason(),
         };
+        // Of an eviction before this agent, the condition that stands says it.
+        let evicted = self.observed.evicted.as_ref().map(|eviction| {
+            let verdict = Verdict {
+                status: "True",
+                reason: Some("TerminationByKubelet"),
+                message: Some(eviction.message.clone()),
+            };
+            ("DisruptionTarget", verdict)
+        });
         [
             ("PodReadyToStartContainers", sandbox),
             ("Initialized", initialized),
@@ -84,6 +93,7 @@ impl View<'_> {
             ("PodScheduled", yes()),
         ]
         .into_iter()
+        .chain(evicted)
         .map(|(kind, verdict)| self.condition(kind, verdict, previous))
         .collect()
     }

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::spec::PodView;
 
 /// The least time that containers get to end by themselves, as upstream gives them.
-const LEAST: SignedDuration = SignedDuration::from_secs(2);
+pub const LEAST: SignedDuration = SignedDuration::from_secs(2);
 
 /// A deletion as this node saw it. The object's `deletionTimestamp` is of no use: another machine's clock made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

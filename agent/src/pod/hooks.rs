@@ -11,9 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, LifecycleHandler, Probe};
 
+use super::check::{Answer, Asker, Check};
 use super::events::Kind;
 use super::observed::{Observed, Sandbox};
-use super::prober::{Answer, Check};
 use super::shared::Shared;
 use super::spec::PodView;
 use crate::runtime::{Container, Runtime};
@@ -40,7 +40,7 @@ impl Hook {
             http_get: handler.http_get.clone(),
             ..Probe::default()
         };
-        Hook::Check(Check::of(&probe, spec, address))
+        Hook::Check(Check::of(&probe, spec, address, Asker::Hook))
     }
 
     async fn run(
@@ -56,7 +56,8 @@ impl Hook {
             }
             Hook::Check(Err(why)) => Err(why.clone()),
             Hook::Check(Ok(check)) => match check.try_once(container, timeout, runtime).await {
-                Answer::Success => Ok(()),
+                // What of a redirection is not followed is an answer, too.
+                Answer::Success | Answer::Warning(_) => Ok(()),
                 Answer::Failure(why) | Answer::Unknown(why) => Err(why),
             },
         }

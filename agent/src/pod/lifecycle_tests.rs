@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec, PodStatus};
 use serde_json::{Value, json};
 
-use super::action::Action;
+use super::action::{Action, StopHow};
+use super::demand::Eviction;
 use super::ephemeral;
 use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, phase, plan};
@@ -397,4 +398,93 @@ fn contents_of_volumes_are_looked_at_again_while_a_container_runs() {
     observed.sandbox = Sandbox::Unknown;
     let early = planned(&observed, at(70));
     assert_eq!(early.actions, [Action::PrepareSandbox]);
+}
+
+#[test]
+fn an_evicted_pod_fails_for_good_and_leaves_the_disk() {
+    let mut pod = one("Always");
+    let message = "The node was low on resource: memory. ".to_owned();
+    let mut observed = Observed {
+        containers: vec![container(&pod, "main", RUNNING)],
+        sandbox: Sandbox::Ready {
+            addresses: Vec::new(),
+        },
+        volumes: Volumes::Ready,
+        evicted: Some(Eviction {
+            message: message.clone(),
+            by: at(2),
+        }),
+        ..Observed::default()
+    };
+    let stop = plan(Some(&pod), Goal::Run, &observed, at(0)).actions;
+    let [Action::Stop { how, .. }] = &stop[..] else {
+        panic!("{stop:?}");
+    };
+    assert_eq!(*how, StopHow::Ask { kill_at: at(2) });
+    let told = status(
+        &pod,
+        &observed,
+        &Surroundings::default(),
+        &PodStatus::default(),
+        at(0),
+    );
+    assert_eq!(told.phase.as_deref(), Some("Failed"));
+    assert_eq!(told.reason.as_deref(), Some("Evicted"));
+    assert_eq!(told.message.as_ref(), Some(&message));
+    let conditions = told.conditions.clone().unwrap();
+    let target = conditions
+        .iter()
+        .find(|it| it.type_ == "DisruptionTarget")
+        .unwrap();
+    assert_eq!(target.reason.as_deref(), Some("TerminationByKubelet"));
+
+    // An agent that begins anew knows it by the status that was told, and has it all removed.
+    observed.evicted = None;
+    observed.set_state(&container_id("u", "main", 0), exited(137));
+    pod.object.status = Some(told);
+    assert_eq!(phase(&pod, &observed, at(9)), Phase::Evicted);
+    let next = |observed: &Observed| plan(Some(&pod), Goal::Run, observed, at(9)).actions;
+    assert_eq!(next(&observed), [Action::RemoveSandbox]);
+    observed.sandbox = Sandbox::Gone;
+    let id = container_id("u", "main", 0);
+    assert_eq!(
+        next(&observed),
+        [Action::RemoveVolumes, Action::Delete { id }]
+    );
+    let before = pod.object.status.clone().unwrap();
+    observed.volumes = Volumes::Gone;
+    observed.containers.clear();
+    assert_eq!(next(&observed), []);
+    let told = status(&pod, &observed, &Surroundings::default(), &before, at(10));
+    assert_eq!(told.message, Some(message));
+    assert_eq!(told.phase.as_deref(), Some("Failed"));
+}
+
+#[test]
+fn containers_that_have_ended_go_when_the_node_is_short_of_room() {
+    let pod = one("Always");
+    let mut first = container(&pod, "main", exited(1));
+    first.id = "first".into();
+    let mut second = container(&pod, "main", RUNNING);
+    second.attempt = 1;
+    let mut observed = Observed {
+        containers: vec![first, second],
+        sandbox: Sandbox::Ready {
+            addresses: Vec::new(),
+        },
+        volumes: Volumes::Ready,
+        contents: Contents::FreshUntil(at(999)),
+        ..Observed::default()
+    };
+    let at_once = |observed: &Observed| plan(Some(&pod), Goal::Run, observed, at(10)).actions;
+    assert_eq!(
+        at_once(&observed),
+        [],
+        "the predecessor's log can be asked for"
+    );
+    observed.discard_until = Some(at(11));
+    let gone = Action::Delete { id: "first".into() };
+    assert_eq!(at_once(&observed), [gone]);
+    observed.discard_until = Some(at(10));
+    assert_eq!(at_once(&observed), []);
 }

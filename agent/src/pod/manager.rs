@@ -1,5 +1,7 @@
 //! Which pods this node has: one worker for each, and an end for those that the API does not know.
 
+mod statics;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +16,18 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
+use super::demand::{Demand, Demands, Eviction};
 use super::events::Events;
 use super::host_ports::{self, Teller};
+use super::mirror::Mirror;
 use super::paths::is_plain_name;
 use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{DEFAULT_GRACE, PodView};
+use super::static_pods;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use super::worker;
+use crate::housekeeping::eviction::Pressures;
 use crate::network::PodNetwork;
 use crate::network::namespaces::Namespace;
 use crate::runtime::{Container, PodRef, Runtime, RuntimeEvent};
@@ -32,6 +38,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The running pod half.
 pub struct Manager {
     table: PodTable,
+    demands: Demands,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -44,8 +51,18 @@ impl Manager {
         network: Arc<dyn PodNetwork>,
         table: PodTable,
     ) -> Manager {
-        let task = tokio::spawn(run(client, settings, runtime, network, table.clone()));
-        Manager { table, task }
+        let (demands, demanded) = Demands::channel();
+        let running = run(client, settings, runtime, network, table.clone(), demanded);
+        Manager {
+            table,
+            demands,
+            task: tokio::spawn(running),
+        }
+    }
+
+    /// By which others ask something of the pods' workers.
+    pub fn demands(&self) -> Demands {
+        self.demands.clone()
     }
 
     /// What is known of the pods.
@@ -75,6 +92,18 @@ struct Handle {
     poke: Arc<Notify>,
 }
 
+impl Handle {
+    /// Whether its pod comes from a file.
+    fn is_static(&self) -> bool {
+        let order = self.orders.borrow();
+        order.pod.as_ref().is_some_and(|pod| pod.is_static())
+    }
+}
+
+fn full_name(pod: &PodRef) -> (String, String) {
+    (pod.namespace.clone(), pod.name.clone())
+}
+
 struct Pods {
     shared: Arc<Shared>,
     workers: BTreeMap<String, Handle>,
@@ -83,6 +112,12 @@ struct Pods {
     uids: HashMap<task::Id, String>,
     /// Containers found at start whose pod has no worker yet.
     adopted: BTreeMap<String, Vec<Container>>,
+    /// What the node is short of.
+    pressures: Pressures,
+    /// Pods from files that wait for one of the same name to be gone.
+    waiting: Vec<PodView>,
+    /// The mirrors that the API has, by namespace and name.
+    mirrors: BTreeMap<(String, String), Mirror>,
     /// How many times archives were imported since the start.
     imports: u64,
 }
@@ -93,6 +128,7 @@ async fn run(
     runtime: Arc<dyn Runtime>,
     network: Arc<dyn PodNetwork>,
     table: PodTable,
+    mut demanded: mpsc::Receiver<Demand>,
 ) {
     let (first_done, archives_imported) = watch::channel(false);
     let (imported, mut imports) = mpsc::channel(1);
@@ -127,8 +163,20 @@ async fn run(
         tasks: JoinSet::new(),
         uids: HashMap::new(),
         adopted,
+        pressures: Pressures::default(),
+        waiting: Vec::new(),
+        mirrors: BTreeMap::new(),
         imports: 0,
     };
+    // Before the API is heard: whose containers are whose has to be known by then.
+    let (found, mut statics) = mpsc::channel(1);
+    if let Some(directory) = pods.shared.settings.static_pods.clone() {
+        if let Some(read) = static_pods::read(&directory, &node_name) {
+            pods.static_pods(read);
+        }
+        let (node, period) = (node_name.clone(), pods.shared.settings.file_check);
+        archives.spawn(static_pods::follow(directory, node, period, found));
+    }
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     let mut changes = watcher(Api::<Pod>::all(client), config)
         .default_backoff()
@@ -141,6 +189,8 @@ async fn run(
             Some(change) = changes.next() => if let Ok(change) = change { pods.change(change, &mut listed) },
             Some(event) = events.recv() => pods.runtime_event(&event),
             Some(()) = imports.recv() => pods.images_imported(),
+            Some(found) = statics.recv() => pods.static_pods(found),
+            Some(demand) = demanded.recv() => pods.demand(&demand),
             Some(ended) = pods.tasks.join_next_with_id() => pods.ended(ended),
         }
     }
@@ -176,11 +226,7 @@ impl Pods {
             }
             Event::InitDone => self.synced(listed),
             Event::Apply(pod) => self.apply(pod),
-            Event::Delete(pod) => {
-                if let Some(uid) = pod.metadata.uid {
-                    self.vanished(&uid);
-                }
-            }
+            Event::Delete(pod) => self.deleted(pod),
         }
     }
 
@@ -188,6 +234,14 @@ impl Pods {
         let Some(view) = PodView::new(pod) else {
             return;
         };
+        match Mirror::of(&view) {
+            Some(mirror) => self.mirrored(mirror),
+            None => self.take(view),
+        }
+    }
+
+    /// What the API, or a file, says of a pod.
+    fn take(&mut self, view: PodView) {
         let uid = view.id.uid.clone();
         if !is_plain_name(&uid) {
             tracing::error!(uid, "a pod's uid is no file name; the pod is left alone");
@@ -203,6 +257,8 @@ impl Pods {
                 Order {
                     pod: Some(view.clone()),
                     is_rejected: self.is_rejected(&view),
+                    evicted: self.refusal(&view),
+                    mirror: self.mirrors.get(&full_name(&view.id)).cloned(),
                     ..Order::default()
                 },
             ),
@@ -212,7 +268,7 @@ impl Pods {
     /// Whether the node cannot have a new pod, as another has its host ports. The scheduler sees to it that this does not
     /// come to pass; not every pod is its.
     fn is_rejected(&self, pod: &PodView) -> bool {
-        if self.adopted.contains_key(&pod.id.uid) || pod.phase().is_some_and(|it| it != "Pending") {
+        if !self.is_new(pod) {
             return false;
         }
         let holds = |order: &Order| {
@@ -227,6 +283,21 @@ impl Pods {
         };
         let mut workers = self.workers.values();
         workers.any(|worker| holds(&worker.orders.borrow()))
+    }
+
+    /// Whether nothing of the pod was on the node before.
+    fn is_new(&self, pod: &PodView) -> bool {
+        let begun = pod.phase().is_some_and(|phase| phase != "Pending");
+        !begun && !self.adopted.contains_key(&pod.id.uid)
+    }
+
+    /// The end, before it began, of a new pod that the node is too short of something to take.
+    fn refusal(&self, pod: &PodView) -> Option<Eviction> {
+        let why = self.pressures.refusal(pod).filter(|_| self.is_new(pod))?;
+        Some(Eviction {
+            message: format!("Pod was rejected: {why}"),
+            by: Timestamp::now(),
+        })
     }
 
     fn spawn(&mut self, id: PodRef, order: Order) {
@@ -267,6 +338,7 @@ impl Pods {
         };
         let uid = self.uids.remove(&task).unwrap_or_default();
         let (Some(handle), Err(error)) = (self.workers.remove(&uid), ended) else {
+            self.start_waiting();
             return;
         };
         let id = handle.id;
@@ -300,11 +372,21 @@ impl Pods {
         let unknown: Vec<String> = self
             .workers
             .keys()
-            .filter(|uid| !listed.contains(*uid))
+            .filter(|uid| !listed.contains(*uid) && !self.workers[*uid].is_static())
             .cloned()
             .collect();
         for uid in unknown {
             self.vanished(&uid);
+        }
+        self.mirrors
+            .retain(|_, mirror| listed.contains(&mirror.id.uid));
+        for handle in self.workers.values().filter(|handle| handle.is_static()) {
+            let mirror = self.mirrors.get(&full_name(&handle.id)).cloned();
+            handle.orders.send_if_modified(|order| {
+                let differs = order.mirror != mirror;
+                order.mirror = mirror;
+                differs
+            });
         }
         for id in self.orphans() {
             tracing::info!(
@@ -364,6 +446,26 @@ impl Pods {
                 .values()
                 .for_each(|handle| handle.poke.notify_one()),
             RuntimeEvent::Exited { id } => self.shared.pokes.wake(id),
+        }
+    }
+
+    fn demand(&mut self, demand: &Demand) {
+        match demand {
+            Demand::Evict { uid, eviction } => {
+                if let Some(handle) = self.workers.get(uid) {
+                    let evicted = |order: &mut Order| {
+                        order.evicted.get_or_insert_with(|| eviction.clone());
+                    };
+                    handle.orders.send_modify(evicted);
+                }
+            }
+            Demand::Admit(pressures) => self.pressures = *pressures,
+            Demand::DiscardDead { until } => {
+                for handle in self.workers.values() {
+                    let discard = |order: &mut Order| order.discard_until = Some(*until);
+                    handle.orders.send_modify(discard);
+                }
+            }
         }
     }
 

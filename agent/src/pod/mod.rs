@@ -13,9 +13,12 @@
 pub mod action;
 mod archives;
 mod backoff;
+mod check;
 mod conditions;
 mod config;
 mod deletion;
+mod demand;
+pub mod disk;
 mod env;
 mod ephemeral;
 mod events;
@@ -24,17 +27,21 @@ mod hooks;
 mod host_path;
 mod host_ports;
 mod hosts;
+#[cfg(test)]
+mod housekeeping_tests;
 mod insecure;
 #[cfg(test)]
 mod lifecycle_tests;
 mod loads;
 mod manager;
+mod mirror;
 mod mounts;
 pub mod observed;
 mod paths;
 mod perform;
 pub mod plan;
 pub mod probe;
+mod probe_counts;
 mod prober;
 mod pull;
 mod pull_secrets;
@@ -50,6 +57,9 @@ mod shared;
 #[cfg(test)]
 mod simulation;
 pub mod spec;
+mod static_pods;
+#[cfg(test)]
+mod static_tests;
 pub mod status;
 mod stop;
 mod table;
@@ -62,8 +72,11 @@ pub mod usage;
 mod volumes;
 mod worker;
 
+pub use deletion::LEAST as LEAST_GRACE;
+pub use demand::{Demand, Demands, Eviction};
 pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;
+pub use probe_counts::{BUCKETS, ProbeCount, ProbeCounts, ProbeSeries};
 pub use shared::Settings;
 pub use table::{ContainerSummary, PodSummary, PodTable};

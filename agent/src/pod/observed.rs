@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::demand::Eviction;
 use super::spec::Question;
 use crate::runtime::{Container, ContainerState};
 
@@ -27,6 +28,10 @@ pub struct Observed {
     pub stops: BTreeMap<String, Stop>,
     /// The node could not have the pod.
     pub is_rejected: bool,
+    /// It has to go for want of something.
+    pub evicted: Option<Eviction>,
+    /// Until then containers that have ended are kept no longer than they are needed.
+    pub discard_until: Option<Timestamp>,
     /// Probes that were tried, or taken over from an earlier agent.
     pub probes: BTreeMap<ProbeId, ProbeState>,
 }
@@ -54,6 +59,8 @@ pub enum Volumes {
     Unknown,
     Ready,
     Failed(Failure),
+    /// Removed for good.
+    Gone,
 }
 
 /// What is in the pod's volumes, where that has a source elsewhere.

@@ -447,6 +447,21 @@ pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
     }
 }
 
+/// Removes the volumes that are on the disk; those in memory have gone with the sandbox.
+pub(super) async fn remove_volumes(shared: &Shared, pod: &PodRef) -> Outcome {
+    let path = shared.settings.paths.volumes(&pod.uid);
+    let removed = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || fs::remove_dir_all(path)).await
+    };
+    match removed.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Outcome::Trouble(format!("cannot remove {}: {error}", path.display()))
+        }
+        _ => Outcome::Volumes(Volumes::Gone, Contents::Unknown),
+    }
+}
+
 /// A failure to make what a container needs, often for want of an object that comes a little later.
 fn set_up_failure(reason: &'static str, message: String, tries: u32) -> Failure {
     failure(reason, message, tries, backoff::set_up_delay(tries))

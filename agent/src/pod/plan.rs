@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::action::{Action, Plan, StopReason, add};
 use super::backoff;
+use super::demand::EVICTED;
 use super::ephemeral;
 use super::host_ports::NODE_PORTS;
 use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, Volumes};
@@ -57,6 +58,8 @@ pub enum Phase {
     DeadlineExceeded,
     /// The node could not have the pod: another one has its host ports.
     Rejected,
+    /// The node was short of something, or the pod used more of its disk than it may.
+    Evicted,
 }
 
 /// The phase that the pod is in.
@@ -68,11 +71,15 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
             return Phase::DeadlineExceeded;
         }
         Some("Failed") if pod.status_reason() == Some(NODE_PORTS) => return Phase::Rejected,
+        Some("Failed") if pod.status_reason() == Some(EVICTED) => return Phase::Evicted,
         Some("Failed") => return Phase::Failed,
         _ => {}
     }
     if observed.is_rejected {
         return Phase::Rejected;
+    }
+    if observed.evicted.is_some() {
+        return Phase::Evicted;
     }
     if pod.deadline().is_some_and(|deadline| deadline <= now) {
         return Phase::DeadlineExceeded;
@@ -135,13 +142,16 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
     let why = match phase(pod, observed, now) {
         Phase::Active => None,
         Phase::DeadlineExceeded => Some(StopReason::Deadline),
-        Phase::Succeeded | Phase::Failed | Phase::Rejected => Some(StopReason::PodEnds),
+        Phase::Succeeded | Phase::Failed | Phase::Rejected | Phase::Evicted => {
+            Some(StopReason::PodEnds)
+        }
     };
     if let Some(why) = why {
-        // The records of its containers stay, with their logs, until the pod is deleted.
-        let mut plan = stop_all(Some(pod), observed, add(now, pod.grace()), why, now);
-        if plan.actions.is_empty() && plan.wake.is_none() && observed.sandbox != Sandbox::Gone {
-            plan.actions.push(Action::RemoveSandbox);
+        let evicted = observed.evicted.as_ref();
+        let by = evicted.map_or_else(|| add(now, pod.grace()), |eviction| eviction.by);
+        let mut plan = stop_all(Some(pod), observed, by, why, now);
+        if plan.actions.is_empty() && plan.wake.is_none() {
+            end(&mut plan, pod, observed, now);
         }
         return plan;
     }
@@ -177,8 +187,30 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
         }
     }
     refresh(&mut plan, pod, observed, sandbox_ready, now);
-    discard_old(&mut plan, pod, observed);
+    discard_old(&mut plan, pod, observed, now);
     plan
+}
+
+/// Removes what a pod that has ended needs no more. The records of its containers stay, with their logs, until the pod is
+/// deleted, unless the node is short of room.
+fn end(plan: &mut Plan, pod: &PodView, observed: &Observed, now: Timestamp) {
+    if observed.sandbox != Sandbox::Gone {
+        plan.actions.push(Action::RemoveSandbox);
+        return;
+    }
+    if observed.volumes != Volumes::Gone {
+        plan.actions.push(Action::RemoveVolumes);
+    }
+    if discards(observed, now) || phase(pod, observed, now) == Phase::Evicted {
+        let all = observed.containers.iter();
+        plan.actions.extend(all.map(|container| Action::Delete {
+            id: container.id.clone(),
+        }));
+    }
+}
+
+fn discards(observed: &Observed, now: Timestamp) -> bool {
+    observed.discard_until.is_some_and(|until| until > now)
 }
 
 /// Containers that run see what their volumes' sources say now. What is to be prepared is fresh anyway.
@@ -355,11 +387,16 @@ pub fn restart(
     })
 }
 
-/// Removes what came before a container's predecessor, whose log can still be asked for.
-fn discard_old(plan: &mut Plan, pod: &PodView, observed: &Observed) {
+/// Removes what came before a container's predecessor, whose log can still be asked for; the predecessor, too, when the node
+/// is short of room.
+fn discard_old(plan: &mut Plan, pod: &PodView, observed: &Observed, now: Timestamp) {
+    let discards = discards(observed, now);
     let kept: BTreeSet<&str> = pod
         .every_container()
-        .flat_map(|spec| [observed.latest(&spec.name), observed.previous(&spec.name)])
+        .flat_map(|spec| {
+            let previous = observed.previous(&spec.name).filter(|_| !discards);
+            [observed.latest(&spec.name), previous]
+        })
         .flatten()
         .map(|container| container.id.as_str())
         .collect();

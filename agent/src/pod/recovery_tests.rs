@@ -9,6 +9,7 @@ use serde_json::json;
 use super::spec::{PodView, container_id, spec_hash};
 use super::testing::uid;
 use super::tests::{FOREVER, Node, is_ready, spec, told};
+use super::{Demand, Eviction};
 use crate::runtime::testing::busybox_archive;
 use crate::runtime::{
     ContainerConfig, NamespacePaths, Resources, Runtime, Security, Stdio, cgroup,
@@ -283,4 +284,115 @@ async fn a_container_that_was_half_made_is_made_anew() {
     told(&node, "Failed: Error: cannot find the root of container").await;
     node.api.delete("torn", 5);
     node.api.wait_gone("torn").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_but_its_status() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    let mut hungry = spec(FOREVER, "Always");
+    hungry["volumes"] = json!([{"name": "cache", "emptyDir": {}}]);
+    hungry["containers"][0]["volumeMounts"] = json!([{"name": "cache", "mountPath": "/cache"}]);
+    node.api.create("hungry", hungry);
+    node.api.wait("hungry", "ready", is_ready).await;
+    let volume = node
+        .daemon
+        .path()
+        .join(format!("pods/{}/volumes/cache", uid("hungry")));
+    assert!(volume.is_dir());
+    let message = "The node was low on resource: memory. ";
+    let eviction = Eviction {
+        message: message.to_owned(),
+        by: jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2),
+    };
+    let demand = Demand::Evict {
+        uid: uid("hungry"),
+        eviction,
+    };
+    assert!(agent.demands().ask(demand).await);
+    let is_evicted = |status: &PodStatus| {
+        status.phase.as_deref() == Some("Failed") && status.reason.as_deref() == Some("Evicted")
+    };
+    node.api.wait("hungry", "evicted", is_evicted).await;
+    // At whatever step that was.
+    drop(agent);
+    let _agent = node.agent();
+    for _ in 0..500 {
+        let left = node.daemon.client().list().await.unwrap();
+        if left.is_empty() && !volume.exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert_eq!(node.daemon.client().list().await.unwrap(), []);
+    assert!(!volume.exists());
+    let status = node.api.pod("hungry").unwrap().status.unwrap();
+    assert!(is_evicted(&status), "{status:?}");
+    assert_eq!(status.message.as_deref(), Some(message));
+    assert!(status.container_statuses.unwrap()[0].state.is_some());
+    told(&node, &format!("Evicted: {message}")).await;
+    node.api.delete("hungry", 0);
+    node.api.wait_gone("hungry").await;
+    assert_eq!(node.left_on_disk(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_hooks_and_a_token_ends_as_it_should_though_agents_are_killed_meanwhile() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    node.api
+        .put_config_map("kube-root-ca.crt", json!({"ca.crt": "authority"}));
+    let mut pod = spec(FOREVER, "Always");
+    pod["serviceAccountName"] = json!("robot");
+    pod["terminationGracePeriodSeconds"] = json!(60);
+    pod["volumes"] = json!([
+        {"name": "account", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        ]}},
+        {"name": "notes", "emptyDir": {}},
+    ]);
+    pod["containers"][0]["volumeMounts"] = json!([
+        {"name": "account", "mountPath": "/account"}, {"name": "notes", "mountPath": "/notes"},
+    ]);
+    let note = |word: &str| json!({"exec": {"command": ["/bin/sh", "-c", word]}});
+    pod["containers"][0]["lifecycle"] = json!({
+        "postStart": note("test -s /account/token && cat /account/ca.crt >/notes/started"),
+        "preStop": note("echo stopping >>/notes/stopped; while ! test -e /notes/go; do sleep 0.05; done"),
+    });
+    node.api.create("careful", pod);
+    let notes = node
+        .daemon
+        .path()
+        .join(format!("pods/{}/volumes/notes", uid("careful")));
+    let eventually = async |file: &str| {
+        for _ in 0..750 {
+            if let Ok(text) = std::fs::read_to_string(notes.join(file)) {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        panic!("{file} does not come");
+    };
+    let agent = node.agent();
+    node.api.wait("careful", "ready", is_ready).await;
+    drop(agent);
+    let agent = node.agent();
+    eventually("started").await;
+
+    // Killed while its preStop hook runs, and again: the next one runs it anew, and the pod ends as it should.
+    node.api.delete("careful", 60);
+    eventually("stopped").await;
+    drop(agent);
+    let agent = node.agent();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(agent);
+    std::fs::write(notes.join("go"), "").unwrap();
+    let _agent = node.agent();
+    node.api.wait_gone("careful").await;
+    assert_eq!(node.left_on_disk(), Vec::<String>::new());
+    assert_eq!(node.daemon.client().list().await.unwrap(), []);
 }

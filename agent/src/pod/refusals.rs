@@ -65,18 +65,6 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
             .any(|hook| hook.tcp_socket.is_some()),
         "a tcpSocket hook",
     );
-    let probes = [
-        &container.startup_probe,
-        &container.liveness_probe,
-        &container.readiness_probe,
-    ];
-    refuse(
-        probes
-            .into_iter()
-            .flatten()
-            .any(|probe| probe.grpc.is_some()),
-        "a grpc probe",
-    );
     refuse(
         container
             .volume_devices

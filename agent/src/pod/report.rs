@@ -132,7 +132,7 @@ async fn write(
 }
 
 /// The uid makes the patch fail on a pod of the same name that came after this one.
-fn patch(pod: &PodRef, status: &PodStatus) -> Value {
+pub(super) fn patch(pod: &PodRef, status: &PodStatus) -> Value {
     let mut status = json!(status);
     // A patch says by null what is no more.
     nulls(&mut status, &["reason", "message", "podIP", "podIPs"]);

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Container;
 
-use super::spec::{PodView, is_sidecar, limit, request};
+use super::spec::{PodView, amount, is_sidecar, limit, request};
 use crate::runtime::Resources;
 use crate::runtime::oci::CPU_PERIOD_US;
 
@@ -31,6 +31,22 @@ pub(super) fn of_pod(pod: &PodView) -> Resources {
         })),
         cpu_quota_us: most("cpu").map(quota),
         memory_limit: most("memory").map(|bytes| bytes as i64),
+    }
+}
+
+impl PodView {
+    /// What the pod asks for, all in all, in cores, bytes or pieces.
+    pub fn requests(&self, resource: &str) -> f64 {
+        let overhead = self.spec().overhead.as_ref();
+        let overhead = overhead.and_then(|all| amount(all.get(resource)?));
+        peak(self, |container| {
+            request(container, resource).unwrap_or(0.0)
+        }) + overhead.unwrap_or(0.0)
+    }
+
+    /// What those of its containers that have a limit may use, all in all.
+    pub fn limits(&self, resource: &str) -> f64 {
+        peak(self, |container| limit(container, resource).unwrap_or(0.0))
     }
 }
 

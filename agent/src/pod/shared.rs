@@ -2,14 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::{Notify, watch};
 
+use super::demand::Eviction;
 use super::events::Events;
 use super::host_ports::Teller;
+use super::mirror::Mirror;
 use super::paths::Paths;
 use super::spec::PodView;
 use super::table::PodTable;
@@ -26,6 +30,10 @@ pub struct Settings {
     /// The node's addresses, the one that pods show as `hostIP` first.
     pub host_addresses: Vec<IpAddr>,
     pub paths: Paths,
+    /// Where files of pods are, if there are any.
+    pub static_pods: Option<PathBuf>,
+    /// How often they are read.
+    pub file_check: Duration,
     /// What the node gives its pods, by resource.
     pub allocatable: BTreeMap<String, Quantity>,
     /// Tells which services there are.
@@ -87,6 +95,12 @@ pub(super) struct Order {
     pub(super) vanished_by: Option<Timestamp>,
     /// Another pod of the node has its host ports.
     pub(super) is_rejected: bool,
+    /// By which the API shows a pod from a file.
+    pub(super) mirror: Option<Mirror>,
+    /// It has to go for want of something.
+    pub(super) evicted: Option<Eviction>,
+    /// Until then it keeps no containers that have ended.
+    pub(super) discard_until: Option<Timestamp>,
     /// Rises when images were imported: what failed for want of one is tried again.
     pub(super) imports: u64,
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::action::{Action, StopHow, StopReason};
+use super::demand::Eviction;
 use super::observed::{Failure, ImageState, Observed, ProbeState, Sandbox, Stop, Volumes};
 use super::plan::{Phase, phase, plan};
 use super::probe;
@@ -64,6 +65,12 @@ enum Happening {
     ImageFails,
     /// A probe of the `n`th container comes to an end.
     Probe(usize, Question, bool),
+    /// The node is short of something, so that the pod has to go; whether the API hears of it before anything else happens.
+    Evict {
+        is_told: bool,
+    },
+    /// The node is short of room.
+    Discard,
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -75,6 +82,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::ImageFails),
         2 => (0..4usize, prop_oneof![Just(Question::Startup), Just(Question::Liveness)], any::<bool>())
             .prop_map(|(n, question, passed)| Happening::Probe(n, question, passed)),
+        1 => prop::option::weighted(0.2, any::<bool>())
+            .prop_map(|told| told.map_or(Happening::Discard, |is_told| Happening::Evict { is_told })),
     ]
 }
 
@@ -127,6 +136,19 @@ impl World {
                     self.observed.probes.insert(id, state);
                 }
             }
+            Happening::Evict { is_told } => {
+                self.observed.evicted = Some(Eviction {
+                    message: "The node was low on resource: memory. ".into(),
+                    by: self.now.checked_add(SignedDuration::from_secs(2)).unwrap(),
+                });
+                if *is_told {
+                    self.pod.object.status = Some(self.status());
+                }
+            }
+            Happening::Discard => {
+                let until = self.now.checked_add(SignedDuration::from_secs(10));
+                self.observed.discard_until = until.ok();
+            }
             Happening::ImageFails => {
                 let failure = Failure {
                     reason: "ErrImagePull",
@@ -139,6 +161,17 @@ impl World {
                     .insert("i:1".into(), ImageState::Failed(failure));
             }
         }
+    }
+
+    fn status(&self) -> PodStatus {
+        let before = self.pod.object.status.clone().unwrap_or_default();
+        status(
+            &self.pod,
+            &self.observed,
+            &Surroundings::default(),
+            &before,
+            self.now,
+        )
     }
 
     /// Gives every probe that holds something back a success.
@@ -241,6 +274,10 @@ impl World {
                 let running = states.any(|state| matches!(state, ContainerState::Running { .. }));
                 assert!(!running, "the network was taken from a running container");
                 self.observed.sandbox = Sandbox::Gone;
+            }
+            Action::RemoveVolumes => {
+                assert_eq!(self.observed.sandbox, Sandbox::Gone);
+                self.observed.volumes = Volumes::Gone;
             }
             Action::Finish => {
                 assert!(self.containers.is_empty());
@@ -356,6 +393,12 @@ proptest! {
             }
         } else {
             prop_assert_eq!(running, 0);
+            prop_assert_eq!(&world.observed.volumes, &Volumes::Gone, "what has ended leaves the disk");
+        }
+        if phase == Phase::Evicted {
+            prop_assert!(world.containers.is_empty());
+            let status = world.status();
+            prop_assert_eq!(status.reason.as_deref(), Some("Evicted"));
         }
 
         let by = world.now.checked_add(SignedDuration::from_secs(30)).unwrap();

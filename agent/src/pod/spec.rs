@@ -13,6 +13,13 @@ use crate::runtime::PodRef;
 /// The grace period where the spec names none.
 pub const DEFAULT_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
+/// Annotation of a pod from a file: identifies what it was made from.
+pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// Annotation of a mirror: the hash of the pod that it shows.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+/// Annotation that says where a pod comes from.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+
 /// What a pod should come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
@@ -172,6 +179,18 @@ impl PodView {
         self.object.status.as_ref()?.reason.as_deref()
     }
 
+    /// Who gives way to whom, as admission has set it.
+    pub fn priority(&self) -> i32 {
+        self.spec().priority.unwrap_or(0)
+    }
+
+    /// Whether the pod comes from a file of this node, rather than from the API.
+    pub fn is_static(&self) -> bool {
+        let annotations = self.object.metadata.annotations.as_ref();
+        let source = annotations.and_then(|all| all.get(CONFIG_SOURCE));
+        source.is_some_and(|source| source != "api")
+    }
+
     pub fn qos(&self) -> QosClass {
         qos(self.spec())
     }
@@ -210,7 +229,7 @@ pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
     hex(&Sha256::digest(format!("{uid}/{name}/{attempt}")))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a String cannot fail.

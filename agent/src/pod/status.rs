@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::demand::EVICTED;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, is_initialized, phase, restart};
@@ -62,6 +63,15 @@ pub fn status(
             Some(NODE_PORTS.to_owned()),
             Some(format!("Pod was rejected: {NOT_FREE}")),
         ),
+        Phase::Evicted => {
+            let told = |status: &PodStatus| status.message.clone();
+            let known = observed
+                .evicted
+                .as_ref()
+                .map(|eviction| eviction.message.clone());
+            let told = known.or_else(|| pod.object.status.as_ref().and_then(told));
+            (Some(EVICTED.to_owned()), told)
+        }
         // Of a pod that runs, an Event tells.
         _ if phase == "Running" => (None, None),
         _ => match (&observed.sandbox, &observed.volumes) {
@@ -329,7 +339,9 @@ impl View<'_> {
     fn phase_name(&self, main: &[ContainerStatus]) -> &'static str {
         match self.phase {
             Phase::Succeeded => return "Succeeded",
-            Phase::Failed | Phase::DeadlineExceeded | Phase::Rejected => return "Failed",
+            Phase::Failed | Phase::DeadlineExceeded | Phase::Rejected | Phase::Evicted => {
+                return "Failed";
+            }
             Phase::Active => {}
         }
         // A container that ran before is in the middle of its life, even while it waits.

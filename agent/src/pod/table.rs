@@ -2,19 +2,32 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use agent_ebpf::abi::Address;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
+use super::probe_counts::ProbeCounts;
 use super::spec::PodView;
 use super::status::is_ready;
 use crate::runtime::PodRef;
 
 /// The pods of this node. Clones share it; the pod workers write it.
 #[derive(Clone, Debug, Default)]
-pub struct PodTable(Arc<RwLock<BTreeMap<String, PodSummary>>>);
+pub struct PodTable {
+    summaries: Arc<RwLock<BTreeMap<String, PodSummary>>>,
+    /// The same in full, for those that the API or a file has.
+    objects: Arc<RwLock<BTreeMap<String, Shown>>>,
+    probes: ProbeCounts,
+}
+
+/// A pod's object, and the status that was told of it last.
+#[derive(Clone, Debug)]
+struct Shown {
+    pod: Arc<PodView>,
+    status: PodStatus,
+}
 
 /// One pod, as people ask for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,22 +128,71 @@ impl PodSummary {
 impl PodTable {
     /// Puts a pod, or replaces what was known of it.
     pub fn put(&self, pod: PodSummary) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(pod.uid.clone(), pod);
+        write(&self.summaries).insert(pod.uid.clone(), pod);
+    }
+
+    /// Puts a pod's object with its status, or replaces them.
+    pub(super) fn show(&self, pod: &Arc<PodView>, status: &PodStatus) {
+        let mut objects = write(&self.objects);
+        match objects.get_mut(&pod.id.uid) {
+            Some(known) => {
+                known.pod.clone_from(pod);
+                if known.status != *status {
+                    known.status.clone_from(status);
+                }
+            }
+            None => {
+                let (pod, status) = (pod.clone(), status.clone());
+                objects.insert(pod.id.uid.clone(), Shown { pod, status });
+            }
+        }
     }
 
     pub fn remove(&self, uid: &str) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uid);
+        write(&self.summaries).remove(uid);
+        write(&self.objects).remove(uid);
+        self.probes.forget(uid);
+    }
+
+    /// The pods that have not ended, as far as they are known to the API.
+    pub fn active(&self) -> Vec<Arc<PodView>> {
+        let objects = read(&self.objects);
+        let ended = |status: &PodStatus| {
+            let phase = status.phase.as_deref();
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let active = objects.values().filter(|shown| !ended(&shown.status));
+        active.map(|shown| shown.pod.clone()).collect()
+    }
+
+    /// What the pods' probes came to.
+    pub fn probes(&self) -> &ProbeCounts {
+        &self.probes
+    }
+
+    /// The pods' objects, each with the status as it is here. Conditions of others stay in it.
+    pub fn objects(&self) -> Vec<Pod> {
+        let objects = read(&self.objects);
+        let full = |shown: &Shown| {
+            let (mut object, mut status) = (shown.pod.object.clone(), shown.status.clone());
+            let known = object.status.take().and_then(|status| status.conditions);
+            let ours = status.conditions.get_or_insert_default();
+            let is_ours = |kind: &str| ours.iter().any(|condition| condition.type_ == kind);
+            let others: Vec<_> = known
+                .into_iter()
+                .flatten()
+                .filter(|condition| !is_ours(&condition.type_))
+                .collect();
+            ours.extend(others);
+            object.status = Some(status);
+            object
+        };
+        objects.values().map(full).collect()
     }
 
     /// The uid of the pod that alone has an address.
     pub fn alone_at(&self, address: IpAddr) -> Option<String> {
-        let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let pods = read(&self.summaries);
         let mut there = pods.values().filter(|pod| pod.addresses.contains(&address));
         let pod = there.next()?;
         there.next().is_none().then(|| pod.uid.clone())
@@ -138,9 +200,54 @@ impl PodTable {
 
     /// All pods, by namespace and name.
     pub fn list(&self) -> Vec<PodSummary> {
-        let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let pods = read(&self.summaries);
         let mut all: Vec<_> = pods.values().cloned().collect();
         all.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
         all
+    }
+}
+
+// Each change is one call that cannot stop half-way.
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn objects_are_shown_with_the_newest_status_and_others_conditions() {
+        let table = PodTable::default();
+        let conditions = |ready: &str| json!([{"type": "Ready", "status": ready}]);
+        let mut object = json!({
+            "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+            "spec": {"containers": [{"name": "c"}]},
+            "status": {"phase": "Pending", "conditions": conditions("False")},
+        });
+        let gate = json!({"type": "example.com/gate", "status": "True"});
+        object["status"]["conditions"]
+            .as_array_mut()
+            .unwrap()
+            .push(gate);
+        let pod = PodView::new(serde_json::from_value(object).unwrap()).unwrap();
+        let status = json!({"phase": "Running", "conditions": conditions("True")});
+        table.show(&Arc::new(pod), &serde_json::from_value(status).unwrap());
+        let shown = serde_json::to_value(table.objects()).unwrap();
+        assert_eq!(shown[0]["spec"]["containers"][0]["name"], "c");
+        assert_eq!(
+            shown[0]["status"],
+            json!({"phase": "Running", "conditions": [
+                {"type": "Ready", "status": "True"}, {"type": "example.com/gate", "status": "True"},
+            ]})
+        );
+        table.remove("u");
+        assert!(table.objects().is_empty());
     }
 }

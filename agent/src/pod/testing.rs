@@ -210,9 +210,32 @@ impl FakeApi {
                 self.put("MODIFIED", name, pod);
                 ok(self.state.lock().unwrap().pods[*name].clone())
             }
+            (&Method::POST, ["api", "v1", "namespaces", namespace, "pods"]) => {
+                let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+                if self.pod(&name).is_some() {
+                    return error(409, "pod already exists");
+                }
+                let mut pod = body;
+                let next = self.state.lock().unwrap().version + 1;
+                pod["metadata"]["uid"] = json!(format!("of-the-api-{next}"));
+                pod["metadata"]["namespace"] = json!(namespace);
+                pod["status"] = json!({"phase": "Pending"});
+                self.put("ADDED", &name, pod.clone());
+                ok(pod)
+            }
             (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => match self.pod(name)
             {
                 None => error(404, "pod not found"),
+                Some(pod)
+                    if body["preconditions"]["uid"]
+                        .as_str()
+                        .is_some_and(|uid| Some(uid) != pod.metadata.uid.as_deref()) =>
+                {
+                    error(
+                        409,
+                        "Precondition failed: UID in precondition: a, UID in object meta: b",
+                    )
+                }
                 Some(pod) => {
                     self.remove(name);
                     ok(json!(pod))

@@ -88,6 +88,8 @@ impl Node {
                 self.daemon.path().join("run"),
                 self.daemon.cgroup(),
             ),
+            file_check: Duration::from_millis(200),
+            static_pods: Some(self.daemon.path().join("manifests")),
             allocatable: BTreeMap::new(),
             cluster,
             dns: Arc::new(|| ClusterDns {

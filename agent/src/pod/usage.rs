@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::paths::Paths;
 use super::spec::QosClass;
 use super::table::{ContainerSummary, PodSummary, PodTable};
+use crate::runtime::cgroup;
 use crate::runtime::cpu::CpuHierarchy;
 use crate::runtime::memory::{MemoryCounters, MemoryHierarchy};
 
@@ -25,6 +26,8 @@ pub struct Usage {
 pub struct PodUsage {
     pub pod: PodSummary,
     pub all: Usage,
+    /// Those that there are now.
+    pub processes: Option<u64>,
     pub containers: Vec<(ContainerSummary, Usage)>,
 }
 
@@ -65,6 +68,7 @@ pub fn read(pods: &PodTable, paths: &Paths) -> NodeUsage {
         Some(PodUsage {
             containers: containers.collect(),
             all,
+            processes: cgroup::processes(&paths.hierarchies, &cgroup),
             pod,
         })
     };

@@ -15,20 +15,23 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::action::{Action, Plan, StopHow};
+use super::check::Answer;
 use super::deletion::Deletion;
+use super::demand::EVICTED;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
-use super::observed::{Contents, ImageState, Observed, ProbeId, Stop};
+use super::observed::{Contents, ImageState, Observed, Stop};
 use super::perform::{self, Outcome};
 use super::plan::{plan, restart};
 use super::probe::{self, Rules, Try};
-use super::prober::{Answer, Probers};
+use super::probe_counts::ProbeSeries;
+use super::prober::{Probers, Tried};
 use super::report::{self, Report};
 use super::shared::{Order, Shared};
 use super::spec::{Goal, PodView, container_id};
 use super::status::{Surroundings, status};
 use super::table::PodSummary;
-use super::{pull, sandbox, termination_message};
+use super::{mirror, pull, sandbox, termination_message};
 use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
@@ -49,8 +52,13 @@ pub(super) async fn run(
         .and_then(|pod| pod.object.status.clone())
         .unwrap_or_default();
     let (reports, receiver) = watch::channel(Report::Nothing);
-    let reporter = report::run(shared.client.clone(), id.clone(), receiver, orders.clone());
-    let mut reporter = AbortOnDropHandle::new(tokio::spawn(reporter));
+    let (client, of) = (shared.client.clone(), id.clone());
+    let is_static = order.pod.as_ref().is_some_and(|pod| pod.is_static());
+    let reporter = match is_static {
+        true => tokio::spawn(mirror::run(client, of, receiver, orders.clone())),
+        false => tokio::spawn(report::run(client, of, receiver, orders.clone())),
+    };
+    let mut reporter = AbortOnDropHandle::new(reporter);
     let mut worker = Worker {
         observed: Observed {
             probes: order
@@ -194,6 +202,12 @@ impl Worker {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
         }
+        if let (Some(eviction), None) = (&order.evicted, &self.observed.evicted) {
+            let (events, text) = (&self.shared.events, &eviction.message);
+            events.send(&self.id, None, Kind::Warning, EVICTED, text);
+        }
+        self.observed.evicted.clone_from(&order.evicted);
+        self.observed.discard_until = order.discard_until;
         if let Some(pod) = &order.pod {
             self.deletion = Deletion::seen(self.deletion, pod, Timestamp::now());
         }
@@ -222,7 +236,7 @@ impl Worker {
             // Cancel-safe: a result stays in the set until it is given out.
             Some(result) = self.fetches.join_next() => if let Ok(outcome) = result { self.fetched(outcome).await },
             // Cancel-safe: what is not given out stays queued.
-            (id, answer) = self.probers.next() => self.probed(id, &answer),
+            tried = self.probers.next() => self.probed(tried),
             () = timer => self.look().await,
         }
     }
@@ -240,7 +254,7 @@ impl Worker {
         );
     }
 
-    fn probed(&mut self, id: ProbeId, answer: &Answer) {
+    fn probed(&mut self, (id, answer, took): Tried) {
         let container = self
             .observed
             .containers
@@ -249,20 +263,22 @@ impl Worker {
         let (Some(pod), Some(container)) = (self.order.pod.as_deref(), container) else {
             return;
         };
-        if let Some(text) = id.question.tell(answer) {
-            self.shared.events.send(
-                &self.id,
-                Some(&container.name),
-                Kind::Warning,
-                "Unhealthy",
-                text,
-            );
+        if let Some((reason, text)) = id.question.tell(&answer) {
+            let (events, name) = (&self.shared.events, Some(&*container.name));
+            events.send(&self.id, name, Kind::Warning, reason, text);
         }
         let result = match answer {
-            Answer::Success => Try::Success,
+            Answer::Success | Answer::Warning(_) => Try::Success,
             Answer::Failure(_) => Try::Failure,
             Answer::Unknown(_) => return,
         };
+        let series = ProbeSeries {
+            pod: self.id.clone(),
+            container: container.name.clone(),
+            question: id.question,
+        };
+        let counts = self.shared.table.probes();
+        counts.add(series, result == Try::Success, took);
         let mut specs = pod.all_containers();
         let rules = specs
             .find(|spec| spec.name == container.name)
@@ -415,6 +431,7 @@ impl Worker {
                 perform::delete_container(shared, &self.id, container(id)?).await
             }
             Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id).await,
+            Action::RemoveVolumes => perform::remove_volumes(shared, &self.id).await,
             // Handled apart: the first beside everything else, the second after everything.
             Action::FetchImage { .. } | Action::Finish => return None,
         })
@@ -539,9 +556,10 @@ impl Worker {
 
     /// Makes the pod's state known, where it changed.
     fn publish(&mut self) {
-        let Some(pod) = self.order.pod.as_deref() else {
+        let Some(object) = self.order.pod.clone() else {
             return;
         };
+        let pod = &*object;
         let status = status(
             pod,
             &self.observed,
@@ -557,22 +575,24 @@ impl Worker {
         if status != self.status || !said {
             self.shared.table.put(PodSummary::of(pod, &status));
             self.status = status;
-            // A pod that vanished from the API has nobody to report to.
-            if self.order.vanished_by.is_none() {
+            // A pod that vanished from the API has nobody to report to; the mirror of one whose file vanished is still there.
+            if self.order.vanished_by.is_none() || pod.is_static() {
                 let report = Report::Status(Box::new(self.status.clone()));
                 self.reports.send_replace(report);
             }
         }
+        self.shared.table.show(&object, &self.status);
     }
 
     fn finish(&mut self) {
+        let is_static = self.order.pod.as_ref().is_some_and(|pod| pod.is_static());
         let report = match self.order.vanished_by {
             // Dropping the sender ends the reporter.
-            Some(_) => {
+            Some(_) if !is_static => {
                 self.reports = watch::channel(Report::Nothing).0;
                 return;
             }
-            None => Report::Gone(Box::new(self.status.clone())),
+            _ => Report::Gone(Box::new(self.status.clone())),
         };
         self.reports.send_replace(report);
     }

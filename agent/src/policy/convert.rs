@@ -10,7 +10,7 @@ use agent_ebpf::abi::{TCP, UDP};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::Selector;
 
@@ -19,6 +19,7 @@ use super::types::{
 };
 use crate::cluster::{Name, ObjectKey};
 use crate::network::addresses::veth_name;
+use crate::pod::spec::CONFIG_MIRROR;
 
 /// Upstream's API server puts this label on every namespace; not every other one does.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -109,10 +110,17 @@ pub fn pod(object: &core::Pod, node: &str, common: &mut Common) -> Option<Pod> {
             .creation_timestamp
             .as_ref()
             .map_or(0, |time| time.0.as_second()),
-        link: (meta.uid.as_deref())
+        link: uid_on_node(meta)
             .filter(|_| here)
             .map(|uid| veth_name(uid).into()),
     })
+}
+
+/// The uid under which the pod's node has it: of a mirror, that of the pod that it shows.
+fn uid_on_node(meta: &ObjectMeta) -> Option<&str> {
+    let annotations = meta.annotations.as_ref();
+    let shown = annotations.and_then(|all| all.get(CONFIG_MIRROR));
+    shown.or(meta.uid.as_ref()).map(String::as_str)
 }
 
 fn named_ports(spec: &core::PodSpec, common: &mut Common) -> Arc<[NamedPort]> {
@@ -264,5 +272,29 @@ fn protocol(name: Option<&str>) -> Option<u8> {
         "UDP" => Some(UDP),
         "SCTP" => Some(SCTP),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_mirrors_link_is_that_of_the_pod_that_it_shows() {
+        let link = |annotations: serde_json::Value| {
+            let object = json!({
+                "metadata": {"name": "p", "namespace": "d", "uid": "of-the-api", "annotations": annotations},
+                "spec": {"nodeName": "here", "containers": []},
+            });
+            let object: core::Pod = serde_json::from_value(object).unwrap();
+            pod(&object, "here", &mut Common::default()).unwrap().link
+        };
+        assert_eq!(link(json!({})), Some(veth_name("of-the-api").into()));
+        assert_eq!(
+            link(json!({CONFIG_MIRROR: "hash"})),
+            Some(veth_name("hash").into())
+        );
     }
 }

@@ -189,6 +189,17 @@ pub fn out_of_memory(hierarchies: &[Hierarchy], cgroup: &Path) -> bool {
     })
 }
 
+/// How many processes and threads a cgroup has.
+pub fn processes(hierarchies: &[Hierarchy], cgroup: &Path) -> Option<u64> {
+    let mut counting = hierarchies
+        .iter()
+        .filter(|hierarchy| hierarchy.is_unified() || hierarchy.has("pids"));
+    counting.find_map(|hierarchy| {
+        let file = below(hierarchy, cgroup).join("pids.current");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    })
+}
+
 /// Removes an empty cgroup and its empty children from every hierarchy. One that is gone already is no error.
 pub fn remove(hierarchies: &[Hierarchy], cgroup: &Path) -> io::Result<()> {
     hierarchies

@@ -30,10 +30,10 @@ use super::record::{container, timestamp, unseen};
 use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_failure, within};
 use super::store::{self, SNAPSHOTTER};
 use super::{
-    Attached, Command, Container, ContainerConfig, ContainerState, ExecResult, Exit, ExitCause,
-    Image, ImageSummary, Output, Process, RegistryLogin, Runtime, RuntimeError, RuntimeEvent,
-    Stdio, Streams, TerminalSize, accounts, cgroup, events, exec, import, labels, oci, process,
-    pull,
+    Attached, Command, Container, ContainerConfig, ContainerState, DiskUsage, ExecResult, Exit,
+    ExitCause, Image, ImageSummary, Output, Process, RegistryLogin, Runtime, RuntimeError,
+    RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events, exec, images, import,
+    labels, oci, process, pull,
 };
 
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -487,7 +487,31 @@ impl Runtime for Containerd {
     }
 
     async fn images(&self) -> Result<Vec<ImageSummary>, RuntimeError> {
-        self.located(store::list(&self.channel).await)
+        let (stored, used) =
+            tokio::join!(images::stored(&self.channel), images::used(&self.channel));
+        let (stored, used) = (self.located(stored)?, self.located(used)?);
+        let mut found = images::by_digest(stored, &used);
+        for (image, target) in &mut found {
+            let name = image.names.first().cloned().unwrap_or_default();
+            match self.manifests.behind(&self.channel, &name, target).await {
+                Ok(manifest) => image.size_bytes = manifest.size_bytes,
+                // Of another architecture, or not all there: it can be listed, and removed, nevertheless.
+                Err(error) => tracing::debug!(%error, name, "the size of an image is not known"),
+            }
+        }
+        Ok(found.into_iter().map(|(image, _)| image).collect())
+    }
+
+    async fn remove_image(&self, digest: &str) -> Result<(), RuntimeError> {
+        self.located(images::remove(&self.channel, digest).await)
+    }
+
+    async fn image_directory(&self) -> Result<Option<PathBuf>, RuntimeError> {
+        self.located(images::directory(&self.channel).await)
+    }
+
+    async fn written(&self, id: &str) -> Result<Option<DiskUsage>, RuntimeError> {
+        self.located(images::written(&self.channel, id).await)
     }
 
     async fn create(&self, config: &ContainerConfig) -> Result<Container, RuntimeError> {

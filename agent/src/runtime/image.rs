@@ -29,11 +29,19 @@ impl Image {
     }
 }
 
-/// One line of an image listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An image as a listing has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageSummary {
-    pub name: String,
+    /// Every full name that it has.
+    pub names: Vec<String>,
+    /// Digest of what the names point to.
     pub digest: String,
+    /// As it was fetched, in bytes; 0 where it cannot be read.
+    pub size_bytes: u64,
+    /// A container is made from it.
+    pub in_use: bool,
+    /// It is not to be collected.
+    pub is_pinned: bool,
 }
 
 /// The part of an image's configuration that running it needs.

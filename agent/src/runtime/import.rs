@@ -21,6 +21,7 @@ use tonic::transport::Channel;
 
 use super::RuntimeError;
 use super::image::normalize;
+use super::images::PINNED;
 use super::rpc::{LAYER_PATIENCE, failed, request, within};
 use super::store::{self, descriptor, keep_labels};
 
@@ -279,6 +280,8 @@ async fn name_image(channel: &Channel, name: &str, target: Descriptor) -> Result
     let image = Image {
         name: name.to_owned(),
         target: Some(target),
+        // Somebody put it here on purpose; it would be back at the next start, and is missed until then.
+        labels: HashMap::from([(PINNED.0.to_owned(), PINNED.1.to_owned())]),
         ..Image::default()
     };
     let mut client = ImagesClient::new(channel.clone());
@@ -292,7 +295,7 @@ async fn name_image(channel: &Channel, name: &str, target: Descriptor) -> Result
             let update = UpdateImageRequest {
                 image: Some(image),
                 update_mask: Some(FieldMask {
-                    paths: vec!["target".to_owned()],
+                    paths: vec!["target".to_owned(), format!("labels.{}", PINNED.0)],
                 }),
                 source_date_epoch: None,
             };

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use containerd_client::types::Descriptor;
 use tonic::transport::Channel;
 
 use super::RuntimeError;
@@ -37,18 +38,29 @@ impl Manifests {
         else {
             return Ok(None);
         };
+        let manifest = self.behind(channel, name, &target).await?;
+        Ok(Some((target.digest, manifest)))
+    }
+
+    /// The manifest behind `target`, which is that of the image `name`.
+    pub(super) async fn behind(
+        &self,
+        channel: &Channel,
+        name: &str,
+        target: &Descriptor,
+    ) -> Result<Manifest, RuntimeError> {
         if let Ok(cache) = self.known.lock()
             && let Some((_, manifest)) = cache.iter().find(|(digest, _)| *digest == target.digest)
         {
-            return Ok(Some((target.digest, manifest.clone())));
+            return Ok(manifest.clone());
         }
-        let manifest = store::manifest(channel, name, &target, self.architecture).await?;
+        let manifest = store::manifest(channel, name, target, self.architecture).await?;
         if let Ok(mut cache) = self.known.lock() {
             if cache.len() == CACHED_IMAGES {
                 cache.remove(0);
             }
             cache.push((target.digest.clone(), manifest.clone()));
         }
-        Ok(Some((target.digest, manifest)))
+        Ok(manifest)
     }
 }

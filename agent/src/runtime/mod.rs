@@ -15,6 +15,7 @@ mod events;
 mod exec;
 pub mod host;
 pub mod image;
+mod images;
 mod import;
 mod labels;
 pub mod log_pipe;
@@ -59,7 +60,14 @@ pub trait Runtime: Send + Sync {
     ) -> Result<Image, RuntimeError>;
     /// Takes in every image of an OCI archive; gives their names.
     async fn import(&self, archive: &Path) -> Result<Vec<String>, RuntimeError>;
+    /// Every image, once.
     async fn images(&self) -> Result<Vec<ImageSummary>, RuntimeError>;
+    /// Removes every name of the image with this digest, and what nothing else needs of it.
+    async fn remove_image(&self, digest: &str) -> Result<(), RuntimeError>;
+    /// Where images and containers' writable layers are; `None` where the runtime does not say.
+    async fn image_directory(&self) -> Result<Option<PathBuf>, RuntimeError>;
+    /// What a container has written; `None` when there is no such container.
+    async fn written(&self, id: &str) -> Result<Option<DiskUsage>, RuntimeError>;
 
     /// Makes a container that does not run yet.
     async fn create(&self, config: &ContainerConfig) -> Result<Container, RuntimeError>;
@@ -109,6 +117,13 @@ pub trait Runtime: Send + Sync {
 
     /// Starts to listen to the runtime's events. The stream ends with its receiver.
     fn events(&self) -> mpsc::Receiver<RuntimeEvent>;
+}
+
+/// Room on a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 /// What happened, told without detail: whoever hears it looks at the container itself.

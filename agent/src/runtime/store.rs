@@ -12,8 +12,8 @@ use containerd_client::services::v1::snapshots::{
     StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, GetImageRequest, Image as StoredImage, InfoRequest, ListImagesRequest,
-    ReadContentRequest, UpdateRequest,
+    ApplyRequest, GetImageRequest, Image as StoredImage, InfoRequest, ReadContentRequest,
+    UpdateRequest,
 };
 use containerd_client::types::{Descriptor, Mount};
 use oci_spec::image::{ImageIndex, ImageManifest};
@@ -21,9 +21,9 @@ use prost_types::FieldMask;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::RuntimeError;
 use super::image::{ImageConfig, chain_ids};
 use super::rpc::{LAYER_PATIENCE, failed, request, within};
-use super::{ImageSummary, RuntimeError};
 
 pub(super) const SNAPSHOTTER: &str = "overlayfs";
 
@@ -40,6 +40,8 @@ pub(super) struct Manifest {
     /// Compressed layers, lowest first.
     pub(super) layers: Vec<Descriptor>,
     pub(super) config: Arc<ImageConfig>,
+    /// Of the configuration and the layers as they are fetched.
+    pub(super) size_bytes: u64,
 }
 
 /// The target of an image name, or `None` if there is no such image.
@@ -58,29 +60,6 @@ pub(super) async fn find(
         Err(status) if status.code() == Code::NotFound => Ok(None),
         Err(status) => Err(failed(format!("look up image {name}"), &status)),
     }
-}
-
-pub(super) async fn list(channel: &Channel) -> Result<Vec<ImageSummary>, RuntimeError> {
-    let reply = ImagesClient::new(channel.clone())
-        .list(request(
-            ListImagesRequest {
-                filters: Vec::new(),
-            },
-            None,
-        ))
-        .await
-        .map_err(|status| failed("list images", &status))?;
-    Ok(reply
-        .into_inner()
-        .images
-        .into_iter()
-        // containerd's CRI half keeps extra entries that are named by digest alone.
-        .filter(|image| !image.name.starts_with("sha256:"))
-        .map(|image| ImageSummary {
-            name: image.name,
-            digest: image.target.map(|target| target.digest).unwrap_or_default(),
-        })
-        .collect())
 }
 
 /// Reads the manifest for this architecture behind `target`, which may be an index, and its configuration.
@@ -109,6 +88,12 @@ pub(super) async fn manifest(
             .map_err(|error| broken(format!("unreadable config {config_digest}: {error}")))?;
         return Ok(Manifest {
             config_digest,
+            size_bytes: manifest
+                .layers()
+                .iter()
+                .map(oci_spec::image::Descriptor::size)
+                .sum::<u64>()
+                + manifest.config().size(),
             layers: manifest.layers().iter().map(descriptor).collect(),
             config: Arc::new(config),
         });

@@ -452,3 +452,57 @@ async fn a_container_is_followed_and_fed() {
     assert!(text.contains("stdout F one\n"), "{text}");
     daemon.clear().await;
 }
+
+#[tokio::test]
+async fn images_and_layers_are_measured_and_an_image_goes_with_its_last_name() {
+    let Some((daemon, client)) = with_image().await else {
+        return;
+    };
+    let images = client.images().await.unwrap();
+    assert_eq!(images.len(), 1, "{images:?}");
+    assert_eq!(images[0].names, ["docker.io/library/busybox:test"]);
+    assert!(images[0].size_bytes > 0 && !images[0].in_use, "{images:?}");
+    assert!(
+        images[0].is_pinned,
+        "it was put here on purpose: {images:?}"
+    );
+    let directory = client.image_directory().await.unwrap().unwrap();
+    assert!(directory.starts_with(daemon.path()), "{directory:?}");
+
+    let writer = config(
+        &daemon,
+        "writer",
+        "head -c 1048576 /dev/urandom >/file; sync; sleep 1000",
+    );
+    run(&daemon, &client, &writer).await;
+    assert!(client.images().await.unwrap()[0].in_use);
+    let mut written = DiskUsage::default();
+    for _ in 0..250 {
+        written = client.written(&writer.id).await.unwrap().unwrap();
+        if written.bytes >= 1 << 20 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert!(
+        written.bytes >= 1 << 20 && written.inodes > 0,
+        "{written:?}"
+    );
+    assert_eq!(client.written("absent").await.unwrap(), None);
+
+    client.signal(&writer.id, libc::SIGKILL).await.unwrap();
+    let mut state = client.reap(&writer.id).await.unwrap();
+    for _ in 0..250 {
+        if matches!(state, ContainerState::Exited(_)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        state = client.reap(&writer.id).await.unwrap();
+    }
+    client.delete(&writer.id).await.unwrap();
+    let digest = images[0].digest.clone();
+    client.remove_image(&digest).await.unwrap();
+    client.remove_image(&digest).await.unwrap();
+    assert_eq!(client.images().await.unwrap(), []);
+    assert_eq!(client.image(IMAGE).await.unwrap(), None);
+}

@@ -23,7 +23,6 @@ use rustls::RootCertStore;
 use rustls::server::{ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
-use serde_json::json;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -33,8 +32,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::access::{Access, Caller, Question};
 use super::logs::{self, Options};
-use super::stats;
+use super::pods::{configz, pods, running_pods};
 use super::streaming::routes::{self, Sessions};
+use super::{probe_metrics, stats};
 use crate::pod::usage::{self, NodeUsage};
 use crate::pod::{ContainerSummary, Paths, PodSummary, PodTable};
 use crate::runtime::Runtime;
@@ -73,6 +73,8 @@ pub struct KubeletApi {
     /// Where their containers are.
     pub runtime: Arc<dyn Runtime>,
     pub sessions: Sessions,
+    /// The configuration, as `kubelet.config.k8s.io/v1beta1` has it.
+    pub configz: Arc<serde_json::Value>,
     /// Text of the metrics, in the format of Prometheus.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -178,6 +180,8 @@ fn router(api: KubeletApi) -> Router {
         .route("/metrics", get(metrics))
         .route("/metrics/resource", get(resource_metrics))
         .route("/metrics/cadvisor", get(cadvisor_metrics))
+        .route("/metrics/probes", get(probe_metrics))
+        .route("/configz", get(configz))
         .route("/stats/summary", get(stats_summary))
         .merge(routes::routes())
         .layer(middleware::from_fn_with_state(api.clone(), authorize))
@@ -345,42 +349,6 @@ fn is_running(pods: &PodTable, id: &str) -> bool {
         .any(|container| container.id == id && container.state == "running")
 }
 
-async fn pods(State(api): State<KubeletApi>) -> Response {
-    let items: Vec<_> = api
-        .pods
-        .list()
-        .iter()
-        .map(|pod| {
-            json!({
-                "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
-                "status": {"phase": pod.phase},
-            })
-        })
-        .collect();
-    axum::Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
-        .into_response()
-}
-
-/// The pods of which something runs, with the containers that do.
-async fn running_pods(State(api): State<KubeletApi>) -> Response {
-    let items: Vec<_> = api
-        .pods
-        .list()
-        .iter()
-        .filter_map(|pod| {
-            let running = pod.containers.iter().filter(|container| container.state == "running");
-            let containers: Vec<_> = running
-                .map(|container| json!({"name": container.name, "image": container.image, "resources": {}}))
-                .collect();
-            let metadata = json!({"name": pod.name, "namespace": pod.namespace, "uid": pod.uid});
-            (!containers.is_empty())
-                .then(|| json!({"metadata": metadata, "spec": {"containers": containers}, "status": {}}))
-        })
-        .collect();
-    axum::Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
-        .into_response()
-}
-
 /// What the node and its pods use. Reading it takes files, which may take a while.
 async fn usage(api: &KubeletApi) -> Option<NodeUsage> {
     let (pods, paths) = (api.pods.clone(), api.paths.clone());
@@ -410,6 +378,10 @@ async fn cadvisor_metrics(State(api): State<KubeletApi>) -> Response {
             .await
             .map(|usage| stats::cadvisor_metrics(&usage)),
     )
+}
+
+async fn probe_metrics(State(api): State<KubeletApi>) -> Response {
+    prometheus(Some(probe_metrics::text(&api.pods.probes().list())))
 }
 
 /// Text in the older of Prometheus's formats, in which kubelets answer.

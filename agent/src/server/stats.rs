@@ -243,6 +243,7 @@ mod tests {
                     ..PodSummary::default()
                 },
                 all: one(2),
+                processes: None,
                 containers: vec![(container, one(1))],
             }],
         }

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use super::service_account::MIRROR;
 use super::{Operation, Review};
 use crate::api::error::ApiError;
-use crate::auth::{self, MASTERS};
+use crate::auth::{self, MASTERS, Referenced};
 
 /// Labels in the domains of Kubernetes that a node sets on itself.
 const OWN_LABELS: [&str; 11] = [
@@ -49,6 +50,7 @@ pub(super) fn restrict(
     };
     let why = match (review.operation, old) {
         (Operation::Update, Some(old)) if review.is("", "pods") => of_pod(object, old),
+        (Operation::Create, _) if review.is("", "pods") => of_new_pod(object),
         (Operation::Create | Operation::Update, old) if review.is("", "nodes") => {
             of_node(object, old)
         }
@@ -58,6 +60,29 @@ pub(super) fn restrict(
         Some(why) => Err(refusal(&format!("node \"{node}\" {why}"))),
         None => Ok(()),
     }
+}
+
+/// A node shows by mirrors what it runs from files. A pod that named more would let it read that.
+fn of_new_pod(new: &Value) -> Option<String> {
+    if !new["metadata"]["annotations"][MIRROR].is_string() {
+        return Some(format!(
+            "can only create mirror pods: it does not have the annotation {MIRROR}"
+        ));
+    }
+    let named = [
+        (Referenced::ServiceAccount, "a service account"),
+        (Referenced::Secret, "secrets"),
+        (Referenced::ConfigMap, "configmaps"),
+    ];
+    let mut named = named.into_iter();
+    let found = named.find(|(kind, _)| !auth::references(new, *kind).is_empty());
+    let claims = || {
+        let mut volumes = new["spec"]["volumes"].as_array().into_iter().flatten();
+        volumes.any(|volume| !volume["persistentVolumeClaim"].is_null())
+    };
+    let found = found.map(|(_, what)| what);
+    let found = found.or_else(|| claims().then_some("persistentvolumeclaims"));
+    found.map(|what| format!("can not create pods that reference {what}"))
 }
 
 /// Pods belong to Services and ReplicaSets by their labels, and wait for others by their finalizers.
@@ -188,6 +213,63 @@ mod tests {
                 "pods \"a\" is forbidden: node \"w1\" cannot update {field} through pod status"
             );
             assert_eq!(outcome, Err(why));
+        }
+    }
+
+    #[test]
+    fn a_node_creates_mirrors_of_its_own_pods_which_bring_nothing_along() {
+        let pod = |node: &str, annotations: Value, spec: Value| {
+            let mut pod = json!({
+                "kind": "Pod", "metadata": {"name": "a", "annotations": annotations}, "spec": spec,
+            });
+            pod["spec"]["nodeName"] = json!(node);
+            write("pods", "", pod, None)
+        };
+        let mirror = || json!({MIRROR: "hash"});
+        assert_eq!(
+            pod("w1", mirror(), json!({"volumes": [{"emptyDir": {}}]})),
+            Ok(())
+        );
+        for (outcome, why) in [
+            (
+                pod("w2", mirror(), json!({})),
+                "is not allowed to modify it",
+            ),
+            (
+                pod("w1", json!({}), json!({})),
+                "can only create mirror pods",
+            ),
+            (
+                pod("w1", mirror(), json!({"serviceAccountName": "robot"})),
+                "reference a service account",
+            ),
+            (
+                pod(
+                    "w1",
+                    mirror(),
+                    json!({"volumes": [{"secret": {"secretName": "s"}}]}),
+                ),
+                "reference secrets",
+            ),
+            (
+                pod(
+                    "w1",
+                    mirror(),
+                    json!({"volumes": [{"configMap": {"name": "c"}}]}),
+                ),
+                "reference configmaps",
+            ),
+            (
+                pod(
+                    "w1",
+                    mirror(),
+                    json!({"volumes": [{"persistentVolumeClaim": {"claimName": "c"}}]}),
+                ),
+                "reference persistentvolumeclaims",
+            ),
+        ] {
+            let error = outcome.expect_err(why);
+            assert!(error.contains(why), "{error}");
         }
     }
 

@@ -22,7 +22,7 @@ const DEFAULT: &str = "default";
 const ATTEMPTS: usize = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 /// On a pod that a node tells of and runs by itself.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Names the account of a new pod where it names none, refuses one that is not there, and gives the pod what the account has.
 pub(super) async fn admit(

@@ -225,7 +225,7 @@ pub async fn delete(registry: &Registry, input: &Input<'_>) -> Result<Response, 
     let mut call = input.call()?;
     call.dry_run |= options.dry_run;
     let name = &input.request.name;
-    Ok(match registry.delete(&call, name, &options).await? {
+    let mut response = match registry.delete(&call, name, &options).await? {
         Deleted::Marked(object) => presenter.object(StatusCode::OK, object),
         Deleted::Gone(object) if input.kind.returns_deleted_object => {
             presenter.object(StatusCode::OK, object)
@@ -233,7 +233,11 @@ pub async fn delete(registry: &Registry, input: &Input<'_>) -> Result<Response, 
         Deleted::Gone(object) => {
             present::success(StatusCode::OK, input.kind, name, meta::text(&object, "uid"))
         }
-    })
+    };
+    let warning = input.kind.orphans_warning;
+    let warning = warning.filter(|_| options.propagation.is_none());
+    present::warn(&mut response, &Vec::from_iter(warning.map(str::to_owned)));
+    Ok(response)
 }
 
 /// Deletes what a list would show; gives what it deleted, as a list.

@@ -3,7 +3,9 @@
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -46,7 +48,9 @@ impl Gone {
 
 pub(super) struct Caches {
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
+    pub(super) controller_revisions: Arc<Cache<ControllerRevision>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
+    pub(super) daemon_sets: Arc<Cache<DaemonSet>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
     pub(super) endpoints: Arc<Cache<Endpoints>>,
     /// Tells when an object of any kind is gone.
@@ -76,7 +80,9 @@ impl Caches {
     pub(super) fn new() -> Self {
         Self {
             cluster_roles: Cache::new(|_| (), None),
+            controller_revisions: Cache::new(|_| (), Some(revision_index)),
             csrs: Cache::new(|_| (), None),
+            daemon_sets: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
             endpoints: Cache::new(|_| (), None),
             gone: Gone::default(),
@@ -112,7 +118,14 @@ impl Caches {
             shutdown,
             tasks,
         );
+        follow(
+            &self.controller_revisions,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
         follow(&self.csrs, Api::all(client.clone()), shutdown, tasks);
+        follow(&self.daemon_sets, Api::all(client.clone()), shutdown, tasks);
         follow(&self.deployments, Api::all(client.clone()), shutdown, tasks);
         follow(&self.endpoints, Api::all(client.clone()), shutdown, tasks);
         follow(&self.jobs, Api::all(client.clone()), shutdown, tasks);
@@ -186,7 +199,9 @@ impl Caches {
     /// Until everything was listed once. A decision on less could take what is not yet seen for missing.
     pub(super) async fn wait_synced(&self) {
         self.cluster_roles.wait_synced().await;
+        self.controller_revisions.wait_synced().await;
         self.csrs.wait_synced().await;
+        self.daemon_sets.wait_synced().await;
         self.deployments.wait_synced().await;
         self.endpoints.wait_synced().await;
         self.jobs.wait_synced().await;
@@ -221,9 +236,14 @@ fn follow<K>(
 
 /// None of the controllers writes a pod back whole.
 fn slim_pod(pod: &mut Pod) {
+    let manager = pods::controller_of(&pod.metadata);
+    // A daemon's affinity says which node it is for.
+    let is_daemon = manager.is_some_and(|manager| manager.kind == "DaemonSet");
     if let Some(spec) = &mut pod.spec {
         spec.volumes = None;
-        spec.affinity = None;
+        if !is_daemon {
+            spec.affinity = None;
+        }
         for container in spec
             .containers
             .iter_mut()
@@ -257,6 +277,15 @@ fn slim_pod(pod: &mut Pod) {
             });
         }
     }
+}
+
+/// Revisions are looked for by whose they are.
+fn revision_index(revision: &ControllerRevision) -> Vec<String> {
+    let owner = pods::controller_of(&revision.metadata);
+    owner
+        .map(|owner| pods::owned_by(&owner.uid))
+        .into_iter()
+        .collect()
 }
 
 /// Only how many pods it wants is asked of it.

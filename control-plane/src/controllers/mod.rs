@@ -3,6 +3,7 @@
 pub(crate) mod cache;
 mod caches;
 mod certificates;
+mod daemon_set;
 mod deployment;
 mod disruption;
 mod driver;
@@ -132,7 +133,9 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     let mut tasks = JoinSet::new();
     tasks.spawn(deployment::start(&context));
     tasks.spawn(replica_set::start(&context));
+    tasks.spawn(daemon_set::start(&context));
     tasks.spawn(disruption::start(&context));
+    tasks.spawn(disruption::stale::start(&context));
     tasks.spawn(endpoints::start(&context));
     tasks.spawn(job::start(&context));
     tasks.spawn(load_balancer::start(&context));

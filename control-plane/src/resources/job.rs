@@ -35,6 +35,9 @@ impl Strategy for Job {
     const CATEGORIES: &'static [&'static str] = &["all"];
     const SUBRESOURCES: &'static [Subresource] = &[Subresource::Status];
     const ORPHANS: bool = true;
+    const ORPHANS_WARNING: Option<&'static str> = Some(
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning",
+    );
     const COLUMNS: &'static [Column] = &[
         Column::NAME,
         Column::text("Status", "How it is going."),

@@ -124,6 +124,8 @@ pub struct Kind {
     pub returns_deleted_object: bool,
     /// A delete that says nothing of what the object owns leaves that alone.
     pub orphans: bool,
+    /// What the client is told then.
+    pub orphans_warning: Option<&'static str>,
     /// Set when objects are kept as another kind.
     pub conversion: Option<Conversion>,
     /// The cells of a row, in the order of `columns`. `now` is seconds since the Unix epoch.
@@ -165,6 +167,7 @@ impl Kind {
             private_to_node: T::PRIVATE_TO_NODE,
             returns_deleted_object: T::RETURNS_DELETED_OBJECT,
             orphans: T::ORPHANS,
+            orphans_warning: T::ORPHANS_WARNING,
             conversion: T::CONVERSION,
             row: |object, now| match decode::typed::<T>(object) {
                 Ok(object) => object.row(now),
@@ -225,6 +228,7 @@ pub trait Strategy:
     const PRIVATE_TO_NODE: bool = false;
     const RETURNS_DELETED_OBJECT: bool = false;
     const ORPHANS: bool = false;
+    const ORPHANS_WARNING: Option<&'static str> = None;
     const CONVERSION: Option<Conversion> = None;
     /// What is wrong with a name of this kind, if anything.
     const NAME_RULE: validate::NameRule = validate::names::dns1123_subdomain;

@@ -1,6 +1,8 @@
 //! Which nodes a pod may go to, and why not to the others, in upstream's words. No I/O.
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
+};
 
 use super::neighbours::Neighbours;
 use super::snapshot::{NodeInfo, PodInfo, Wishes};
@@ -89,6 +91,11 @@ fn affinity(wishes: &Wishes, node: &NodeInfo) -> Vec<String> {
         !is_selected(wishes, node),
         "node(s) didn't match Pod's node affinity/selector",
     )
+}
+
+/// Whether the node is one that the pod selects.
+pub(crate) fn suits(pod: &PodSpec, node: &Node) -> bool {
+    is_selected(&Wishes::of(pod), &NodeInfo::of(node))
 }
 
 pub(super) fn is_selected(wishes: &Wishes, node: &NodeInfo) -> bool {

@@ -20,7 +20,7 @@ mod terms;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use filter::tolerates;
+pub(crate) use filter::{suits, tolerates};
 pub use run::run;
 
 /// How the scheduler shall behave.

@@ -90,6 +90,19 @@ pub(super) struct Wishes {
     pub(super) spread: Vec<SpreadRule>,
 }
 
+impl Wishes {
+    /// What the specification says alone.
+    pub(super) fn of(spec: &PodSpec) -> Self {
+        let affinity = spec.affinity.as_ref();
+        Self {
+            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            node_affinity: affinity.and_then(|affinity| affinity.node_affinity.clone()),
+            tolerations: spec.tolerations.clone().unwrap_or_default(),
+            spread: Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PodInfo {
     pub(super) namespace: String,
@@ -120,13 +133,8 @@ impl PodInfo {
             .is_some_and(|node| !node.is_empty());
         let wishes = || {
             Arc::new(Wishes {
-                node_selector: spec.node_selector.clone().unwrap_or_default(),
-                node_affinity: spec
-                    .affinity
-                    .as_ref()
-                    .and_then(|affinity| affinity.node_affinity.clone()),
-                tolerations: spec.tolerations.clone().unwrap_or_default(),
                 spread: SpreadRule::all(pod),
+                ..Wishes::of(spec)
             })
         };
         Self {
@@ -215,6 +223,13 @@ pub(super) struct NodeInfo {
 }
 
 impl NodeInfo {
+    /// A node without any pod.
+    pub(super) fn of(node: &Node) -> Self {
+        let mut info = Self::default();
+        info.describe(node);
+        info
+    }
+
     fn describe(&mut self, node: &Node) {
         let spec = node.spec.clone().unwrap_or_default();
         let status = node.status.as_ref();

@@ -29,6 +29,7 @@ fn api(root: &std::path::Path) -> KubeletApi {
         paths: Paths::new(root.to_owned(), root.join("run"), "kernelet-test".into()),
         runtime: Arc::new(nothing_runs(root)),
         sessions: Sessions::default(),
+        configz: Arc::new(serde_json::json!({"maxPods": 110})),
         metrics: Arc::new(|| "# EOF\n".into()),
     }
 }
@@ -56,12 +57,19 @@ fn member(group: &str) -> Option<Caller> {
 #[tokio::test]
 async fn only_administrators_are_answered() {
     let dir = tempfile::tempdir().unwrap();
-    let ask = |caller| ask(api(dir.path()), caller, "/pods");
-    assert_eq!(ask(None).await.0, StatusCode::UNAUTHORIZED);
-    assert_eq!(ask(member("system:nodes")).await.0, StatusCode::FORBIDDEN);
-    let (status, body) = ask(member(ADMINISTRATORS)).await;
-    assert_eq!(status, StatusCode::OK);
-    assert!(body.contains("\"web\""), "{body}");
+    for (path, said) in [
+        ("/pods", "\"PodList\""),
+        ("/runningpods/", "\"PodList\""),
+        ("/configz", "{\"kubeletconfig\":{\"maxPods\":110}}"),
+        ("/metrics/probes", "# TYPE prober_probe_total counter"),
+    ] {
+        let ask = |caller| ask(api(dir.path()), caller, path);
+        assert_eq!(ask(None).await.0, StatusCode::UNAUTHORIZED);
+        assert_eq!(ask(member("system:nodes")).await.0, StatusCode::FORBIDDEN);
+        let (status, body) = ask(member(ADMINISTRATORS)).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(body.contains(said), "{path}: {body}");
+    }
 }
 
 #[tokio::test]

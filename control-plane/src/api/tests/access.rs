@@ -94,3 +94,42 @@ async fn a_node_reads_what_its_pods_refer_to() {
         assert_eq!(code, expected, "{node} {method} {uri}: {message}");
     }
 }
+
+#[tokio::test]
+async fn a_node_shows_what_it_runs_from_files_by_mirrors() {
+    let f = Fixture::new().await;
+    let json_body = "application/json";
+    let as_node = async |method: &str, uri: &str, kind: &str, body: &Value| {
+        let user = User::authenticated("system:node:n1", [NODES.to_owned()]);
+        f.call_as(user, method, uri, kind, &body.to_string()).await
+    };
+    let mut plain = pod("web-n1");
+    plain["spec"]["nodeName"] = json!("n1");
+    let refused = as_node("POST", PODS, json_body, &plain).await;
+    assert_eq!(refused.code, 403, "{}", refused.message());
+    let mut mirror = plain.clone();
+    mirror["metadata"]["annotations"] = json!({
+        "kubernetes.io/config.mirror": "hash", "kubernetes.io/config.hash": "hash",
+        "kubernetes.io/config.source": "file",
+    });
+    let made = as_node("POST", PODS, json_body, &mirror).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    assert_eq!(made.body["spec"]["serviceAccountName"], Value::Null);
+    let uid = made.body["metadata"]["uid"].as_str().unwrap().to_owned();
+    assert_ne!(uid, "hash", "the API gives it an identity of its own");
+
+    let one = format!("{PODS}/web-n1");
+    let status = json!({"metadata": {"uid": uid}, "status": {"phase": "Running"}});
+    let patch = "application/strategic-merge-patch+json";
+    let told = as_node("PATCH", &format!("{one}/status"), patch, &status).await;
+    assert_eq!(
+        told.body["status"]["phase"],
+        "Running",
+        "{}",
+        told.message()
+    );
+    let options = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}});
+    let gone = as_node("DELETE", &one, json_body, &options).await;
+    assert_eq!(gone.code, 200, "{}", gone.message());
+    assert_eq!(f.get(&one).await.code, 404);
+}

@@ -42,6 +42,11 @@ async fn a_job_makes_its_pods_its_own() {
     // Its pods are left alone unless the client says otherwise.
     let left = f.call("DELETE", &uri, Value::Null).await;
     assert_eq!(left.code, 200);
+    assert!(
+        left.warnings[0].contains("child pods are preserved by default"),
+        "{:?}",
+        left.warnings
+    );
     let marked = f.get(&uri).await.body;
     assert_eq!(marked["metadata"]["finalizers"], json!(["orphan"]));
 }

@@ -12,7 +12,7 @@ mod plan;
 mod rollout;
 mod sets;
 mod status;
-mod template;
+pub(super) mod template;
 #[cfg(test)]
 mod tests;
 

@@ -8,13 +8,13 @@ pub(super) const HASH_LABEL: &str = "pod-template-hash";
 /// Upstream's alphabet: no vowels and no digits that look like them, so that no word comes out by accident.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
-/// The same but for the hash label and for what is absent in one and empty in the other.
-pub(super) fn same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
+/// Whether two templates are the same but for the hash label and for what is absent in one and empty in the other.
+pub(in crate::controllers) fn same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     normal(a) == normal(b)
 }
 
 /// Names a template within its Deployment; `collisions` moves it to another name when the first was taken.
-pub(super) fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
+pub(in crate::controllers) fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
     let text = format!("{}{collisions}", normal(template));
     let mut hash = fnv1a(text.as_bytes());
     let mut name = String::new();

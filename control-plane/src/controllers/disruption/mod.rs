@@ -1,6 +1,7 @@
 //! PodDisruptionBudgets: how many of a budget's pods are healthy, and how many may be evicted now.
 
 mod plan;
+pub(super) mod stale;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -233,7 +233,7 @@ fn failed_end(
             }
         }
     }
-    let lost = i32::try_from(tally.lost.len()).unwrap_or(i32::MAX);
+    let lost = tally.lost.len();
     if spec.max_failed_indexes.is_some_and(|most| lost > most) {
         return fail(
             "MaxFailedIndexesExceeded",
@@ -303,6 +303,23 @@ fn finish(plan: &mut Plan, end: &End, now: Timestamp) {
         plan.tell(Severity::Normal, "Completed", "Job completed");
     } else {
         set_condition(status, FAILED, true, why, now);
-        plan.tell(Severity::Warning, "JobFailed", end.message.clone());
+        plan.tell(
+            Severity::Warning,
+            event_of(&end.reason),
+            end.message.clone(),
+        );
     }
+}
+
+/// What an Event calls the end of a job.
+fn event_of(reason: &str) -> &'static str {
+    let known = [
+        "BackoffLimitExceeded",
+        "DeadlineExceeded",
+        "FailedIndexes",
+        "MaxFailedIndexesExceeded",
+        "PodFailurePolicy",
+    ];
+    let known = known.into_iter().find(|known| *known == reason);
+    known.unwrap_or("JobFailed")
 }

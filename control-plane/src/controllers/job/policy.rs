@@ -1,14 +1,12 @@
 //! What the failure of a pod means, and when indexes that succeeded are enough. No I/O.
 
-use std::collections::BTreeSet;
-
 use k8s_openapi::api::batch::v1::{
     JobSpec, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule, SuccessPolicyRule,
 };
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::controllers::pods::{condition, has_ended, phase};
-use crate::resources::job::indexes;
+use crate::resources::job::indexes::Indexes;
 
 /// What a job makes of a pod that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +92,7 @@ fn exit_code<'a>(
 }
 
 /// Why the job has succeeded before all its indexes have.
-pub(super) fn success(spec: &JobSpec, completed: &BTreeSet<i32>) -> Option<String> {
+pub(super) fn success(spec: &JobSpec, completed: &Indexes) -> Option<String> {
     let completions = spec.completions.unwrap_or_default();
     let rules = spec.success_policy.as_ref().map(|policy| &policy.rules);
     let mut rules = rules.into_iter().flatten();
@@ -102,15 +100,15 @@ pub(super) fn success(spec: &JobSpec, completed: &BTreeSet<i32>) -> Option<Strin
     Some(format!("Matched rules at index {met}"))
 }
 
-fn is_met(rule: &SuccessPolicyRule, completed: &BTreeSet<i32>, completions: i32) -> bool {
+fn is_met(rule: &SuccessPolicyRule, completed: &Indexes, completions: i32) -> bool {
     let among = rule.succeeded_indexes.as_ref();
-    let among = among.map(|text| indexes::read(text, completions));
+    let among = among.map(|text| Indexes::read(text, completions));
     let have = match &among {
         None => completed.len(),
-        Some(among) => among.intersection(completed).count(),
+        Some(among) => among.in_common(completed),
     };
     match (rule.succeeded_count, among) {
-        (Some(count), _) => usize::try_from(count).is_ok_and(|count| have >= count),
+        (Some(count), _) => have >= count,
         (None, Some(among)) => have == among.len(),
         (None, None) => false,
     }

@@ -6,7 +6,7 @@
 //!
 //! No I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::{JobSpec, JobStatus, UncountedTerminatedPods};
@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::pods::{failures, index, is_indexed, is_tracked};
 use super::policy::{Failure, failure, has_failed};
 use crate::controllers::pods::{phase, uid};
-use crate::resources::job::indexes;
+use crate::resources::job::indexes::Indexes;
 
 /// How a job has ended, and whatever pods are left with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +30,9 @@ pub(super) struct Tally {
     pub(super) succeeded: i32,
     pub(super) failed: i32,
     /// Of an indexed job.
-    pub(super) completed: BTreeSet<i32>,
+    pub(super) completed: Indexes,
     /// Of one that counts failures for each index.
-    pub(super) lost: BTreeSet<i32>,
+    pub(super) lost: Indexes,
     /// The last pod that failed of each index that is to be tried again.
     pub(super) retried: BTreeMap<i32, Arc<Pod>>,
     /// Why a single failure is the job's.
@@ -40,6 +40,8 @@ pub(super) struct Tally {
     /// Ends that are new, by the pods' uids.
     new_succeeded: Vec<String>,
     new_failed: Vec<String>,
+    /// Indexes that failed once too often, as far as this look goes.
+    last_failures: Vec<i32>,
     known: Uncounted,
 }
 
@@ -67,7 +69,7 @@ pub(super) fn tally(spec: &JobSpec, status: &JobStatus, pods: &[Arc<Pod>]) -> Ta
     };
     let indexed = is_indexed(spec);
     let read =
-        |text: &Option<String>| indexes::read(text.as_deref().unwrap_or_default(), completions);
+        |text: &Option<String>| Indexes::read(text.as_deref().unwrap_or_default(), completions);
     if indexed {
         tally.completed = read(&status.completed_indexes);
         tally.lost = read(&status.failed_indexes);
@@ -97,14 +99,17 @@ pub(super) fn tally(spec: &JobSpec, status: &JobStatus, pods: &[Arc<Pod>]) -> Ta
             );
         }
     }
-    let completed = &tally.completed;
-    tally.lost.retain(|index| !completed.contains(index));
+    for index in std::mem::take(&mut tally.last_failures) {
+        if !tally.completed.contains(index) {
+            tally.lost.insert(index);
+        }
+    }
     let (lost, completed) = (&tally.lost, &tally.completed);
     tally
         .retried
-        .retain(|index, _| !lost.contains(index) && !completed.contains(index));
+        .retain(|index, _| !lost.contains(*index) && !completed.contains(*index));
     tally.succeeded = match indexed {
-        true => count(tally.completed.len()),
+        true => tally.completed.len(),
         false => {
             let pending = tally.known.succeeded.len() + tally.new_succeeded.len();
             status.succeeded.unwrap_or_default() + count(pending)
@@ -130,7 +135,7 @@ impl Tally {
         let is_last =
             meaning == Failure::OfIndex || meaning != Failure::Ignored && failures(pod).0 >= limit;
         if is_last {
-            self.lost.insert(index);
+            self.last_failures.push(index);
         }
         let before = self.retried.get(&index);
         if before.is_none_or(|before| tries(before) < tries(pod)) {
@@ -182,11 +187,11 @@ impl Tally {
         let (failed, lost) = split(self.known.failed, self.new_failed);
         let optional = |number: i32| (number != 0).then_some(number);
         if is_indexed(spec) {
-            let text = indexes::write(&self.completed);
+            let text = self.completed.to_string();
             status.succeeded = optional(self.succeeded);
             status.completed_indexes = (!text.is_empty()).then_some(text);
             if spec.backoff_limit_per_index.is_some() {
-                status.failed_indexes = Some(indexes::write(&self.lost));
+                status.failed_indexes = Some(self.lost.to_string());
             }
         } else {
             status.succeeded = optional(status.succeeded.unwrap_or_default() + done);

@@ -1,6 +1,7 @@
 //! Controllers and scheduler at work on the real API server, in one process over an embedded store. Only the nodes are
 //! played: they hold their Lease, start what is bound to them, and stop what is deleted.
 
+mod daemons;
 mod edges;
 mod jobs;
 mod load_balancers;

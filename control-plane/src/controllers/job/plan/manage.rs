@@ -40,7 +40,7 @@ pub(super) fn pods(
         None if tally.succeeded > 0 => active.len(),
         None => parallelism,
         Some(completions) => number(completions - tally.succeeded)
-            .saturating_sub(tally.lost.len())
+            .saturating_sub(number(tally.lost.len()))
             .min(parallelism),
     };
     plan.dismiss = surplus(spec, active, tally, active.len().saturating_sub(wanted));
@@ -76,7 +76,7 @@ pub(super) fn pods(
         .collect();
     let open = (0..spec.completions.unwrap_or_default())
         .filter(|index| !taken.contains(index))
-        .filter(|index| !tally.completed.contains(index) && !tally.lost.contains(index));
+        .filter(|index| !tally.completed.contains(*index) && !tally.lost.contains(*index));
     for index in open.take(missing) {
         let before = tally.retried.get(&index);
         let counted = spec.backoff_limit_per_index.map(|_| match before {
@@ -140,7 +140,7 @@ fn surplus(spec: &JobSpec, active: &[Arc<Pod>], tally: &Tally, count: usize) -> 
         .map(|pod| {
             let is_needed = !is_indexed(spec)
                 || index(pod, spec).is_some_and(|index| {
-                    let done = tally.completed.contains(&index) || tally.lost.contains(&index);
+                    let done = tally.completed.contains(index) || tally.lost.contains(index);
                     !done && seen.insert(index)
                 });
             (is_needed, pod)

@@ -1,0 +1,52 @@
+//! What the rest of the agent asks of pods' workers.
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::housekeeping::eviction::Pressures;
+
+/// Pods whose demands wait for the manager.
+const QUEUE: usize = 64;
+
+/// The reason of a pod that had to go for want of something.
+pub(super) const EVICTED: &str = "Evicted";
+
+/// A pod has to go for want of something, and fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// What its status says of it.
+    pub message: String,
+    /// Its processes are gone by then.
+    pub by: Timestamp,
+}
+
+/// What is asked of workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Demand {
+    Evict {
+        uid: String,
+        eviction: Eviction,
+    },
+    /// What new pods are judged by from now on.
+    Admit(Pressures),
+    /// What is left of containers that have ended goes, as far as nobody needs it to go on. Until then, if that takes a while.
+    DiscardDead {
+        until: Timestamp,
+    },
+}
+
+/// Asks workers.
+#[derive(Clone, Debug)]
+pub struct Demands(mpsc::Sender<Demand>);
+
+impl Demands {
+    pub(super) fn channel() -> (Demands, mpsc::Receiver<Demand>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Demands(sender), receiver)
+    }
+
+    /// Passes it on; false when nobody runs pods any more.
+    pub async fn ask(&self, demand: Demand) -> bool {
+        self.0.send(demand).await.is_ok()
+    }
+}

@@ -1,0 +1,204 @@
+//! DaemonSet: one pod on each node that suits it.
+
+mod history;
+mod nodes;
+mod plan;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use self::history::{Newest, newest, outdated};
+use self::plan::plan;
+use super::cache::Key;
+use super::driver::{Queue, Result, drive, queue};
+use super::events::reference;
+use super::pod_control::PodControl;
+use super::pods::{controller_of, orphans_in, owned_by, selects, uid};
+use super::{Caches, Context};
+
+const WORKERS: usize = 4;
+
+struct Controller {
+    context: Context,
+    pods: PodControl,
+}
+
+/// Registers with the caches; the returned future works until shutdown.
+pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
+    let (keys, wakeups) = queue();
+    let pods = PodControl::start(context, "DaemonSet", "daemonset-controller");
+    subscribe(&context.caches, &keys, &pods);
+    let shutdown = context.shutdown.clone();
+    let controller = Arc::new(Controller {
+        context: context.clone(),
+        pods,
+    });
+    async move {
+        controller.context.caches.wait_synced().await;
+        drive("daemonset", wakeups, WORKERS, shutdown, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
+    }
+}
+
+fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {
+    let (queue, control) = (keys.clone(), pods.clone());
+    caches.daemon_sets.on_change(move |old, new| {
+        if let (Some(old), None) = (old, new) {
+            control.forget(uid(&old.metadata));
+        }
+        if let Some(set) = new {
+            queue.add(Key::of(&**set));
+        }
+    });
+    let (queue, sets) = (keys.clone(), caches.daemon_sets.clone());
+    caches.nodes.on_change(move |old, new| {
+        if old.map(|node| place_of(node)) != new.map(|node| place_of(node)) {
+            sets.list()
+                .iter()
+                .for_each(|set| queue.add(Key::of(&**set)));
+        }
+    });
+    let queue = keys.clone();
+    caches.controller_revisions.on_change(move |old, new| {
+        let owner = new
+            .or(old)
+            .and_then(|one| controller_of(&one.metadata).cloned());
+        let namespace = new.or(old).and_then(|one| one.metadata.namespace.clone());
+        if let Some(owner) = owner.filter(|owner| owner.kind == "DaemonSet") {
+            queue.add(Key::new(namespace.unwrap_or_default(), owner.name));
+        }
+    });
+    let (queue, control, sets) = (keys.clone(), pods.clone(), caches.daemon_sets.clone());
+    caches.pods.on_change(move |old, new| {
+        control.observe(old, new);
+        for pod in [old, new].into_iter().flatten() {
+            if let Some((key, _)) = control.owner_of(pod) {
+                queue.add(key);
+            } else if controller_of(&pod.metadata).is_none() {
+                let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+                for set in sets.list_in(namespace) {
+                    let spec = set.spec.as_ref();
+                    if spec.is_some_and(|spec| selects(&spec.selector, &pod.metadata)) {
+                        queue.add(Key::of(&*set));
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// All of a node that says whether a pod may be there.
+fn place_of(node: &Node) -> impl PartialEq + use<> {
+    let spec = node.spec.as_ref();
+    (
+        node.metadata.labels.clone(),
+        spec.and_then(|spec| spec.taints.clone()),
+    )
+}
+
+impl Controller {
+    async fn reconcile(&self, key: &Key) -> Result<Option<Duration>> {
+        let caches = &self.context.caches;
+        let Some(set) = caches.daemon_sets.get(key) else {
+            return Ok(None);
+        };
+        let Some(spec) = &set.spec else {
+            return Ok(None);
+        };
+        let owner = uid(&set.metadata);
+        let revisions = caches.controller_revisions.by_index(&owned_by(owner));
+        let newest = newest(&set, spec, &revisions);
+        let revision = newest.hash();
+        if set.metadata.deletion_timestamp.is_none() && !self.keep(&set, newest).await? {
+            return Ok(None);
+        }
+        let wait = self.pods.wait(owner);
+        let mut pods = caches.pods.by_index(&owned_by(owner));
+        pods.extend(caches.pods.by_index(&orphans_in(&key.namespace)));
+        let (nodes, now) = (caches.nodes.list(), Timestamp::now());
+        let plan = plan(&set, &revision, &pods, &nodes, wait.is_none(), now);
+        if wait.is_none() {
+            self.pods.claim(&*set, &plan.claims, None).await?;
+            for (severity, reason, message) in plan.events {
+                let about = reference(&*set);
+                self.pods.events.report(about, severity, reason, message);
+            }
+            self.pods.expect(owner, plan.create.len(), &plan.delete);
+            let deleted = self.pods.delete(&*set, &plan.delete).await;
+            let created = self.pods.create(&*set, &plan.create).await;
+            deleted.and(created)?;
+            for old in outdated(spec, &revisions, &revision, &plan.claims.own) {
+                let name = old.metadata.name.as_deref().unwrap_or_default();
+                let api = self.revisions(&key.namespace);
+                api.delete(name, &DeleteParams::default()).await?;
+            }
+        }
+        self.write_status(&set, plan.status).await?;
+        Ok([wait, plan.look_again].into_iter().flatten().min())
+    }
+
+    fn revisions(&self, namespace: &str) -> Api<ControllerRevision> {
+        Api::namespaced(self.context.client.clone(), namespace)
+    }
+
+    /// Keeps the present template as the newest revision. False: its name is taken, and another one is tried next.
+    async fn keep(&self, set: &DaemonSet, newest: Newest) -> Result<bool> {
+        let Key { namespace, .. } = Key::of(set);
+        let api = self.revisions(&namespace);
+        let written = match newest {
+            Newest::Is(_) => return Ok(true),
+            Newest::Renumber(revision, number) => {
+                let name = revision.metadata.name.as_deref().unwrap_or_default();
+                let patch = json!({"revision": number});
+                api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+                    .await?
+            }
+            Newest::Make(revision) => {
+                match api.create(&PostParams::default(), &revision).await {
+                    Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                        let name = revision.metadata.name.as_deref().unwrap_or_default();
+                        let there = api.get(name).await?;
+                        // Ours, which the cache does not show yet.
+                        if there.data == revision.data
+                            && there.metadata.owner_references == revision.metadata.owner_references
+                        {
+                            return Ok(true);
+                        }
+                        let mut status = set.status.clone().unwrap_or_default();
+                        *status.collision_count.get_or_insert(0) += 1;
+                        self.write_status(set, status).await?;
+                        return Ok(false);
+                    }
+                    outcome => outcome?,
+                }
+            }
+        };
+        let caches = &self.context.caches;
+        caches.controller_revisions.wait_for(&written).await;
+        Ok(true)
+    }
+
+    async fn write_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<()> {
+        if set.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let Key { namespace, name } = Key::of(set);
+        let api: Api<DaemonSet> = Api::namespaced(self.context.client.clone(), &namespace);
+        let mut set = set.clone();
+        set.status = Some(status);
+        let written = api
+            .replace_status(&name, &PostParams::default(), &set)
+            .await?;
+        self.context.caches.daemon_sets.wait_for(&written).await;
+        Ok(())
+    }
+}
