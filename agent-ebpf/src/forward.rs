@@ -11,7 +11,8 @@
 //! what would have been made of it here, as they read and write the same rows.
 
 use crate::abi::{
-    CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_SERVICE, DropReason, FlowKey, Side, TCP, UDP,
+    CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_SERVICE, CONNECTION_UNCHANGED, DropReason,
+    FlowKey, Side, TCP, UDP,
 };
 use crate::checksum::Sum;
 use crate::flow::Fragments;
@@ -73,7 +74,7 @@ where
         }
     }
     let is_refused = work.row.backend == REFUSED && work.row.kind & CONNECTION_SERVICE != 0;
-    if is_refused || work.row.kind & CONNECTION_FORMER != 0 {
+    if is_refused || work.row.kind & (CONNECTION_FORMER | CONNECTION_UNCHANGED) != 0 {
         return Course::Stack;
     }
     work.key = work.key.after(&work.row, Side::OUT);

@@ -7,6 +7,8 @@
 //!                         client ──▶ backend ── routed ──▶ ═▶ node:port ──▶ backend      one elsewhere
 //!   backend ──▶ node:port ═▶ backend ──▶ client ── routed ──▶ ═▶ service ──▶ client
 //!                         pod ──▶ world ──────── routed ──▶ ═▶ node:port ──▶ world       masquerade
+//!   world ──▶ pod      ─────────────────────────────────────────────────────▶ pod        [`reached`]
+//!   pod ──▶ world, in answer ────────────────────────────────────────────────▶ world      as it is
 //!
 //!                      from the pod                      to the pod
 //!   pod ──▶ service    ═▶ pod ──▶ backend ───── routed
@@ -23,7 +25,8 @@
 
 use crate::abi::{
     Address, BackendId, CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_REPLY, CONNECTION_SERVICE,
-    Connection, DropReason, FlowKey, PodEntry, Port, Scope, ServiceKey, Side, TCP, UDP,
+    CONNECTION_UNCHANGED, Connection, DropReason, FlowKey, PodEntry, Port, Scope, ServiceKey, Side,
+    TCP, UDP,
 };
 use crate::flow::{Fragments, header_ports, ports, stir};
 use crate::outside::{Choice, Client, OutsideTables, choose};
@@ -215,6 +218,9 @@ where
             Step::Next => {}
         }
     }
+    if work.row.kind & CONNECTION_UNCHANGED != 0 {
+        return Fate::Pass;
+    }
     match written(world, work) {
         true => Fate::Translated,
         false => Fate::Drop(DropReason::Malformed),
@@ -355,10 +361,14 @@ pub(crate) fn opens(work: &Work) -> bool {
     work.key.protocol == UDP || work.used.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
-/// Whether a row of a service's connection may be used for this packet; if not, a backend is chosen anew.
+/// Whether a row may be used for this packet. If not, a backend is chosen anew for a service's connection; and what a pod
+/// opens is its own, whoever reached it from there before.
 #[inline(always)]
 pub(crate) fn still_holds(tables: &impl OutsideTables, work: &Work) -> bool {
     let row = &work.row;
+    if row.kind & CONNECTION_UNCHANGED != 0 {
+        return work.key.protocol != TCP || !opens(work);
+    }
     if row.kind & (CONNECTION_SERVICE | CONNECTION_REPLY) != CONNECTION_SERVICE || !opens(work) {
         return true;
     }
@@ -596,15 +606,7 @@ where
         if work.key.side == Side::OUT && world.has_socket(&work.back_key) {
             continue;
         }
-        let mut added = world.add(&work.back_key, &work.back);
-        if added == Added::Present
-            && world.row(&work.back_key, &mut work.other, None)
-            && may_give_way(work)
-            && world.put(&work.back_key, &work.back)
-        {
-            added = Added::Added;
-        }
-        match added {
+        match add_answers(world, work) {
             Added::Present => {}
             Added::Added if world.put(&work.key, &work.row) => {
                 let is_ours = work.row.kind & CONNECTION_FORMER == 0;
@@ -617,6 +619,20 @@ where
         }
     }
     Step::Drop(DropReason::NoPort)
+}
+
+/// Adds the answers' row, where it is nobody else's.
+#[inline(always)]
+fn add_answers(connections: &impl Connections, work: &mut Work) -> Added {
+    let added = connections.add(&work.back_key, &work.back);
+    if added == Added::Present
+        && connections.row(&work.back_key, &mut work.other, None)
+        && may_give_way(work)
+        && connections.put(&work.back_key, &work.back)
+    {
+        return Added::Added;
+    }
+    added
 }
 
 /// Whether an answers' row that is there is this connection's own from before, or that of a refusal, which is over.
@@ -715,6 +731,7 @@ fn error_written(frame: &mut impl Frame, work: &Work) -> bool {
     rewrite_error(frame, network, &(from, to), quoted, quoted_transport, &new).is_some()
 }
 
+pub mod reached;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! The program at the other end of the way is passed over, so what it would have done is done here: the receiving pod's
 //! policies, its counters. What the kernel would do besides passing the packet on with one hop less is left to it.
 
-use agent_ebpf::abi::{DropReason, LinkIndex};
+use agent_ebpf::abi::{Address, DropReason, LinkIndex};
 use agent_ebpf::packet::Network;
 use agent_ebpf::policy::Direction;
 use agent_ebpf::router::{Work, is_plain, is_unicast, one_hop_later};
@@ -35,11 +35,17 @@ pub(crate) fn find(skb: &Skb, work: &mut Work, from: LinkIndex) -> bool {
         && work.target.link != from
 }
 
+/// Whether an address is that of a pod of this node.
+#[inline(always)]
+pub(crate) fn is_own_pods(address: &Address) -> bool {
+    POD_ADDRESSES.get_ptr(address).is_some()
+}
+
 /// Hands a packet that came in by an uplink to the pod of this node whose it is; none where that is not for a program to
 /// do. Of a source that the node would not answer by that link, the kernel may know better.
 #[inline(always)]
 pub(crate) fn from_uplink(skb: &Skb, network: &Network) -> Option<i32> {
-    if !has_fast_paths() || POD_ADDRESSES.get_ptr(&network.destination).is_none() {
+    if !has_fast_paths() || !is_own_pods(&network.destination) {
         return None;
     }
     let work = memory()?;

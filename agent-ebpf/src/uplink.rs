@@ -5,6 +5,7 @@ use agent_ebpf::abi::{
 };
 use agent_ebpf::checksum::Sum;
 use agent_ebpf::flow::Fragments;
+use agent_ebpf::nat::reached::reached;
 use agent_ebpf::nat::{Fate, Handover, Neighbours, Node, Work, read, translate};
 use agent_ebpf::packet::{Bytes, Network};
 use agent_ebpf::rewrite::{Covered, Frame, spend_hop};
@@ -34,10 +35,9 @@ pub(crate) fn translated(ctx: &TcContext, side: Side) -> i32 {
         return PASS;
     }
     // What is for a pod's own address is nobody's to translate.
-    if side == Side::IN
-        && let Some(verdict) = shortcut::from_uplink(&uplink.0, &work.network)
-    {
-        return verdict;
+    if side == Side::IN && shortcut::is_own_pods(&work.network.destination) {
+        reached(&uplink, work);
+        return shortcut::from_uplink(&uplink.0, &work.network).unwrap_or(PASS);
     }
     match translate(&mut uplink, work, side) {
         // It may be for a pod by now.

@@ -108,6 +108,8 @@ pub const CONNECTION_DIRECT: u8 = 1 << 2;
 
 /// It was opened by the node that had the service's address before this one. Its packets are handed there as they are.
 pub const CONNECTION_FORMER: u8 = 1 << 3;
+/// Its packets go as they are: somebody outside reached a pod at its own address.
+pub const CONNECTION_UNCHANGED: u8 = 1 << 4;
 
 /// Key of `FRAGMENTS`: what the fragments of one packet have in common.
 #[repr(C, align(4))]

@@ -161,6 +161,15 @@ impl World {
 }
 
 impl World {
+    /// A frame comes in by an uplink for a pod's own address.
+    pub(super) fn reach(&mut self, frame: Vec<u8>) {
+        self.frame = frame;
+        let mut work = work();
+        if read(self, &mut work) {
+            reached::reached(self, &mut work);
+        }
+    }
+
     /// What becomes of a frame before the stack has it.
     pub(crate) fn forward(&mut self, frame: Vec<u8>) -> (Course, Vec<u8>) {
         self.frame = frame;

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use agent_ebpf::abi::pods::{Mac, Passed, PodTarget, PodTraffic};
 use agent_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, BackendStats, CONNECTION_DIRECT,
-    CONNECTION_FORMER, Connection, DropReason, FLAG_DIRECT_RETURN, FLAG_HOST_PORT, FLAG_LOCAL_ONLY,
-    FLAG_MAGLEV, FLAG_SOURCE_RANGES, FlowKey, FragmentKey, FragmentPorts, LinkIndex, MAGLEV_CHUNK,
-    MAGLEV_SIZE_SHIFT, MAGLEV_SIZES, MaglevChunk, MaglevKey, Member, PodEntry, Port, ReverseEntry,
-    ReverseKey, SHARE_ONE, Scope, ServiceKey, ServiceRow, ServiceStats, Side, SlotKey, SocketEntry,
-    SocketKey, SourceRange, TCP, UDP, UplinkEntry, XDP_LINK_TAKES, XdpLink, host_port_bit,
-    maps as names,
+    CONNECTION_FORMER, CONNECTION_UNCHANGED, Connection, DropReason, FLAG_DIRECT_RETURN,
+    FLAG_HOST_PORT, FLAG_LOCAL_ONLY, FLAG_MAGLEV, FLAG_SOURCE_RANGES, FlowKey, FragmentKey,
+    FragmentPorts, LinkIndex, MAGLEV_CHUNK, MAGLEV_SIZE_SHIFT, MAGLEV_SIZES, MaglevChunk,
+    MaglevKey, Member, PodEntry, Port, ReverseEntry, ReverseKey, SHARE_ONE, Scope, ServiceKey,
+    ServiceRow, ServiceStats, Side, SlotKey, SocketEntry, SocketKey, SourceRange, TCP, UDP,
+    UplinkEntry, XDP_LINK_TAKES, XdpLink, host_port_bit, maps as names,
 };
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
@@ -416,6 +416,7 @@ impl Show for Connection {
             endpoint(self.destination, self.destination_port)
         );
         let whose = match (self.service_id, self.backend) {
+            (0, _) if self.kind & CONNECTION_UNCHANGED != 0 => "unchanged".to_owned(),
             (0, _) => "masqueraded".to_owned(),
             (service, BackendId(0)) => format!("service {service}, refused"),
             (service, backend) => format!("service {service}, {}", backend.show()),

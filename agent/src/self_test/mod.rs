@@ -11,6 +11,7 @@ mod outside;
 mod packets;
 pub(crate) mod place;
 mod policy;
+mod reached;
 mod unseen;
 mod xdp;
 

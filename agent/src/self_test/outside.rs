@@ -26,7 +26,7 @@ use super::checks::expect;
 use super::lab::{Lab, LabError, Space, configure};
 use super::packets::network;
 use super::place::Place;
-use super::{Check, Outcome, PREFIX, Refusal, direct, judged, xdp};
+use super::{Check, Outcome, PREFIX, Refusal, direct, judged, reached, xdp};
 use crate::dataplane::{
     self, ABI_VERSION, Connections, Dataplane, MapOp, Maps, PodLinks, ServiceMaps as _, Uplink,
     Uplinks,
@@ -65,7 +65,7 @@ pub(super) struct Family {
     pub(super) node_at_far: &'static str,
     pub(super) far: &'static str,
     node_at_pod: &'static str,
-    pod: &'static str,
+    pub(super) pod: &'static str,
     /// In the pods' range, of nobody.
     forged: &'static str,
     /// Where client and far backend meet without the node.
@@ -155,6 +155,8 @@ pub(super) fn checks(place: &Place, dataplane: &mut Dataplane) -> Vec<Check> {
         )
     });
     let mut checks: Vec<Check> = families.collect();
+    let reached = reached::check(place, &neighbours, &mut streams);
+    checks.push(judged("outside to a pod's own address", reached));
     let direct = direct::check(dataplane, &neighbours);
     checks.push(judged("direct server return", direct));
     checks.push(judged(
@@ -299,7 +301,7 @@ pub(super) fn rows(
     ops
 }
 
-fn attach(dataplane: &Dataplane, neighbours: &Neighbours) -> Result<(), Refusal> {
+pub(super) fn attach(dataplane: &Dataplane, neighbours: &Neighbours) -> Result<(), Refusal> {
     let mut uplinks = Uplinks::new(dataplane.link_programs.clone(), &dataplane.dir)?;
     uplinks.apply(&uplinks_of(neighbours))?;
     let addresses: Vec<IpAddr> = FAMILIES.iter().map(|it| network(it.pod).addr()).collect();

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use frontend_backend::{Calls, Identity};
+use kernelet_tests::command::output;
 use kernelet_tests::scenario::{Scenario, eventually};
 use kernelet_tests::{Families, Program, Spec, host};
 use rustix::process::Signal;
@@ -216,6 +217,7 @@ fn pods_of_both_families_talk_on_one_link_and_across_a_router() {
         assert_eq!(calls.times_us.len(), 3000, "{:?}", calls.first_failure);
     }
 
+    the_api_servers_machine_reaches_pods(&scenario, &one);
     refused_ranges_are_told(&scenario);
 
     // A new agent adopts the tunnel as it is, and pods keep both addresses.
@@ -259,6 +261,24 @@ fn pods_of_both_families_talk_on_one_link_and_across_a_router() {
         get(&one, two.addresses[1], 8080, "/healthz").unwrap(),
         "ok\n"
     );
+}
+
+/// A machine that is no node, but has a route, dials a pod at the pod's own addresses, which answer it themselves.
+fn the_api_servers_machine_reaches_pods(scenario: &Scenario, pod: &Pod) {
+    let machine = &scenario.nodes[0];
+    let worker = scenario.node("worker-1").unwrap();
+    let routers = [worker.address.into(), worker.address_v6.unwrap().into()];
+    for (address, router) in pod.addresses.iter().zip::<[IpAddr; 2]>(routers) {
+        let (address, router) = (address.to_string(), router.to_string());
+        let mut route = machine.command("ip");
+        output(route.args(["route", "add", &address, "via", &router])).unwrap();
+    }
+    for address in &pod.addresses {
+        let to = SocketAddr::new(*address, 8080);
+        let connected = machine.inside(|| TcpStream::connect_timeout(&to, PATIENCE));
+        let connected = connected.unwrap();
+        assert!(connected.is_ok(), "{to}: {connected:?}");
+    }
 }
 
 /// A node whose range is part of the machines' link gets no route, and is no reason for others to get none.
