@@ -10,8 +10,9 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node, Pod,
-    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node,
+    PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -63,6 +64,8 @@ pub(super) struct Caches {
     pub(super) nodes: Arc<Cache<Node>>,
     pub(super) pod_disruption_budgets: Arc<Cache<PodDisruptionBudget>>,
     pub(super) pods: Arc<Cache<Pod>>,
+    /// Who owns them is all that is asked of them.
+    pub(super) volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     pub(super) replica_sets: Arc<Cache<ReplicaSet>>,
     pub(super) resource_quotas: Arc<Cache<ResourceQuota>>,
     pub(super) replication_controllers: Arc<Cache<ReplicationController>>,
@@ -93,6 +96,7 @@ impl Caches {
             nodes: Cache::new(slim_node, None),
             pod_disruption_budgets: Cache::new(|_| (), None),
             pods: Cache::new(slim_pod, Some(pods::index)),
+            volume_claims: Cache::new(slim_volume_claim, None),
             replica_sets: Cache::new(|_| (), None),
             resource_quotas: Cache::new(|_| (), None),
             replication_controllers: Cache::new(slim_replication_controller, None),
@@ -150,6 +154,12 @@ impl Caches {
             tasks,
         );
         follow(&self.pods, Api::all(client.clone()), shutdown, tasks);
+        follow(
+            &self.volume_claims,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
         follow(
             &self.replica_sets,
             Api::all(client.clone()),
@@ -211,6 +221,7 @@ impl Caches {
         self.nodes.wait_synced().await;
         self.pod_disruption_budgets.wait_synced().await;
         self.pods.wait_synced().await;
+        self.volume_claims.wait_synced().await;
         self.replica_sets.wait_synced().await;
         self.resource_quotas.wait_synced().await;
         self.replication_controllers.wait_synced().await;
@@ -293,6 +304,12 @@ fn slim_replication_controller(controller: &mut ReplicationController) {
     if let Some(spec) = &mut controller.spec {
         spec.template = None;
     }
+}
+
+/// None of the controllers writes a claim back whole.
+fn slim_volume_claim(claim: &mut PersistentVolumeClaim) {
+    claim.spec = None;
+    claim.status = None;
 }
 
 /// The images are most of a node.
