@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -50,6 +50,7 @@ impl Gone {
 pub(super) struct Caches {
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) controller_revisions: Arc<Cache<ControllerRevision>>,
+    pub(super) cron_jobs: Arc<Cache<CronJob>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) daemon_sets: Arc<Cache<DaemonSet>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
@@ -84,6 +85,7 @@ impl Caches {
         Self {
             cluster_roles: Cache::new(|_| (), None),
             controller_revisions: Cache::new(|_| (), Some(revision_index)),
+            cron_jobs: Cache::new(|_| (), None),
             csrs: Cache::new(|_| (), None),
             daemon_sets: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
@@ -99,7 +101,7 @@ impl Caches {
             volume_claims: Cache::new(slim_volume_claim, None),
             replica_sets: Cache::new(|_| (), None),
             resource_quotas: Cache::new(|_| (), None),
-            replication_controllers: Cache::new(slim_replication_controller, None),
+            replication_controllers: Cache::new(|_| (), None),
             root_cas: Cache::new(|_| (), None),
             service_accounts: Cache::new(|_| (), None),
             services: Cache::new(|_| (), Some(endpoints::service_index)),
@@ -128,6 +130,7 @@ impl Caches {
             shutdown,
             tasks,
         );
+        follow(&self.cron_jobs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.csrs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.daemon_sets, Api::all(client.clone()), shutdown, tasks);
         follow(&self.deployments, Api::all(client.clone()), shutdown, tasks);
@@ -210,6 +213,7 @@ impl Caches {
     pub(super) async fn wait_synced(&self) {
         self.cluster_roles.wait_synced().await;
         self.controller_revisions.wait_synced().await;
+        self.cron_jobs.wait_synced().await;
         self.csrs.wait_synced().await;
         self.daemon_sets.wait_synced().await;
         self.deployments.wait_synced().await;
@@ -297,13 +301,6 @@ fn revision_index(revision: &ControllerRevision) -> Vec<String> {
         .map(|owner| pods::owned_by(&owner.uid))
         .into_iter()
         .collect()
-}
-
-/// Only how many pods it wants is asked of it.
-fn slim_replication_controller(controller: &mut ReplicationController) {
-    if let Some(spec) = &mut controller.spec {
-        spec.template = None;
-    }
 }
 
 /// None of the controllers writes a claim back whole.

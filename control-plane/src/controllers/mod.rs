@@ -3,6 +3,7 @@
 pub(crate) mod cache;
 mod caches;
 mod certificates;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -140,6 +141,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(disruption::stale::start(&context));
     tasks.spawn(endpoints::start(&context));
     tasks.spawn(job::start(&context));
+    tasks.spawn(cron_job::start(&context));
     tasks.spawn(stateful_set::start(&context));
     tasks.spawn(load_balancer::start(&context));
     tasks.spawn(node::start(&context));
