@@ -3,7 +3,7 @@
 //!
 //! Keys are `/registry/<group>/<resource>/<namespace>/<name>` (no group segment for the core group, no namespace segment
 //! for cluster-scoped kinds). Values are the objects' JSON without `metadata.resourceVersion`: that is the revision of the
-//! last write, which the store knows. What several API servers have to agree on and is no object is under `/kernelet/`.
+//! last write, which the store knows. What several API servers have to agree on and is no object is under `/registry/kernelet/`.
 
 pub mod cache;
 pub mod compaction;

@@ -27,7 +27,11 @@ async fn is_all_or_nothing(store: Arc<dyn Store>) {
 
     // One key that is not as expected spares the others; the conflict names it and what is there.
     let refused = store
-        .commit(vec![put("/c", "1"), put("/b", "2"), Write::delete("/a", Revision(999))])
+        .commit(vec![
+            put("/c", "1"),
+            put("/b", "2"),
+            Write::delete("/a", Revision(999)),
+        ])
         .await;
     let Err(StoreError::Conflict { key, current }) = refused else {
         panic!("{refused:?}");
