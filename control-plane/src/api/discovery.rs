@@ -99,7 +99,7 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
         .map(|kind| (kind.group, kind.version));
     let reviews = reviews::all()
         .iter()
-        .map(|review| (review.group, review.version));
+        .map(|review| (review.form.group, review.form.version));
     for (name, version) in kinds.chain(reviews).filter(|(group, _)| !group.is_empty()) {
         match groups.iter_mut().find(|(group, _)| *group == name) {
             Some((_, versions)) if versions.contains(&version) => {}
@@ -119,7 +119,7 @@ fn kinds_of(group: &str, version: &str) -> Vec<&'static Kind> {
 
 fn reviews_of(group: &str, version: &str) -> Vec<&'static Review> {
     let all = reviews::all().iter();
-    all.filter(|r| r.group == group && r.version == version)
+    all.filter(|r| r.form.group == group && r.form.version == version)
         .collect()
 }
 
@@ -200,7 +200,7 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
             "name": review.plural,
             "singularName": review.singular,
             "namespaced": review.namespaced,
-            "kind": review.kind,
+            "kind": review.form.kind,
             "verbs": ["create"],
         }));
     }
@@ -297,7 +297,7 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
     for review in reviews_of(group, version) {
         all.push(json!({
             "resource": review.plural,
-            "responseKind": kind_value(group, version, review.kind),
+            "responseKind": kind_value(group, version, review.form.kind),
             "scope": if review.namespaced { "Namespaced" } else { "Cluster" },
             "singularResource": review.singular,
             "verbs": ["create"],

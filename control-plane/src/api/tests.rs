@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod applying;
 mod examples;
 mod hostile;
 mod input;
