@@ -117,7 +117,12 @@ pub fn form(
         return Err(not_an_object(&value));
     };
     let expected = form.api_version();
-    let text = |field: &str| fields.get(field).and_then(Value::as_str).unwrap_or_default();
+    let text = |field: &str| {
+        fields
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     let (kind, version) = (text("kind"), text("apiVersion"));
     let right_version = ["", &expected].contains(&version) || Some(version) == form.formerly;
     if !["", form.kind].contains(&kind) || !right_version {

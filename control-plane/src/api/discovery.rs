@@ -19,15 +19,16 @@ const VERBS: [&str; 8] = [
 ];
 
 /// One served subresource.
-struct Sub {
-    name: &'static str,
-    group: &'static str,
-    version: &'static str,
-    kind: &'static str,
-    verbs: &'static [&'static str],
+pub(super) struct Sub {
+    pub name: &'static str,
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    pub verbs: &'static [&'static str],
 }
 
-fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
+/// How a subresource of a kind is named, with the kind of its body and its verbs.
+pub(super) fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
     let own = |name, verbs| Sub {
         name,
         group: kind.group,
@@ -110,14 +111,14 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     groups
 }
 
-fn kinds_of(group: &str, version: &str) -> Vec<&'static Kind> {
+pub(super) fn kinds_of(group: &str, version: &str) -> Vec<&'static Kind> {
     resources::kinds()
         .iter()
         .filter(|k| k.group == group && k.version == version)
         .collect()
 }
 
-fn reviews_of(group: &str, version: &str) -> Vec<&'static Review> {
+pub(super) fn reviews_of(group: &str, version: &str) -> Vec<&'static Review> {
     let all = reviews::all().iter();
     all.filter(|r| r.form.group == group && r.form.version == version)
         .collect()

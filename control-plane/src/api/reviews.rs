@@ -48,12 +48,7 @@ enum About {
     Token,
 }
 
-const fn review(
-    form: Form,
-    plural: &'static str,
-    singular: &'static str,
-    about: About,
-) -> Review {
+const fn review(form: Form, plural: &'static str, singular: &'static str, about: About) -> Review {
     Review {
         form,
         plural,

@@ -55,12 +55,7 @@ pub async fn patch(registry: &Registry, input: &Input<'_>) -> Result<Response, A
 
 /// Server-side apply: who applies a scale owns the object's replicas, through this subresource.
 async fn apply(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
-    let sent = body::form(
-        &SCALE,
-        &input.body,
-        Encoding::Yaml,
-        FieldValidation::Strict,
-    )?;
+    let sent = body::form(&SCALE, &input.body, Encoding::Yaml, FieldValidation::Strict)?;
     let scale = sent.object;
     applying::check_unowned(&scale)?;
     check_place(input, &scale)?;

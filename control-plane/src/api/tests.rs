@@ -3,6 +3,7 @@
 mod access;
 mod admission;
 mod applying;
+mod decoders;
 mod examples;
 mod hostile;
 mod input;

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
 use super::{endpoints, load_balancer, pods, root_ca, token_secrets};
+use crate::auth::bootstrap_token;
 
 /// Where nodes keep their Leases.
 pub(super) const NODE_LEASES: &str = "kube-node-lease";
@@ -47,6 +48,8 @@ impl Gone {
 }
 
 pub(super) struct Caches {
+    /// Those that hold a bootstrap token.
+    pub(super) bootstrap_tokens: Arc<Cache<Secret>>,
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) controller_revisions: Arc<Cache<ControllerRevision>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
@@ -79,6 +82,7 @@ pub(super) struct Caches {
 impl Caches {
     pub(super) fn new() -> Self {
         Self {
+            bootstrap_tokens: Cache::new(|_| (), None),
             cluster_roles: Cache::new(|_| (), None),
             controller_revisions: Cache::new(|_| (), Some(revision_index)),
             csrs: Cache::new(|_| (), None),
@@ -188,6 +192,12 @@ impl Caches {
             watcher::Config::default().fields(&named),
             shutdown.clone(),
         ));
+        let typed = format!("type={}", bootstrap_token::TYPE);
+        tasks.spawn(self.bootstrap_tokens.clone().run_selected(
+            Api::namespaced(client.clone(), bootstrap_token::NAMESPACE),
+            watcher::Config::default().fields(&typed),
+            shutdown.clone(),
+        ));
         let typed = format!("type={}", token_secrets::TYPE);
         tasks.spawn(self.token_secrets.clone().run_selected(
             Api::all(client.clone()),
@@ -198,6 +208,7 @@ impl Caches {
 
     /// Until everything was listed once. A decision on less could take what is not yet seen for missing.
     pub(super) async fn wait_synced(&self) {
+        self.bootstrap_tokens.wait_synced().await;
         self.cluster_roles.wait_synced().await;
         self.controller_revisions.wait_synced().await;
         self.csrs.wait_synced().await;
