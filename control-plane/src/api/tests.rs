@@ -2,6 +2,8 @@
 
 mod access;
 mod admission;
+mod applying;
+mod decoders;
 mod examples;
 mod hostile;
 mod input;

@@ -3,6 +3,7 @@
 mod account;
 mod authenticate;
 mod authorize;
+pub mod bootstrap_token;
 mod certificate;
 pub mod csr;
 mod files;

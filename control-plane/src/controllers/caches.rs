@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
 use super::{endpoints, load_balancer, pods, root_ca, token_secrets};
+use crate::auth::bootstrap_token;
 
 /// Where nodes keep their Leases.
 pub(super) const NODE_LEASES: &str = "kube-node-lease";
@@ -48,6 +49,8 @@ impl Gone {
 }
 
 pub(super) struct Caches {
+    /// Those that hold a bootstrap token.
+    pub(super) bootstrap_tokens: Arc<Cache<Secret>>,
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) controller_revisions: Arc<Cache<ControllerRevision>>,
     pub(super) cron_jobs: Arc<Cache<CronJob>>,
@@ -83,6 +86,7 @@ pub(super) struct Caches {
 impl Caches {
     pub(super) fn new() -> Self {
         Self {
+            bootstrap_tokens: Cache::new(|_| (), None),
             cluster_roles: Cache::new(|_| (), None),
             controller_revisions: Cache::new(|_| (), Some(revision_index)),
             cron_jobs: Cache::new(|_| (), None),
@@ -201,6 +205,12 @@ impl Caches {
             watcher::Config::default().fields(&named),
             shutdown.clone(),
         ));
+        let typed = format!("type={}", bootstrap_token::TYPE);
+        tasks.spawn(self.bootstrap_tokens.clone().run_selected(
+            Api::namespaced(client.clone(), bootstrap_token::NAMESPACE),
+            watcher::Config::default().fields(&typed),
+            shutdown.clone(),
+        ));
         let typed = format!("type={}", token_secrets::TYPE);
         tasks.spawn(self.token_secrets.clone().run_selected(
             Api::all(client.clone()),
@@ -211,6 +221,7 @@ impl Caches {
 
     /// Until everything was listed once. A decision on less could take what is not yet seen for missing.
     pub(super) async fn wait_synced(&self) {
+        self.bootstrap_tokens.wait_synced().await;
         self.cluster_roles.wait_synced().await;
         self.controller_revisions.wait_synced().await;
         self.cron_jobs.wait_synced().await;

@@ -1,5 +1,6 @@
 //! One file a controller: a pure `reconcile`, and the loop that feeds it and performs what it says.
 
+mod bootstrap_tokens;
 pub(crate) mod cache;
 mod caches;
 mod certificates;
@@ -149,6 +150,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(service_accounts::start(&context));
     tasks.spawn(root_ca::start(&context));
     tasks.spawn(token_secrets::start(&context));
+    tasks.spawn(bootstrap_tokens::start(&context));
     tasks.spawn(role_aggregation::start(&context));
     tasks.spawn(namespaces::start(&context));
     tasks.spawn(garbage::start(&context));

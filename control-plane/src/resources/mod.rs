@@ -17,6 +17,7 @@ mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
+pub mod form;
 mod horizontalpodautoscaler;
 pub mod ingress;
 pub mod ingressclass;

@@ -5,6 +5,7 @@
 mod changing;
 mod client;
 mod looking;
+mod python;
 mod running;
 mod streams;
 
@@ -60,6 +61,7 @@ fn streams_reach_into_pods() {
         if client.namespace == stock.namespace {
             // Debian's asks for an API that was only ever alpha.
             streams::debug_looks_at_another_container(client);
+            python::lives_in_the_namespace_of(client);
         }
         client.end();
     }
