@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::service_ip::{Holding, holding_of};
-use crate::resources::Kind;
-use crate::store::{Entry, Expect, Range, Store, StoreError, Write};
+use crate::resources::validate::Path;
+use crate::resources::{FieldError, Kind};
+use crate::store::{Entry, Expect, LARGEST_COMMIT, Range, Store, StoreError, Write};
 
 const PREFIX: &str = "/registry/kernelet/reserved/";
 const ADDRESSES: &str = "/registry/kernelet/reserved/addresses/";
@@ -53,6 +54,32 @@ pub async fn writes(
         }
     }
     Ok(writes)
+}
+
+/// What is wrong with an object that would hold more than one commit can take, or give back when it goes. Upstream, which
+/// keeps all in one object, has no such limit.
+pub fn errors(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<FieldError> {
+    if !concern(kind) {
+        return Vec::new();
+    }
+    let after = keys(kind.plural, new);
+    let before = old.map(|it| keys(kind.plural, it)).unwrap_or_default();
+    let changed = before.symmetric_difference(&after).count();
+    // One write is the object's own.
+    let most = LARGEST_COMMIT - 1;
+    let why = if changed > 0 && after.len() > most {
+        let count = after.len();
+        format!(
+            "it would have {count} cluster IPs and node ports; no more than {most} are possible"
+        )
+    } else if changed > most {
+        format!(
+            "{changed} cluster IPs and node ports would change; no more than {most} can at once"
+        )
+    } else {
+        return Vec::new();
+    };
+    vec![Path::new("spec").forbidden(why)]
 }
 
 /// Who holds an object's things: `namespace/name`, or the name alone.
@@ -218,6 +245,28 @@ mod tests {
             let headless = json!({"spec": {"clusterIP": nothing, "clusterIPs": [nothing]}});
             assert!(keys("services", &headless).is_empty());
         }
+    }
+
+    #[test]
+    fn no_service_holds_more_than_a_commit_can_give_back() {
+        let kind = crate::resources::find("", "v1", "services").expect("there are Services");
+        let service = |first: usize, count: usize| {
+            let ports: Vec<_> = (first..first + count)
+                .map(|port| json!({"nodePort": port}))
+                .collect();
+            json!({"spec": {"clusterIP": "10.96.0.9", "ports": ports}})
+        };
+        let fits = |old: Option<&Value>, new: &Value| errors(kind, old, new).is_empty();
+        assert!(fits(None, &service(30_000, 126)));
+        assert!(!fits(None, &service(30_000, 127)));
+        let old = service(30_000, 70);
+        assert!(fits(Some(&old), &service(30_060, 63)));
+        assert!(!fits(Some(&old), &service(31_000, 63)), "133 change");
+        let large = service(30_000, 200);
+        assert!(
+            fits(Some(&large), &large),
+            "stored before there was a limit"
+        );
     }
 
     #[test]

@@ -154,7 +154,8 @@ impl Registry {
             track(call, None, &mut object)?;
         }
         let name = meta::text(&object, "name").to_owned();
-        let errors = (kind.validate)(&object, None);
+        let mut errors = (kind.validate)(&object, None);
+        errors.extend(reservations::errors(kind, None, &object));
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, &name, &errors));
         }
@@ -273,7 +274,8 @@ impl Registry {
             adjusted
         });
         let before = (through != Through::Subresource("binding")).then_some(old);
-        let errors = (kind.validate)(&new, adjusted.as_ref().or(before));
+        let mut errors = (kind.validate)(&new, adjusted.as_ref().or(before));
+        errors.extend(reservations::errors(kind, Some(old), &new));
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
         }

@@ -13,7 +13,7 @@ use etcd_client::{
 };
 use futures::stream::BoxStream;
 
-use super::{Entry, Expect, Range, Revision, Store, StoreError, Watched, Write};
+use super::{Entry, Expect, LARGEST_COMMIT, Range, Revision, Store, StoreError, Watched, Write};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -196,7 +196,7 @@ impl Store for Etcd {
         };
         let look = |write: &Write| TxnOp::get(write.key.as_str(), None);
         let transaction = Txn::new()
-            .when(writes.iter().flat_map(compares).collect::<Vec<_>>())
+            .when(writes.iter().map(compare).collect::<Vec<_>>())
             .and_then(writes.iter().map(operation).collect::<Vec<_>>())
             .or_else(writes.iter().map(look).collect::<Vec<_>>());
         let answer = self
@@ -204,7 +204,7 @@ impl Store for Etcd {
             .clone()
             .txn(transaction)
             .await
-            .map_err(unavailable)?;
+            .map_err(not_committed)?;
         if answer.succeeded() {
             return Ok(revision(answer.header()));
         }
@@ -300,15 +300,16 @@ fn tls(config: &EtcdConfig) -> Result<Option<TlsOptions>, ConnectError> {
     Ok(Some(tls))
 }
 
-fn compares(write: &Write) -> Vec<Compare> {
+/// One for each write: etcd limits how many there are.
+fn compare(write: &Write) -> Compare {
     let key = write.key.as_str();
     match write.expect {
-        Expect::Absent => vec![Compare::version(key, CompareOp::Equal, 0)],
-        // An absent key has the modification revision 0, which is nobody's expectation.
-        Expect::Modified(revision) => vec![
-            Compare::version(key, CompareOp::Greater, 0),
-            Compare::mod_revision(key, CompareOp::Equal, number(revision)),
-        ],
+        Expect::Absent => Compare::version(key, CompareOp::Equal, 0),
+        // To etcd that is an absent key's revision; here it is nobody's expectation, and so never met.
+        Expect::Modified(Revision(0)) => Compare::version(key, CompareOp::Less, 0),
+        Expect::Modified(revision) => {
+            Compare::mod_revision(key, CompareOp::Equal, number(revision))
+        }
     }
 }
 
@@ -352,4 +353,14 @@ fn entry(kv: KeyValue) -> Result<Entry, StoreError> {
 
 fn unavailable(error: etcd_client::Error) -> StoreError {
     StoreError::Unavailable(format!("etcd: {error}"))
+}
+
+/// A commit that etcd refuses for its size is refused at every further try as well.
+fn not_committed(error: etcd_client::Error) -> StoreError {
+    if error.to_string().contains("too many operations") {
+        return StoreError::Failed(format!(
+            "etcd: {error}; its --max-txn-ops must be {LARGEST_COMMIT} or more"
+        ));
+    }
+    unavailable(error)
 }

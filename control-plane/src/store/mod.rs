@@ -15,6 +15,9 @@ mod suite;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+/// The most writes that a commit may have with every store: etcd's `--max-txn-ops`, unless it is told another.
+pub const LARGEST_COMMIT: usize = 128;
+
 /// A point in the store's history. Every write takes the next one; the store starts at 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);

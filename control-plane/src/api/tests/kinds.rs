@@ -160,6 +160,23 @@ async fn events_are_one_thing_under_two_names() {
 }
 
 #[tokio::test]
+async fn a_service_with_as_many_ports_as_fit_into_a_commit_can_go() {
+    let f = Fixture::new().await;
+    let services = "/api/v1/namespaces/default/services";
+    let service = |count: u16| {
+        let port = |number| json!({"name": format!("p{number}"), "port": number});
+        let ports: Vec<Value> = (1..=count).map(port).collect();
+        json!({"metadata": {"name": "many"}, "spec": {"type": "NodePort", "ports": ports}})
+    };
+    let refused = f.call("POST", services, service(127)).await;
+    assert_eq!(refused.code, 422, "{}", refused.body);
+    let made = f.call("POST", services, service(126)).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let uri = format!("{services}/many");
+    assert_eq!(f.call("DELETE", &uri, Value::Null).await.code, 200);
+}
+
+#[tokio::test]
 async fn services_say_their_families() {
     let f = Fixture::new().await;
     let services = "/api/v1/namespaces/default/services";

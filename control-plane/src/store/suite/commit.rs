@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::etcd_server::EtcdServer;
 use crate::store::embedded::Embedded;
 use crate::store::etcd::Etcd;
-use crate::store::{Expect, Revision, Store, StoreError, Write};
+use crate::store::{Expect, LARGEST_COMMIT, Revision, Store, StoreError, Write};
 
 const PAIRS: usize = 20;
 
@@ -49,7 +49,44 @@ async fn is_all_or_nothing(store: Arc<dyn Store>) {
         let expected = expected.map(|text| text.as_bytes().to_vec());
         assert_eq!(value(&*store, key).await, expected, "{key}");
     }
+    the_largest_fits(&*store).await;
     one_of_many_gets_it(store).await;
+}
+
+async fn the_largest_fits(store: &dyn Store) {
+    let key = |number: usize| format!("/many/{number}");
+    let make = (0..LARGEST_COMMIT).map(|n| Write::put(key(n), "", Expect::Absent));
+    store.commit(make.collect()).await.unwrap();
+    let made = store.range("/many/", None, 0, None).await.unwrap().entries;
+    assert_eq!(made.len(), LARGEST_COMMIT);
+    let delete = made
+        .into_iter()
+        .map(|it| Write::delete(it.key, it.modified));
+    store.commit(delete.collect()).await.unwrap();
+    let left = store.range("/many/", None, 0, None).await.unwrap().entries;
+    assert_eq!(left, []);
+
+    let nobodys = store.delete(&key(0), Revision(0)).await;
+    assert!(
+        matches!(&nobodys, Err(StoreError::Conflict { current: None, .. })),
+        "{nobodys:?}"
+    );
+}
+
+#[test]
+fn what_is_too_large_for_etcd_is_not_tried_again() {
+    let Some(server) = EtcdServer::start() else {
+        return;
+    };
+    super::runtime().block_on(async {
+        let store = Etcd::connect(&server.config()).await.unwrap();
+        let writes = (0..=LARGEST_COMMIT).map(|n| Write::put(format!("/{n}"), "", Expect::Absent));
+        let refused = store.commit(writes.collect()).await;
+        assert!(
+            matches!(&refused, Err(StoreError::Failed(_))),
+            "{refused:?}"
+        );
+    });
 }
 
 /// Many writers want one of few things, each with a key of its own: as many succeed as there are things.
