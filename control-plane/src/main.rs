@@ -203,8 +203,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         kubelet,
         advertised.to_string(),
     );
-    let place = format!("{} {}", pki_config.hostname, args.data_dir.display());
-    let mut peers = is_shared.then(|| Peers::new(&place, advertised));
+    let mut peers = is_shared.then(|| Peers::new(advertised));
     let (ranges, servers) = (&args.service_cidr, peers.as_mut());
     bootstrap::keep_once(&api.registry, ranges, advertised, servers)
         .await

@@ -79,7 +79,7 @@ pub async fn keep(
     }
 }
 
-/// One look at everything. A Lease of this server's is made once its namespace is there.
+/// One look at everything. That this server lives is said whatever else fails.
 pub async fn keep_once(
     registry: &Registry,
     ranges: &Ranges,
@@ -89,15 +89,18 @@ pub async fn keep_once(
     let Some(peers) = peers else {
         return ensure(registry, ranges, &[advertised].into()).await;
     };
-    let servers = peers.look(registry, Instant::now()).await?;
-    ensure(registry, ranges, &servers).await?;
-    peers.renew(registry).await
+    let kept = match peers.look(&*registry.store, Instant::now()).await {
+        Ok(servers) => ensure(registry, ranges, &servers).await,
+        Err(error) => Err(error),
+    };
+    let renewed = peers.renew(&*registry.store).await;
+    kept.and(renewed)
 }
 
 /// What is left to the others when this server ends.
 pub async fn leave(registry: &Registry, ranges: &Ranges, mut peers: Peers) -> Result<(), ApiError> {
-    peers.leave(registry).await?;
-    let servers = peers.others(registry, Instant::now()).await?;
+    peers.leave(&*registry.store).await?;
+    let servers = peers.others(&*registry.store, Instant::now()).await?;
     if servers.is_empty() {
         return Ok(());
     }

@@ -1,237 +1,144 @@
-//! The API servers that share a store: each keeps a Lease in `kube-system` from which the others see that it lives and where,
-//! as upstream's identity Leases and its lease reconciler of `kubernetes`' endpoints do together.
+//! The API servers that share a store: each keeps a key there, named after the address that it is reached at, from which the
+//! others see that it lives, as upstream's lease reconciler of `kubernetes`' endpoints does. It is no object of the API: who
+//! may write it decides where every client of the cluster is led to.
 //!
-//! A Lease is judged by whether it changes, not by the times in it: the machines' clocks may differ.
+//! A server is judged by whether its key is written, not by times in it: the machines' clocks may differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use k8s_openapi::jiff::Timestamp;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-
-use super::apply::Manager;
-use super::deletion::DeleteOptions;
 use super::error::ApiError;
-use super::meta;
-use super::registry::{Call, Registry, Through};
-use crate::admission::Warnings;
-use crate::auth::User;
+use super::stored::store_error;
+use crate::resources::Family;
 use crate::resources::validate::is_plain;
-use crate::resources::{self, Family, Kind};
-use crate::store::cache::Freshness;
+use crate::store::{Entry, Expect, Revision, Store, StoreError};
 
-const NAMESPACE: &str = "kube-system";
-/// Upstream's label of such Leases, and its value.
-const LABEL: (&str, &str) = ("apiserver.kubernetes.io/identity", "kube-apiserver");
-/// Where the server is reached.
-const ADDRESS: &str = "kernelet.io/address";
-/// A server whose Lease has not changed for so long is taken to be gone: three renewals.
+const PREFIX: &str = "/registry/kernelet/servers/";
+/// A server that has not written its key for so long is taken to be gone: three renewals.
 const LIFE: Duration = Duration::from_secs(30);
+/// How often it is tried to write one's own key when another server removes it at the same time.
+const ATTEMPTS: usize = 8;
 
 /// What one server knows of the others.
 pub struct Peers {
-    name: String,
-    /// Each run of the program is another holder.
-    holder: String,
+    /// Where this one is reached.
     advertised: SocketAddr,
     seen: Seen,
 }
 
 impl Peers {
-    /// `place` tells this server from the others of the cluster, and is the same when it is started again.
-    pub fn new(place: &str, advertised: SocketAddr) -> Self {
-        let digest = Sha256::digest(place);
-        let digest: String = digest.iter().take(13).map(|b| format!("{b:02x}")).collect();
-        let name = format!("apiserver-{digest}");
-        Self {
-            holder: format!("{name}_{}", uuid::Uuid::new_v4()),
-            name,
-            advertised,
-            seen: Seen::default(),
-        }
+    pub fn new(advertised: SocketAddr) -> Self {
+        let seen = Seen::default();
+        Self { advertised, seen }
     }
 
     /// The servers to which the service `kubernetes` leads, this one among them.
     pub async fn look(
         &mut self,
-        registry: &Registry,
+        store: &dyn Store,
         now: Instant,
     ) -> Result<BTreeSet<SocketAddr>, ApiError> {
-        let mut addresses = self.living(registry, now).await?;
-        addresses.push(self.advertised);
-        Ok(reachable(addresses))
+        let mut servers = self.others(store, now).await?;
+        if servers.is_empty() || is_plain(self.advertised.ip()) {
+            servers.insert(self.advertised);
+        }
+        Ok(servers)
     }
 
-    /// The same without this one.
+    /// The same without this one. Removes the keys of those that have gone.
     pub async fn others(
         &mut self,
-        registry: &Registry,
+        store: &dyn Store,
         now: Instant,
     ) -> Result<BTreeSet<SocketAddr>, ApiError> {
-        self.living(registry, now).await.map(reachable)
-    }
-
-    /// Where the other servers are that live. Removes the Leases of those that have gone.
-    async fn living(
-        &mut self,
-        registry: &Registry,
-        now: Instant,
-    ) -> Result<Vec<SocketAddr>, ApiError> {
-        let kind = kind()?;
-        let prefix = super::stored::prefix(kind, NAMESPACE);
-        let listing = registry.cache.list(&prefix, Freshness::Latest).await;
-        let listing = listing.map_err(super::stored::read_error)?;
-        let leases: Vec<Value> = listing
-            .objects
+        let range = store.range(PREFIX, None, 0, None).await;
+        let mut entries = range.map_err(store_error)?.entries;
+        let own = self.key();
+        entries.retain(|entry| entry.key != own);
+        let versions = entries
             .iter()
-            .filter_map(|object| serde_json::from_slice(&object.json).ok())
-            .filter(|lease| meta::text(lease, "name") != self.name && is_servers(lease))
-            .collect();
-        let versions = leases.iter().map(|lease| {
-            let version = meta::text(lease, "resourceVersion");
-            (meta::text(lease, "name").to_owned(), version.to_owned())
-        });
+            .map(|entry| (entry.key.clone(), entry.modified));
         let gone = self.seen.look(versions.collect(), now);
-        let mut addresses = Vec::new();
-        for lease in &leases {
-            let name = meta::text(lease, "name");
-            if gone.contains(name) {
+        let mut living = Vec::new();
+        for Entry { key, modified, .. } in entries {
+            let name = key.strip_prefix(PREFIX).unwrap_or_default();
+            if gone.contains(&key) {
                 tracing::warn!(server = name, "another API server gives no sign of life");
-                self.remove(registry, name, Some(meta::text(lease, "resourceVersion")))
-                    .await?;
-                continue;
+                remove(store, &key, modified).await?;
+            } else if let Ok(address) = name.parse::<SocketAddr>() {
+                living.push(address);
             }
-            let address = lease["metadata"]["annotations"][ADDRESS].as_str();
-            addresses.extend(address.and_then(|text| text.parse::<SocketAddr>().ok()));
         }
-        Ok(addresses)
+        Ok(reachable(living, self.advertised))
     }
 
     /// Says that this server lives.
-    pub async fn renew(&self, registry: &Registry) -> Result<(), ApiError> {
-        let kind = kind()?;
-        let (user, manager, warnings) = (
-            User::api_server(),
-            Manager::server(kind),
-            Warnings::default(),
-        );
-        let call = call(kind, &user, &manager, &warnings);
-        let fill = |lease: &mut Value| {
-            lease["metadata"]["labels"][LABEL.0] = json!(LABEL.1);
-            lease["metadata"]["annotations"][ADDRESS] = json!(self.advertised.to_string());
-            lease["spec"]["holderIdentity"] = json!(self.holder);
-            lease["spec"]["leaseDurationSeconds"] = json!(LIFE.as_secs());
-            lease["spec"]["renewTime"] = json!(MicroTime(Timestamp::now()));
-        };
-        let update = |old: &Value| {
-            let mut new = old.clone();
-            fill(&mut new);
-            Ok(new)
-        };
-        match registry
-            .update(&call, &self.name, Through::Main, update)
-            .await
-        {
-            Err(error) if error.reason == "NotFound" => {}
-            outcome => return outcome.map(drop),
+    pub async fn renew(&self, store: &dyn Store) -> Result<(), ApiError> {
+        let key = self.key();
+        let mut outcome = Ok(());
+        for _ in 0..ATTEMPTS {
+            let (entry, _) = store.get(&key).await.map_err(store_error)?;
+            let expect = entry.map_or(Expect::Absent, |entry| Expect::Modified(entry.modified));
+            outcome = store.put(&key, "".into(), expect).await.map(drop);
+            if !matches!(outcome, Err(StoreError::Conflict { .. })) {
+                break;
+            }
         }
-        let mut lease = json!({"metadata": {"name": self.name}, "spec": {}});
-        fill(&mut lease);
-        let (lease, _) = (kind.decode)(lease).map_err(ApiError::internal)?;
-        registry.create(&call, lease).await.map(drop)
+        outcome.map_err(store_error)
     }
 
     /// Says that this server goes.
-    pub async fn leave(&self, registry: &Registry) -> Result<(), ApiError> {
-        self.remove(registry, &self.name, None).await
-    }
-
-    async fn remove(
-        &self,
-        registry: &Registry,
-        name: &str,
-        version: Option<&str>,
-    ) -> Result<(), ApiError> {
-        let kind = kind()?;
-        let (user, manager, warnings) = (
-            User::api_server(),
-            Manager::server(kind),
-            Warnings::default(),
-        );
-        let call = call(kind, &user, &manager, &warnings);
-        let options = DeleteOptions {
-            resource_version: version.map(str::to_owned),
-            ..DeleteOptions::default()
-        };
-        match registry.delete(&call, name, &options).await {
-            // Another server was faster, or it lives after all.
-            Err(error) if error.reason == "NotFound" || error.reason == "Conflict" => Ok(()),
-            outcome => outcome.map(drop),
+    pub async fn leave(&self, store: &dyn Store) -> Result<(), ApiError> {
+        let key = self.key();
+        match store.get(&key).await.map_err(store_error)? {
+            (Some(entry), _) => remove(store, &key, entry.modified).await,
+            (None, _) => Ok(()),
         }
     }
-}
 
-fn kind() -> Result<&'static Kind, ApiError> {
-    resources::find("coordination.k8s.io", "v1", "leases").ok_or_else(ApiError::no_route)
-}
-
-fn call<'a>(
-    kind: &'static Kind,
-    user: &'a User,
-    manager: &'a Manager,
-    warnings: &'a Warnings,
-) -> Call<'a> {
-    Call {
-        user,
-        kind,
-        namespace: NAMESPACE,
-        dry_run: false,
-        manager,
-        warnings,
+    fn key(&self) -> String {
+        format!("{PREFIX}{}", self.advertised)
     }
 }
 
-fn is_servers(lease: &Value) -> bool {
-    lease["metadata"]["labels"][LABEL.0] == LABEL.1
+async fn remove(store: &dyn Store, key: &str, modified: Revision) -> Result<(), ApiError> {
+    match store.delete(key, modified).await {
+        // Another server was faster, or it lives after all.
+        Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(store_error(error)),
+    }
 }
 
-/// Those that other machines reach and that one EndpointSlice can name: of the family and the port of the least of them, so
-/// that all servers choose alike.
-fn reachable(addresses: Vec<SocketAddr>) -> BTreeSet<SocketAddr> {
-    let is_reachable = |address: &&SocketAddr| is_plain(address.ip());
-    let plain: BTreeSet<SocketAddr> = addresses.iter().filter(is_reachable).copied().collect();
-    let Some(least) = plain.first().copied() else {
-        // Not for others; it is for the caller to say so.
-        return addresses.into_iter().collect();
-    };
+/// Those that other machines reach and that one EndpointSlice can name together with `own`: of its family, on its port.
+fn reachable(addresses: Vec<SocketAddr>, own: SocketAddr) -> BTreeSet<SocketAddr> {
+    let plain = addresses.into_iter().filter(|it| is_plain(it.ip()));
     let fits = |address: &SocketAddr| {
-        Family::of(address.ip()) == Family::of(least.ip()) && address.port() == least.port()
+        Family::of(address.ip()) == Family::of(own.ip()) && address.port() == own.port()
     };
-    plain.into_iter().filter(fits).collect()
+    let (fitting, others): (BTreeSet<_>, BTreeSet<_>) = plain.partition(fits);
+    for other in others {
+        tracing::warn!(%other, %own, "another API server is of another family or on another port: all need the same");
+    }
+    fitting
 }
 
-/// When each Lease was first seen as it is.
+/// When each key was first seen as it is.
 #[derive(Debug, Default)]
-struct Seen(BTreeMap<String, (String, Instant)>);
+struct Seen(BTreeMap<String, (Revision, Instant)>);
 
 impl Seen {
-    /// Takes note of the Leases, name and version; gives those that have not changed for too long.
-    fn look(&mut self, leases: BTreeMap<String, String>, now: Instant) -> BTreeSet<String> {
-        self.0.retain(|name, _| leases.contains_key(name));
+    /// Takes note of the keys and when they were written; gives those that have not been for too long.
+    fn look(&mut self, keys: BTreeMap<String, Revision>, now: Instant) -> BTreeSet<String> {
+        self.0.retain(|key, _| keys.contains_key(key));
         let mut gone = BTreeSet::new();
-        for (name, version) in leases {
-            let seen = self
-                .0
-                .entry(name.clone())
-                .or_insert_with(|| (version.clone(), now));
+        for (key, version) in keys {
+            let seen = self.0.entry(key.clone()).or_insert_with(|| (version, now));
             if seen.0 != version {
                 *seen = (version, now);
             }
             if now.duration_since(seen.1) >= LIFE {
-                gone.insert(name);
+                gone.insert(key);
             }
         }
         gone
@@ -243,41 +150,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_gone_when_its_lease_stands_still() {
+    fn a_server_is_gone_when_its_key_stands_still() {
         let (mut seen, start) = (Seen::default(), Instant::now());
-        let mut at = |seconds, leases: &[(&str, &str)]| {
-            let leases = leases.iter().map(|(n, v)| (n.to_string(), v.to_string()));
-            let gone = seen.look(leases.collect(), start + Duration::from_secs(seconds));
+        let mut at = |seconds, keys: &[(&str, u64)]| {
+            let keys = keys
+                .iter()
+                .map(|(key, at)| (key.to_string(), Revision(*at)));
+            let gone = seen.look(keys.collect(), start + Duration::from_secs(seconds));
             gone.into_iter().collect::<Vec<_>>().join(",")
         };
-        assert_eq!(at(0, &[("a", "1"), ("b", "1")]), "");
-        assert_eq!(at(29, &[("a", "2"), ("b", "1")]), "");
-        assert_eq!(at(31, &[("a", "2"), ("b", "1")]), "b");
-        assert_eq!(at(40, &[("a", "2")]), "");
+        assert_eq!(at(0, &[("a", 1), ("b", 1)]), "");
+        assert_eq!(at(29, &[("a", 2), ("b", 1)]), "");
+        assert_eq!(at(31, &[("a", 2), ("b", 1)]), "b");
+        assert_eq!(at(40, &[("a", 2)]), "");
         // It came back, as another or the same.
-        assert_eq!(at(41, &[("a", "2"), ("b", "1")]), "");
-        assert_eq!(at(59, &[("a", "2"), ("b", "1")]), "a");
+        assert_eq!(at(41, &[("a", 2), ("b", 1)]), "");
+        assert_eq!(at(59, &[("a", 2), ("b", 1)]), "a");
     }
 
     #[test]
-    fn servers_choose_the_same_addresses() {
-        let choose = |texts: &[&str]| {
+    fn servers_of_one_slice_are_of_one_family_and_port() {
+        let choose = |texts: &[&str], own: &str| {
             let addresses = texts.iter().map(|text| text.parse().expect("an address"));
-            let chosen: Vec<_> = reachable(addresses.collect())
+            let own = own.parse().expect("an address");
+            let chosen: Vec<_> = reachable(addresses.collect(), own)
                 .iter()
                 .map(ToString::to_string)
                 .collect();
             chosen.join(" ")
         };
+        let all = [
+            "127.0.0.1:6443",
+            "192.0.2.1:7443",
+            "192.0.2.2:6443",
+            "192.0.2.3:6443",
+            "[2001:db8::1]:6443",
+        ];
         assert_eq!(
-            choose(&["192.0.2.2:6443", "192.0.2.1:6443"]),
-            "192.0.2.1:6443 192.0.2.2:6443"
+            choose(&all, "192.0.2.9:6443"),
+            "192.0.2.2:6443 192.0.2.3:6443"
         );
-        assert_eq!(
-            choose(&["192.0.2.2:6443", "192.0.2.1:7443", "[2001:db8::1]:6443"]),
-            "192.0.2.1:7443"
-        );
-        assert_eq!(choose(&["127.0.0.1:6443"]), "127.0.0.1:6443");
-        assert_eq!(choose(&["127.0.0.1:6443", "192.0.2.9:1"]), "192.0.2.9:1");
+        assert_eq!(choose(&all, "[2001:db8::9]:6443"), "[2001:db8::1]:6443");
+        assert_eq!(choose(&all, "127.0.0.1:7443"), "192.0.2.1:7443");
     }
 }

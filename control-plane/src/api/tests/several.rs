@@ -238,8 +238,8 @@ async fn the_service_kubernetes_leads_to_all_servers_that_live() {
     let ranges = SMALL.parse().expect("ranges");
     let addresses: [SocketAddr; 2] =
         ["192.0.2.1:6443", "192.0.2.2:6443"].map(|text| text.parse().expect("an address"));
-    let mut one = Peers::new("one", addresses[0]);
-    let mut two = Peers::new("two", addresses[1]);
+    let mut one = Peers::new(addresses[0]);
+    let mut two = Peers::new(addresses[1]);
     let endpoints = async |server: &Fixture| {
         let uri = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
         let slice = server.get(uri).await.body;
@@ -264,18 +264,21 @@ async fn the_service_kubernetes_leads_to_all_servers_that_live() {
     assert_eq!(endpoints(&first).await, "192.0.2.1 192.0.2.2");
     look(a, addresses[0], &mut one).await;
     assert_eq!(endpoints(&second).await, "192.0.2.1 192.0.2.2");
-    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases?labelSelector=apiserver.kubernetes.io/identity=kube-apiserver";
-    assert_eq!(
-        first.get(leases).await.body["items"]
-            .as_array()
-            .map(Vec::len),
-        Some(2)
-    );
+    // Whoever may write Leases, with an address in them or not, leads nobody anywhere.
+    let lease = json!({"metadata": {
+        "name": "apiserver-x",
+        "labels": {"apiserver.kubernetes.io/identity": "kube-apiserver"},
+        "annotations": {"kernelet.io/address": "192.0.2.0:6443"},
+    }});
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+    assert_eq!(first.call("POST", leases, lease).await.code, 201);
+    look(a, addresses[0], &mut one).await;
+    assert_eq!(endpoints(&second).await, "192.0.2.1 192.0.2.2");
 
     // One stands still for so long that the other takes it for gone. When it goes on it is there again.
     let later = Instant::now() + Duration::from_secs(60);
     let alive = one
-        .look(a, later)
+        .look(&*a.store, later)
         .await
         .unwrap_or_else(|error| panic!("{}", error.message));
     assert_eq!(alive, [addresses[0]].into());
@@ -291,6 +294,31 @@ async fn the_service_kubernetes_leads_to_all_servers_that_live() {
         .await
         .unwrap_or_else(|error| panic!("{}", error.message));
     assert_eq!(endpoints(&first).await, "192.0.2.1");
+}
+
+#[tokio::test]
+async fn a_server_says_that_it_lives_though_it_cannot_keep_the_systems_objects() {
+    let f = Fixture::new().await;
+    let registry = &f.api.registry;
+    let key = "/registry/namespaces/kube-public";
+    let (there, _) = registry.store.get(key).await.expect("an answer");
+    let modified = there.expect("the namespace").modified;
+    let expect = crate::store::Expect::Modified(modified);
+    let broken = registry.store.put(key, "no JSON".into(), expect).await;
+    broken.expect("it is written");
+    let advertised: SocketAddr = "192.0.2.1:6443".parse().expect("an address");
+    let mut peers = Peers::new(advertised);
+    let ranges = testing::SERVICES.parse().expect("ranges");
+    for _ in 0..2 {
+        let kept = bootstrap::keep_once(registry, &ranges, advertised, Some(&mut peers)).await;
+        assert_eq!(kept.map_err(|error| error.code.as_u16()), Err(500));
+    }
+    let servers = registry
+        .store
+        .range("/registry/kernelet/servers/", None, 0, None);
+    let servers = servers.await.expect("a range").entries;
+    assert_eq!(servers.len(), 1);
+    assert!(servers[0].modified > servers[0].created, "it is renewed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
