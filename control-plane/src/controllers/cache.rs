@@ -148,19 +148,29 @@ where
         let _ = tokio::time::timeout(READ_OWN_WRITE, seen).await;
     }
 
-    /// Follows the API server until `shutdown`; survives every error with a back-off.
-    pub(crate) async fn run(self: Arc<Self>, api: Api<K>, shutdown: CancellationToken) {
+    /// Follows the API server until `shutdown`; survives every error with a back-off. Whether it ends or is dropped, there are
+    /// no handlers any more then.
+    pub(crate) fn run(
+        self: Arc<Self>,
+        api: Api<K>,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> + Send {
         self.run_selected(api, watcher::Config::default(), shutdown)
-            .await;
     }
 
     /// The same, of the objects that `config` selects.
-    pub(super) async fn run_selected(
+    pub(super) fn run_selected(
         self: Arc<Self>,
         api: Api<K>,
         config: watcher::Config,
         shutdown: CancellationToken,
-    ) {
+    ) -> impl Future<Output = ()> + Send {
+        // Here, and not in what is polled: that may be dropped before.
+        let following = Following(self);
+        async move { following.0.follow(api, config, shutdown).await }
+    }
+
+    async fn follow(&self, api: Api<K>, config: watcher::Config, shutdown: CancellationToken) {
         let events = watcher(api, config).backoff(WatchBackoff::new());
         let mut events = std::pin::pin!(events);
         let mut listed: BTreeMap<Key, Arc<K>> = BTreeMap::new();
@@ -263,6 +273,18 @@ where
             handler(old, new);
         }
         self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+/// A cache that is followed. Handlers hold other caches, and those the handlers that hold this one: without an end they would
+/// keep each other, and all objects with them, whenever another control plane leads.
+struct Following<K>(Arc<Cache<K>>);
+
+impl<K> Drop for Following<K> {
+    fn drop(&mut self) {
+        // Dropped without the lock: a handler may be the last to hold a cache.
+        let handlers = std::mem::take(&mut *write(&self.0.handlers));
+        drop(handlers);
     }
 }
 

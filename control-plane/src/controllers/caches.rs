@@ -30,7 +30,8 @@ use crate::auth::bootstrap_token;
 /// Where nodes keep their Leases.
 pub(super) const NODE_LEASES: &str = "kube-node-lease";
 
-/// Hears of objects that are gone, of whatever kind, by their namespace. Garbage collection sees all of them.
+/// Hears of objects that are gone, of whatever kind, by their namespace. Garbage collection sees all of them. Handlers must
+/// not hold all [`Caches`]: they are held by them.
 #[derive(Default)]
 pub(super) struct Gone(RwLock<Vec<OnGone>>);
 

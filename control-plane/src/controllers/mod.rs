@@ -162,3 +162,62 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
         .start(&context.client, &context.shutdown, &mut tasks);
     tasks.join_all().await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use http::{Request, Response, StatusCode};
+    use kube::client::Body;
+    use tokio::sync::Notify;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::auth::tokens::Keys;
+
+    /// A client of a server that is away. The other half hears of requests, and is gone when nobody has the client any more.
+    fn client() -> (kube::Client, Weak<Notify>) {
+        let asked = Arc::new(Notify::new());
+        let weak = Arc::downgrade(&asked);
+        let service = service_fn(move |_: Request<Body>| {
+            asked.notify_one();
+            async {
+                let mut answer = Response::new(Body::empty());
+                *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                Ok::<_, std::convert::Infallible>(answer)
+            }
+        });
+        (kube::Client::new(service, "default"), weak)
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_leader_that_leads_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Keys::open(dir.path()).unwrap();
+        let accounts = Accounts {
+            authority: String::new(),
+            tokens: Arc::new(Authority::new(keys, "https://issuer".to_owned())),
+        };
+        let signer: Signer = Arc::new(|_, _| unreachable!("nobody asks"));
+        let config = ControllersConfig::new("10.244.0.0/16".parse().unwrap(), accounts, signer);
+        for is_told in [true, false] {
+            let (client, asked) = client();
+            let shutdown = CancellationToken::new();
+            let mut work = JoinSet::new();
+            work.spawn(run(client, config.clone(), shutdown.clone()));
+            asked.upgrade().unwrap().notified().await;
+            if is_told {
+                shutdown.cancel();
+                work.join_next().await;
+            }
+            drop(work);
+            for _ in 0..6000 {
+                if asked.strong_count() == 0 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(asked.strong_count(), 0, "told: {is_told}");
+        }
+    }
+}

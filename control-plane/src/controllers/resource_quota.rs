@@ -12,8 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Context;
-use super::cache::Key;
-use super::caches::Caches;
+use super::cache::{Cache, Key};
 use super::driver::{Error, Queue, Result, queue};
 use crate::resources::quantity::{self, Quantity, Sums};
 use crate::resources::resourcequota::{scopes, usage};
@@ -33,25 +32,25 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
             queue.add(Key::of(&**quota));
         }
     });
-    let (all, queue) = (context.caches.clone(), keys.clone());
+    let (quotas, queue) = (caches.resource_quotas.clone(), keys.clone());
     caches
         .gone
-        .on(move |namespace| wake(&all, &queue, namespace));
-    let (all, queue) = (context.caches.clone(), keys.clone());
+        .on(move |namespace| wake(&quotas, &queue, namespace));
+    let (quotas, queue) = (caches.resource_quotas.clone(), keys.clone());
     caches.pods.on_change(move |old, new| {
         if let (Some(old), Some(new)) = (old, new)
             && !has_ended(old)
             && has_ended(new)
         {
-            wake(&all, &queue, &Key::of(&**new).namespace);
+            wake(&quotas, &queue, &Key::of(&**new).namespace);
         }
     });
-    let (all, queue) = (context.caches.clone(), keys);
+    let (quotas, queue) = (caches.resource_quotas.clone(), keys);
     caches.services.on_change(move |old, new| {
         if let (Some(old), Some(new)) = (old, new)
             && old.spec != new.spec
         {
-            wake(&all, &queue, &Key::of(&**new).namespace);
+            wake(&quotas, &queue, &Key::of(&**new).namespace);
         }
     });
     context
@@ -59,8 +58,8 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
         .drive("resource-quota", wakeups, WORKERS, reconcile)
 }
 
-fn wake(caches: &Caches, queue: &Queue<Key>, namespace: &str) {
-    for quota in caches.resource_quotas.list_in(namespace) {
+fn wake(quotas: &Cache<ResourceQuota>, queue: &Queue<Key>, namespace: &str) {
+    for quota in quotas.list_in(namespace) {
         queue.add(Key::of(&*quota));
     }
 }
