@@ -93,19 +93,23 @@ async fn bootstrapper(
     let name = bootstrap_token::secret_name(token);
     let namespace = bootstrap_token::NAMESPACE;
     let kind = resources::find("", "v1", "secrets").ok_or_else(ApiError::no_route)?;
-    // Such tokens are rarely shown, and who takes one back expects that it is of no use from then on.
-    let found = registry
-        .get(kind, namespace, &name, Freshness::Latest)
-        .await;
-    let secret = match found {
-        Ok(secret) => serde_json::from_slice(&secret.json).map_err(ApiError::internal)?,
-        Err(error) if error.reason == "NotFound" => {
-            return Ok(Err(format!("Secret {name:?} is not there")));
-        }
-        Err(error) => return Err(error),
-    };
     let now = Timestamp::from_second(meta::now()).map_err(ApiError::internal)?;
-    Ok(bootstrap_token::bearer(token, &secret, now))
+    let read = async |freshness| {
+        let secret = match registry.get(kind, namespace, &name, freshness).await {
+            Ok(secret) => serde_json::from_slice(&secret.json).map_err(ApiError::internal)?,
+            Err(error) if error.reason == "NotFound" => {
+                return Ok(Err(format!("Secret {name:?} is not there")));
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(bootstrap_token::bearer(token, &secret, now))
+    };
+    // Anybody can show something that looks like a token: that costs the store nothing.
+    if let Err(why) = read(Freshness::Any).await? {
+        return Ok(Err(why));
+    }
+    // Who takes a token back expects that it is of no use from then on.
+    read(Freshness::Latest).await
 }
 
 /// The account that a token is of.

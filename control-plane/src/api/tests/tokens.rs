@@ -293,6 +293,8 @@ async fn bootstrap_tokens_are_those_of_secrets() {
     });
     let made = f.call("POST", secrets, secret).await;
     assert_eq!(made.code, 201, "{}", made.message());
+    // Until the cache has it.
+    f.get(secrets).await;
     let user = f.bearer(token).await.expect("a bearer");
     assert_eq!(user["username"], "system:bootstrap:abcdef");
     let groups = user["groups"].as_array().expect("groups");
