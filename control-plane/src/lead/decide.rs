@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::LEASE_DURATION;
+
 /// What a Lease says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -15,15 +17,16 @@ pub struct Record {
 /// A record, and when it was first seen as it is, by this machine's clock: the times in it are of another's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
-    record: Record,
+    /// None: there was a Lease, and it is gone. Its holder's term may last still.
+    record: Option<Record>,
     since: Instant,
 }
 
 impl Observed {
-    /// What is observed now that `record` was read.
+    /// What is observed now that `record` was read. None: no Lease was ever seen.
     pub fn next(before: Option<Self>, record: Option<Record>, now: Instant) -> Option<Self> {
-        let record = record?;
         match before {
+            None if record.is_none() => None,
             Some(before) if before.record == record => Some(before),
             _ => Some(Self { record, since: now }),
         }
@@ -38,16 +41,18 @@ pub enum Step {
     Wait,
 }
 
-/// `observed` is None where there is no Lease.
+/// `observed` is None where no Lease was ever seen.
 pub fn decide(observed: Option<&Observed>, me: &str, now: Instant) -> Step {
-    match observed {
-        None => Step::Take,
-        Some(Observed { record, .. }) if record.holder == me => Step::Renew,
-        Some(Observed { record, .. }) if record.holder.is_empty() => Step::Take,
-        Some(Observed { record, since }) if now.duration_since(*since) >= record.duration => {
-            Step::Take
-        }
-        Some(_) => Step::Wait,
+    let Some(Observed { record, since }) = observed else {
+        return Step::Take;
+    };
+    let unchanged = now.duration_since(*since);
+    match record {
+        Some(record) if record.holder == me => Step::Renew,
+        Some(record) if record.holder.is_empty() => Step::Take,
+        Some(record) if unchanged >= record.duration => Step::Take,
+        None if unchanged >= LEASE_DURATION => Step::Take,
+        Some(_) | None => Step::Wait,
     }
 }
 
@@ -55,7 +60,7 @@ pub fn decide(observed: Option<&Observed>, me: &str, now: Instant) -> Step {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{LEASE_DURATION, RENEW_DEADLINE, Term};
+    use super::super::{RENEW_DEADLINE, Term};
     use super::*;
 
     fn record(holder: &str, version: u64) -> Record {
@@ -80,7 +85,20 @@ mod tests {
         assert_eq!(decide(renewed.as_ref(), "b", at(15)), Step::Wait);
         let free = Observed::next(renewed, Some(record("", 3)), at(15));
         assert_eq!(decide(free.as_ref(), "b", at(15)), Step::Take);
-        assert_eq!(Observed::next(free, None, at(16)), None);
+    }
+
+    #[test]
+    fn a_lease_that_somebody_deletes_is_left_to_its_holder_for_as_long() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(Observed::next(None, None, at(0)), None);
+        let seen = Observed::next(None, Some(record("a", 1)), at(0));
+        let gone = Observed::next(seen, None, at(10));
+        let gone = Observed::next(gone, None, at(24));
+        for who in ["a", "b"] {
+            assert_eq!(decide(gone.as_ref(), who, at(24)), Step::Wait);
+            assert_eq!(decide(gone.as_ref(), who, at(25)), Step::Take);
+        }
     }
 
     /// One try of a candidate: how long it waits before, and how long its read, its decision and its answer take.
@@ -105,8 +123,22 @@ mod tests {
         term: Option<Term>,
     }
 
-    /// The lease in the store: holder and version; none before the first.
-    type Stored = Option<(String, u64)>;
+    /// The lease in the store, holder and version; and how many writes there were.
+    #[derive(Default)]
+    struct Stored {
+        lease: Option<(String, u64)>,
+        writes: u64,
+    }
+
+    /// Whether somebody who deletes the lease now does no harm: every candidate knows of it, and none is about to make it.
+    /// Nothing can be done for others; nobody deletes it but people.
+    fn may_vanish(candidates: &[Candidate]) -> bool {
+        candidates.iter().all(|it| {
+            let observed = it.observed.as_ref();
+            observed.is_some_and(|observed| observed.record.is_some())
+                && !matches!(it.phase, Phase::Writes { expected: 0 })
+        })
+    }
 
     /// Goes one phase further; false when there is nothing more to do.
     fn go_on(me: &str, it: &mut Candidate, stored: &mut Stored, start: Instant) -> bool {
@@ -117,7 +149,7 @@ mod tests {
                 it.asked = it.next;
                 (
                     Phase::Decides {
-                        read: stored.clone(),
+                        read: stored.lease.clone(),
                     },
                     it.now[1],
                 )
@@ -136,10 +168,11 @@ mod tests {
                 }
             }
             Phase::Writes { expected } => {
-                let version = stored.as_ref().map_or(0, |(_, version)| *version);
+                let version = stored.lease.as_ref().map_or(0, |(_, version)| *version);
                 let written = version == expected;
                 if written {
-                    *stored = Some((me.to_owned(), version + 1));
+                    stored.writes += 1;
+                    stored.lease = Some((me.to_owned(), stored.writes));
                 }
                 (Phase::Hears { written }, it.now[3])
             }
@@ -171,11 +204,16 @@ mod tests {
     }
 
     proptest! {
-        /// However long reads, decisions and answers take, no two have a term at a time.
+        /// However long reads, decisions and answers take, no two have a term at a time, also where somebody deletes the lease
+        /// after some step.
         #[test]
-        fn no_two_lead_at_a_time(all in proptest::collection::vec(tries(), 2..4)) {
+        fn no_two_lead_at_a_time(
+            all in proptest::collection::vec(tries(), 2..4),
+            deleted in proptest::collection::vec(proptest::bool::weighted(0.1), 1..40),
+        ) {
             let start = Instant::now();
-            let mut stored: Stored = None;
+            let mut stored = Stored::default();
+            let mut deleted = deleted.into_iter().cycle();
             let names = ["a", "b", "c"];
             let mut candidates: Vec<Candidate> = all.into_iter().map(|tries| {
                 let mut tries = tries.into_iter();
@@ -194,6 +232,9 @@ mod tests {
                     it.term.as_ref().is_some_and(|term| term.lasts(moment))
                 });
                 prop_assert!(lead.count() <= 1);
+                if deleted.next() == Some(true) && may_vanish(&candidates) {
+                    stored.lease = None;
+                }
             }
         }
     }

@@ -8,7 +8,9 @@
 //! ```
 //!
 //! A leader whose term may be over does nothing more: its client refuses (see [`Term`]), and the part is told to end. That is
-//! 5 s before another may take the lease, so no two work at a time, as long as their clocks run about equally fast.
+//! 5 s before another may take the lease, so no two work at a time, as long as their clocks run about equally fast. A request
+//! that was under way when the term ended may still be done later, as upstream's may. A Lease that somebody deletes is left
+//! alone for 15 s by all who have seen it, because its holder goes on until it looks.
 
 mod decide;
 mod lease;
