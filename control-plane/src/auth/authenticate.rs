@@ -8,7 +8,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::certificate::{common_name, organizations};
 use super::token::JoinToken;
 use super::tokens::{Authority, Refused, Verified};
-use super::{BOOTSTRAPPERS, User};
+use super::{BOOTSTRAPPERS, NODE_BOOTSTRAPPERS, User};
 
 /// A credential was shown and is not valid: 401. Showing none at all makes the caller anonymous instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +69,8 @@ impl Authenticator {
     ) -> Result<Credential, Refused> {
         if self.join_token.is(token) {
             let name = self.join_token.user_name();
-            let user = User::authenticated(name, [BOOTSTRAPPERS.to_owned()]);
+            let groups = [BOOTSTRAPPERS, NODE_BOOTSTRAPPERS].map(str::to_owned);
+            let user = User::authenticated(name, groups);
             return Ok(Credential::User(user));
         }
         if let Ok(token) = token.parse() {

@@ -14,7 +14,7 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, GeneralName};
 
 use super::certificate::{self, Ca, LIFETIME, Subject, common_name, organizations};
-use super::{BOOTSTRAPPERS, NODE_USER_PREFIX, NODES, User};
+use super::{NODE_BOOTSTRAPPERS, NODE_USER_PREFIX, NODES, User};
 
 /// Signs the certificates with which agents call the API server.
 pub const KUBELET_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
@@ -130,7 +130,8 @@ struct Checked {
 /// certificate may name the node and the addresses that its Node object says it has. A node writes that object itself, so
 /// what belongs to somebody else is refused all the same.
 ///
-/// A holder of the join token may have any node's first client certificate, as upstream; a node only its own.
+/// A holder of the join token, or of another of kubeadm's group, may have any node's first client certificate, as with kubeadm;
+/// a node only its own. What holders of other bootstrap tokens ask for waits for a person.
 pub fn approve(
     request: &SigningRequest<'_>,
     user: &User,
@@ -138,7 +139,7 @@ pub fn approve(
 ) -> Result<(), Refusal> {
     let checked = check(request)?;
     let own = user.name == checked.common_name && user.is_in(NODES);
-    let joining = user.is_in(BOOTSTRAPPERS) && request.signer == KUBELET_CLIENT_SIGNER;
+    let joining = user.is_in(NODE_BOOTSTRAPPERS) && request.signer == KUBELET_CLIENT_SIGNER;
     if !own && !joining {
         return Err(Refusal::NotTheirs {
             user: user.name.clone(),

@@ -42,6 +42,8 @@ pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 pub const NODES: &str = "system:nodes";
 /// Those who hold a join token.
 pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
+/// Those of them whose requests for nodes' first certificates are approved: kubeadm's name.
+pub const NODE_BOOTSTRAPPERS: &str = "system:bootstrappers:kubeadm:default-node-token";
 /// What a node's name follows in its user name.
 pub const NODE_USER_PREFIX: &str = "system:node:";
 /// The scheduler's user name.

@@ -3,7 +3,7 @@
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 
 use super::super::pki::PkiConfig;
-use super::super::{BOOTSTRAPPERS, MASTERS, NODES};
+use super::super::{MASTERS, NODE_BOOTSTRAPPERS, NODES};
 use super::*;
 
 fn csr(common_name: &str, organizations: &[&str], names: &[&str]) -> String {
@@ -36,7 +36,7 @@ fn a_node_gets_the_certificates_that_are_its_own() {
     let client = ["digital signature".to_owned(), "client auth".to_owned()];
     let server = ["digital signature".to_owned(), "server auth".to_owned()];
     let node = User::authenticated("system:node:w1", [NODES.to_owned()]);
-    let joining = User::authenticated("system:bootstrap:abcdef", [BOOTSTRAPPERS.to_owned()]);
+    let joining = User::authenticated("system:bootstrap:abcdef", [NODE_BOOTSTRAPPERS.to_owned()]);
     let names = Names {
         own: &["192.0.2.7".to_owned()],
         others: &[],

@@ -12,7 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::auth::csr::{
     KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, Names, Refusal, SigningRequest, approve,
 };
-use crate::auth::{SAME_MACHINE, User};
+use crate::auth::{BOOTSTRAPPERS, SAME_MACHINE, User};
 
 /// A node asks for its serving certificate while it is still telling its addresses.
 const ADDRESSES_LATER: Duration = Duration::from_secs(60);
@@ -93,6 +93,8 @@ pub(super) fn decide(csr: &CertificateSigningRequest, names: &Names<'_>, now: Ti
         Err(Refusal::ForeignAddress(_)) if age < ADDRESSES_LATER => {
             Step::Wait(ADDRESSES_LATER - age)
         }
+        // Whose token joins machines only with somebody's consent.
+        Err(Refusal::NotTheirs { .. }) if user.is_in(BOOTSTRAPPERS) => kept(KEEP_PENDING),
         Err(refusal) => Step::Deny(refusal.to_string()),
     }
 }
@@ -119,6 +121,7 @@ mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 
     use super::*;
+    use crate::auth::NODE_BOOTSTRAPPERS;
     use crate::auth::csr::Reserved;
     use crate::controllers::testing::at;
 
@@ -168,13 +171,14 @@ mod tests {
 
     #[test]
     fn a_joining_node_gets_its_first_certificate_and_a_stranger_does_not() {
-        let joining = csr(
-            KUBELET_CLIENT_SIGNER,
-            "system:bootstrap:abcdef",
-            &["system:bootstrappers"],
-            pem("w1", &[]),
-        );
+        let asks = |groups: &[&str]| {
+            let user = "system:bootstrap:abcdef";
+            csr(KUBELET_CLIENT_SIGNER, user, groups, pem("w1", &[]))
+        };
+        let joining = asks(&[BOOTSTRAPPERS, NODE_BOOTSTRAPPERS]);
         assert_eq!(judge(&joining, &[], at(1000)), Step::Approve);
+        let other = asks(&[BOOTSTRAPPERS, "system:bootstrappers:workers"]);
+        assert!(matches!(judge(&other, &[], at(1000)), Step::Wait(_)));
         let stranger = csr(KUBELET_CLIENT_SIGNER, "jane", &["people"], pem("w1", &[]));
         assert!(
             matches!(judge(&stranger, &[], at(1000)), Step::Deny(reason) if reason.contains("jane"))
