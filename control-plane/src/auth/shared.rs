@@ -135,6 +135,11 @@ mod tests {
             "{lacking:?}"
         );
 
+        // All know the new key before one signs with it; while they change over, each may start again.
+        for (signs, known) in [("1", ["1", "2"]), ("2", ["2", "1"]), ("1", ["1", "2"])] {
+            agree(common("a", signs), &known).await.unwrap();
+        }
+
         // A new key is taken over by a server that still knows the old one; then one without the new one is refused.
         agree(common("a", "2"), &["2", "1"]).await.unwrap();
         let behind = agree(common("a", "1"), &["1"]).await;

@@ -70,8 +70,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Loads everything as it was a while ago, and follows the store from there to the present and on. `index` gives the fields that selectors can ask of
-    /// an object, from its key and JSON.
+    /// Loads everything as it was a while ago, and follows the store from there to the present and on. `index` gives the
+    /// fields that selectors can ask of an object, from its key and JSON. Waits for the store as long as it is away.
     pub async fn start(store: Arc<dyn Store>, index: Index) -> Result<Arc<Self>, StoreError> {
         let present = store.revision().await?;
         let (objects, revision) = feed::load_past(&*store, index, present).await?;
@@ -87,7 +87,16 @@ impl Cache {
         tokio::spawn(async move { stop.run_until_cancelled(follow).await });
         let mut reached = cache.reached.subscribe();
         // The sender lives in the cache, so the wait itself cannot fail.
-        let _ = reached.wait_for(|at| *at >= present).await;
+        while tokio::time::timeout(PATIENCE, reached.wait_for(|at| *at >= present))
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                revision = cache.revision().0,
+                present = present.0,
+                "the store does not deliver what is in it; waiting for it"
+            );
+        }
         Ok(cache)
     }
 

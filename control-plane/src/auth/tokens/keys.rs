@@ -1,7 +1,8 @@
 //! The keys of service accounts' tokens: `pki/sa.key` signs, and with it verify all `pki/sa-*.key` and `pki/sa-*.pub`.
 //!
 //! To rotate: rename `sa.key` to `sa-old.key` and restart, which makes a new one; when no token of the old one is in use any
-//! more, remove it. Keys are PKCS #8 in PEM, of the curve P-256 (as those made here) or RSA.
+//! more, remove it. Of several servers all must verify with the new key before one signs with it: the README says how. Keys are
+//! PKCS #8 in PEM, of the curve P-256 (as those made here) or RSA.
 
 use std::fs;
 use std::io;
