@@ -26,10 +26,10 @@ pub fn diff_and_replace_compare_with_what_is_there(client: &Client) {
         shown.contains("-  key: before") && shown.contains("+  key: after"),
         "{shown}"
     );
-    let said = client.says(&format!("replace -f {path}"));
+    let said = client.says(&format!("replace --save-config -f {path}"));
     assert_eq!(said, "configmap/one replaced\n");
     assert_eq!(client.says(&format!("diff -f {path}")), "");
-    let said = client.says(&format!("replace --force -f {path}"));
+    let said = client.says(&format!("replace --save-config --force -f {path}"));
     assert!(said.ends_with("configmap/one replaced\n"), "{said}");
 
     // Who replaced it owns it, so that another value is in its way.
