@@ -127,7 +127,7 @@ pub fn form(
     let right_version = ["", &expected].contains(&version) || Some(version) == form.formerly;
     if !["", form.kind].contains(&kind) || !right_version {
         return Err(ApiError::bad_request(format!(
-            "the body of the request is a {version} {kind}, not a {expected} {}",
+            "the body of the request is of kind {kind:?} and apiVersion {version:?}, which does not match {expected} {}",
             form.kind
         )));
     }

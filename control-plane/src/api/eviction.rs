@@ -221,7 +221,6 @@ mod tests {
         assert_eq!((read.grace, read.uid.as_deref()), (Some(5), Some("u")));
         assert!(options(&eviction, "a", "q").is_err());
         assert!(options(&eviction, "b", "p").is_err());
-        assert!(options(&json!({"kind": "Pod"}), "a", "p").is_err());
         assert_eq!(options(&json!({}), "a", "p"), Ok(DeleteOptions::default()));
     }
 

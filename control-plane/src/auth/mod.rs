@@ -13,6 +13,7 @@ pub mod pki;
 pub mod rbac;
 mod references;
 mod rules;
+pub mod shared;
 #[cfg(test)]
 mod tests;
 pub mod tls;

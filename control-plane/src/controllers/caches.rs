@@ -6,12 +6,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node, Pod,
-    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node,
+    PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -52,6 +53,7 @@ pub(super) struct Caches {
     pub(super) bootstrap_tokens: Arc<Cache<Secret>>,
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) controller_revisions: Arc<Cache<ControllerRevision>>,
+    pub(super) cron_jobs: Arc<Cache<CronJob>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) daemon_sets: Arc<Cache<DaemonSet>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
@@ -66,6 +68,8 @@ pub(super) struct Caches {
     pub(super) nodes: Arc<Cache<Node>>,
     pub(super) pod_disruption_budgets: Arc<Cache<PodDisruptionBudget>>,
     pub(super) pods: Arc<Cache<Pod>>,
+    /// Who owns them is all that is asked of them.
+    pub(super) volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     pub(super) replica_sets: Arc<Cache<ReplicaSet>>,
     pub(super) resource_quotas: Arc<Cache<ResourceQuota>>,
     pub(super) replication_controllers: Arc<Cache<ReplicationController>>,
@@ -85,6 +89,7 @@ impl Caches {
             bootstrap_tokens: Cache::new(|_| (), None),
             cluster_roles: Cache::new(|_| (), None),
             controller_revisions: Cache::new(|_| (), Some(revision_index)),
+            cron_jobs: Cache::new(|_| (), None),
             csrs: Cache::new(|_| (), None),
             daemon_sets: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
@@ -97,9 +102,10 @@ impl Caches {
             nodes: Cache::new(slim_node, None),
             pod_disruption_budgets: Cache::new(|_| (), None),
             pods: Cache::new(slim_pod, Some(pods::index)),
+            volume_claims: Cache::new(slim_volume_claim, None),
             replica_sets: Cache::new(|_| (), None),
             resource_quotas: Cache::new(|_| (), None),
-            replication_controllers: Cache::new(slim_replication_controller, None),
+            replication_controllers: Cache::new(|_| (), None),
             root_cas: Cache::new(|_| (), None),
             service_accounts: Cache::new(|_| (), None),
             services: Cache::new(|_| (), Some(endpoints::service_index)),
@@ -128,6 +134,7 @@ impl Caches {
             shutdown,
             tasks,
         );
+        follow(&self.cron_jobs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.csrs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.daemon_sets, Api::all(client.clone()), shutdown, tasks);
         follow(&self.deployments, Api::all(client.clone()), shutdown, tasks);
@@ -154,6 +161,12 @@ impl Caches {
             tasks,
         );
         follow(&self.pods, Api::all(client.clone()), shutdown, tasks);
+        follow(
+            &self.volume_claims,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
         follow(
             &self.replica_sets,
             Api::all(client.clone()),
@@ -211,6 +224,7 @@ impl Caches {
         self.bootstrap_tokens.wait_synced().await;
         self.cluster_roles.wait_synced().await;
         self.controller_revisions.wait_synced().await;
+        self.cron_jobs.wait_synced().await;
         self.csrs.wait_synced().await;
         self.daemon_sets.wait_synced().await;
         self.deployments.wait_synced().await;
@@ -222,6 +236,7 @@ impl Caches {
         self.nodes.wait_synced().await;
         self.pod_disruption_budgets.wait_synced().await;
         self.pods.wait_synced().await;
+        self.volume_claims.wait_synced().await;
         self.replica_sets.wait_synced().await;
         self.resource_quotas.wait_synced().await;
         self.replication_controllers.wait_synced().await;
@@ -299,11 +314,10 @@ fn revision_index(revision: &ControllerRevision) -> Vec<String> {
         .collect()
 }
 
-/// Only how many pods it wants is asked of it.
-fn slim_replication_controller(controller: &mut ReplicationController) {
-    if let Some(spec) = &mut controller.spec {
-        spec.template = None;
-    }
+/// None of the controllers writes a claim back whole.
+fn slim_volume_claim(claim: &mut PersistentVolumeClaim) {
+    claim.spec = None;
+    claim.status = None;
 }
 
 /// The images are most of a node.

@@ -4,6 +4,7 @@ mod bootstrap_tokens;
 pub(crate) mod cache;
 mod caches;
 mod certificates;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -22,11 +23,13 @@ mod pod_control;
 pub(crate) mod pods;
 mod replica_set;
 mod resource_quota;
+mod revisions;
 mod role_aggregation;
 mod root_ca;
 #[cfg(test)]
 mod scenarios;
 mod service_accounts;
+mod stateful_set;
 #[cfg(test)]
 pub(crate) mod testing;
 mod token_secrets;
@@ -139,6 +142,8 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(disruption::stale::start(&context));
     tasks.spawn(endpoints::start(&context));
     tasks.spawn(job::start(&context));
+    tasks.spawn(cron_job::start(&context));
+    tasks.spawn(stateful_set::start(&context));
     tasks.spawn(load_balancer::start(&context));
     tasks.spawn(node::start(&context));
     tasks.spawn(certificates::start(&context));

@@ -7,7 +7,7 @@ pub mod age;
 mod certificatesigningrequest;
 mod configmap;
 mod controllerrevision;
-mod cronjob;
+pub(crate) mod cronjob;
 mod csidriver;
 mod csinode;
 mod csistoragecapacity;
