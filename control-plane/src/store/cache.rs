@@ -101,6 +101,12 @@ impl Cache {
         Ok(self.read(|state| (state.get(key), state.revision())))
     }
 
+    /// The object at `key` if it is in memory as it was written at `revision`.
+    pub fn at(&self, key: &str, revision: Revision) -> Option<Arc<Object>> {
+        let object = self.read(|state| state.get(key))?;
+        (object.revision == revision).then_some(object)
+    }
+
     /// The objects whose keys start with `prefix`, which ends with a slash.
     pub async fn list(&self, prefix: &str, freshness: Freshness) -> Result<Listing, ReadError> {
         self.fresh(freshness).await?;
