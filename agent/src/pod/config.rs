@@ -64,7 +64,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         attempt,
         streak,
         spec_hash: spec_hash(container),
-        image: container.image.clone().unwrap_or_default(),
+        image: Some(container.image.clone().unwrap_or_default()),
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone(),

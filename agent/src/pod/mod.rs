@@ -23,6 +23,9 @@ mod env;
 mod ephemeral;
 mod events;
 mod files;
+mod holder;
+#[cfg(test)]
+mod holder_tests;
 mod hooks;
 mod host_path;
 mod host_ports;

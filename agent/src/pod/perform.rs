@@ -15,6 +15,7 @@ use super::config::{self, Parts};
 use super::env::{self, Context};
 use super::ephemeral;
 use super::events::Kind;
+use super::holder;
 use super::hooks;
 use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::refusals::refusals;
@@ -195,6 +196,9 @@ pub(super) async fn run_container(
     attempt: u32,
     streak: u32,
 ) -> Outcome {
+    if holder::is_one(&spec.name) {
+        return run_holder(shared, pod, spec, observed, attempt, streak).await;
+    }
     let tries = observed.tries(&spec.name) + 1;
     let fail = |reason, message: String, final_: bool| {
         shared.events.send(
@@ -223,14 +227,16 @@ pub(super) async fn run_container(
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
-    let target_pid = match ephemeral::target(pod, &spec.name) {
+    let shared_with = pod.holder.as_ref().map(|_| holder::NAME);
+    let target_pid = match shared_with.or_else(|| ephemeral::target(pod, &spec.name)) {
         None => None,
-        Some(target) => match observed.latest(target).map(|target| &target.state) {
-            Some(ContainerState::Running { pid }) => Some(*pid),
-            _ => {
+        Some(target) => match running_pid(shared, observed, target).await {
+            Ok(Some(pid)) => Some(pid),
+            Ok(None) => {
                 let text = format!("target container {target} does not run");
                 return fail("CreateContainerError", text, false);
             }
+            Err(error) => return error.into(),
         },
     };
     let parts = Parts {
@@ -280,6 +286,65 @@ pub(super) async fn run_container(
     }
 }
 
+/// The first process of a container as of now: one that has ended may have given its id to another.
+async fn running_pid(
+    shared: &Shared,
+    observed: &Observed,
+    name: &str,
+) -> Result<Option<u32>, RuntimeError> {
+    let Some(container) = observed.latest(name) else {
+        return Ok(None);
+    };
+    let state = shared.runtime.state(&container.id).await?;
+    Ok(match state {
+        Some(ContainerState::Running { pid }) => Some(pid),
+        _ => None,
+    })
+}
+
+/// Makes and starts what holds the process namespace of the pod's containers.
+async fn run_holder(
+    shared: &Shared,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    observed: &Observed,
+    attempt: u32,
+    streak: u32,
+) -> Outcome {
+    let fail = |message: String| {
+        let (events, tries) = (&shared.events, observed.tries(&spec.name) + 1);
+        let reason = "FailedCreatePodSandBox";
+        events.send(&pod.id, None, Kind::Warning, reason, &message);
+        Outcome::Failed {
+            container: spec.name.clone(),
+            failure: set_up_failure("ContainerCreating", message, tries),
+        }
+    };
+    if attempt > 0 {
+        let text = "Pod sandbox changed, it will be killed and re-created.";
+        let events = &shared.events;
+        events.send(&pod.id, None, Kind::Normal, "SandboxChanged", text);
+    }
+    let paths = &shared.settings.paths;
+    if let Err(error) = holder::install(paths) {
+        return fail(format!(
+            "cannot write {}: {error}",
+            paths.holder().display()
+        ));
+    }
+    let config = holder::config(pod, spec, attempt, streak, paths);
+    let made = match shared.runtime.create(&config).await {
+        Ok(made) => made,
+        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) => return fail(error.to_string()),
+    };
+    match start_container(shared, pod, observed, &made).await {
+        Ok(state) => Outcome::Container(Container { state, ..made }),
+        // It is made; starting it is the next plan's first thing.
+        Err(_) => Outcome::Container(made),
+    }
+}
+
 /// Starts a container that was made. One that cannot be started has ended.
 pub(super) async fn start_container(
     shared: &Shared,
@@ -292,7 +357,17 @@ pub(super) async fn start_container(
         .settings
         .paths
         .log(pod, &container.name, container.attempt);
+    let warn = |text: String| {
+        let (field, reason) = match holder::is_one(&container.name) {
+            true => (None, "FailedCreatePodSandBox"),
+            false => (Some(&*container.name), "Failed"),
+        };
+        let events = &shared.events;
+        events.send(pod, field, Kind::Warning, reason, text);
+    };
     match shared.runtime.start(&container.id, &log).await {
+        // Nobody has asked for it.
+        Ok(state) if holder::is_one(&container.name) => Ok(state),
         Ok(state) => {
             let text = format!("Started container {}", container.name);
             shared
@@ -302,10 +377,7 @@ pub(super) async fn start_container(
             Ok(state)
         }
         Err(RuntimeError::Start(reason)) => {
-            let text = format!("Error: {reason}");
-            shared
-                .events
-                .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+            warn(format!("Error: {reason}"));
             let exit = Exit {
                 code: 128,
                 at: Timestamp::now(),
@@ -316,10 +388,7 @@ pub(super) async fn start_container(
         }
         Err(error) => {
             if !error.is_unreachable() {
-                let text = format!("Error: {error}");
-                shared
-                    .events
-                    .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+                warn(format!("Error: {error}"));
             }
             Err(error)
         }
@@ -371,7 +440,7 @@ pub(super) async fn stop_container(
         StopHow::Ask { .. } => container.stop_signal,
         StopHow::Kill => libc::SIGKILL,
     };
-    if matches!(how, StopHow::Ask { .. }) {
+    if matches!(how, StopHow::Ask { .. }) && !holder::is_one(&container.name) {
         let name = &container.name;
         let text = match why {
             StopReason::PodEnds => format!("Stopping container {name}"),

@@ -257,7 +257,7 @@ async fn a_container_that_was_half_made_is_made_anew() {
         attempt: 0,
         streak: 0,
         spec_hash: spec_hash(&pod.containers()[0]),
-        image: "busybox:test".into(),
+        image: Some("busybox:test".into()),
         command: Vec::new(),
         args: Vec::new(),
         env: Vec::new(),

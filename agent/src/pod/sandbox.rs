@@ -19,13 +19,6 @@ use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::{PodRef, Resources, cgroup};
 
-/// What pods that ask for nothing may use beside others that do.
-const LEAST: Resources = Resources {
-    cpu_shares: 2,
-    cpu_quota_us: None,
-    memory_limit: None,
-};
-
 /// The node's own hosts file.
 const NODE_HOSTS: &str = "/etc/hosts";
 /// Size of the memory that a pod's containers share, in bytes: what container runtimes give a pod.
@@ -125,7 +118,7 @@ fn weigh(paths: &Paths, qos: QosClass) -> io::Result<()> {
         QosClass::Guaranteed => Ok(()),
         QosClass::Burstable => cgroup::weigh_by_children(&paths.hierarchies, &class),
         // They get what the others leave.
-        QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &LEAST),
+        QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &Resources::LEAST),
     }
 }
 

@@ -398,7 +398,10 @@ impl Worker {
                 .iter()
                 .find(|container| container.id == *id)
         };
-        let spec = |name: &String| pod?.every_container().find(|spec| spec.name == *name);
+        let spec = |name: &String| {
+            let mut all = pod?.every_container().chain(&pod?.holder);
+            all.find(|spec| spec.name == *name)
+        };
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
             Action::PrepareVolumes => perform::prepare_volumes(shared, pod?, observed).await,

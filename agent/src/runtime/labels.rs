@@ -77,7 +77,7 @@ pub(super) fn write(
         (ATTEMPT, config.attempt.to_string()),
         (STREAK, config.streak.to_string()),
         (SPEC_HASH, config.spec_hash.clone()),
-        (IMAGE, config.image.clone()),
+        (IMAGE, config.image.clone().unwrap_or_default()),
         (IMAGE_ID, image_id.to_owned()),
         (STOP_SIGNAL, stop_signal.to_string()),
         (BOOT_ID, boot_id.to_owned()),

@@ -294,8 +294,9 @@ pub struct ContainerConfig {
     pub attempt: u32,
     pub streak: u32,
     pub spec_hash: String,
-    /// The image as the spec names it.
-    pub image: String,
+    /// The image as the spec names it. Without one the container is empty but for its mounts, of which one has the command,
+    /// and its output is lost.
+    pub image: Option<String>,
     /// Replaces the image's entrypoint, and its arguments too.
     pub command: Vec<String>,
     /// Replaces the image's arguments.
@@ -388,6 +389,21 @@ pub enum RuntimeError {
     ImageName { name: String, reason: &'static str },
     #[error("cannot import {}: {reason}", archive.display())]
     Archive { archive: PathBuf, reason: String },
+}
+
+impl Container {
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, ContainerState::Running { .. })
+    }
+}
+
+impl Resources {
+    /// What those that ask for nothing may use beside others that do.
+    pub const LEAST: Resources = Resources {
+        cpu_shares: 2,
+        cpu_quota_us: None,
+        memory_limit: None,
+    };
 }
 
 impl RuntimeError {

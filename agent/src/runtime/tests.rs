@@ -36,7 +36,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
         attempt: 0,
         streak: 0,
         spec_hash: "hash".into(),
-        image: IMAGE.into(),
+        image: Some(IMAGE.into()),
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
         args: Vec::new(),
         env: Vec::new(),

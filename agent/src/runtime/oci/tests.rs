@@ -30,7 +30,7 @@ fn config() -> ContainerConfig {
         attempt: 0,
         streak: 0,
         spec_hash: String::new(),
-        image: "i".into(),
+        image: Some("i".into()),
         command: Vec::new(),
         args: Vec::new(),
         env: Vec::new(),

@@ -50,6 +50,11 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
             format!("must be between 1 and {}, inclusive", i32::MAX),
         ));
     }
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        let path = path.child("securityContext").child("shareProcessNamespace");
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.push(path.invalid(true, detail));
+    }
     errors.extend(labels::labels(
         &path.child("nodeSelector"),
         spec.node_selector.as_ref(),
@@ -316,6 +321,19 @@ mod tests {
             [
                 "spec.containers[0].name: Required value",
                 "spec.containers[0].image: Required value"
+            ]
+        );
+    }
+
+    #[test]
+    fn processes_are_shared_among_containers_or_with_the_node() {
+        let spec = json!({
+            "containers": [{ "name": "a", "image": "b" }], "shareProcessNamespace": true, "hostPID": true,
+        });
+        assert_eq!(
+            texts(spec),
+            [
+                "spec.securityContext.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled"
             ]
         );
     }
