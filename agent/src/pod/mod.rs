@@ -76,7 +76,7 @@ mod volumes;
 mod worker;
 
 pub use deletion::LEAST as LEAST_GRACE;
-pub use demand::{Demand, Demands, Eviction};
+pub use demand::{Demand, Demands, EVICTED, Eviction, TERMINATED};
 pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;

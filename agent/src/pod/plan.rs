@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::action::{Action, Plan, StopReason, add};
 use super::backoff;
-use super::demand::EVICTED;
+use super::demand::is_eviction;
 use super::ephemeral;
 use super::holder;
 use super::host_ports::NODE_PORTS;
@@ -59,7 +59,7 @@ pub enum Phase {
     DeadlineExceeded,
     /// The node could not have the pod: another one has its host ports.
     Rejected,
-    /// The node was short of something, or the pod used more of its disk than it may.
+    /// The node was short of something or went down, or the pod used more of its disk than it may.
     Evicted,
 }
 
@@ -72,7 +72,7 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
             return Phase::DeadlineExceeded;
         }
         Some("Failed") if pod.status_reason() == Some(NODE_PORTS) => return Phase::Rejected,
-        Some("Failed") if pod.status_reason() == Some(EVICTED) => return Phase::Evicted,
+        Some("Failed") if pod.status_reason().is_some_and(is_eviction) => return Phase::Evicted,
         Some("Failed") => return Phase::Failed,
         _ => {}
     }

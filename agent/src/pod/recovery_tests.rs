@@ -9,7 +9,7 @@ use serde_json::json;
 use super::spec::{PodView, container_id, spec_hash};
 use super::testing::uid;
 use super::tests::{FOREVER, Node, is_ready, spec, told};
-use super::{Demand, Eviction};
+use super::{Demand, EVICTED, Eviction};
 use crate::runtime::testing::busybox_archive;
 use crate::runtime::{
     ContainerConfig, NamespacePaths, Resources, Runtime, Security, Stdio, cgroup,
@@ -304,6 +304,7 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     assert!(volume.is_dir());
     let message = "The node was low on resource: memory. ";
     let eviction = Eviction {
+        reason: EVICTED,
         message: message.to_owned(),
         by: jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2),
     };
@@ -318,7 +319,14 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     node.api.wait("hungry", "evicted", is_evicted).await;
     // At whatever step that was.
     drop(agent);
-    let _agent = node.agent();
+    let agent = node.agent();
+    assert!(agent.demands().ask(Demand::ShutDown(true)).await);
+    node.api.create("late", spec(FOREVER, "Always"));
+    let is_late = |status: &PodStatus| {
+        let told = (status.phase.as_deref(), status.reason.as_deref());
+        told == (Some("Failed"), Some("NodeShutdown"))
+    };
+    node.api.wait("late", "refused", is_late).await;
     for _ in 0..500 {
         let left = node.daemon.client().list().await.unwrap();
         if left.is_empty() && !volume.exists() {
@@ -333,8 +341,10 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     assert_eq!(status.message.as_deref(), Some(message));
     assert!(status.container_statuses.unwrap()[0].state.is_some());
     told(&node, &format!("Evicted: {message}")).await;
-    node.api.delete("hungry", 0);
-    node.api.wait_gone("hungry").await;
+    for pod in ["hungry", "late"] {
+        node.api.delete(pod, 0);
+        node.api.wait_gone(pod).await;
+    }
     assert_eq!(node.left_on_disk(), Vec::<String>::new());
 }
 

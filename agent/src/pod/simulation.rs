@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::action::{Action, StopHow, StopReason};
-use super::demand::Eviction;
+use super::demand::{EVICTED, Eviction};
 use super::holder;
 use super::observed::{Failure, ImageState, Observed, ProbeState, Sandbox, Stop, Volumes};
 use super::plan::{Phase, phase, plan};
@@ -148,6 +148,7 @@ impl World {
             }
             Happening::Evict { is_told } => {
                 self.observed.evicted = Some(Eviction {
+                    reason: EVICTED,
                     message: "The node was low on resource: memory. ".into(),
                     by: self.now.checked_add(SignedDuration::from_secs(2)).unwrap(),
                 });

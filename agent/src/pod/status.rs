@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::demand::EVICTED;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, is_initialized, phase, restart};
@@ -64,13 +63,14 @@ pub fn status(
             Some(format!("Pod was rejected: {NOT_FREE}")),
         ),
         Phase::Evicted => {
-            let told = |status: &PodStatus| status.message.clone();
-            let known = observed
-                .evicted
-                .as_ref()
-                .map(|eviction| eviction.message.clone());
-            let told = known.or_else(|| pod.object.status.as_ref().and_then(told));
-            (Some(EVICTED.to_owned()), told)
+            let known = observed.evicted.as_ref().map(|eviction| {
+                let reason = Some(eviction.reason.to_owned());
+                (reason, Some(eviction.message.clone()))
+            });
+            let told = |status: &PodStatus| (status.reason.clone(), status.message.clone());
+            known
+                .or_else(|| pod.object.status.as_ref().map(told))
+                .unwrap_or_default()
         }
         // Of a pod that runs, an Event tells.
         _ if phase == "Running" => (None, None),

@@ -132,7 +132,7 @@ impl PodTable {
     }
 
     /// Puts a pod's object with its status, or replaces them.
-    pub(super) fn show(&self, pod: &Arc<PodView>, status: &PodStatus) {
+    pub(crate) fn show(&self, pod: &Arc<PodView>, status: &PodStatus) {
         let mut objects = write(&self.objects);
         match objects.get_mut(&pod.id.uid) {
             Some(known) => {

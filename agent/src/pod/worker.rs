@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::action::{Action, Plan, StopHow};
 use super::check::Answer;
 use super::deletion::Deletion;
-use super::demand::EVICTED;
+use super::demand::TERMINATED;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{Contents, ImageState, Observed, Stop};
@@ -204,7 +204,10 @@ impl Worker {
         }
         if let (Some(eviction), None) = (&order.evicted, &self.observed.evicted) {
             let (events, text) = (&self.shared.events, &eviction.message);
-            events.send(&self.id, None, Kind::Warning, EVICTED, text);
+            // Of one that ends with its node, the status tells.
+            if eviction.reason != TERMINATED {
+                events.send(&self.id, None, Kind::Warning, eviction.reason, text);
+            }
         }
         self.observed.evicted.clone_from(&order.evicted);
         self.observed.discard_until = order.discard_until;
