@@ -109,6 +109,7 @@ pub(super) fn config(
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(&id),
         resources: Resources::LEAST,
+        given: String::new(),
         oom_score_adj: OOM_SCORE_ADJ,
         security: Security {
             user: Some(NOBODY),

@@ -10,6 +10,7 @@ use super::ephemeral;
 use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, phase, plan};
 use super::refusals::refusals;
+use super::resize;
 use super::spec::{Goal, PodView, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
@@ -56,6 +57,7 @@ fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
         spec_hash: spec_hash(spec),
         image: "i:1".into(),
         image_id: String::new(),
+        given: resize::note(spec),
         stop_signal: 15,
         created_at: at(0),
         earlier_boot: false,

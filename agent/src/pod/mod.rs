@@ -52,6 +52,7 @@ mod pull_secrets;
 mod recovery_tests;
 mod refusals;
 mod report;
+mod resize;
 mod resource_field;
 mod resources;
 mod sandbox;

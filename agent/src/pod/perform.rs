@@ -18,13 +18,18 @@ use super::events::Kind;
 use super::holder;
 use super::hooks;
 use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
+use super::paths::Paths;
 use super::refusals::refusals;
 use super::sandbox;
 use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
 use super::volumes::{self, VolumeError};
-use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, RuntimeError, log_pipe};
+use super::{resize, resources};
+use crate::runtime::memory::MemoryHierarchy;
+use crate::runtime::{
+    Container, ContainerState, Exit, ExitCause, PodRef, Resources, RuntimeError, log_pipe,
+};
 
 /// What came of an action.
 #[derive(Debug)]
@@ -49,6 +54,11 @@ pub(super) enum Outcome {
     },
     Deleted {
         id: String,
+    },
+    /// Containers have other limits now: by id, with the note of it; and why not all of them.
+    Resized {
+        given: Vec<(String, String)>,
+        failure: Option<Failure>,
     },
     /// It was asked to stop.
     Stopping {
@@ -220,6 +230,13 @@ pub(super) async fn run_container(
     let refused = refusals(pod, spec);
     if !refused.is_empty() {
         return fail("CreateContainerConfigError", refused.join("; "), true);
+    }
+    if attempt > 0 {
+        // The container before may have been given something else.
+        let either = resize::while_changing(pod, observed);
+        if let Err(error) = sandbox::limit_to(&shared.settings.paths, either).await {
+            return fail(CREATE_ERROR, error.to_string(), false);
+        }
     }
     let context = context(shared, pod, observed);
     let services = service_env::of(&shared.settings.cluster, pod).await;
@@ -447,6 +464,7 @@ pub(super) async fn stop_container(
             StopReason::Changed => {
                 format!("Container {name} definition changed, will be restarted")
             }
+            StopReason::Resized => format!("Container {name} resize requires restart"),
             StopReason::Unhealthy { question, restarts } => {
                 let then = if restarts { ", will be restarted" } else { "" };
                 format!("Container {name} failed {} probe{then}", question.name())
@@ -473,6 +491,58 @@ pub(super) async fn stop_container(
             how,
         },
         Err(error) => error.into(),
+    }
+}
+
+/// Gives the pod's running containers what it asks for now. The pod's cgroup has enough for either state of each meanwhile.
+pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) -> Outcome {
+    let (mut given, mut after) = (Vec::new(), observed.clone());
+    let paths = &shared.settings.paths;
+    let give = async {
+        let limited = sandbox::limit_to(paths, resize::while_changing(pod, observed)).await;
+        limited.map_err(|error| error.to_string())?;
+        for (spec, container) in resize::to_update(pod, observed) {
+            let resources = resources::of_container(spec);
+            let cgroup = paths.cgroup(&pod.id.uid, pod.qos()).join(&container.id);
+            fits(paths, &cgroup, &resources)?;
+            let note = resize::note(spec);
+            let updated = shared
+                .runtime
+                .update(&container.id, &resources, &note)
+                .await;
+            updated.map_err(|error| error.to_string())?;
+            let changed = Container {
+                given: note.clone(),
+                ..container.clone()
+            };
+            after.put(changed);
+            given.push((container.id.clone(), note));
+        }
+        let limited = sandbox::limit_to(paths, resize::while_changing(pod, &after)).await;
+        limited.map_err(|error| error.to_string())
+    };
+    let failed: Result<(), String> = give.await;
+    let tries = observed.resize_failure.as_ref().map_or(0, |it| it.tries) + 1;
+    let failure = failed.err();
+    let failure = failure.map(|message| set_up_failure("Error", message, tries));
+    Outcome::Resized { given, failure }
+}
+
+/// A limit below what a container holds would have the kernel kill it.
+fn fits(paths: &Paths, cgroup: &Path, resources: &Resources) -> Result<(), String> {
+    let Some(limit) = resources
+        .memory_limit
+        .and_then(|limit| u64::try_from(limit).ok())
+    else {
+        return Ok(());
+    };
+    let counters = MemoryHierarchy::find(&paths.hierarchies);
+    match counters.and_then(|hierarchy| hierarchy.read(cgroup)) {
+        Some(held) if held.usage > limit => Err(format!(
+            "attempting to set a memory limit ({limit}) below current usage ({})",
+            held.usage
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -16,6 +16,7 @@ use super::holder;
 use super::host_ports::NODE_PORTS;
 use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::probe;
+use super::resize;
 use super::spec::{Goal, PodView, RestartPolicy, is_sidecar, spec_hash};
 use super::stop::{stop, stop_all};
 use super::volumes::has_contents;
@@ -186,6 +187,7 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
             _ => plan.actions.push(Action::PrepareVolumes),
         }
     }
+    resize::advance(&mut plan, pod, observed, now);
     refresh(&mut plan, pod, observed, sandbox_ready, now);
     discard_old(&mut plan, pod, observed, now);
     plan

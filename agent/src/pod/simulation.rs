@@ -14,6 +14,7 @@ use super::holder;
 use super::observed::{Failure, ImageState, Observed, ProbeState, Sandbox, Stop, Volumes};
 use super::plan::{Phase, phase, plan};
 use super::probe;
+use super::resize;
 use super::spec::{Goal, PodView, Question, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
@@ -246,6 +247,7 @@ impl World {
                 assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }));
                 self.observed.volumes = Volumes::Ready;
             }
+            Action::Resize => panic!("no pod here is resized"),
             Action::RefreshVolumes => panic!("no volume here has contents"),
             Action::FetchImage { .. } => {
                 self.observed
@@ -342,6 +344,7 @@ impl World {
             spec_hash: spec_hash(spec),
             image: "i:1".into(),
             image_id: String::new(),
+            given: resize::note(spec),
             stop_signal: 15,
             created_at: self.now,
             earlier_boot: false,

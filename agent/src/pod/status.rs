@@ -14,6 +14,7 @@ use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, is_initialized, phase, restart};
 use super::probe;
+use super::resize;
 use super::spec::{PodView, is_sidecar};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 
@@ -198,8 +199,11 @@ impl View<'_> {
                 .terminated
                 .as_ref()
                 .is_some_and(|end| end.exit_code == 0);
+        let given = latest.and_then(resize::given);
         ContainerStatus {
             name: spec.name.clone(),
+            allocated_resources: given.as_ref().and_then(|given| given.requests.clone()),
+            resources: given,
             image: spec.image.clone().unwrap_or_default(),
             image_id: latest
                 .map(|container| container.image_id.clone())

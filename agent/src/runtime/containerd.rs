@@ -11,7 +11,7 @@ use containerd_client::services::v1::{
     Container as StoredContainer, CreateContainerRequest, CreateTaskRequest,
     DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest,
     ListContainersRequest, ListTasksRequest, StartRequest, UpdateContainerRequest,
-    container::Runtime as RuntimeOptions,
+    UpdateTaskRequest, container::Runtime as RuntimeOptions,
 };
 use containerd_client::types::v1::{Process as Task, Status as TaskStatus};
 use jiff::Timestamp;
@@ -31,12 +31,13 @@ use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_
 use super::store::{self, SNAPSHOTTER};
 use super::{
     Attached, Command, Container, ContainerConfig, ContainerState, DiskUsage, ExecResult, Exit,
-    ExitCause, Image, ImageSummary, Output, Process, RegistryLogin, Runtime, RuntimeError,
-    RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events, exec, images, import,
-    labels, oci, process, pull,
+    ExitCause, Image, ImageSummary, Output, Process, RegistryLogin, Resources, Runtime,
+    RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events, exec,
+    images, import, labels, oci, process, pull,
 };
 
 const RUNTIME: &str = "io.containerd.runc.v2";
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// containerd at a socket.
@@ -297,11 +298,47 @@ impl Containerd {
             spec_hash: config.spec_hash.clone(),
             image: config.image.clone().unwrap_or_default(),
             image_id: image_id.to_owned(),
+            given: config.given.clone(),
             stop_signal,
             created_at: Timestamp::now(),
             earlier_boot: false,
             state: ContainerState::Created,
         })
+    }
+
+    async fn update_container(
+        &self,
+        id: &str,
+        resources: &Resources,
+        given: &str,
+    ) -> Result<(), RuntimeError> {
+        let invalid = |error: &dyn std::error::Error| {
+            RuntimeError::Config(format!("no valid resources: {error}"))
+        };
+        let limits = oci::limits(resources).map_err(|error| invalid(&error))?;
+        let message = UpdateTaskRequest {
+            container_id: id.to_owned(),
+            resources: Some(Any {
+                type_url: RESOURCES_TYPE.to_owned(),
+                value: serde_json::to_vec(&limits).map_err(|error| invalid(&error))?,
+            }),
+            ..UpdateTaskRequest::default()
+        };
+        let updated = self.tasks().update(request(message, None)).await;
+        updated.map_err(|status| failed(format!("give container {id} other limits"), &status))?;
+        let message = UpdateContainerRequest {
+            container: Some(StoredContainer {
+                id: id.to_owned(),
+                labels: [(labels::GIVEN.to_owned(), given.to_owned())].into(),
+                ..StoredContainer::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: vec![format!("labels.{}", labels::GIVEN)],
+            }),
+        };
+        let noted = self.containers().update(request(message, None)).await;
+        let what = || format!("write down what container {id} was given");
+        noted.map_err(|status| failed(what(), &status)).map(|_| ())
     }
 
     /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran. Nobody
@@ -584,6 +621,15 @@ impl Runtime for Containerd {
             }
             _ => Ok(()),
         }
+    }
+
+    async fn update(
+        &self,
+        id: &str,
+        resources: &Resources,
+        given: &str,
+    ) -> Result<(), RuntimeError> {
+        self.located(self.update_container(id, resources, given).await)
     }
 
     async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError> {

@@ -51,6 +51,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             cpu_shares: 102,
             ..Resources::default()
         },
+        given: String::new(),
         oom_score_adj: -997,
         security: Security {
             allow_privilege_escalation: true,

@@ -11,9 +11,12 @@ use super::error::ApiError;
 use super::meta;
 use super::patching;
 use super::present;
-use super::registry::{EPHEMERAL, Registry, Through};
+use super::registry::{EPHEMERAL, RESIZE, Registry, Through};
 use super::verbs::Input;
-use crate::resources::{Kind, pod::ephemeral};
+use crate::resources::{
+    Kind,
+    pod::{ephemeral, resize},
+};
 
 /// POST of a `Binding`: puts a pod on a node.
 pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
@@ -137,6 +140,22 @@ pub async fn add_ephemeral(registry: &Registry, input: &Input<'_>) -> Result<Res
         next["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
         (kind.default)(&mut next);
         let errors = ephemeral::errors(&next, old);
+        if !errors.is_empty() {
+            let name = meta::text(old, "name");
+            return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
+        }
+        Ok(next)
+    })
+    .await
+}
+
+/// PUT or PATCH of `resize`: only the resources of the pod's containers change.
+pub async fn resize(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let kind = input.kind;
+    change(registry, input, RESIZE, |old, new| {
+        let mut next = resize::resized(old, new);
+        (kind.default)(&mut next);
+        let errors = resize::errors(&next, old);
         if !errors.is_empty() {
             let name = meta::text(old, "name");
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));

@@ -46,6 +46,7 @@ fn config() -> ContainerConfig {
             cpu_quota_us: Some(50_000),
             memory_limit: Some(1 << 20),
         },
+        given: String::new(),
         oom_score_adj: 1000,
         security: Security {
             allow_privilege_escalation: true,

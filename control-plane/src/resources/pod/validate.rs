@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Toleration};
 
 pub use super::affinity::node_selector;
-use super::{affinity, containers, volumes};
+use super::{affinity, containers, resize, volumes};
 use crate::resources::validate::{self, FieldError, Path, labels, names};
 
 const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
@@ -156,6 +156,14 @@ fn all_containers(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
             if !container.name.is_empty() && !seen.insert(container.name.as_str()) {
                 errors.push(path.child("name").duplicate(container.name.as_str()));
             }
+        }
+    }
+    let never = spec.restart_policy.as_deref() == Some("Never");
+    for (path, list) in &lists {
+        for (index, container) in list.iter().enumerate() {
+            let path = path.index(index).child("resizePolicy");
+            let policies = container.resize_policy.as_deref().unwrap_or_default();
+            errors.extend(resize::policy_errors(&path, policies, never));
         }
     }
     let (path, init) = &lists[1];
