@@ -93,7 +93,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Lint => lint::run(),
         Command::Test { filter } => {
             setup::run(false)?;
-            build::run()?;
+            build::run_beside(test::compile)?;
             test::run(filter.as_deref())
         }
         Command::Bench { bench, json } => {

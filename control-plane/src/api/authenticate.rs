@@ -2,6 +2,7 @@
 //! are still there.
 
 use http::{Extensions, HeaderMap, header};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::Api;
@@ -10,7 +11,7 @@ use super::meta;
 use super::registry::Registry;
 use super::server::{PeerCertificate, SameMachine};
 use crate::auth::tokens::{Bound, Object, Verified};
-use crate::auth::{Credential, User, bearer};
+use crate::auth::{Credential, JoinToken, User, bearer, bootstrap_token};
 use crate::resources;
 use crate::store::cache::Freshness;
 
@@ -46,6 +47,13 @@ pub(super) async fn caller(
                 ApiError::unauthorized()
             })?
         }
+        Credential::Bootstrap(token) => {
+            let user = bootstrapper(&api.registry, &token).await?;
+            user.map_err(|why| {
+                tracing::debug!(why, id = token.id(), "a bootstrap token is not good");
+                ApiError::unauthorized()
+            })?
+        }
     };
     user.same_machine = extensions.get::<SameMachine>().is_some();
     Ok(user)
@@ -69,8 +77,35 @@ pub(super) async fn token(
             let user = account(&api.registry, &verified, token).await?;
             Ok(user.map(|user| (user, verified.audiences)))
         }
+        Ok(Credential::Bootstrap(token)) => {
+            let user = bootstrapper(&api.registry, &token).await?;
+            Ok(user.map(|user| (user, Vec::new())))
+        }
         Err(error) => Ok(Err(error.to_string())),
     }
+}
+
+/// Who shows a bootstrap token, by the Secret that it would be in.
+async fn bootstrapper(
+    registry: &Registry,
+    token: &JoinToken,
+) -> Result<Result<User, Why>, ApiError> {
+    let name = bootstrap_token::secret_name(token);
+    let namespace = bootstrap_token::NAMESPACE;
+    let kind = resources::find("", "v1", "secrets").ok_or_else(ApiError::no_route)?;
+    // Such tokens are rarely shown, and who takes one back expects that it is of no use from then on.
+    let found = registry
+        .get(kind, namespace, &name, Freshness::Latest)
+        .await;
+    let secret = match found {
+        Ok(secret) => serde_json::from_slice(&secret.json).map_err(ApiError::internal)?,
+        Err(error) if error.reason == "NotFound" => {
+            return Ok(Err(format!("Secret {name:?} is not there")));
+        }
+        Err(error) => return Err(error),
+    };
+    let now = Timestamp::from_second(meta::now()).map_err(ApiError::internal)?;
+    Ok(bootstrap_token::bearer(token, &secret, now))
 }
 
 /// The account that a token is of.

@@ -164,7 +164,7 @@ async fn receive(
         let _slot = api.inflight.enter(&user, target.verb)?;
         let (parts, body) = request.into_parts();
         let body = body::read(body).await?;
-        return reviews::create(api, &user, review, &target, &parts.headers, &body).await;
+        return reviews::create(api, &user, review, &target, (&query, &parts.headers), &body).await;
     }
     let kind = kind.ok_or_else(ApiError::no_route)?;
     if let Some(stream) = streams::Stream::of(kind, &target) {

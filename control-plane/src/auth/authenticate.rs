@@ -15,12 +15,14 @@ use super::{BOOTSTRAPPERS, User};
 #[error("Unauthorized")]
 pub struct Unauthorized;
 
-/// A credential that is good by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A credential that is good by itself, or may be.
+#[derive(Clone, Debug)]
 pub enum Credential {
     User(User),
     /// The token of a service account, if that, and what the token is bound to, are still there.
     Account(Verified),
+    /// Whoever the Secret of this token says, if there is one.
+    Bootstrap(JoinToken),
 }
 
 /// What can be checked without the cluster's objects.
@@ -66,9 +68,12 @@ impl Authenticator {
         now: i64,
     ) -> Result<Credential, Refused> {
         if self.join_token.is(token) {
-            let name = format!("system:bootstrap:{}", self.join_token.id());
+            let name = self.join_token.user_name();
             let user = User::authenticated(name, [BOOTSTRAPPERS.to_owned()]);
             return Ok(Credential::User(user));
+        }
+        if let Ok(token) = token.parse() {
+            return Ok(Credential::Bootstrap(token));
         }
         self.tokens
             .verify(token, audiences, now)

@@ -3,6 +3,7 @@
 mod account;
 mod authenticate;
 mod authorize;
+pub mod bootstrap_token;
 mod certificate;
 pub mod csr;
 mod files;
@@ -12,6 +13,7 @@ pub mod pki;
 pub mod rbac;
 mod references;
 mod rules;
+pub mod shared;
 #[cfg(test)]
 mod tests;
 pub mod tls;

@@ -17,12 +17,22 @@ use super::events::{Recorder, Severity, reference};
 use super::expectations::Expectations;
 use super::pods::{Claims, controlled_by, controller_of, uid};
 
+/// How Events tell what was done, as upstream's controllers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wording {
+    /// `Created pod: NAME`
+    Pod,
+    /// `create Pod NAME in StatefulSet OWNER successful`
+    PodInOwner,
+}
+
 /// The pods of one kind's objects.
 #[derive(Clone)]
 pub(super) struct PodControl {
     client: kube::Client,
     /// The owners' kind.
     kind: &'static str,
+    wording: Wording,
     pub(super) events: Recorder,
     expectations: Arc<Mutex<Expectations>>,
 }
@@ -33,9 +43,14 @@ impl PodControl {
         Self {
             client: context.client.clone(),
             kind,
+            wording: Wording::Pod,
             events: Recorder::start(context.client.clone(), component),
             expectations: Arc::default(),
         }
+    }
+
+    pub(super) fn worded(self, wording: Wording) -> Self {
+        Self { wording, ..self }
     }
 
     fn expectations(&self) -> MutexGuard<'_, Expectations> {
@@ -135,25 +150,20 @@ impl PodControl {
             let (now, later) = left.split_at(batch.min(left.len()));
             let outcomes = join_all(now.iter().map(|pod| api.create(&params, pod))).await;
             let mut failed = None;
-            for outcome in outcomes {
+            for (pod, outcome) in now.iter().zip(outcomes) {
                 match outcome {
-                    Ok(pod) => {
-                        let name = pod.metadata.name.unwrap_or_default();
-                        let message = format!("Created pod: {name}");
-                        self.report(owner, Severity::Normal, "SuccessfulCreate", message);
-                    }
+                    Ok(pod) => self.tell(owner, Done::Create, &pod, None),
                     Err(error) => {
                         self.expectations().created(uid(owner.meta()));
-                        failed = Some(error);
+                        failed = Some((pod, error));
                     }
                 }
             }
-            if let Some(error) = failed {
+            if let Some((pod, error)) = failed {
                 for _ in later {
                     self.expectations().created(uid(owner.meta()));
                 }
-                let message = format!("Error creating: {}", said(&error));
-                self.report(owner, Severity::Warning, "FailedCreate", message);
+                self.tell(owner, Done::Create, pod, Some(&error));
                 return Err(error);
             }
             left = later;
@@ -180,21 +190,17 @@ impl PodControl {
                 resource_version: None,
             };
             let params = DeleteParams::background().preconditions(same);
-            (pod, name, api.delete(name, &params).await)
+            (pod, api.delete(name, &params).await)
         });
         let mut failed = Ok(());
-        for (pod, name, outcome) in join_all(deletions).await {
+        for (pod, outcome) in join_all(deletions).await {
             match outcome {
-                Ok(_) => {
-                    let message = format!("Deleted pod: {name}");
-                    self.report(owner, Severity::Normal, "SuccessfulDelete", message);
-                }
+                Ok(_) => self.tell(owner, Done::Delete, pod, None),
                 Err(error) => {
                     self.expectations()
                         .deleted(uid(owner.meta()), uid(&pod.metadata));
                     if !matches!(&error, kube::Error::Api(status) if status.is_not_found()) {
-                        let message = format!("Error deleting: {}", said(&error));
-                        self.report(owner, Severity::Warning, "FailedDelete", message);
+                        self.tell(owner, Done::Delete, pod, Some(&error));
                         failed = Err(error);
                     }
                 }
@@ -203,12 +209,53 @@ impl PodControl {
         failed
     }
 
-    fn report<K>(&self, owner: &K, severity: Severity, reason: &'static str, message: String)
+    fn tell<K>(&self, owner: &K, done: Done, pod: &Pod, error: Option<&kube::Error>)
     where
         K: Resource<DynamicType = ()>,
     {
-        self.events
-            .report(reference(owner), severity, reason, message);
+        let about = reference(owner);
+        let owner = owner.meta().name.as_deref().unwrap_or_default();
+        let pod = pod.metadata.name.as_deref().unwrap_or_default();
+        let error = error.map(said);
+        let message = self
+            .wording
+            .say(done, pod, self.kind, owner, error.as_deref());
+        let (severity, reason) = match (done, error.is_some()) {
+            (Done::Create, false) => (Severity::Normal, "SuccessfulCreate"),
+            (Done::Create, true) => (Severity::Warning, "FailedCreate"),
+            (Done::Delete, false) => (Severity::Normal, "SuccessfulDelete"),
+            (Done::Delete, true) => (Severity::Warning, "FailedDelete"),
+        };
+        self.events.report(about, severity, reason, message);
+    }
+}
+
+/// What became of a pod, or should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Create,
+    Delete,
+}
+
+impl Wording {
+    fn say(self, done: Done, pod: &str, kind: &str, owner: &str, error: Option<&str>) -> String {
+        match (self, done, error) {
+            (Self::Pod, Done::Create, None) => format!("Created pod: {pod}"),
+            (Self::Pod, Done::Delete, None) => format!("Deleted pod: {pod}"),
+            (Self::Pod, Done::Create, Some(error)) => format!("Error creating: {error}"),
+            (Self::Pod, Done::Delete, Some(error)) => format!("Error deleting: {error}"),
+            (Self::PodInOwner, _, error) => {
+                let verb = match done {
+                    Done::Create => "create",
+                    Done::Delete => "delete",
+                };
+                let outcome = match error {
+                    None => "successful".to_owned(),
+                    Some(error) => format!("failed error: {error}"),
+                };
+                format!("{verb} Pod {pod} in {kind} {owner} {outcome}")
+            }
+        }
     }
 }
 

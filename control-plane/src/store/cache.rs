@@ -22,6 +22,11 @@ pub use watch::{Expired, Watch};
 
 /// What the cache holds: everything that this control plane stores.
 const PREFIX: &str = "/registry/";
+/// What of it is no object, and not held.
+const PRIVATE: &str = "/registry/kernelet/";
+/// So many revisions before the newest the cache begins, if the store still knows them: clients that were watching another
+/// server, or this one before it was started again, go on from where they are. Compaction leaves more.
+const PAST: u64 = 8_192;
 /// How long a read waits for the cache to reach the revision that it needs.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -65,10 +70,11 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Loads everything at one revision and follows the store from there. `index` gives the fields that selectors can ask of
+    /// Loads everything as it was a while ago, and follows the store from there to the present and on. `index` gives the fields that selectors can ask of
     /// an object, from its key and JSON.
     pub async fn start(store: Arc<dyn Store>, index: Index) -> Result<Arc<Self>, StoreError> {
-        let (objects, revision) = feed::load(&*store, index).await?;
+        let present = store.revision().await?;
+        let (objects, revision) = feed::load_past(&*store, index, present).await?;
         let stop = CancellationToken::new();
         let cache = Arc::new(Self {
             store,
@@ -79,6 +85,9 @@ impl Cache {
         });
         let follow = feed::follow(Arc::downgrade(&cache), revision);
         tokio::spawn(async move { stop.run_until_cancelled(follow).await });
+        let mut reached = cache.reached.subscribe();
+        // The sender lives in the cache, so the wait itself cannot fail.
+        let _ = reached.wait_for(|at| *at >= present).await;
         Ok(cache)
     }
 

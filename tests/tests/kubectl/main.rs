@@ -5,6 +5,7 @@
 mod changing;
 mod client;
 mod looking;
+mod python;
 mod running;
 mod streams;
 
@@ -61,6 +62,7 @@ fn streams_reach_into_pods() {
             // Debian's asks for an API that was only ever alpha.
             streams::debug_looks_at_another_container(client);
             running::resize_changes_a_running_container(client);
+            python::lives_in_the_namespace_of(client);
         }
         client.end();
     }
