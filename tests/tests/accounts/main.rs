@@ -79,11 +79,15 @@ fn a_bootstrap_token_is_good_until_it_expires(scenario: &Scenario) {
         "metadata": {"name": "bootstrap-token-guests", "namespace": "kube-system"},
         "stringData": {
             "token-id": "guests", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
         },
     });
     let file = scenario.spec.directory.join("token.json");
     host::write(&file, secret.to_string()).unwrap();
     scenario.kubectl(&format!("apply -f {}", file.display()));
+    let name = "-n kube-system secret bootstrap-token-guests";
+    // This waits until the API server's cache has it.
+    scenario.kubectl(&format!("get {name}"));
 
     let node = scenario.workers().next().unwrap();
     let root = scenario.spec.directory.join("guest");
@@ -104,7 +108,6 @@ fn a_bootstrap_token_is_good_until_it_expires(scenario: &Scenario) {
     assert_eq!(whoami, "system:node:guest");
 
     let over = r#"{"stringData":{"expiration":"2020-01-01T00:00:00Z"}}"#;
-    let name = "-n kube-system secret bootstrap-token-guests";
     scenario.kubectl_args(
         &format!("patch {name} -p")
             .split(' ')
