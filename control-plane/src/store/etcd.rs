@@ -21,6 +21,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// etcd's servers have no limit on what they send; a full list may be large.
 const LARGEST_ANSWER: usize = i32::MAX as usize;
 
+/// etcd's `--max-txn-ops`, if nobody changed it.
+const LARGEST_COMMIT: usize = 128;
+
 /// Where etcd is, and how to prove to it who we are.
 #[derive(Clone, Debug, Default)]
 pub struct EtcdConfig {
@@ -190,6 +193,12 @@ impl Store for Etcd {
     }
 
     async fn commit(&self, writes: Vec<Write>) -> Result<Revision, StoreError> {
+        if writes.len() > LARGEST_COMMIT {
+            return Err(StoreError::Failed(format!(
+                "{} keys are to be written at once, and etcd takes {LARGEST_COMMIT}",
+                writes.len()
+            )));
+        }
         let operation = |write: &Write| match &write.value {
             Some(value) => TxnOp::put(write.key.as_str(), value.clone(), None),
             None => TxnOp::delete(write.key.as_str(), None),
@@ -305,10 +314,15 @@ fn compares(write: &Write) -> Vec<Compare> {
     match write.expect {
         Expect::Absent => vec![Compare::version(key, CompareOp::Equal, 0)],
         // An absent key has the modification revision 0, which is nobody's expectation.
-        Expect::Modified(revision) => vec![
+        Expect::Modified(Revision(0)) => vec![
             Compare::version(key, CompareOp::Greater, 0),
-            Compare::mod_revision(key, CompareOp::Equal, number(revision)),
+            Compare::version(key, CompareOp::Equal, 0),
         ],
+        Expect::Modified(revision) => vec![Compare::mod_revision(
+            key,
+            CompareOp::Equal,
+            number(revision),
+        )],
     }
 }
 

@@ -49,6 +49,12 @@ async fn is_all_or_nothing(store: Arc<dyn Store>) {
         let expected = expected.map(|text| text.as_bytes().to_vec());
         assert_eq!(value(&*store, key).await, expected, "{key}");
     }
+    let many = (0..128).map(|n| put(&format!("/many/{n}"), "1"));
+    store.commit(many.collect()).await.unwrap();
+    let all = store.range("/many/", None, 0, None).await.unwrap();
+    let gone = all.entries.iter();
+    let gone = gone.map(|entry| Write::delete(entry.key.as_str(), entry.modified));
+    store.commit(gone.collect()).await.unwrap();
     one_of_many_gets_it(store).await;
 }
 
