@@ -91,6 +91,12 @@ impl Candidate {
                 () = self.keep(&term) => Over::Lost,
                 () = stop.cancelled() => Over::Told,
             };
+            // What tells this one to stop tells the part, too, which may have been quicker.
+            let over = if stop.is_cancelled() {
+                Over::Told
+            } else {
+                over
+            };
             if matches!(over, Over::Lost) {
                 term.end();
                 tracing::warn!(lease = self.lease, "this control plane leads no more");

@@ -1,11 +1,11 @@
 //! Filling the cache: one picture of the store, then its watch, again and again if that breaks.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
-use super::{Cache, Index, Object, PAST, PREFIX, PRIVATE};
+use super::{Cache, Index, Object, PAST, PATIENCE, PREFIX, PRIVATE};
 use crate::store::{Entry, Event, Revision, Store, StoreError, Watched};
 
 /// How many entries are asked for at a time: it bounds the memory that loading takes.
@@ -104,13 +104,18 @@ async fn watch(
         return Ok(());
     };
     let mut changes = store.watch(PREFIX, *at).await?;
+    let begun = Instant::now();
     loop {
         // Cancel-safe: both lose nothing when polled in vain.
         let change = tokio::select! {
             change = changes.next() => change,
-            () = stalled.notified() => return Err(StoreError::Unavailable(
-                "the watch is behind what the store says".to_owned(),
-            )),
+            // Who waited in vain since before this watch began says nothing about it.
+            () = stalled.notified() => match begun.elapsed() < PATIENCE {
+                true => continue,
+                false => return Err(StoreError::Unavailable(
+                    "the watch is behind what the store says".to_owned(),
+                )),
+            },
         };
         let Some(change) = change.transpose()? else {
             break;

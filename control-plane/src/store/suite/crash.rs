@@ -1,7 +1,7 @@
 //! What kill -9 leaves: a child process writes and says what was acknowledged, and is killed at some moment.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,11 +9,16 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::store::embedded::Embedded;
-use crate::store::{Expect, Revision, Store};
+use crate::store::{Expect, Revision, Store, Write};
 
 /// Names the store's file to the child.
 const CHILD: &str = "KERNELET_TEST_CRASH_STORE";
 const WRITERS: usize = 8;
+
+/// The key that is always written together with a writer's.
+fn twin(writer: &str) -> String {
+    format!("/registry/crash-twin/{writer}")
+}
 
 /// Not a test of its own: what the child runs, when [`nothing_acknowledged_is_lost`] starts this very test alone.
 #[test]
@@ -27,11 +32,19 @@ fn crash_child() {
             let store = &store;
             async move {
                 let key = format!("/registry/crash/{writer}");
-                let mut at = store.get(&key).await.unwrap().0.map(|entry| entry.modified);
+                let twin = twin(&writer.to_string());
+                let found = async |key: &str| {
+                    let entry = store.get(key).await.unwrap().0;
+                    entry.map_or(Expect::Absent, |entry| Expect::Modified(entry.modified))
+                };
+                let mut expect = [found(&key).await, found(&twin).await];
                 for n in 0u64.. {
-                    let expect = at.map_or(Expect::Absent, Expect::Modified);
-                    let written = store.put(&key, n.to_string().into(), expect).await.unwrap();
-                    at = Some(written);
+                    let writes = vec![
+                        Write::put(key.as_str(), n.to_string(), expect[0]),
+                        Write::put(twin.as_str(), n.to_string(), expect[1]),
+                    ];
+                    let written = store.commit(writes).await.unwrap();
+                    expect = [written, Revision(written.0 + 1)].map(Expect::Modified);
                     // One write call a line, so that no line is torn by the kill.
                     let line = format!("ack {writer} {n} {}\n", written.0);
                     std::io::stdout().write_all(line.as_bytes()).unwrap();
@@ -108,6 +121,9 @@ fn nothing_acknowledged_is_lost() {
                     entry.modified >= *revision,
                     "round {round}: {writer} lost {n}: {entry:?}"
                 );
+                let (other, _) = store.get(&twin(writer)).await.unwrap();
+                let other = other.unwrap().value;
+                assert_eq!(entry.value, other, "round {round}: half of a commit");
                 if entry.modified == *revision {
                     assert_eq!(entry.value, n.as_bytes());
                 }
