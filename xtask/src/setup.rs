@@ -43,6 +43,11 @@ const PACKAGES: &[Package] = &[
         "makes the certificates that tests refuse",
     ),
     package(
+        "dbus-daemon",
+        Some("dbus-daemon"),
+        "the bus on which a test announces shutdowns",
+    ),
+    package(
         "busybox-static",
         Some("busybox"),
         "the tests' smallest container",

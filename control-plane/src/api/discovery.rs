@@ -45,6 +45,7 @@ pub(super) fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
         Subresource::Approval => own("approval", &["get", "patch", "update"]),
         Subresource::Finalize => own("finalize", &["update"]),
         Subresource::EphemeralContainers => own("ephemeralcontainers", &["get", "patch", "update"]),
+        Subresource::Resize => own("resize", &["get", "patch", "update"]),
         Subresource::Log => own("log", &["get"]),
         Subresource::Exec => stream("exec", "PodExecOptions"),
         Subresource::Attach => stream("attach", "PodAttachOptions"),

@@ -316,9 +316,14 @@ async fn act(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> {
     }
     let subresource = subresource_of(kind, &target.subresource).ok_or_else(ApiError::no_route)?;
     match (subresource, target.verb) {
-        (Subresource::Status | Subresource::Approval | Subresource::EphemeralContainers, "get") => {
-            verbs::get(registry, input).await
-        }
+        (
+            Subresource::Status
+            | Subresource::Approval
+            | Subresource::EphemeralContainers
+            | Subresource::Resize,
+            "get",
+        ) => verbs::get(registry, input).await,
+        (Subresource::Resize, "update" | "patch") => subresources::resize(registry, input).await,
         (Subresource::EphemeralContainers, "update" | "patch") => {
             subresources::add_ephemeral(registry, input).await
         }
@@ -350,6 +355,7 @@ pub(super) fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "attach" => Subresource::Attach,
         "portforward" => Subresource::PortForward,
         "ephemeralcontainers" => Subresource::EphemeralContainers,
+        "resize" => Subresource::Resize,
         "token" => Subresource::Token,
         "proxy" => Subresource::Proxy,
         _ => return None,

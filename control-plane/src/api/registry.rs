@@ -61,6 +61,8 @@ pub enum Through {
 
 /// The subresource that adds containers to a pod that runs.
 pub const EPHEMERAL: &str = "ephemeralcontainers";
+/// That which changes what its containers ask for.
+pub const RESIZE: &str = "resize";
 
 /// A write of an object.
 struct Changed<'a> {
@@ -255,6 +257,11 @@ impl Registry {
         match through {
             Through::Main => (kind.prepare_update)(&mut new, old),
             Through::Status => (kind.prepare_status)(&mut new, old),
+            Through::Subresource(RESIZE) if new["spec"] != old["spec"] => {
+                let generation = old["metadata"]["generation"].as_i64();
+                new["metadata"]["generation"] =
+                    serde_json::json!(generation.unwrap_or_default() + 1);
+            }
             Through::Subresource(_) => {}
         }
         let subresource = match through {
@@ -266,10 +273,19 @@ impl Registry {
         let admitted = self.admission.admit(&review, &mut new, Some(old)).await?;
         track(call, Some(old), &mut new)?;
         // A binding changes what an update may not, a pod's node; the result must still be a valid object. So does what
-        // adds containers, which has checked them itself.
-        let adjusted = (through == Through::Subresource(EPHEMERAL)).then(|| {
+        // adds containers or resizes them, which has checked them itself.
+        let checked: &[&str] = match through {
+            Through::Subresource(EPHEMERAL) => &["ephemeralContainers"],
+            Through::Subresource(RESIZE) => &["containers", "initContainers"],
+            _ => &[],
+        };
+        let adjusted = (!checked.is_empty()).then(|| {
             let mut adjusted = old.clone();
-            adjusted["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
+            for field in checked {
+                if let Some(value) = new["spec"].get(*field) {
+                    adjusted["spec"][*field] = value.clone();
+                }
+            }
             adjusted
         });
         let before = (through != Through::Subresource("binding")).then_some(old);

@@ -13,9 +13,13 @@ use super::error::ApiError;
 use super::meta;
 use super::patching::{self, Patch};
 use super::present;
-use super::registry::{EPHEMERAL, Registry, Through};
+use super::registry::{EPHEMERAL, RESIZE, Registry, Through};
 use super::verbs::Input;
-use crate::resources::{Kind, form::BINDING, pod::ephemeral};
+use crate::resources::{
+    Kind,
+    form::BINDING,
+    pod::{ephemeral, resize},
+};
 
 /// POST of a `Binding`: puts a pod on a node.
 pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
@@ -141,6 +145,23 @@ pub async fn add_ephemeral(registry: &Registry, input: &Input<'_>) -> Result<Res
         next["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
         (kind.default)(&mut next);
         let errors = ephemeral::errors(&next, old);
+        if !errors.is_empty() {
+            let name = meta::text(old, "name");
+            return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
+        }
+        Ok(next)
+    })
+    .await
+}
+
+/// PUT or PATCH of `resize`: only the resources of the pod's containers change.
+pub async fn resize(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let kind = input.kind;
+    let part: &[&str] = &["spec"];
+    change(registry, input, (RESIZE, part), |old, new| {
+        let mut next = resize::resized(old, new);
+        (kind.default)(&mut next);
+        let errors = resize::errors(&next, old);
         if !errors.is_empty() {
             let name = meta::text(old, "name");
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));

@@ -67,6 +67,7 @@ fn streams_reach_into_pods() {
         if client.namespace == stock.namespace {
             // Debian's asks for an API that was only ever alpha.
             streams::debug_looks_at_another_container(client);
+            running::resize_changes_a_running_container(client);
             python::lives_in_the_namespace_of(client);
         }
         client.end();

@@ -157,6 +157,7 @@ pub(super) fn form(subresource: Subresource) -> Option<Form> {
         | Subresource::Approval
         | Subresource::Finalize
         | Subresource::EphemeralContainers
+        | Subresource::Resize
         | Subresource::Log
         | Subresource::Exec
         | Subresource::Attach
