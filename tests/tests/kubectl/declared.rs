@@ -73,5 +73,6 @@ pub fn set_changes_one_thing(client: &Client) {
     client.says("create rolebinding reads --role=reads --user=one");
     client.says("set subject rolebinding reads --user=two");
     assert_eq!(client.says("auth can-i get pods --as=two"), "yes\n");
-    client.says("delete deployment,service,hpa,role,rolebinding -l app!=backend --wait=false");
+    client.says("delete deployment,service,hpa idle --wait=false");
+    client.says("delete role,rolebinding reads");
 }
