@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
 use kernelet_tests::scenario::eventually;
 use serde_json::{Value, json};
