@@ -49,10 +49,10 @@ impl ControlPlane {
         Ok(server)
     }
 
-    /// Until it listens, which is when the administrator's kubeconfig is there.
+    /// Until it listens and the administrator's kubeconfig is there. Either may be first.
     fn wait(&mut self) -> Result<()> {
         let deadline = Instant::now() + START;
-        while TcpStream::connect((self.address, 6443)).is_err() {
+        while !self.kubeconfig().exists() || TcpStream::connect((self.address, 6443)).is_err() {
             if Instant::now() >= deadline || !self.runs() {
                 return Err(Error::Unexpected(format!(
                     "the control plane does not serve: {}",

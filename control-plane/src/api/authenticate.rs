@@ -9,7 +9,7 @@ use super::Api;
 use super::error::ApiError;
 use super::meta;
 use super::registry::Registry;
-use super::server::{PeerCertificate, SameMachine};
+use super::server::{Peer, SameMachine};
 use crate::auth::tokens::{Bound, Object, Verified};
 use crate::auth::{Credential, JoinToken, User, bearer, bootstrap_token};
 use crate::resources;
@@ -30,14 +30,12 @@ pub(super) async fn caller(
     if let Some(user) = extensions.get::<User>() {
         return Ok(user.clone());
     }
-    let certificate = extensions.get::<PeerCertificate>().map(|c| &*c.0);
+    let peer = extensions.get::<Peer>().map(|peer| (*peer.0).clone());
     let header = headers.get(header::AUTHORIZATION);
     let token = header
         .and_then(|value| value.to_str().ok())
         .and_then(bearer);
-    let shown = api
-        .authenticator
-        .authenticate(certificate, token, meta::now());
+    let shown = api.authenticator.authenticate(peer, token, meta::now());
     let mut user = match shown.map_err(|_| ApiError::unauthorized())? {
         Credential::User(user) => user,
         Credential::Account(verified) => {

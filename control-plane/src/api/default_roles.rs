@@ -60,7 +60,7 @@ where
     for _ in 0..ATTEMPTS {
         outcome = try_one(registry, wanted, &decide).await;
         match &outcome {
-            Err(error) if ["AlreadyExists", "Conflict"].contains(&error.reason.as_ref()) => {}
+            Err(error) if ["AlreadyExists", "Conflict"].contains(&error.reason) => {}
             _ => break,
         }
     }

@@ -5,6 +5,7 @@ mod admission;
 mod applying;
 mod decoders;
 mod examples;
+mod fair;
 mod hostile;
 mod input;
 mod kinds;

@@ -41,16 +41,16 @@ impl Authenticator {
         &self.tokens
     }
 
-    /// Who is calling. `certificate` is the client's, which TLS has verified against the cluster's authority; `token` a bearer
-    /// token. The certificate decides if there is one, as upstream. `now` is seconds since the epoch.
+    /// Who is calling. `peer` is who the client's certificate is of, which TLS has verified against the cluster's authority;
+    /// `token` a bearer token. The certificate decides if there is one, as upstream. `now` is seconds since the epoch.
     pub fn authenticate(
         &self,
-        certificate: Option<&CertificateDer<'_>>,
+        peer: Option<Result<User, Unauthorized>>,
         token: Option<&str>,
         now: i64,
     ) -> Result<Credential, Unauthorized> {
-        if let Some(certificate) = certificate {
-            return from_certificate(certificate).map(Credential::User);
+        if let Some(user) = peer {
+            return user.map(Credential::User);
         }
         match token {
             Some(token) => self
@@ -81,8 +81,8 @@ impl Authenticator {
     }
 }
 
-/// The common name is the user, the organizations are the groups.
-fn from_certificate(certificate: &CertificateDer<'_>) -> Result<User, Unauthorized> {
+/// Who a certificate is of: the common name is the user, the organizations are the groups.
+pub fn of_certificate(certificate: &CertificateDer<'_>) -> Result<User, Unauthorized> {
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| Unauthorized)?;
     let name = common_name(certificate.subject()).filter(|name| !name.is_empty());
     Ok(User::authenticated(

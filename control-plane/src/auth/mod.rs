@@ -23,7 +23,7 @@ pub mod tokens;
 use std::collections::BTreeMap;
 
 pub use account::{service_account, service_account_of};
-pub use authenticate::{Authenticator, Credential, Unauthorized, bearer};
+pub use authenticate::{Authenticator, Credential, Unauthorized, bearer, of_certificate};
 pub use authorize::{Attributes, Decision, authorize, refusal};
 pub use certificate::{Ca, CertificateError, CertifiedKeyPem};
 pub use node::{node_may_touch, node_name};

@@ -259,6 +259,7 @@ async fn handshake(
         .and_then(|chain| chain.first());
     let dir = tempfile::tempdir().unwrap();
     let authenticator = Authenticator::new(pki.join_token.clone(), authority(dir.path()));
+    let peer = peer.map(of_certificate);
     match authenticator.authenticate(peer, None, 0).unwrap() {
         Credential::User(user) => Ok(user),
         other => panic!("{other:?}"),

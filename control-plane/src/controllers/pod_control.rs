@@ -1,18 +1,21 @@
 //! Pods that controllers make and remove in an owner's name: told as Events, and expected until the cache has seen them.
 
 use std::collections::HashSet;
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Context;
 use super::cache::Key;
-use super::driver::Result;
+use super::driver::{Error, Result};
 use super::events::{Recorder, Severity, reference};
 use super::expectations::Expectations;
 use super::pods::{Claims, controlled_by, controller_of, uid};
@@ -112,9 +115,25 @@ impl PodControl {
         finalizer: Option<&str>,
     ) -> Result<()>
     where
-        K: Resource<DynamicType = ()>,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
     {
-        let api = self.api(owner.meta().namespace.as_deref().unwrap_or_default());
+        let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
+        let api = self.api(namespace);
+        if !claims.adopt.is_empty() {
+            // The cache may not know yet that the owner goes and leaves its pods behind.
+            let owners: Api<K> = Api::namespaced(self.client.clone(), namespace);
+            let name = owner.meta().name.as_deref().unwrap_or_default();
+            let now = owners.get_metadata(name).await?.metadata;
+            if now.uid != owner.meta().uid || now.deletion_timestamp.is_some() {
+                return Err(Error::Object(format!(
+                    "{} {namespace}/{name} is going and takes no pods in",
+                    self.kind
+                )));
+            }
+        }
         for pod in &claims.adopt {
             let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
             finalizers.extend(finalizer.map(str::to_owned));

@@ -13,6 +13,8 @@
 mod decide;
 mod lease;
 mod term;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

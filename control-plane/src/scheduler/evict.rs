@@ -38,6 +38,18 @@ pub(super) async fn drive_away(
     }
 }
 
+/// Notes that `pod` is to go nowhere in particular.
+pub(super) async fn withdraw(client: kube::Client, pod: PodInfo) {
+    let nowhere = json!({"metadata": {"uid": pod.uid}, "status": {"nominatedNodeName": null}});
+    match patch(&client, &pod, &nowhere).await {
+        Ok(()) => {}
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+        Err(error) => {
+            warn!(pod = pod.name, namespace = pod.namespace, %error, "cannot take back where the pod is to go");
+        }
+    }
+}
+
 async fn delete(client: &kube::Client, victim: &PodInfo) -> Result<(), kube::Error> {
     let condition = json!({
         "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",

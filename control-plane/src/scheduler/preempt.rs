@@ -58,9 +58,15 @@ impl Budget {
 pub(super) enum Preemption {
     /// These give way on the node.
     On { node: String, victims: Vec<PodInfo> },
+    /// Those that gave way are not gone yet; as a person reads it.
+    Awaited(String),
     /// Nobody does; why, as a person reads it.
     None(String),
 }
+
+/// On no more nodes than this is looked for pods that could give way: each costs a look at all neighbours of the pod's. As
+/// few as upstream looks at.
+const NODES: usize = 100;
 
 /// Pods that would go from a node.
 struct Candidate {
@@ -113,7 +119,7 @@ pub(super) fn preempt(
     };
     if snapshot.placed().any(is_awaited) {
         let why = "not eligible due to a terminating pod on the nominated node.";
-        return Preemption::None(why.to_owned());
+        return Preemption::Awaited(why.to_owned());
     }
     let mut inferior: BTreeMap<String, Vec<PodInfo>> = BTreeMap::new();
     for (node, other) in snapshot.placed().filter(|(_, other)| lower(other)) {
@@ -122,11 +128,15 @@ pub(super) fn preempt(
     }
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut candidates = Vec::new();
+    let mut tried = 0;
     for name in snapshot.node_names() {
         let node = snapshot.node(&name);
         let out_of_question = node.is_none_or(|node| is_out_of_question(pod, node));
         let victims = match inferior.remove(&name) {
-            Some(pods) if !out_of_question => candidate(pod, &name, pods, snapshot, budgets),
+            Some(pods) if !out_of_question && tried < NODES => {
+                tried += 1;
+                candidate(pod, &name, pods, snapshot, budgets)
+            }
             _ => None,
         };
         let why = match out_of_question {

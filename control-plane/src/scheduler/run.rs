@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::SchedulerConfig;
 use super::choose::{Choice, choose};
-use super::evict::drive_away;
+use super::evict::{drive_away, withdraw};
 use super::preempt::{Budget, Preemption, preempt};
 use super::queue::Queue;
 use super::snapshot::{PodInfo, Snapshot};
@@ -40,8 +40,8 @@ struct Scheduler {
     /// Grows with each draw, so that equals take turns.
     draws: u64,
     binding: JoinSet<Bound>,
-    /// Disruption budgets, by namespace and name.
-    budgets: HashMap<(String, String), Budget>,
+    /// Disruption budgets, by `namespace/name`.
+    budgets: HashMap<String, Budget>,
     /// Pods for which others gave way, by uid, and where.
     nominated: HashMap<String, (String, PodInfo)>,
     evicting: JoinSet<()>,
@@ -203,19 +203,28 @@ impl Scheduler {
         let key = |budget: &PodDisruptionBudget| {
             let meta = &budget.metadata;
             let of = |name: &Option<String>| name.clone().unwrap_or_default();
-            (of(&meta.namespace), of(&meta.name))
+            format!("{}/{}", of(&meta.namespace), of(&meta.name))
         };
         match event {
-            watcher::Event::Init => self.budgets.clear(),
-            watcher::Event::InitApply(budget) | watcher::Event::Apply(budget) => {
-                match Budget::of(&budget) {
-                    Some(known) => self.budgets.insert(key(&budget), known),
-                    None => self.budgets.remove(&key(&budget)),
-                };
+            watcher::Event::Init => listing.seen.clear(),
+            watcher::Event::InitApply(budget) => {
+                listing.seen.insert(key(&budget));
+                self.set_budget(key(&budget), &budget);
             }
-            watcher::Event::InitDone => listing.is_complete = true,
+            watcher::Event::InitDone => {
+                self.budgets.retain(|key, _| listing.seen.contains(key));
+                listing.is_complete = true;
+            }
+            watcher::Event::Apply(budget) => self.set_budget(key(&budget), &budget),
             watcher::Event::Delete(budget) => drop(self.budgets.remove(&key(&budget))),
         }
+    }
+
+    fn set_budget(&mut self, key: String, budget: &PodDisruptionBudget) {
+        match Budget::of(budget) {
+            Some(known) => self.budgets.insert(key, known),
+            None => self.budgets.remove(&key),
+        };
     }
 
     /// Gives the pod back if it is to be scheduled now.
@@ -296,16 +305,15 @@ impl Scheduler {
             return None;
         }
         let info = PodInfo::of(pod);
-        // What an earlier scheduler has seen to.
-        let status = pod.status.as_ref();
-        if let Some(node) = status.and_then(|status| status.nominated_node_name.clone()) {
-            let known = self.nominated.entry(uid.to_owned());
-            known.or_insert_with(|| (node, info.clone()));
-        }
         if self.queue.contains(uid) {
             // Most often it is our own condition that comes back; it alone is no reason to try again.
             self.queue.refresh(info);
             return None;
+        }
+        // What an earlier scheduler has seen to.
+        let status = pod.status.as_ref();
+        if let Some(node) = status.and_then(|status| status.nominated_node_name.clone()) {
+            self.nominated.insert(uid.to_owned(), (node, info.clone()));
         }
         Some(info)
     }
@@ -337,10 +345,16 @@ impl Scheduler {
             Choice::None(mut message) => {
                 match preemption {
                     Some(Preemption::On { node, victims }) => self.drive_away(&pod, node, victims),
-                    Some(Preemption::None(why)) if self.snapshot.nodes().next().is_some() => {
+                    Some(Preemption::Awaited(why)) => {
                         message = format!("{message} preemption: {why}");
                     }
-                    _ => {}
+                    Some(Preemption::None(why)) => {
+                        self.withdraw(|uid, _| uid == pod.uid);
+                        if self.snapshot.nodes().next().is_some() {
+                            message = format!("{message} preemption: {why}");
+                        }
+                    }
+                    None => {}
                 }
                 debug!(
                     pod = pod.name,
@@ -375,13 +389,20 @@ impl Scheduler {
 
     fn drive_away(&mut self, pod: &PodInfo, node: String, victims: Vec<PodInfo>) {
         // Less important pods that were to go there look anew.
-        self.nominated
-            .retain(|_, (on, other)| *on != node || other.priority >= pod.priority);
+        self.withdraw(|_, (on, other)| *on == node && other.priority < pod.priority);
         self.nominated
             .insert(pod.uid.clone(), (node.clone(), pod.clone()));
         let (client, events) = (self.client.clone(), self.teller.events());
         self.evicting
             .spawn(drive_away(client, events, pod.clone(), node, victims));
+    }
+
+    /// Keeps no room any more for those pods for which others gave way in vain.
+    fn withdraw(&mut self, is_vain: impl Fn(&str, &(String, PodInfo)) -> bool) {
+        let vain = self.nominated.extract_if(|uid, place| is_vain(uid, place));
+        for (_, (_, pod)) in vain {
+            self.evicting.spawn(withdraw(self.client.clone(), pod));
+        }
     }
 
     fn bound(&mut self, Bound { pod, node, outcome }: Bound) {

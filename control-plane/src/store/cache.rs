@@ -12,6 +12,7 @@ mod watch;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Revision, Store, StoreError};
@@ -65,6 +66,8 @@ pub struct Cache {
     state: RwLock<State>,
     /// The revision of `state`, for those who wait for one. Moved after `state`.
     reached: tokio::sync::watch::Sender<Revision>,
+    /// Tells that the watch of the store is behind the store itself.
+    stalled: Arc<Notify>,
     /// Ends the watch of the store.
     _following: DropGuard,
 }
@@ -81,6 +84,7 @@ impl Cache {
             index,
             state: RwLock::new(State::new(objects, revision)),
             reached: tokio::sync::watch::Sender::new(revision),
+            stalled: Arc::default(),
             _following: stop.clone().drop_guard(),
         });
         let follow = feed::follow(Arc::downgrade(&cache), revision);
@@ -99,6 +103,12 @@ impl Cache {
     ) -> Result<(Option<Arc<Object>>, Revision), ReadError> {
         self.fresh(freshness).await?;
         Ok(self.read(|state| (state.get(key), state.revision())))
+    }
+
+    /// The object at `key` if it is in memory as it was written at `revision`.
+    pub fn at(&self, key: &str, revision: Revision) -> Option<Arc<Object>> {
+        let object = self.read(|state| state.get(key))?;
+        (object.revision == revision).then_some(object)
     }
 
     /// The objects whose keys start with `prefix`, which ends with a slash.
@@ -144,12 +154,19 @@ impl Cache {
     }
 
     async fn fresh(&self, freshness: Freshness) -> Result<(), ReadError> {
-        let needed = match freshness {
-            Freshness::Any => return Ok(()),
-            Freshness::NotOlderThan(revision) => revision,
-            Freshness::Latest => self.store.revision().await?,
-        };
-        self.wait(needed).await
+        match freshness {
+            Freshness::Any => Ok(()),
+            Freshness::NotOlderThan(revision) => self.wait(revision).await,
+            Freshness::Latest => {
+                let present = self.store.revision().await?;
+                let waited = self.wait(present).await;
+                if waited.is_err() {
+                    // It may be a watch of a member of etcd that is cut off, which is not noticed for long.
+                    self.stalled.notify_waiters();
+                }
+                waited
+            }
+        }
     }
 
     /// Forgets the watchers of a prefix that have been dropped.

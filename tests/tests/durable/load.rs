@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,7 @@ pub fn maps(client: &Client) -> Api<ConfigMap> {
 pub struct Record {
     start: Instant,
     operations: Arc<Mutex<Vec<Operation>>>,
+    is_over: Arc<AtomicBool>,
 }
 
 impl Record {
@@ -50,6 +52,7 @@ impl Record {
         Self {
             start: Instant::now(),
             operations: Arc::default(),
+            is_over: Arc::default(),
         }
     }
 
@@ -65,6 +68,11 @@ impl Record {
 
     pub fn operations(&self) -> Vec<Operation> {
         self.operations.lock().unwrap().clone()
+    }
+
+    /// Tells the clients to end after what they are at: a write without a note would be nobody's.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
     }
 
     /// How many writes were acknowledged.
@@ -153,6 +161,9 @@ impl Record {
     /// `step` apart, so that no two clients write the same.
     pub async fn work(self, api: Api<ConfigMap>, number: u64, step: u64) {
         for round in 1.. {
+            if self.is_over.load(Ordering::Relaxed) {
+                return;
+            }
             let key = KEYS[((round + number) % KEYS.len() as u64) as usize];
             let done = async {
                 let map = self.read(&api, key).await?;

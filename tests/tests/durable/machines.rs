@@ -1,7 +1,7 @@
 //! Machines of network namespaces: three with a member of an etcd cluster each, which speak TLS among each other and to
 //! their clients, and some with a control plane on that etcd. No agents.
 
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub struct Machine {
     pub name: &'static str,
     pub address: Ipv4Addr,
     process: Option<Process>,
+    /// How much its program had said before it was started last.
+    log_before: usize,
 }
 
 /// All of them. They go when this is dropped.
@@ -65,6 +67,7 @@ impl Machines {
                 name,
                 address: links.v4(false, number),
                 process: None,
+                log_before: 0,
             }
         };
         let members: Vec<Machine> = [("e1", 11), ("e2", 12), ("e3", 13)].map(machine).into();
@@ -135,16 +138,15 @@ impl Machines {
         server.run(&program, &directory);
     }
 
-    /// Waits until a control plane is ready.
+    /// Waits until a control plane that was just started serves.
     pub fn await_server(&self, at: usize) {
         let server = &self.servers[at];
-        eventually(&format!("{} listens", server.name), PATIENCE, || {
-            let timeout = Duration::from_secs(1);
-            let connected = TcpStream::connect_timeout(&(server.address, 6443).into(), timeout);
-            match connected {
-                Ok(_) if self.kubeconfig(at).exists() => Ok(()),
-                Ok(_) => Err("no kubeconfig".to_owned()),
-                Err(error) => Err(format!("{error}: {}", self.log(server))),
+        let before = server.log_before;
+        eventually(&format!("{} serves", server.name), PATIENCE, || {
+            let said = self.log(server).split_off(before);
+            match said.contains("serving listen=") {
+                true => Ok(()),
+                false => Err(said),
             }
         });
     }
@@ -197,6 +199,7 @@ impl Machine {
         host::create_dir(&cgroup).unwrap();
         let netns = host::netns_path(&netns(self.name));
         let log = log_of(directory, self.name);
+        self.log_before = std::fs::read(&log).map_or(0, |said| said.len());
         self.process = Some(Process::spawn(program, &netns, &cgroup, &log).unwrap());
     }
 

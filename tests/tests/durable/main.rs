@@ -52,7 +52,7 @@ fn nothing_acknowledged_is_lost_and_nothing_read_is_stale() {
     let begun: Vec<_> = record.operations();
     assert_eq!(record.acknowledged(), load::KEYS.len(), "{begun:?}");
 
-    let mut tasks = JoinSet::new();
+    let (mut tasks, mut writers) = (JoinSet::new(), JoinSet::new());
     let (raw, typed) = (
         load::heard("a raw watch", newest(&begun)),
         load::heard("kube-rs", 0),
@@ -73,7 +73,7 @@ fn nothing_acknowledged_is_lost_and_nothing_read_is_stale() {
     let all = 2 * WRITERS;
     for number in 0..all {
         let api = load::maps(&clients[(number % 2) as usize]);
-        tasks.spawn_on(record.clone().work(api, number, all), runtime.handle());
+        writers.spawn_on(record.clone().work(api, number, all), runtime.handle());
     }
     // Each trouble is over when writes are acknowledged again; the writers go on meanwhile.
     let goes_on = |why: &str, tasks: &mut JoinSet<()>| {
@@ -109,6 +109,9 @@ fn nothing_acknowledged_is_lost_and_nothing_read_is_stale() {
     machines.await_server(0);
     goes_on("writes through both", &mut tasks);
 
+    record.end();
+    let ended = runtime.block_on(writers.join_all());
+    assert_eq!(ended.len() as u64, all);
     // The last word: what each control plane says now, and what the watchers have heard by then.
     for client in &clients {
         let api = load::maps(client);

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::jiff::tz::TimeZone;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 
-use self::plan::{Start, plan, started};
+use self::plan::{Start, next_look, plan, started};
 use super::cache::Key;
 use super::driver::{Error, Queue, Result, queue};
 use super::events::{Recorder, Severity, reference};
@@ -34,10 +34,15 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
 
 fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>) {
     let queue = keys.clone();
-    caches.cron_jobs.on_change(move |_, new| {
-        if let Some(cron_job) = new {
-            queue.add(Key::of(&**cron_job));
+    caches.cron_jobs.on_change(move |old, new| {
+        let Some(cron_job) = new else { return };
+        let key = Key::of(&**cron_job);
+        if old.is_some_and(|old| times(old) != times(cron_job)) {
+            // The new times count from now on: one that would have come before does not come after all.
+            let next = next_look(cron_job, &TimeZone::system(), Timestamp::now());
+            return queue.add_after(key, next.unwrap_or_default());
         }
+        queue.add(key);
     });
     let queue = keys.clone();
     caches.jobs.on_change(move |old, new| {
@@ -49,6 +54,12 @@ fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>) {
             }
         }
     });
+}
+
+/// What says when jobs start.
+fn times(cron_job: &CronJob) -> Option<(&str, Option<&str>)> {
+    let spec = cron_job.spec.as_ref()?;
+    Some((spec.schedule.as_str(), spec.time_zone.as_deref()))
 }
 
 async fn reconcile(context: &Context, events: &Recorder, key: &Key) -> Result<Option<Duration>> {
@@ -63,27 +74,16 @@ async fn reconcile(context: &Context, events: &Recorder, key: &Key) -> Result<Op
     for (severity, reason, message) in plan.events {
         events.report(about(), severity, reason, message);
     }
-    for job in plan.forget.iter().chain(&plan.replace) {
-        let name = job.metadata.name.as_deref().unwrap_or_default();
-        let same = Preconditions {
-            uid: job.metadata.uid.clone(),
-            resource_version: None,
-        };
-        let params = DeleteParams::background().preconditions(same);
-        match api.delete(name, &params).await {
-            Ok(_) => {
-                let message = format!("Deleted job {name}");
-                events.report(about(), Severity::Normal, "SuccessfulDelete", message);
-            }
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            Err(error) => {
-                let message = format!("Deleted job: {}", said(&error));
-                events.report(about(), Severity::Warning, "FailedDelete", message);
-                return Err(error.into());
-            }
-        }
+    let mut outcome = Ok(());
+    for job in &plan.forget {
+        // A job too many keeps none from starting.
+        outcome = outcome.and(delete(&api, events, &cron_job, job).await);
     }
-    if let Some(start) = &plan.create {
+    let mut replaced = Ok(());
+    for job in &plan.replace {
+        replaced = replaced.and(delete(&api, events, &cron_job, job).await);
+    }
+    if let (Some(start), Ok(())) = (&plan.create, &replaced) {
         match create(&api, &cron_job, start).await {
             Ok((job, is_new)) => {
                 if is_new {
@@ -101,12 +101,43 @@ async fn reconcile(context: &Context, events: &Recorder, key: &Key) -> Result<Op
                 };
                 let message = format!("Error creating job: {message}");
                 events.report(about(), Severity::Warning, "FailedCreate", message);
-                return Err(error);
+                outcome = Err(error);
             }
         }
     }
+    if replaced.is_err() {
+        // They run on.
+        let before = cron_job.status.as_ref();
+        plan.status.active = before.and_then(|status| status.active.clone());
+    }
+    // What could not be done does not keep people from seeing what is, and is not told again at the next try.
     write_status(context, &cron_job, plan.status).await?;
+    outcome.and(replaced)?;
     Ok(plan.look_again)
+}
+
+async fn delete(api: &Api<Job>, events: &Recorder, cron_job: &CronJob, job: &Job) -> Result<()> {
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    let same = Preconditions {
+        uid: job.metadata.uid.clone(),
+        resource_version: None,
+    };
+    let params = DeleteParams::background().preconditions(same);
+    match api.delete(name, &params).await {
+        Ok(_) => {
+            let message = format!("Deleted job {name}");
+            let about = reference(cron_job);
+            events.report(about, Severity::Normal, "SuccessfulDelete", message);
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => {
+            let message = format!("Deleted job: {}", said(&error));
+            let about = reference(cron_job);
+            events.report(about, Severity::Warning, "FailedDelete", message);
+            Err(error.into())
+        }
+    }
 }
 
 /// The job, and whether it is made only now. One that is there already was made before a status could be written.

@@ -75,12 +75,28 @@ pub(super) fn plan(
     match schedule(spec, local) {
         Err((reason, message)) => plan.warn(reason, message),
         Ok((schedule, zone)) => {
-            let next = schedule.next(now, &zone);
-            plan.look_again = next.map(|next| until(next, now));
             start(&mut plan, cron_job, spec, &running, &schedule, &zone, now);
+            let last = plan.create.as_ref().map(|start| start.at);
+            let next = schedule.next(last.unwrap_or_else(|| since(cron_job, now)), now, &zone);
+            plan.look_again = next.map(|next| until(next, now));
         }
     }
     plan
+}
+
+/// Since when times count: the last one that came, or when the CronJob was made.
+fn since(cron_job: &CronJob, now: Timestamp) -> Timestamp {
+    let status = cron_job.status.as_ref();
+    let last = status.and_then(|status| status.last_schedule_time.as_ref());
+    let made = cron_job.metadata.creation_timestamp.as_ref();
+    last.or(made).map_or(now, |time| time.0)
+}
+
+/// How long until the next time comes. `None` when there is none, or none can be told.
+pub(super) fn next_look(cron_job: &CronJob, local: &TimeZone, now: Timestamp) -> Option<Duration> {
+    let (schedule, zone) = schedule(cron_job.spec.as_ref()?, local).ok()?;
+    let next = schedule.next(since(cron_job, now), now, &zone);
+    next.map(|next| until(next, now))
 }
 
 fn until(next: Timestamp, now: Timestamp) -> Duration {
@@ -159,19 +175,11 @@ fn follow(plan: &mut Plan, own: &[Arc<Job>]) -> Vec<Arc<Job>> {
                 running.push(job.clone());
                 active.push(known);
             }
-            Some((job, Some(ended))) => {
+            Some((_, Some(ended))) => {
                 plan.say(
                     "SawCompletedJob",
                     format!("Saw completed job: {name}, condition: {ended}"),
                 );
-                let completed = job
-                    .status
-                    .as_ref()
-                    .and_then(|it| it.completion_time.clone());
-                let last = &mut plan.status.last_successful_time;
-                if ended == "Complete" && completed > *last {
-                    *last = completed;
-                }
             }
         }
     }
@@ -188,6 +196,11 @@ fn follow(plan: &mut Plan, own: &[Arc<Job>]) -> Vec<Arc<Job>> {
         }
     }
     plan.status.active = (!active.is_empty()).then_some(active);
+    // Also of those that people started by hand.
+    let complete = own.iter().filter(|job| outcome(job) == Some("Complete"));
+    let ends = complete.filter_map(|job| job.status.as_ref()?.completion_time.clone());
+    let last = plan.status.last_successful_time.take();
+    plan.status.last_successful_time = ends.chain(last).max();
     running
 }
 
@@ -201,15 +214,10 @@ fn start(
     zone: &TimeZone,
     now: Timestamp,
 ) {
-    let time = |time: &Option<Time>| time.as_ref().map(|time| time.0);
-    let made = time(&cron_job.metadata.creation_timestamp);
-    let Some(mut since) = time(&plan.status.last_schedule_time).or(made) else {
-        return;
-    };
-    let patience = spec
-        .starting_deadline_seconds
-        .map(SignedDuration::from_secs);
-    if let Some(patience) = patience {
+    let mut since = since(cron_job, now);
+    if let Some(patience) = spec.starting_deadline_seconds {
+        // What came earlier is given up.
+        let patience = SignedDuration::from_secs(patience);
         since = since.max(now.checked_sub(patience).unwrap_or(since));
     }
     let Some(due) = schedule.due(since, now, zone) else {
@@ -222,13 +230,6 @@ fn start(
         );
     }
     let at = due.at;
-    if patience.is_some_and(|patience| at.checked_add(patience).is_ok_and(|last| last < now)) {
-        let at = at
-            .to_zoned(zone.clone())
-            .strftime("%a, %d %b %Y %H:%M:%S %z");
-        let message = format!("Missed scheduled time to start a job: {at}");
-        return plan.warn("MissSchedule", message);
-    }
     match spec.concurrency_policy.as_deref() {
         Some("Forbid") if !running.is_empty() => {
             let message = "Not starting job because prior execution is running and concurrency policy is Forbid";
@@ -271,6 +272,9 @@ pub(super) fn started(status: &mut CronJobStatus, job: &Job, at: Timestamp) {
     status.last_schedule_time = Some(Time(at));
     if outcome(job).is_none() {
         let active: &mut Vec<ObjectReference> = status.active.get_or_insert_default();
-        active.push(reference(job));
+        // One that was there already may be listed.
+        if active.iter().all(|known| known.uid != job.metadata.uid) {
+            active.push(reference(job));
+        }
     }
 }

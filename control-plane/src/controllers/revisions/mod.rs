@@ -5,12 +5,14 @@ mod history;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 pub(super) use self::history::{Newest, newest, outdated, template_of};
 use super::Context;
 use super::driver::Result;
+use super::pods::controller_of;
 
 /// Whether the present template is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ fn api(context: &Context, namespace: &str) -> Api<ControllerRevision> {
 /// Keeps the present template as the newest revision.
 pub(super) async fn keep(context: &Context, namespace: &str, newest: &Newest) -> Result<Kept> {
     let api = api(context, namespace);
+    let ours = controller_of(&newest.revision().metadata);
+    let is_ours = |owner: &OwnerReference| ours.is_some_and(|ours| ours.uid == owner.uid);
     let written = match newest {
         Newest::Is(_) => return Ok(Kept::Yes),
         Newest::Renumber(revision, number) => {
@@ -39,10 +43,22 @@ pub(super) async fn keep(context: &Context, namespace: &str, newest: &Newest) ->
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 let name = revision.metadata.name.as_deref().unwrap_or_default();
                 let there = api.get(name).await?;
-                // Ours, which the cache does not show yet.
-                let is_ours = there.data == revision.data
-                    && there.metadata.owner_references == revision.metadata.owner_references;
-                return Ok(if is_ours { Kept::Yes } else { Kept::NameTaken });
+                if there.data != revision.data {
+                    return Ok(Kept::NameTaken);
+                }
+                match controller_of(&there.metadata) {
+                    // Ours, which the cache does not show yet.
+                    Some(owner) if is_ours(owner) => return Ok(Kept::Yes),
+                    Some(_) => return Ok(Kept::NameTaken),
+                    // An earlier owner of this name left it behind, and its pods carry its name.
+                    None => {
+                        let owners = &revision.metadata.owner_references;
+                        let version = &there.metadata.resource_version;
+                        let patch = json!({"metadata": {"ownerReferences": owners, "resourceVersion": version}});
+                        api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+                            .await?
+                    }
+                }
             }
             outcome => outcome?,
         },

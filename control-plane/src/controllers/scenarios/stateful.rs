@@ -3,10 +3,12 @@
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 
+use kube::api::PropagationPolicy;
+
 use super::*;
 
-/// Waits until the set's pods are these, ready and of this image; gives when each was made.
-async fn runs(cluster: &Cluster, names: &[&str], image: &str) -> Vec<k8s_openapi::jiff::Timestamp> {
+/// Waits until the set's pods are these, ready and of this image.
+async fn runs(cluster: &Cluster, names: &[&str], image: &str) {
     let pods: Api<Pod> = cluster.default_namespace();
     until("the pods are there", async || {
         let mut found = Vec::new();
@@ -18,18 +20,37 @@ async fn runs(cluster: &Cluster, names: &[&str], image: &str) -> Vec<k8s_openapi
             {
                 return None;
             }
-            found.push((pod.name_any(), pod.metadata.creation_timestamp?.0));
+            found.push(pod.name_any());
         }
         found.sort();
-        let (known, times): (Vec<String>, Vec<_>) = found.into_iter().unzip();
-        (known == names).then_some(times)
+        (found == names).then_some(())
     })
-    .await
+    .await;
+}
+
+/// The names of pods in the order in which they are made, from now on.
+fn made(cluster: &Cluster) -> Arc<Mutex<Vec<String>>> {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let (pods, seen): (Api<Pod>, _) = (cluster.default_namespace(), order.clone());
+    let shutdown = cluster.shutdown.clone();
+    tokio::spawn(shutdown.run_until_cancelled_owned(async move {
+        let mut known = BTreeSet::new();
+        let mut events = std::pin::pin!(watcher(pods, watcher::Config::default()));
+        while let Some(event) = events.next().await {
+            if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) = event
+                && known.insert(pod.metadata.uid.clone())
+            {
+                seen.lock().unwrap().push(pod.name_any());
+            }
+        }
+    }));
+    order
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stateful_pods_keep_their_names_and_claims() {
     let cluster = Cluster::new(&["node-1", "node-2"]).await;
+    let order = made(&cluster);
     cluster
         .apply::<StatefulSet>(json!({
             "metadata": {"name": "db"},
@@ -44,8 +65,7 @@ async fn stateful_pods_keep_their_names_and_claims() {
             },
         }))
         .await;
-    let made = runs(&cluster, &["db-0", "db-1", "db-2"], "db:1").await;
-    assert!(made.is_sorted(), "one after the other: {made:?}");
+    runs(&cluster, &["db-0", "db-1", "db-2"], "db:1").await;
     let sets: Api<StatefulSet> = cluster.default_namespace();
     let patch = async |patch: serde_json::Value| {
         sets.patch("db", &PatchParams::default(), &Patch::Strategic(patch))
@@ -54,11 +74,13 @@ async fn stateful_pods_keep_their_names_and_claims() {
     };
     let newer = json!({"template": {"spec": {"containers": [{"name": "c", "image": "db:2"}]}}});
     patch(json!({"spec": newer})).await;
-    let made = runs(&cluster, &["db-0", "db-1", "db-2"], "db:2").await;
-    assert!(
-        made.iter().rev().is_sorted(),
-        "the last one first: {made:?}"
-    );
+    runs(&cluster, &["db-0", "db-1", "db-2"], "db:2").await;
+    let up_and_down = ["db-0", "db-1", "db-2", "db-2", "db-1", "db-0"];
+    until("all were seen", async || {
+        (order.lock().unwrap().len() == 6).then_some(())
+    })
+    .await;
+    assert_eq!(*order.lock().unwrap(), up_and_down, "one after the other");
     patch(json!({"spec": {"replicas": 1}})).await;
     runs(&cluster, &["db-0"], "db:2").await;
     until("the status says so", async || {
@@ -118,4 +140,54 @@ async fn claims_go_with_their_set_where_it_says_so() {
         names().await.0.is_empty().then_some(())
     })
     .await;
+}
+
+/// How people change what of a StatefulSet cannot be changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_is_made_anew_takes_its_pods_over() {
+    let cluster = Cluster::new(&["node-1"]).await;
+    let set = json!({
+        "metadata": {"name": "db"},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": {"app": "db"}},
+            "template": {
+                "metadata": {"labels": {"app": "db"}},
+                "spec": {"containers": [{"name": "c", "image": "db:1"}]},
+            },
+        },
+    });
+    cluster.apply::<StatefulSet>(set.clone()).await;
+    runs(&cluster, &["db-0", "db-1"], "db:1").await;
+    let pods: Api<Pod> = cluster.default_namespace();
+    let uids = async || {
+        let pods = list(&pods, "app=db").await.into_iter();
+        let uids: BTreeSet<_> = pods.filter_map(|pod| pod.metadata.uid).collect();
+        uids
+    };
+    let before = uids().await;
+    let sets: Api<StatefulSet> = cluster.default_namespace();
+    let orphan = DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Orphan),
+        ..DeleteParams::default()
+    };
+    sets.delete("db", &orphan).await.unwrap();
+    until("it is gone", async || {
+        sets.get_opt("db").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    let made = cluster.apply::<StatefulSet>(set).await;
+    until("the pods are its own, and of its revision", async || {
+        let status = sets.get("db").await.unwrap().status?;
+        let owned = list(&pods, "app=db").await.iter().all(|pod| {
+            let owners = pod.owner_references();
+            owners
+                .iter()
+                .any(|owner| Some(&owner.uid) == made.metadata.uid.as_ref())
+        });
+        let settled = status.updated_replicas == Some(2) && status.ready_replicas == Some(2);
+        (owned && settled).then_some(())
+    })
+    .await;
+    assert_eq!(uids().await, before, "none was made anew");
 }

@@ -17,7 +17,7 @@ const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
 /// The numbers of the pods that are wanted.
 pub(super) fn ordinals(spec: &StatefulSetSpec) -> Range<i32> {
     let first = spec.ordinals.as_ref().and_then(|it| it.start).unwrap_or(0);
-    first..first.saturating_add(spec.replicas.unwrap_or(1))
+    first..first.saturating_add(spec.replicas.unwrap_or(1).max(0))
 }
 
 pub(super) fn pod_name(set: &StatefulSet, ordinal: i32) -> String {

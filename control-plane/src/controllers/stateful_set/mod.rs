@@ -160,26 +160,27 @@ impl Controller {
             settled: wait.is_none(),
             now: Timestamp::now(),
         });
+        let mut outcome = Ok(());
         if wait.is_none() {
             for (severity, reason, message) in std::mem::take(&mut plan.events) {
                 let about = reference(&*set);
                 self.pods.events.report(about, severity, reason, message);
             }
-            self.perform(&set, &plan).await?;
-            let live: Vec<&str> = plan
-                .claims
-                .own
-                .iter()
-                .filter_map(|pod| revision_of(pod))
-                .collect();
+            outcome = self.perform(&set, &plan).await;
+        }
+        if wait.is_none() && outcome.is_ok() {
+            let own = plan.claims.own.iter();
+            let live: Vec<&str> = own.filter_map(|pod| revision_of(pod)).collect();
             let is_live = |one: &ControllerRevision| {
                 let name = one.metadata.name.as_deref().unwrap_or_default();
                 name == current.name || name == update.name || live.contains(&name)
             };
             let old = outdated(spec.revision_history_limit, &revisions, is_live);
-            remove(&self.context, &key.namespace, &old).await?;
+            outcome = remove(&self.context, &key.namespace, &old).await;
         }
+        // What could not be done does not keep people from seeing what is.
         self.write_status(&set, plan.status).await?;
+        outcome?;
         Ok([wait, plan.look_again].into_iter().flatten().min())
     }
 

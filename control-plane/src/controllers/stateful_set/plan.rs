@@ -12,6 +12,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,17 +70,29 @@ pub(super) struct Plan {
     pub(super) look_again: Option<Duration>,
 }
 
-/// The set's pods by their numbers.
+/// The set's pods by their numbers. As many may be wanted as a number can say, so only those that are there take memory.
 struct Pods<'a> {
     picture: &'a Picture<'a>,
     spec: &'a StatefulSetSpec,
-    /// Those that are wanted; `None` for one that is missing.
-    wanted: BTreeMap<i32, Option<Arc<Pod>>>,
-    /// Those that are too many.
-    surplus: BTreeMap<i32, Arc<Pod>>,
+    wanted: Range<i32>,
+    present: BTreeMap<i32, Arc<Pod>>,
 }
 
 impl Pods<'_> {
+    /// Those that are wanted and there, from the first on.
+    fn kept(&self) -> impl DoubleEndedIterator<Item = (i32, &Arc<Pod>)> {
+        let kept = self.present.range(self.wanted.clone());
+        kept.map(|(ordinal, pod)| (*ordinal, pod))
+    }
+
+    /// Those that are too many, from the last on.
+    fn surplus(&self) -> impl Iterator<Item = (i32, &Arc<Pod>)> {
+        let surplus = self.present.iter().rev();
+        surplus
+            .filter(|(ordinal, _)| !self.wanted.contains(ordinal))
+            .map(|(ordinal, pod)| (*ordinal, pod))
+    }
+
     fn available_in(&self, pod: &Pod) -> Option<Duration> {
         let seconds = self.spec.min_ready_seconds.unwrap_or_default();
         let min_ready = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
@@ -90,24 +103,6 @@ impl Pods<'_> {
         self.available_in(pod) == Some(Duration::ZERO)
     }
 
-    fn all(&self) -> impl Iterator<Item = &Arc<Pod>> {
-        let wanted = self.wanted.values().flatten();
-        wanted.chain(self.surplus.values())
-    }
-
-    /// The pod for whose health everything waits: of those wanted the first that is not well, else the last one of the
-    /// others.
-    fn first_unhealthy(&self) -> Option<i32> {
-        let wanted = self.wanted.iter().find(|(_, pod)| match pod {
-            Some(pod) => !is_healthy(pod),
-            None => true,
-        });
-        let surplus = || self.surplus.iter().rev().find(|(_, pod)| !is_healthy(pod));
-        wanted
-            .map(|(ordinal, _)| *ordinal)
-            .or_else(|| surplus().map(|(ordinal, _)| *ordinal))
-    }
-
     /// A new pod is of the revision that its place has at this point of the rollout.
     fn made(&self, ordinal: i32) -> Pod {
         let Picture {
@@ -116,7 +111,7 @@ impl Pods<'_> {
             update,
             ..
         } = *self.picture;
-        let first = ordinals(self.spec).start;
+        let first = self.wanted.start;
         let old = match rolling(self.spec) {
             None => 0,
             Some(Some(partition)) => partition,
@@ -167,32 +162,24 @@ pub(super) fn plan(picture: &Picture<'_>) -> Plan {
         |pod: &&Arc<Pod>| controller_of(&pod.metadata).is_some() || ordinal_of(set, pod).is_some();
     let around: Vec<Arc<Pod>> = picture.around.iter().filter(named).cloned().collect();
     plan.claims = claims(&set.metadata, &spec.selector, &around);
-    let wanted = ordinals(spec);
-    let mut pods = Pods {
+    let own = plan.claims.own.iter();
+    let numbered = own.filter_map(|pod| Some((ordinal_of(set, pod)?, pod.clone())));
+    let pods = Pods {
         picture,
         spec,
-        wanted: wanted.clone().map(|ordinal| (ordinal, None)).collect(),
-        surplus: BTreeMap::new(),
+        wanted: ordinals(spec),
+        present: numbered.collect(),
     };
-    for pod in &plan.claims.own {
-        match ordinal_of(set, pod) {
-            Some(ordinal) if wanted.contains(&ordinal) => {
-                pods.wanted.insert(ordinal, Some(pod.clone()));
-            }
-            Some(ordinal) => drop(pods.surplus.insert(ordinal, pod.clone())),
-            None => {}
-        }
-    }
     plan.look_again = pods
-        .all()
+        .present
+        .values()
         .filter_map(|pod| pods.available_in(pod))
         .filter(|wait| !wait.is_zero())
         .min();
     if picture.settled && set.metadata.deletion_timestamp.is_none() {
         manage(&pods, &mut plan);
-        plan.create.truncate(BURST);
         plan.delete.truncate(BURST);
-        plan.own_claims = own(&pods);
+        plan.own_claims = owned(&pods);
     }
     plan.status = status(&pods, &plan.delete);
     plan
@@ -216,11 +203,12 @@ fn manage(pods: &Pods<'_>, plan: &mut Plan) {
 fn fill(pods: &Pods<'_>, ordered: bool, plan: &mut Plan) -> bool {
     let picture = pods.picture;
     let mut done = true;
-    for (ordinal, pod) in &pods.wanted {
-        match pod {
+    for ordinal in pods.wanted.clone() {
+        match pods.present.get(&ordinal) {
+            None if plan.create.len() == BURST => return false,
             None => {
                 done = false;
-                let made = pods.made(*ordinal);
+                let made = pods.made(ordinal);
                 let name = made.metadata.name.clone().unwrap_or_default();
                 let volumes = claim_names(pods.spec, &name);
                 let mut there = volumes.filter_map(|name| picture.volumes.get(&name));
@@ -275,35 +263,31 @@ fn recreated(set: &StatefulSet, pod: &Pod) -> (Severity, &'static str, String) {
     (severity, reason, message)
 }
 
-/// Takes away what is too many. False: there is something to wait for.
+/// Takes away what is too many; all that are wanted are well. False: there is something to wait for.
 fn shrink(pods: &Pods<'_>, ordered: bool, plan: &mut Plan) -> bool {
-    let unhealthy = pods.first_unhealthy();
-    for (ordinal, pod) in pods.surplus.iter().rev() {
-        if is_terminating(pod) {
+    // One that is not well holds up those before it, and is not held up by itself.
+    let unhealthy = pods.surplus().find(|(_, pod)| !is_healthy(pod));
+    let unhealthy = unhealthy.map(|(ordinal, _)| ordinal);
+    for (ordinal, pod) in pods.surplus() {
+        let held_up = !pods.is_available(pod) && unhealthy != Some(ordinal);
+        if ordered && (is_terminating(pod) || held_up) {
+            return false;
+        }
+        if !is_terminating(pod) {
+            plan.delete.push(pod.clone());
             if ordered {
                 return false;
             }
-            continue;
-        }
-        // One that is not well holds up those before it, and is not held up by itself.
-        if ordered && !pods.is_available(pod) && unhealthy != Some(*ordinal) {
-            return false;
-        }
-        plan.delete.push(pod.clone());
-        if ordered {
-            return false;
         }
     }
-    pods.surplus.is_empty()
+    pods.surplus().next().is_none()
 }
 
 /// The next pod that a rollout replaces. It waits for each that it has replaced.
 fn next_old(pods: &Pods<'_>) -> Option<Arc<Pod>> {
     let partition = rolling(pods.spec)?.unwrap_or_default();
-    let first = ordinals(pods.spec).start.saturating_add(partition);
-    let places = pods.wanted.iter().rev();
-    for (_, pod) in places.take_while(|(ordinal, _)| **ordinal >= first) {
-        let pod = pod.as_ref()?;
+    let first = pods.wanted.start.saturating_add(partition);
+    for (_, pod) in pods.kept().rev().take_while(|(at, _)| *at >= first) {
         let is_old = revision_of(pod) != Some(pods.picture.update.name);
         if is_old && !is_terminating(pod) {
             return Some(pod.clone());
@@ -316,13 +300,12 @@ fn next_old(pods: &Pods<'_>) -> Option<Arc<Pod>> {
 }
 
 /// Whose the claims of the pods shall be that are there.
-fn own(pods: &Pods<'_>) -> Vec<(Arc<PersistentVolumeClaim>, Vec<OwnerReference>)> {
+fn owned(pods: &Pods<'_>) -> Vec<(Arc<PersistentVolumeClaim>, Vec<OwnerReference>)> {
     let picture = pods.picture;
     let policy = Policy::of(pods.spec);
-    let wanted = pods.wanted.values().flatten().map(|pod| (pod, false));
-    let surplus = pods.surplus.values().map(|pod| (pod, true));
     let mut changes = Vec::new();
-    for (pod, condemned) in wanted.chain(surplus) {
+    for (ordinal, pod) in &pods.present {
+        let condemned = !pods.wanted.contains(ordinal);
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         for claim in claim_names(pods.spec, name).filter_map(|name| picture.volumes.get(&name)) {
             // What goes with an earlier pod is not held back.
@@ -347,7 +330,7 @@ fn status(pods: &Pods<'_>, doomed: &[Arc<Pod>]) -> StatefulSetStatus {
     } = *pods.picture;
     let before = set.status.clone().unwrap_or_default();
     let count = |holds: &dyn Fn(&Pod) -> bool| {
-        let number = pods.all().filter(|pod| holds(pod)).count();
+        let number = pods.present.values().filter(|pod| holds(pod)).count();
         i32::try_from(number).unwrap_or(i32::MAX)
     };
     let of = |pod: &Pod, revision: Revision<'_>| {

@@ -62,12 +62,15 @@ pub(super) fn owners(
     (!same).then_some(after)
 }
 
-/// The claim belongs to an earlier pod of this name, and goes with it: one that is made now would lose it.
+/// The claim is going, or belongs to an earlier pod of this name and goes with it: a pod that is made now would lose it.
 pub(super) fn is_stale(
     claim: &PersistentVolumeClaim,
     pod_name: &str,
     living: Option<&Pod>,
 ) -> bool {
+    if claim.metadata.deletion_timestamp.is_some() {
+        return true;
+    }
     let owners = claim.metadata.owner_references.iter().flatten();
     let mut pods = owners.filter(|owner| owner.kind == "Pod" && owner.name == pod_name);
     pods.any(|owner| living.is_none_or(|pod| uid(&pod.metadata) != owner.uid))

@@ -24,20 +24,45 @@ pub(crate) struct Due {
 }
 
 impl Schedule {
-    /// The first time after `after`; `None` when there is none. `local` is whose times these are, unless the schedule says
-    /// it itself.
-    pub(crate) fn next(&self, after: Timestamp, local: &TimeZone) -> Option<Timestamp> {
+    /// The first time after `now`; `None` when there is none. What comes every so often is counted from `start`. `local` is
+    /// whose times these are, unless the schedule says it itself.
+    pub(crate) fn next(
+        &self,
+        start: Timestamp,
+        now: Timestamp,
+        local: &TimeZone,
+    ) -> Option<Timestamp> {
         match &self.when {
             When::Every(seconds) => {
-                Timestamp::from_second(after.as_second().checked_add(i64::from(*seconds))?).ok()
+                later(start, i64::from(*seconds), passed(start, now, *seconds) + 1)
             }
-            When::At(fields) => fields.next(after, self.zone.as_ref().unwrap_or(local)),
+            When::At(fields) => fields.next(now, self.zone.as_ref().unwrap_or(local)),
         }
     }
 
     /// The last time after `start` that is not after `now`.
     pub(crate) fn due(&self, start: Timestamp, now: Timestamp, local: &TimeZone) -> Option<Due> {
-        let next = |after| self.next(after, local).filter(|at| *at <= now);
+        match &self.when {
+            When::Every(seconds) => {
+                let times = passed(start, now, *seconds);
+                let at = later(start, i64::from(*seconds), times).filter(|_| times > 0)?;
+                let too_many = usize::try_from(times).is_ok_and(|times| times > MANY);
+                Some(Due { at, too_many })
+            }
+            When::At(fields) => fields.due(start, now, self.zone.as_ref().unwrap_or(local)),
+        }
+    }
+}
+
+/// How many times have come since `start`.
+fn passed(start: Timestamp, now: Timestamp, seconds: u32) -> i64 {
+    let gone = now.as_second().saturating_sub(start.as_second());
+    gone.max(0) / i64::from(seconds.max(1))
+}
+
+impl Fields {
+    fn due(&self, start: Timestamp, now: Timestamp, zone: &TimeZone) -> Option<Due> {
+        let next = |after| self.next(after, zone).filter(|at| *at <= now);
         let mut last = None;
         for _ in 0..=MANY {
             match next(last.unwrap_or(start)) {
@@ -67,10 +92,22 @@ impl Schedule {
             back = back.saturating_mul(2);
         }
     }
-}
 
-impl Fields {
+    /// Whether some moment fits; a field of commas alone names no number.
+    fn fits_any(&self) -> bool {
+        let days = match self.either_day {
+            true => self.days | self.weekdays,
+            false => self.days.min(self.weekdays),
+        };
+        [self.minutes, self.hours, days, self.months]
+            .iter()
+            .all(|bits| *bits != 0)
+    }
+
     fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        if !self.fits_any() {
+            return None;
+        }
         let whole = after.as_second().div_euclid(MINUTE) * MINUTE;
         let mut at = Timestamp::from_second(whole + MINUTE).ok()?;
         let last = zone.to_datetime(after).date();
@@ -90,13 +127,13 @@ impl Fields {
             } else if !self.is_day(date) {
                 begin(date.tomorrow().ok()?, zone)?
             } else if !has(self.hours, local.hour()) {
-                later(at, MINUTE * (60 - i64::from(local.minute())))?
+                later(at, MINUTE, 60 - i64::from(local.minute()))?
             } else if !has(self.minutes, local.minute()) {
-                later(at, MINUTE)?
+                later(at, MINUTE, 1)?
             } else {
                 return Some(at);
             };
-            at = step.max(later(at, MINUTE)?);
+            at = step.max(later(at, MINUTE, 1)?);
         }
     }
 
@@ -115,8 +152,9 @@ fn has(bits: u64, number: i8) -> bool {
     bits & (1 << number) != 0
 }
 
-fn later(at: Timestamp, seconds: i64) -> Option<Timestamp> {
-    Timestamp::from_second(at.as_second() + seconds).ok()
+fn later(at: Timestamp, seconds: i64, times: i64) -> Option<Timestamp> {
+    let all = seconds.checked_mul(times)?;
+    Timestamp::from_second(at.as_second().checked_add(all)?).ok()
 }
 
 /// The first moment of a day.
@@ -139,7 +177,7 @@ mod tests {
     fn next(schedule: &str, after: &str) -> Option<String> {
         let schedule = parse(schedule).unwrap();
         schedule
-            .next(at(after), &TimeZone::UTC)
+            .next(at(after), at(after), &TimeZone::UTC)
             .map(|at| at.to_string())
     }
 
@@ -189,11 +227,9 @@ mod tests {
         };
         let schedule = parse("30 2 * * *").unwrap();
         let times = |after: &str| {
-            let first = schedule.next(at(after), &zone).unwrap();
-            (
-                first.to_string(),
-                schedule.next(first, &zone).unwrap().to_string(),
-            )
+            let next = |after| schedule.next(after, after, &zone).unwrap();
+            let first = next(at(after));
+            (first.to_string(), next(first).to_string())
         };
         // At 02:00 on the 29th of March it is 03:00.
         let told = (
@@ -207,6 +243,32 @@ mod tests {
             String::from("2026-10-25T01:30:00Z"),
         );
         assert_eq!(times("2026-10-24T12:00:00Z"), told);
+    }
+
+    #[test]
+    fn what_comes_every_so_often_is_counted_from_its_start() {
+        let (start, now) = (at("2026-03-01T12:00:00Z"), at("2026-03-01T12:50:00Z"));
+        let schedule = parse("@every 20m").unwrap();
+        let next = schedule.next(start, now, &TimeZone::UTC);
+        assert_eq!(next, Some(at("2026-03-01T13:00:00Z")));
+        let due = |now| schedule.due(start, now, &TimeZone::UTC);
+        assert_eq!(due(now).map(|due| due.at), Some(at("2026-03-01T12:40:00Z")));
+        assert_eq!(due(at("2026-03-01T12:19:59Z")), None);
+        let late = due(at("2026-04-01T12:19:59Z")).unwrap();
+        assert_eq!((late.at, late.too_many), (at("2026-04-01T12:00:00Z"), true));
+    }
+
+    #[test]
+    fn a_schedule_without_a_moment_has_none() {
+        for never in [
+            ", * * * *",
+            "* , * * *",
+            "* * , * *",
+            "* * , * ,",
+            "* * * , *",
+        ] {
+            assert_eq!(next(never, "2026-03-01T00:00:00Z"), None, "{never}");
+        }
     }
 
     #[test]
@@ -232,7 +294,7 @@ mod tests {
         fn no_time_is_left_out(minute in 0_u32..60, step in 1_u32..30, hour in 0_u32..24, start in 1_700_000_000_i64..1_800_000_000, ahead in 1_i64..500_000) {
             let schedule = parse(&format!("{minute}/{step} {hour} * * *")).unwrap();
             let start = Timestamp::from_second(start).unwrap();
-            let now = later(start, ahead).unwrap();
+            let now = later(start, ahead, 1).unwrap();
             let fits = |at: &i64| {
                 let local = TimeZone::UTC.to_datetime(Timestamp::from_second(*at).unwrap());
                 let (h, m) = (u32::try_from(local.hour()).unwrap(), u32::try_from(local.minute()).unwrap());
@@ -243,7 +305,7 @@ mod tests {
             let due = schedule.due(start, now, &TimeZone::UTC);
             prop_assert_eq!(due.map(|due| due.at.as_second()), last);
             let first = (from + 1..).find(fits);
-            prop_assert_eq!(schedule.next(start, &TimeZone::UTC).map(|at| at.as_second()), first);
+            prop_assert_eq!(schedule.next(start, start, &TimeZone::UTC).map(|at| at.as_second()), first);
         }
     }
 }

@@ -46,7 +46,7 @@ fn driven(pod: PodBuilder, snapshot: &mut Snapshot, budgets: &[Budget]) -> (Stri
             names.sort();
             (node, names)
         }
-        Preemption::None(why) => (why, Vec::new()),
+        Preemption::Awaited(why) | Preemption::None(why) => (why, Vec::new()),
     }
 }
 
@@ -146,7 +146,7 @@ fn who_has_driven_others_away_waits_for_them() {
     let pod = PodInfo::of(&ranked("p", "4", 10).build());
     let waits = preempt(&pod, Some("a"), &mut snapshot, &[]);
     let why = "not eligible due to a terminating pod on the nominated node.";
-    assert_eq!(waits, Preemption::None(why.into()));
+    assert_eq!(waits, Preemption::Awaited(why.into()));
     assert!(matches!(
         preempt(&pod, Some("b"), &mut snapshot, &[]),
         Preemption::On { .. }

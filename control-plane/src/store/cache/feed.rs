@@ -100,9 +100,21 @@ async fn watch(
     index: Index,
     at: &mut Revision,
 ) -> Result<(), StoreError> {
+    let Some(stalled) = cache.upgrade().map(|cache| cache.stalled.clone()) else {
+        return Ok(());
+    };
     let mut changes = store.watch(PREFIX, *at).await?;
-    while let Some(change) = changes.next().await {
-        let change = change?;
+    loop {
+        // Cancel-safe: both lose nothing when polled in vain.
+        let change = tokio::select! {
+            change = changes.next() => change,
+            () = stalled.notified() => return Err(StoreError::Unavailable(
+                "the watch is behind what the store says".to_owned(),
+            )),
+        };
+        let Some(change) = change.transpose()? else {
+            break;
+        };
         let Some(cache) = cache.upgrade() else {
             return Ok(());
         };

@@ -181,3 +181,25 @@ async fn a_cache_that_starts_anew_tells_watchers_what_came_before() {
     assert_eq!(late.revision(), last);
     assert_eq!(late.read(|state| state.list("/registry/")).len(), 1);
 }
+
+#[tokio::test]
+async fn a_watcher_does_not_hold_more_than_some_megabytes() {
+    const LARGE: usize = 1 << 20;
+    let (_dir, store, cache) = fixture().await;
+    let mut slow = cache.watch("/registry/pods/", None).unwrap();
+    let mut quick = cache.watch("/registry/pods/", None).unwrap();
+    let object = pod("a", &"x".repeat(LARGE));
+    let mut expect = Expect::Absent;
+    for _ in 0..20 {
+        let written = store.put(KEY, object.clone(), expect).await.unwrap();
+        assert_eq!(quick.next().await.map(|it| it.revision()), Some(written));
+        expect = Expect::Modified(written);
+    }
+    let mut held = 0;
+    while slow.next().await.is_some() {
+        held += 1;
+    }
+    assert_eq!(held, 7, "as many as fit, and then it is ended");
+    // The ring holds no more either.
+    assert!(cache.watch("/registry/pods/", Some(Revision(8))).is_err());
+}

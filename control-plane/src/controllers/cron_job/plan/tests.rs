@@ -76,6 +76,12 @@ fn a_job_starts_at_its_time_and_once() {
 
     let mut status = plan.status;
     started(&mut status, &start.job, start.at);
+    started(&mut status, &start.job, start.at);
+    assert_eq!(
+        status.active.as_ref().map(Vec::len),
+        Some(1),
+        "it is listed once"
+    );
     let mut later = plain;
     later.status = Some(status);
     assert!(plan_at("10:06:00", &later, &[]).create.is_none());

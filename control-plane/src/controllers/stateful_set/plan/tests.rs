@@ -130,6 +130,23 @@ fn parallel_ones_are_made_and_removed_at_once() {
 }
 
 #[test]
+fn as_many_as_a_number_can_say_cost_no_more_than_a_few() {
+    let many = |policy: &str| {
+        set(|set| {
+            set["spec"]["podManagementPolicy"] = json!(policy);
+            set["spec"]["replicas"] = json!(i32::MAX);
+            set["spec"]["ordinals"] = json!({"start": 1});
+        })
+    };
+    let plan = World::new(many("Parallel"), Vec::new()).plan();
+    assert_eq!(plan.create.len(), BURST);
+    assert_eq!(
+        created(&World::new(many("OrderedReady"), Vec::new()).plan()),
+        [("web-1", "new")]
+    );
+}
+
+#[test]
 fn the_last_goes_first_and_one_that_is_not_well_holds_up_those_before_it() {
     let two = || set(|set| set["spec"]["replicas"] = json!(1));
     let pods = |last: PodBuilder| vec![running("web-0", "new"), running("web-1", "new"), last];
@@ -293,6 +310,11 @@ fn claims_are_there_before_their_pod() {
     );
     world.volumes.extend([claim("web-0", json!([]))]);
     assert!(world.plan().make_claims.is_empty());
+    let going =
+        json!({"metadata": {"name": "data-web-0", "deletionTimestamp": "2026-03-01T10:00:00Z"}});
+    let going = Arc::new(serde_json::from_value(going).unwrap());
+    world.volumes.insert("data-web-0".to_owned(), going);
+    assert_eq!(created(&world.plan()), []);
     // It goes with a pod of this name that was here before.
     let earlier = json!([{"apiVersion": "v1", "kind": "Pod", "name": "web-0", "uid": "gone"}]);
     world.volumes.extend([claim("web-0", earlier)]);
