@@ -3,7 +3,7 @@
 mod statics;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -163,6 +163,7 @@ async fn run(
             archives_imported,
             pokes: Pokes::default(),
             tokens: Tokens::default(),
+            grants: Mutex::default(),
         }),
         workers: BTreeMap::new(),
         tasks: JoinSet::new(),

@@ -64,6 +64,7 @@ pub(super) enum Outcome {
     Stopping {
         id: String,
         how: StopHow,
+        why: StopReason,
     },
     /// Nothing came of it; the same action is worth another try after a while.
     Trouble(String),
@@ -477,18 +478,27 @@ pub(super) async fn stop_container(
             .events
             .send(pod, Some(name), Kind::Normal, "Killing", text);
     }
+    if why == StopReason::Resized {
+        // However it ends, it runs again.
+        let note = resize::stopped(container);
+        if let Err(error) = shared.runtime.note(&container.id, &note).await {
+            return error.into();
+        }
+    }
     if let (StopHow::Ask { kill_at }, Some(view)) = (how, view)
         && hooks::before_stop(shared, view, observed, container, kill_at)
     {
         return Outcome::Stopping {
             id: container.id.clone(),
             how,
+            why,
         };
     }
     match shared.runtime.signal(&container.id, signal).await {
         Ok(()) => Outcome::Stopping {
             id: container.id.clone(),
             how,
+            why,
         },
         Err(error) => error.into(),
     }
@@ -506,11 +516,10 @@ pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) 
             let cgroup = paths.cgroup(&pod.id.uid, pod.qos()).join(&container.id);
             fits(paths, &cgroup, &resources)?;
             let note = resize::note(spec);
-            let updated = shared
-                .runtime
-                .update(&container.id, &resources, &note)
-                .await;
+            let updated = shared.runtime.update(&container.id, &resources).await;
             updated.map_err(|error| error.to_string())?;
+            let noted = shared.runtime.note(&container.id, &note).await;
+            noted.map_err(|error| error.to_string())?;
             let changed = Container {
                 given: note.clone(),
                 ..container.clone()

@@ -16,7 +16,7 @@ use super::holder;
 use super::host_ports::NODE_PORTS;
 use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::probe;
-use super::resize;
+use super::resize::{self, was_stopped};
 use super::spec::{Goal, PodView, RestartPolicy, is_sidecar, spec_hash};
 use super::stop::{stop, stop_all};
 use super::volumes::has_contents;
@@ -102,7 +102,10 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
     let codes: Option<Vec<i32>> = pod
         .containers()
         .iter()
-        .map(|spec| exit(spec).filter(|code| !policy.restarts(*code)))
+        .map(|spec| {
+            let latest = observed.latest(&spec.name);
+            exit(spec).filter(|code| !policy.restarts(*code) && !latest.is_some_and(was_stopped))
+        })
         .collect();
     match codes {
         None => Phase::Active,
@@ -384,7 +387,7 @@ pub fn restart(
         // An init container runs until it succeeds, whatever restarts the others.
         exit.code != 0 && pod.restart_policy().restarts(exit.code)
     } else {
-        pod.restart_policy().restarts(exit.code)
+        pod.restart_policy().restarts(exit.code) || was_stopped(container)
     };
     again.then(|| {
         let streak = backoff::streak(container.streak, container.created_at, exit.at);

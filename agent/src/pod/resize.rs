@@ -33,8 +33,12 @@ pub struct Room {
 }
 
 impl Room {
-    /// Of a node that has so much and other pods that were given that.
-    pub fn of<'a>(allocatable: &Amounts, others: impl Iterator<Item = &'a PodView>) -> Room {
+    /// Of a node that has so much and other pods that were given that, or are about to be.
+    pub fn of<'a>(
+        allocatable: &Amounts,
+        others: impl Iterator<Item = &'a PodView>,
+        grants: &Grants,
+    ) -> Room {
         let mut room = Room::default();
         for name in RESOURCES {
             if let Some(all) = allocatable.get(name).and_then(amount) {
@@ -43,11 +47,37 @@ impl Room {
         }
         for pod in others {
             for name in RESOURCES {
-                *room.used.entry(name).or_default() += pod.requests(name);
+                let grant = grants.get(&pod.id.uid).and_then(|grant| grant.get(name));
+                let had = pod.requests(name);
+                *room.used.entry(name).or_default() += grant.map_or(had, |grant| grant.max(had));
             }
         }
         room
     }
+}
+
+/// What pods were granted that their statuses may not say yet, by uid: of two that ask at once one may have to wait.
+pub type Grants = BTreeMap<String, BTreeMap<&'static str, f64>>;
+
+/// What a pod asks for.
+pub(super) fn asked(pod: &PodView) -> BTreeMap<&'static str, f64> {
+    RESOURCES
+        .into_iter()
+        .map(|name| (name, pod.requests(name)))
+        .collect()
+}
+
+/// Before the note of a container that is stopped to be given something else: it runs again, however it ends.
+const STOPPED: char = '!';
+
+/// The note of a container that is stopped for it.
+pub(super) fn stopped(container: &Container) -> String {
+    format!("{STOPPED}{}", container.given.trim_start_matches(STOPPED))
+}
+
+/// Whether a container was stopped for it.
+pub(super) fn was_stopped(container: &Container) -> bool {
+    container.given.starts_with(STOPPED)
 }
 
 /// What the node says to a resize.
@@ -72,7 +102,7 @@ pub(super) fn note(spec: &ContainerSpec) -> String {
 
 /// What a container was given; `None` for one of an agent that did not note it.
 pub(super) fn given(container: &Container) -> Option<ResourceRequirements> {
-    serde_json::from_str(&container.given).ok()
+    serde_json::from_str(container.given.trim_start_matches(STOPPED)).ok()
 }
 
 fn amounts(of: &ResourceRequirements) -> [Option<f64>; 4] {

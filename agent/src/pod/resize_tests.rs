@@ -4,7 +4,7 @@ use super::super::action::StopHow;
 use super::super::spec::{Goal, container_id, spec_hash};
 use super::super::{plan, status};
 use super::*;
-use crate::runtime::ContainerState;
+use crate::runtime::{ContainerState, Exit, ExitCause};
 
 fn pod(resources: &Value, policy: &str) -> PodView {
     let policies =
@@ -44,6 +44,7 @@ fn observed(was: &PodView) -> Observed {
         room: Some(Room::of(
             &amounts,
             [&pod(&other, "NotRequired")].into_iter(),
+            &Grants::new(),
         )),
         ..Observed::default()
     }
@@ -131,17 +132,37 @@ fn a_container_that_has_to_start_anew_for_it_is_stopped() {
     let was = pod(&asks("500m", "1Gi"), "RestartContainer");
     let mut seen = observed(&was);
     let now = pod(&asks("1", "1Gi"), "RestartContainer");
-    let stopped = actions(&now, &seen);
+    let found = actions(&now, &seen);
     assert!(
         matches!(
-            &stopped[..],
+            &found[..],
             [Action::Stop {
                 how: StopHow::Ask { .. },
                 why: StopReason::Resized,
                 ..
             }]
         ),
-        "{stopped:?}"
+        "{found:?}"
+    );
+    // It runs again, even if it ends well and its pod would not have it run again.
+    let mut ended = seen.clone();
+    ended.containers[0].given = stopped(&seen.containers[0]);
+    ended.containers[0].state = ContainerState::Exited(Exit {
+        code: 0,
+        at: Timestamp::UNIX_EPOCH,
+        cause: ExitCause::Process,
+        message: String::new(),
+    });
+    let mut lasting = now.clone();
+    lasting.object.spec.as_mut().unwrap().restart_policy = Some("OnFailure".into());
+    assert_eq!(
+        plan::phase(&lasting, &ended, Timestamp::UNIX_EPOCH),
+        plan::Phase::Active
+    );
+    ended.containers[0].given = note(&was.containers()[0]);
+    assert_eq!(
+        plan::phase(&lasting, &ended, Timestamp::UNIX_EPOCH),
+        plan::Phase::Succeeded
     );
     // One of an earlier agent is not restarted for want of a note.
     seen.containers[0].given = String::new();
@@ -157,4 +178,14 @@ fn what_others_were_told_to_have_counts_and_not_what_they_wait_for() {
     }]});
     let as_told = as_told(&waits, &serde_json::from_value(told).unwrap());
     assert_eq!(as_told.requests("cpu"), 1.0);
+}
+
+#[test]
+fn what_was_just_granted_to_another_is_taken() {
+    let other = pod(&asks("1", "1Gi"), "NotRequired");
+    let amounts: Amounts = serde_json::from_value(json!({"cpu": "4"})).unwrap();
+    let used = |grants: &Grants| Room::of(&amounts, [&other].into_iter(), grants).used["cpu"];
+    assert_eq!(used(&Grants::new()), 1.0);
+    let more = asked(&pod(&asks("2", "1Gi"), "NotRequired"));
+    assert_eq!(used(&Grants::from([("u".to_owned(), more)])), 2.0);
 }

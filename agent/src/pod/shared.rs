@@ -15,6 +15,7 @@ use super::events::Events;
 use super::host_ports::Teller;
 use super::mirror::Mirror;
 use super::paths::Paths;
+use super::resize::Grants;
 use super::spec::PodView;
 use super::table::PodTable;
 use super::volumes::Tokens;
@@ -58,6 +59,7 @@ pub(super) struct Shared {
     pub(super) pokes: Pokes,
     /// Of pods' service accounts.
     pub(super) tokens: Tokens,
+    pub(super) grants: Mutex<Grants>,
 }
 
 /// Whom to wake when something happens to a container, by its id.

@@ -4,7 +4,7 @@
 //! the plan names. Whatever wakes it, it reads the world and plans anew; the wake-up itself carries no meaning.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::action::{Action, Plan, StopHow};
+use super::action::{Action, Plan, StopHow, StopReason};
 use super::check::Answer;
 use super::deletion::Deletion;
 use super::demand::TERMINATED;
@@ -106,6 +106,10 @@ pub(super) async fn run(
     worker.shared.host_ports.gone(&worker.id);
     worker.shared.table.remove(&worker.id.uid);
     worker.shared.tokens.forget(&worker.id.uid);
+    let grants = worker.shared.grants.lock();
+    grants
+        .unwrap_or_else(PoisonError::into_inner)
+        .remove(&worker.id.uid);
     // The object goes only when the API has heard of it; the sender has to live until then.
     if !reporter.is_finished() {
         // Should it panic now, the object stays, and with the next change of it a worker comes back.
@@ -180,14 +184,23 @@ impl Worker {
     /// Of a pod that is resized, looks at what the node has for it.
     fn look_for_room(&mut self) {
         let pod = self.order.pod.as_deref();
-        let resized = pod.is_some_and(|pod| resize::is_pending(pod, &self.observed));
-        if !resized {
+        let pod = pod.filter(|pod| resize::is_pending(pod, &self.observed));
+        // One after the other, until it is known what this one takes. Each change of it is one call.
+        let grants = self.shared.grants.lock();
+        let mut grants = grants.unwrap_or_else(PoisonError::into_inner);
+        let Some(pod) = pod else {
             (self.observed.room, self.observed.resize_failure) = (None, None);
+            grants.remove(&self.id.uid);
             return;
-        }
+        };
         let others = self.shared.table.others(&self.id.uid);
         let allocatable = &self.shared.settings.allocatable;
-        self.observed.room = Some(Room::of(allocatable, others.iter()));
+        self.observed.room = Some(Room::of(allocatable, others.iter(), &grants));
+        if resize::answer(pod, &self.observed) == Some(resize::Answer::Granted) {
+            grants.insert(self.id.uid.clone(), resize::asked(pod));
+        } else {
+            grants.remove(&self.id.uid);
+        }
     }
 
     fn goal(&self) -> Goal {
@@ -497,7 +510,11 @@ impl Worker {
                 self.surroundings.termination_messages.remove(&id);
                 self.shared.pokes.forget(&id);
             }
-            Outcome::Stopping { id, how } => {
+            Outcome::Stopping { id, how, why } => {
+                let mut all = self.observed.containers.iter_mut();
+                if let (Some(container), StopReason::Resized) = (all.find(|it| it.id == id), why) {
+                    container.given = resize::stopped(container);
+                }
                 let stop = match how {
                     StopHow::Ask { kill_at } => Stop::Asked { kill_at },
                     StopHow::Kill => Stop::Killed,

@@ -306,12 +306,7 @@ impl Containerd {
         })
     }
 
-    async fn update_container(
-        &self,
-        id: &str,
-        resources: &Resources,
-        given: &str,
-    ) -> Result<(), RuntimeError> {
+    async fn update_container(&self, id: &str, resources: &Resources) -> Result<(), RuntimeError> {
         let invalid = |error: &dyn std::error::Error| {
             RuntimeError::Config(format!("no valid resources: {error}"))
         };
@@ -325,7 +320,13 @@ impl Containerd {
             ..UpdateTaskRequest::default()
         };
         let updated = self.tasks().update(request(message, None)).await;
-        updated.map_err(|status| failed(format!("give container {id} other limits"), &status))?;
+        let what = || format!("give container {id} other limits");
+        updated
+            .map_err(|status| failed(what(), &status))
+            .map(|_| ())
+    }
+
+    async fn note_given(&self, id: &str, given: &str) -> Result<(), RuntimeError> {
         let message = UpdateContainerRequest {
             container: Some(StoredContainer {
                 id: id.to_owned(),
@@ -623,13 +624,12 @@ impl Runtime for Containerd {
         }
     }
 
-    async fn update(
-        &self,
-        id: &str,
-        resources: &Resources,
-        given: &str,
-    ) -> Result<(), RuntimeError> {
-        self.located(self.update_container(id, resources, given).await)
+    async fn update(&self, id: &str, resources: &Resources) -> Result<(), RuntimeError> {
+        self.located(self.update_container(id, resources).await)
+    }
+
+    async fn note(&self, id: &str, given: &str) -> Result<(), RuntimeError> {
+        self.located(self.note_given(id, given).await)
     }
 
     async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError> {

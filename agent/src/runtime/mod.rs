@@ -78,13 +78,10 @@ pub trait Runtime: Send + Sync {
     async fn state(&self, id: &str) -> Result<Option<ContainerState>, RuntimeError>;
     /// Sends a signal to the container's first process. A process that is gone already is no error.
     async fn signal(&self, id: &str, signal: i32) -> Result<(), RuntimeError>;
-    /// Gives a running container other limits, and notes what they come from.
-    async fn update(
-        &self,
-        id: &str,
-        resources: &Resources,
-        given: &str,
-    ) -> Result<(), RuntimeError>;
+    /// Gives a running container other limits.
+    async fn update(&self, id: &str, resources: &Resources) -> Result<(), RuntimeError>;
+    /// Writes down what a container was given.
+    async fn note(&self, id: &str, given: &str) -> Result<(), RuntimeError>;
     /// Writes down how a container ended and lets go of what its process held.
     async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError>;
     /// Writes down that a container could not be started.
