@@ -6,7 +6,7 @@ use agent_ebpf::abi::FlowKey;
 use agent_ebpf::packet::Network;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-    bpf_fib_lookup, bpf_redir_neigh,
+    BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 
@@ -56,9 +56,25 @@ impl Way {
     /// Asks. `ctx` is that of the program.
     #[inline(always)]
     pub(crate) fn look(&mut self, ctx: *mut c_void) -> Found {
+        self.ask(ctx, 0)
+    }
+
+    /// The same of a packet of the node's own that is to leave by `link`. Of IPv6 the kernel looks at the best routes only,
+    /// and may find another one.
+    #[inline(always)]
+    pub(crate) fn look_by(&mut self, ctx: *mut c_void, link: u32) -> Found {
+        self.0.ifindex = link;
+        match self.ask(ctx, BPF_FIB_LOOKUP_OUTPUT) {
+            found if found == Found::TooLarge || self.0.ifindex == link => found,
+            _ => Found::Nothing,
+        }
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, ctx: *mut c_void, flags: u32) -> Found {
         let length = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the structure outlives the call, and its size is said.
-        match unsafe { fib_lookup(ctx, &raw mut self.0, length, 0) } as u32 {
+        match unsafe { fib_lookup(ctx, &raw mut self.0, length, flags) } as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => Found::Neighbour,
             BPF_FIB_LKUP_RET_NO_NEIGH => Found::Link,
             BPF_FIB_LKUP_RET_FRAG_NEEDED => Found::TooLarge,
