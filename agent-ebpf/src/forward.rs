@@ -17,8 +17,8 @@ use crate::abi::{
 use crate::checksum::Sum;
 use crate::flow::Fragments;
 use crate::nat::{
-    Connections, Node, REFUSED, Step, Work, answers_client, ends, from_node, identify, is_known, mind_former, open,
-    opens, read, to_service,
+    Connections, Node, REFUSED, Step, Work, answers_client, ends, from_node, identify, is_known,
+    mind_former, open, opens, read, to_service,
 };
 use crate::outside::OutsideTables;
 use crate::packet::{Bytes, Network, Part, Transport};

@@ -164,8 +164,8 @@ impl Neighbours for Uplink {
         if UPLINKS.get_ptr(LinkIndex(link)).is_none() {
             return false;
         }
-        let mut way = Way::of(link, packet, flow, self.size(packet));
-        let found = way.look_by(self.0.raw().cast(), link);
+        let size = self.size(packet);
+        let (way, found) = Way::by(self.0.raw().cast(), link, packet, flow, size);
         matches!(found, Found::Neighbour | Found::Link) && way.redirect() == TC_ACT_REDIRECT
     }
 }

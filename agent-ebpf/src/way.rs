@@ -59,15 +59,32 @@ impl Way {
         self.ask(ctx, 0)
     }
 
-    /// The same of a packet of the node's own that is to leave by `link`. Of IPv6 the kernel looks at the best routes only,
-    /// and may find another one.
+    /// The same for a packet that is to leave by `link`, as if the node itself had made it. Of IPv6 the kernel then minds no
+    /// rule that goes by the source, as it does for what comes in: that is asked next.
     #[inline(always)]
-    pub(crate) fn look_by(&mut self, ctx: *mut c_void, link: u32) -> Found {
-        self.0.ifindex = link;
-        match self.ask(ctx, BPF_FIB_LOOKUP_OUTPUT) {
-            found if found == Found::TooLarge || self.0.ifindex == link => found,
-            _ => Found::Nothing,
+    pub(crate) fn by(
+        ctx: *mut c_void,
+        link: u32,
+        packet: &Network,
+        flow: &FlowKey,
+        size: u16,
+    ) -> (Self, Found) {
+        let mut way = Self::of(link, packet, flow, size);
+        let mut found = way.ask(ctx, BPF_FIB_LOOKUP_OUTPUT);
+        if !packet.is_ipv4 && !way.leads(found, link) {
+            way = Self::of(link, packet, flow, size);
+            found = way.ask(ctx, 0);
         }
+        let found = match way.leads(found, link) {
+            true => found,
+            false => Found::Nothing,
+        };
+        (way, found)
+    }
+
+    #[inline(always)]
+    fn leads(&self, found: Found, link: u32) -> bool {
+        matches!(found, Found::Neighbour | Found::Link) && self.0.ifindex == link
     }
 
     #[inline(always)]

@@ -135,11 +135,14 @@ impl Roads for Arrival {
     #[inline(never)]
     fn take(&mut self, packet: &Network, flow: &FlowKey, by: u32) -> bool {
         let size = (packet.end - packet.at) as u16;
-        let mut way = Way::of(self.link, packet, flow, size);
         let ctx = self.ctx.ctx.cast();
-        let found = match by {
-            0 => way.look(ctx),
-            by => way.look_by(ctx, by),
+        let (way, found) = match by {
+            0 => {
+                let mut way = Way::of(self.link, packet, flow, size);
+                let found = way.look(ctx);
+                (way, found)
+            }
+            by => Way::by(ctx, by, packet, flow, size),
         };
         if found != Found::Neighbour {
             return false;

@@ -97,7 +97,11 @@ fn an_answer_leaves_by_the_link_by_which_its_client_comes() {
         world.link = OTHER_LINK;
         world.forward(segment((FAR, 8080), (NODE, 4000), ACK));
         let (by, flow) = world.asked.unwrap();
-        assert_eq!((by, flow.source, flow.destination), (LINK, ip(BALANCER), ip(CLIENT)), "{link}");
+        assert_eq!(
+            (by, flow.source, flow.destination),
+            (LINK, ip(BALANCER), ip(CLIENT)),
+            "{link}"
+        );
     }
     world.link = OTHER_LINK;
     world.forward(segment((CLIENT, 4000), (BALANCER, 80), ACK));

@@ -485,7 +485,6 @@ fn echoes_find_their_pods() {
     assert_eq!(node.pass(own.clone(), Side::IN), Ok(own), "the node's own");
 }
 
-
 #[test]
 fn errors_reach_whom_they_concern_in_his_own_terms() {
     let mut node = node();
