@@ -171,11 +171,13 @@ fn header_is_right(bytes: &impl Bytes, network: &Network) -> bool {
     let Some(header) = bytes.read::<20>(network.at) else {
         return false;
     };
-    let mut sum = Sum::default();
-    for n in 0..10 {
-        sum = sum.add([header[2 * n], header[2 * n + 1]]);
+    let mut sum = 0;
+    for n in 0..5 {
+        let n = 4 * n;
+        let word = [header[n], header[n + 1], header[n + 2], header[n + 3]];
+        sum += u64::from(u32::from_ne_bytes(word));
     }
-    sum.folded() == [0xff, 0xff]
+    Sum::of_native(sum).folded() == [0xff, 0xff]
 }
 
 /// Whether the transport's checksum is there. What a machine sends to itself or to a guest has only the addresses' part of
@@ -190,15 +192,15 @@ fn is_finished(bytes: &impl Bytes, network: &Network) -> bool {
         return false;
     };
     let length = network.end - network.transport_at;
-    let mut sum = Sum::default()
+    let (from, to) = (network.source.words(), network.destination.words());
+    // What stands before an IPv4 address adds 0xffff, which is nothing.
+    let mut addresses = 0;
+    for n in 0..4 {
+        addresses += u64::from(from[n]) + u64::from(to[n]);
+    }
+    let sum = Sum::of_native(addresses)
         .add([0, network.protocol])
         .add((length as u16).to_be_bytes());
-    let (from, to) = (network.source.words(), network.destination.words());
-    let first = if network.is_ipv4 { 3 } else { 0 };
-    for n in first..4 {
-        let ([a, b, c, d], [e, f, g, h]) = (from[n].to_ne_bytes(), to[n].to_ne_bytes());
-        sum = sum.add([a, b]).add([c, d]).add([e, f]).add([g, h]);
-    }
     sum.folded() != checksum
 }
 
