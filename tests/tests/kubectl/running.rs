@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
 use kernelet_tests::scenario::eventually;
 use serde_json::{Value, json};
@@ -175,7 +176,7 @@ pub fn resize_changes_a_running_container(client: &Client) {
         assert_eq!(said, "pod/resized patched\n");
     };
     let until = |what: &str, wanted: &dyn Fn(&Value) -> bool| {
-        eventually(what, Duration::from_secs(30), || {
+        eventually(what, Duration::from_secs(60), || {
             let status = client.get("pod resized")["status"].clone();
             wanted(&status)
                 .then(|| status.clone())
