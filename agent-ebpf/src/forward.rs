@@ -17,8 +17,8 @@ use crate::abi::{
 use crate::checksum::Sum;
 use crate::flow::Fragments;
 use crate::nat::{
-    Connections, Node, REFUSED, Step, Work, ends, from_node, identify, is_known, mind_former, open,
-    opens, read, to_service,
+    Connections, Node, REFUSED, Step, Work, answers_client, ends, from_node, identify, is_known,
+    mind_former, open, opens, read, to_service,
 };
 use crate::outside::OutsideTables;
 use crate::packet::{Bytes, Network, Part, Transport};
@@ -29,9 +29,9 @@ use crate::router::is_unicast;
 pub trait Roads {
     /// The frame is for the node's hardware address on the link.
     fn is_for_node(&self) -> bool;
-    /// Looks for the link and the neighbour by which `packet` goes on, once it is `flow`'s. False when it cannot be sent
-    /// there from here. From then on that link is the one that [`Node`] speaks of.
-    fn take(&mut self, packet: &Network, flow: &FlowKey) -> bool;
+    /// Looks for the link and the neighbour by which `packet` goes on, once it is `flow`'s; out by the link `by`, where that
+    /// is not 0. False when it cannot be sent there from here. From then on that link is the one that [`Node`] speaks of.
+    fn take(&mut self, packet: &Network, flow: &FlowKey, by: u32) -> bool;
     /// The way that was taken leads to where the frame came from.
     fn leads_back(&self) -> bool;
     /// Gives the frame the hardware addresses of the way that was taken. `None` when that cannot be done.
@@ -79,7 +79,7 @@ where
     }
     work.key = work.key.after(&work.row, Side::OUT);
     if work.row.kind & CONNECTION_DIRECT != 0 {
-        if !takes(world, work) || world.leads_back() {
+        if !takes(world, work, 0) || world.leads_back() {
             return Course::Stack;
         }
         return match handed_over(world, work) {
@@ -89,7 +89,7 @@ where
     }
     if !is_known(world, work) {
         // One that has no row and begins nothing is on its way to a pod of this node, mostly.
-        if !opens(work) || !takes(world, work) {
+        if !opens(work) || !takes(world, work, 0) {
             return Course::Stack;
         }
         let opened = match from_node(world, work) {
@@ -101,8 +101,15 @@ where
             Step::Done => return Course::Stack,
             Step::Drop(reason) => return Course::Drop(reason),
         }
-    } else if !takes(world, work) {
-        return Course::Stack;
+    } else {
+        let mut by = 0;
+        if answers_client(&work.row) {
+            by = work.row.link;
+            work.key = work.key.after(&work.row, Side::OUT);
+        }
+        if !takes(world, work, by) {
+            return Course::Stack;
+        }
     }
     match sent(world, work) {
         Some(()) => Course::Onward,
@@ -111,8 +118,8 @@ where
 }
 
 #[inline(always)]
-fn takes(world: &mut impl Roads, work: &Work) -> bool {
-    world.take(&work.network, &work.key)
+fn takes(world: &mut impl Roads, work: &Work, by: u32) -> bool {
+    world.take(&work.network, &work.key, by)
 }
 
 #[inline(never)]
@@ -164,11 +171,13 @@ fn header_is_right(bytes: &impl Bytes, network: &Network) -> bool {
     let Some(header) = bytes.read::<20>(network.at) else {
         return false;
     };
-    let mut sum = Sum::default();
-    for n in 0..10 {
-        sum = sum.add([header[2 * n], header[2 * n + 1]]);
+    let mut sum = 0;
+    for n in 0..5 {
+        let n = 4 * n;
+        let word = [header[n], header[n + 1], header[n + 2], header[n + 3]];
+        sum += u64::from(u32::from_ne_bytes(word));
     }
-    sum.folded() == [0xff, 0xff]
+    Sum::of_native(sum).folded() == [0xff, 0xff]
 }
 
 /// Whether the transport's checksum is there. What a machine sends to itself or to a guest has only the addresses' part of
@@ -183,15 +192,15 @@ fn is_finished(bytes: &impl Bytes, network: &Network) -> bool {
         return false;
     };
     let length = network.end - network.transport_at;
-    let mut sum = Sum::default()
+    let (from, to) = (network.source.words(), network.destination.words());
+    // What stands before an IPv4 address adds 0xffff, which is nothing.
+    let mut addresses = 0;
+    for n in 0..4 {
+        addresses += u64::from(from[n]) + u64::from(to[n]);
+    }
+    let sum = Sum::of_native(addresses)
         .add([0, network.protocol])
         .add((length as u16).to_be_bytes());
-    let (from, to) = (network.source.words(), network.destination.words());
-    let first = if network.is_ipv4 { 3 } else { 0 };
-    for n in first..4 {
-        let ([a, b, c, d], [e, f, g, h]) = (from[n].to_ne_bytes(), to[n].to_ne_bytes());
-        sum = sum.add([a, b]).add([c, d]).add([e, f]).add([g, h]);
-    }
     sum.folded() != checksum
 }
 

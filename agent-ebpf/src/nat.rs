@@ -69,6 +69,8 @@ pub trait Connections {
     fn add(&self, key: &FlowKey, row: &Connection) -> Added;
     /// False when there is no room.
     fn put(&self, key: &FlowKey, row: &Connection) -> bool;
+    /// Changes the link of a row, if it is there.
+    fn moved(&self, key: &FlowKey, link: u32);
 }
 
 /// A packet of a row's flow.
@@ -132,6 +134,9 @@ pub trait Neighbours {
     /// Sends the packet, as it is but for a hop, to the node by which those of `flow` leave. Where it would have to ask for
     /// that node's hardware address first, only if it `may_ask`.
     fn hand_over(&mut self, packet: &Network, flow: &FlowKey, may_ask: bool) -> Handover;
+    /// Sends the packet, as it is, out by the uplink `link`, whose programs it meets. False where no route for those of `flow`
+    /// leads there.
+    fn leave_by(&mut self, link: u32, packet: &Network, flow: &FlowKey) -> bool;
 }
 
 /// Memory to work in: a program's stack is too small for it, and the steps below share it.
@@ -161,7 +166,7 @@ pub enum Fate {
     Pass,
     /// It goes on as the row says.
     Translated,
-    /// It was handed to another node.
+    /// It was handed to another node, or leaves by another link.
     Onward,
     Drop(DropReason),
 }
@@ -218,6 +223,11 @@ where
             Step::Next => {}
         }
     }
+    if side == Side::OUT && leaves_by_another(world, work) {
+        // The program there sees it as if it had not been here.
+        let _ = world.put(&work.key, &work.row);
+        return Fate::Onward;
+    }
     if work.row.kind & CONNECTION_UNCHANGED != 0 {
         return Fate::Pass;
     }
@@ -266,6 +276,23 @@ where
     }
 }
 
+/// Whether a row is that of answers to a client outside, which leave by the link by which the client comes.
+#[inline(always)]
+pub(crate) const fn answers_client(row: &Connection) -> bool {
+    row.kind & CONNECTION_REPLY != 0 && row.kind & (CONNECTION_SERVICE | CONNECTION_UNCHANGED) != 0
+}
+
+/// Whether the packet, which the node's routes have led here, goes out by its client's link instead. Where no route leads
+/// to the client there, the node's own are the way.
+#[inline(never)]
+fn leaves_by_another(world: &mut (impl Node + Neighbours), work: &mut Work) -> bool {
+    if !answers_client(&work.row) || work.row.link == world.link() {
+        return false;
+    }
+    work.back_key = work.key.after(&work.row, Side::OUT);
+    world.leave_by(work.row.link, &work.network, &work.back_key)
+}
+
 /// The node whose a connection is that is open already and that this one does not know: the address was that node's until
 /// lately. A backend on another node would answer only what has come by there.
 #[inline(always)]
@@ -290,15 +317,28 @@ pub(crate) fn mind_former(node: &impl Node, work: &mut Work) {
 #[inline(always)]
 pub(crate) fn is_known<W>(world: &W, work: &mut Work) -> bool
 where
-    W: Connections + OutsideTables,
+    W: Connections + Node + OutsideTables,
 {
     if !world.row(&work.key, &mut work.row, Some(work.used)) || !still_holds(world, work) {
         return false;
     }
-    if work.used.now_ns.saturating_sub(work.row.last_seen_ns) > REFRESH_NS {
+    look_after(world, work);
+    true
+}
+
+/// Keeps the answers' row there, and has answers leave by the link by which the client comes now.
+#[inline(always)]
+fn look_after(world: &(impl Connections + Node), work: &mut Work) {
+    let (link, row) = (world.link(), &work.row);
+    let has_moved =
+        work.key.side == Side::IN && row.kind & CONNECTION_REPLY == 0 && row.link != link;
+    if has_moved {
+        work.row.link = link;
+        world.moved(&work.key, link);
+    }
+    if has_moved || work.used.now_ns.saturating_sub(work.row.last_seen_ns) > REFRESH_NS {
         repair(world, work);
     }
-    true
 }
 
 /// Reads the packet's headers; false when it is not for us. What is malformed is the kernel's to drop: here it belongs to
@@ -382,10 +422,12 @@ pub(crate) const REFUSED: BackendId = BackendId(0);
 
 /// Puts the answers' row back if it has given way to others.
 #[inline(never)]
-pub(crate) fn repair(connections: &impl Connections, work: &mut Work) {
+fn repair(connections: &impl Connections, work: &mut Work) {
     answers(work);
     if !connections.row(&work.back_key, &mut work.other, None) {
         let _ = connections.add(&work.back_key, &work.back);
+    } else if work.other.link != work.back.link {
+        connections.moved(&work.back_key, work.back.link);
     }
 }
 
@@ -662,7 +704,9 @@ where
     }
     // About an answer that this node has not seen.
     let is_elsewhere = side == Side::IN && work.row.kind & ELSEWHERE != 0;
-    if is_elsewhere && error_handed_over(world, work) {
+    if is_elsewhere && error_handed_over(world, work)
+        || side == Side::OUT && leaves_by_another(world, work)
+    {
         return Fate::Onward;
     }
     match error_written(world, work) {
@@ -731,6 +775,8 @@ fn error_written(frame: &mut impl Frame, work: &Work) -> bool {
     rewrite_error(frame, network, &(from, to), quoted, quoted_transport, &new).is_some()
 }
 
+#[cfg(test)]
+mod links_tests;
 pub mod reached;
 #[cfg(test)]
 pub(crate) mod testing;

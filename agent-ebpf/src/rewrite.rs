@@ -36,16 +36,20 @@ pub struct Ends {
     pub destination_port: Port,
 }
 
-/// What a replacement of addresses adds to a sum over them. Of an IPv4 address the first twelve bytes never change.
+/// What other addresses add to a sum over a packet's. Of an IPv4 address the first twelve bytes never change.
 #[inline(always)]
-fn difference(old: &Address, new: &Address) -> Sum {
-    let mut sum = Sum::default();
-    let (old, new) = (old.words(), new.words());
-    for n in 0..4 {
-        let ([a, b, c, d], [e, f, g, h]) = (old[n].to_ne_bytes(), new[n].to_ne_bytes());
-        sum = sum.replace([a, b], [e, f]).replace([c, d], [g, h]);
+fn difference(network: &Network, source: &Address, destination: &Address) -> Sum {
+    let mut sum = 0;
+    for (old, new) in [
+        (&network.source, source),
+        (&network.destination, destination),
+    ] {
+        let (old, new) = (old.words(), new.words());
+        for n in 0..4 {
+            sum += u64::from(!old[n]) + u64::from(new[n]);
+        }
     }
-    sum
+    Sum::of_native(sum)
 }
 
 /// Gives the packet other addresses and ports. A later fragment has no ports.
@@ -56,11 +60,23 @@ pub fn rewrite(
     transport: &Transport,
     new: &Ends,
 ) -> Option<()> {
-    let addresses = write_addresses(frame, network, &new.source, &new.destination)?;
-    if network.part == Part::Later {
-        return Some(());
-    }
-    let ports = write_ports(frame, network, transport, new)?;
+    let (addresses, ports) = match *transport {
+        Transport::Ports {
+            source,
+            destination,
+            ..
+        } if follows(network) => {
+            let sum = write_ends(frame, network, new)?;
+            (sum, ports_difference((source, destination), new))
+        }
+        _ => {
+            let sum = write_addresses(frame, network, &new.source, &new.destination)?;
+            if network.part == Part::Later {
+                return Some(());
+            }
+            (sum, write_ports(frame, network, transport, new)?)
+        }
+    };
     let at = network.transport_at + checksum_offset(network.protocol)?;
     let of = |addresses| Covered {
         addresses,
@@ -71,6 +87,42 @@ pub fn rewrite(
         frame.adjust(at, addresses, of(true))?;
     }
     frame.adjust(at, ports, of(false))
+}
+
+/// Whether the transport's header stands right behind the addresses.
+#[inline(always)]
+const fn follows(network: &Network) -> bool {
+    let header = if network.is_ipv4 { 20 } else { 40 };
+    network.transport_at - network.at == header
+}
+
+/// Writes addresses and ports that stand together, which takes half the time, with the header's checksum; gives what the
+/// addresses add to a sum.
+#[inline(always)]
+fn write_ends(frame: &mut impl Frame, network: &Network, new: &Ends) -> Option<Sum> {
+    let sum = difference(network, &new.source, &new.destination);
+    let ([p, q], [r, s]) = (new.source_port, new.destination_port);
+    if network.is_ipv4 {
+        let [x, y] = updated(frame.near(network.at + 10)?, sum);
+        let ([.., from], [.., to]) = (new.source.words(), new.destination.words());
+        let ([a, b, c, d], [e, f, g, h]) = (from.to_ne_bytes(), to.to_ne_bytes());
+        frame.write(network.at + 10, &[x, y, a, b, c, d, e, f, g, h, p, q, r, s])?;
+    } else {
+        let mut ends = [0; 36];
+        ends[..16].copy_from_slice(&new.source.octets());
+        ends[16..32].copy_from_slice(&new.destination.octets());
+        ends[32..].copy_from_slice(&[p, q, r, s]);
+        frame.write(network.at + 8, &ends)?;
+    }
+    Some(sum)
+}
+
+/// What other ports add to a sum.
+#[inline(always)]
+fn ports_difference(old: (Port, Port), new: &Ends) -> Sum {
+    Sum::default()
+        .replace(old.0, new.source_port)
+        .replace(old.1, new.destination_port)
 }
 
 /// Gives an ICMP error other addresses, and the packet that it quotes other addresses and ports.
@@ -157,8 +209,7 @@ fn write_only(
         frame.write(at, &source.octets())?;
         frame.write(at + 16, &destination.octets())?;
     }
-    let sum = difference(&network.source, source);
-    Some(sum.plus(difference(&network.destination, destination)))
+    Some(difference(network, source, destination))
 }
 
 /// Replaces the ports, or an echo's identifier; gives what that adds to a sum.
@@ -178,8 +229,7 @@ fn write_ports(
         } => {
             let ([a, b], [c, d]) = (new.source_port, new.destination_port);
             frame.write(at, &[a, b, c, d])?;
-            let sum = Sum::default().replace(source, new.source_port);
-            Some(sum.replace(destination, new.destination_port))
+            Some(ports_difference((source, destination), new))
         }
         Transport::Echo {
             identifier,

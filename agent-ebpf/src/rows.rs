@@ -74,6 +74,15 @@ pub(crate) fn put(key: &FlowKey, row: &Connection) -> bool {
     CONNECTIONS.insert(key, row, 0).is_ok()
 }
 
+#[inline(never)]
+pub(crate) fn moved(key: &FlowKey, link: u32) {
+    let Some(row) = CONNECTIONS.get_ptr_mut(key) else {
+        return;
+    };
+    // SAFETY: as above. In a row that has become another's this moment, its next packet says better.
+    unsafe { (&raw mut (*row).link).write_volatile(link) };
+}
+
 /// The node's address on a link; [`PodEntry::NONE`] when it has none of the family.
 #[inline(always)]
 pub(crate) fn own_address(link: u32, is_ipv4: bool) -> Address {
@@ -225,6 +234,11 @@ macro_rules! with_rows {
                 row: &agent_ebpf::abi::Connection,
             ) -> bool {
                 crate::rows::put(key, row)
+            }
+
+            #[inline(always)]
+            fn moved(&self, key: &agent_ebpf::abi::FlowKey, link: u32) {
+                crate::rows::moved(key, link);
             }
         }
 

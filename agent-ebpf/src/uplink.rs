@@ -14,7 +14,7 @@ use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l3_csum_replace, bpf_l4_
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 
-use crate::maps::{EXEMPT, FRAGMENTS, PODS, SCRATCH, port_range};
+use crate::maps::{EXEMPT, FRAGMENTS, PODS, SCRATCH, UPLINKS, port_range};
 use crate::packets::{PASS, dropped};
 use crate::shortcut;
 use crate::skb::Skb;
@@ -157,6 +157,16 @@ impl Neighbours for Uplink {
             Found::TooLarge => Handover::TooLarge,
             _ => Handover::Impossible,
         }
+    }
+
+    #[inline(always)]
+    fn leave_by(&mut self, link: u32, packet: &Network, flow: &FlowKey) -> bool {
+        if UPLINKS.get_ptr(LinkIndex(link)).is_none() {
+            return false;
+        }
+        let size = self.size(packet);
+        let (way, found) = Way::by(self.0.raw().cast(), link, packet, flow, size);
+        matches!(found, Found::Neighbour | Found::Link) && way.redirect() == TC_ACT_REDIRECT
     }
 }
 

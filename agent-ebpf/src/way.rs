@@ -6,7 +6,7 @@ use agent_ebpf::abi::FlowKey;
 use agent_ebpf::packet::Network;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-    bpf_fib_lookup, bpf_redir_neigh,
+    BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 
@@ -56,9 +56,42 @@ impl Way {
     /// Asks. `ctx` is that of the program.
     #[inline(always)]
     pub(crate) fn look(&mut self, ctx: *mut c_void) -> Found {
+        self.ask(ctx, 0)
+    }
+
+    /// The same for a packet that is to leave by `link`, as if the node itself had made it. Of IPv6 the kernel then minds no
+    /// rule that goes by the source, as it does for what comes in: that is asked next.
+    #[inline(always)]
+    pub(crate) fn by(
+        ctx: *mut c_void,
+        link: u32,
+        packet: &Network,
+        flow: &FlowKey,
+        size: u16,
+    ) -> (Self, Found) {
+        let mut way = Self::of(link, packet, flow, size);
+        let mut found = way.ask(ctx, BPF_FIB_LOOKUP_OUTPUT);
+        if !packet.is_ipv4 && !way.leads(found, link) {
+            way = Self::of(link, packet, flow, size);
+            found = way.ask(ctx, 0);
+        }
+        let found = match way.leads(found, link) {
+            true => found,
+            false => Found::Nothing,
+        };
+        (way, found)
+    }
+
+    #[inline(always)]
+    fn leads(&self, found: Found, link: u32) -> bool {
+        matches!(found, Found::Neighbour | Found::Link) && self.0.ifindex == link
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, ctx: *mut c_void, flags: u32) -> Found {
         let length = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the structure outlives the call, and its size is said.
-        match unsafe { fib_lookup(ctx, &raw mut self.0, length, 0) } as u32 {
+        match unsafe { fib_lookup(ctx, &raw mut self.0, length, flags) } as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => Found::Neighbour,
             BPF_FIB_LKUP_RET_NO_NEIGH => Found::Link,
             BPF_FIB_LKUP_RET_FRAG_NEEDED => Found::TooLarge,

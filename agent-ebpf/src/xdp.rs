@@ -133,10 +133,18 @@ impl Roads for Arrival {
     }
 
     #[inline(never)]
-    fn take(&mut self, packet: &Network, flow: &FlowKey) -> bool {
+    fn take(&mut self, packet: &Network, flow: &FlowKey, by: u32) -> bool {
         let size = (packet.end - packet.at) as u16;
-        let mut way = Way::of(self.link, packet, flow, size);
-        if way.look(self.ctx.ctx.cast()) != Found::Neighbour {
+        let ctx = self.ctx.ctx.cast();
+        let (way, found) = match by {
+            0 => {
+                let mut way = Way::of(self.link, packet, flow, size);
+                let found = way.look(ctx);
+                (way, found)
+            }
+            by => Way::by(ctx, by, packet, flow, size),
+        };
+        if found != Found::Neighbour {
             return false;
         }
         // What goes to a pod, into a tunnel, or out by a link whose driver sends only what the stack gives it, is the stack's.

@@ -45,7 +45,7 @@ impl Side {
 pub struct Connection {
     /// Of the row's own key.
     pub key_hash: u32,
-    /// Index of the link by which the connection came in or went out.
+    /// Index of the link by which the connection went out, or its client's packets come in: the latest, where that changes.
     pub link: u32,
     /// `bpf_ktime_get_ns` of a packet, not much older than the last.
     pub last_seen_ns: u64,

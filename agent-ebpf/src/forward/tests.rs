@@ -87,6 +87,29 @@ fn a_packet_that_is_handed_over_keeps_all_but_a_hop() {
 }
 
 #[test]
+fn an_answer_leaves_by_the_link_by_which_its_client_comes() {
+    let mut world = node();
+    world.link = LINK;
+    world.forward(segment((CLIENT, 4000), (BALANCER, 80), SYN));
+    assert_eq!(world.asked.unwrap().0, 0, "to the backend by the routes");
+    for link in [LINK, OTHER_LINK] {
+        // Whichever link leads to the backend.
+        world.link = OTHER_LINK;
+        world.forward(segment((FAR, 8080), (NODE, 4000), ACK));
+        let (by, flow) = world.asked.unwrap();
+        assert_eq!(
+            (by, flow.source, flow.destination),
+            (LINK, ip(BALANCER), ip(CLIENT)),
+            "{link}"
+        );
+    }
+    world.link = OTHER_LINK;
+    world.forward(segment((CLIENT, 4000), (BALANCER, 80), ACK));
+    world.forward(segment((FAR, 8080), (NODE, 4000), ACK));
+    assert_eq!(world.asked.unwrap().0, OTHER_LINK, "by which it came last");
+}
+
+#[test]
 fn what_the_stack_refuses_is_left_to_it_and_counted_once() {
     let mut world = node();
     let there = segment((CLIENT, 4000), (BALANCER, 81), SYN);

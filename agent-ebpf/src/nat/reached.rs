@@ -4,8 +4,8 @@
 //! recognize it. What comes in is the only sign that tells answers from what a pod begins, so it leaves rows by which both
 //! directions go as they are. They age and give way as those of other connections do.
 
-use super::{Added, Connections, Node, REFRESH_NS, REFUSED, Work};
-use super::{add_answers, answers, identify, opens, repair};
+use super::{Added, Connections, Node, REFUSED, Work};
+use super::{add_answers, answers, identify, look_after, opens};
 use crate::abi::{CONNECTION_UNCHANGED, Connection, Side, TCP};
 use crate::flow::Fragments;
 use crate::packet::{TCP_FIN, TCP_RST};
@@ -24,9 +24,7 @@ where
     let is_known = world.row(&work.key, &mut work.row, Some(work.used));
     let is_over = work.key.protocol == TCP && work.row.seen & (TCP_FIN | TCP_RST) != 0;
     if is_known && !(is_over && opens(work)) {
-        if work.used.now_ns.saturating_sub(work.row.last_seen_ns) > REFRESH_NS {
-            repair(world, work);
-        }
+        look_after(world, work);
         return;
     }
     // An echo needs no rows: what answers it says so itself.

@@ -10,7 +10,7 @@ use crate::abi::{
 };
 use crate::checksum::Sum;
 use crate::forward::{Course, Roads, forward};
-use crate::packet::testing::address;
+use crate::packet::testing::*;
 use crate::rewrite::Covered;
 use crate::select::Tables;
 
@@ -21,6 +21,9 @@ pub(crate) const FAR: &str = "10.244.2.7";
 /// A node that had the balancer's address before.
 pub(crate) const FORMER: &str = "203.0.113.3";
 pub(crate) const BALANCER: &str = "192.0.2.80";
+/// By which clients come, mostly, and another one.
+pub(crate) const LINK: u32 = 7;
+pub(crate) const OTHER_LINK: u32 = 8;
 /// A pod has it.
 pub(crate) const HOST_PORT: u16 = 8081;
 
@@ -46,6 +49,12 @@ pub(crate) struct World {
     /// Where other nodes' pods are handed their packets, if they are.
     pub(crate) handover: Option<Handover>,
     pub(crate) leads_back: bool,
+    /// At which the packet is.
+    pub(crate) link: u32,
+    /// Other links lead to clients, too.
+    pub(crate) has_way: bool,
+    /// By which link a packet was to leave last, and of which flow.
+    pub(crate) asked: Option<(u32, FlowKey)>,
     /// Whose the balancer's address was before.
     pub(crate) former: Option<Address>,
     /// The last node that was to be handed a packet.
@@ -75,6 +84,9 @@ impl Default for World {
             is_before_stack: false,
             handover: None,
             leads_back: false,
+            link: LINK,
+            has_way: true,
+            asked: None,
             former: None,
             handed_to: None,
         }
@@ -188,13 +200,18 @@ impl Neighbours for World {
             handover => handover.unwrap_or(Handover::Impossible),
         }
     }
+    fn leave_by(&mut self, link: u32, _: &Network, flow: &FlowKey) -> bool {
+        self.asked = Some((link, *flow));
+        self.has_way
+    }
 }
 
 impl Roads for World {
     fn is_for_node(&self) -> bool {
         self.is_for_node
     }
-    fn take(&mut self, _: &Network, flow: &FlowKey) -> bool {
+    fn take(&mut self, _: &Network, flow: &FlowKey, by: u32) -> bool {
+        self.asked = Some((by, *flow));
         self.has_road && flow.destination != address(POD)
     }
     fn leads_back(&self) -> bool {
@@ -305,6 +322,11 @@ impl Connections for World {
         self.rows.borrow_mut().insert(*key, *row);
         true
     }
+    fn moved(&self, key: &FlowKey, link: u32) {
+        if let Some(row) = self.rows.borrow_mut().get_mut(key) {
+            row.link = link;
+        }
+    }
 }
 
 impl Node for World {
@@ -312,7 +334,7 @@ impl Node for World {
         self.now_ns
     }
     fn link(&self) -> u32 {
-        7
+        self.link
     }
     fn own_address(&self, is_ipv4: bool) -> Address {
         if is_ipv4 {
@@ -397,4 +419,9 @@ impl OutsideTables for World {
     fn serves(&self, client: &SourceRange) -> bool {
         self.ranges.contains(client)
     }
+}
+
+/// An error of `router` to `to` about a segment.
+pub(crate) fn error(router: &str, to: &str, about: Vec<u8>) -> Vec<u8> {
+    packet(router, to, ICMP, &icmp(3, 4, [0, 0, 5, 0], &about[14..]))
 }

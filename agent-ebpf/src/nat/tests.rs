@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-use super::testing::*;
+use super::testing::{error, *};
 use super::*;
 use crate::abi::{FLAG_DIRECT_RETURN, FLAG_SOURCE_RANGES, SourceRange};
 use crate::packet::testing::*;
@@ -483,11 +483,6 @@ fn echoes_find_their_pods() {
     assert_eq!(answer, Ok(echo("192.0.2.9", "10.244.1.8", 0, 7)));
     let own = echo("192.0.2.9", NODE, 0, 99);
     assert_eq!(node.pass(own.clone(), Side::IN), Ok(own), "the node's own");
-}
-
-/// An error of `router` to `to` about a segment.
-fn error(router: &str, to: &str, about: Vec<u8>) -> Vec<u8> {
-    packet(router, to, ICMP, &icmp(3, 4, [0, 0, 5, 0], &about[14..]))
 }
 
 #[test]

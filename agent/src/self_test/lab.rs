@@ -11,10 +11,14 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::Refusal;
 use crate::network::namespaces::{Namespace, NamespaceError, create_pinned, remove_pinned, within};
+
+/// `RT_TABLE_MAIN`
+const MAIN_TABLE: u32 = 254;
 
 /// Why a lab is not there.
 #[derive(Debug, thiserror::Error)]
@@ -241,10 +245,24 @@ impl Net {
         link: &str,
         via: Option<IpAddr>,
     ) -> Result<(), LabError> {
+        self.route_in(MAIN_TABLE, 0, range, link, via).await
+    }
+
+    /// The same in a routing table; the route with the lowest metric comes first.
+    pub(super) async fn route_in(
+        &self,
+        table: u32,
+        metric: u32,
+        range: IpNet,
+        link: &str,
+        via: Option<IpAddr>,
+    ) -> Result<(), LabError> {
         let index = self.index(link).await?;
         let message = match range {
             IpNet::V4(range) => {
                 let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                    .table_id(table)
+                    .priority(metric)
                     .destination_prefix(range.addr(), range.prefix_len())
                     .output_interface(index);
                 match via {
@@ -254,6 +272,8 @@ impl Net {
             }
             IpNet::V6(range) => {
                 let route = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                    .table_id(table)
+                    .priority(metric)
                     .destination_prefix(range.addr(), range.prefix_len())
                     .output_interface(index);
                 match via {
@@ -263,5 +283,12 @@ impl Net {
             }
         };
         Ok(self.0.route().add(message).execute().await?)
+    }
+
+    /// Has what comes from an IPv6 address routed by a table.
+    pub(super) async fn rule(&self, from: Ipv6Addr, table: u32) -> Result<(), LabError> {
+        let rule = self.0.rule().add().v6().source_prefix(from, 128);
+        let rule = rule.table_id(table).action(RuleAction::ToTable);
+        Ok(rule.execute().await?)
     }
 }

@@ -12,6 +12,7 @@ mod packets;
 pub(crate) mod place;
 mod policy;
 mod reached;
+mod two_links;
 mod unseen;
 mod xdp;
 

@@ -21,12 +21,13 @@ use agent_ebpf::abi::{
     ServiceKey, SlotKey, TCP, UDP, UplinkEntry,
 };
 use ipnet::IpNet;
+use socket2::{Domain, Socket, Type};
 
 use super::checks::expect;
 use super::lab::{Lab, LabError, Space, configure};
 use super::packets::network;
 use super::place::Place;
-use super::{Check, Outcome, PREFIX, Refusal, direct, judged, reached, xdp};
+use super::{Check, Outcome, PREFIX, Refusal, direct, judged, reached, two_links, xdp};
 use crate::dataplane::{
     self, ABI_VERSION, Connections, Dataplane, MapOp, Maps, PodLinks, ServiceMaps as _, Uplink,
     Uplinks,
@@ -42,15 +43,15 @@ pub(super) const THERE: &str = "eth0";
 pub(super) const SERVED: u16 = 8080;
 pub(super) const UNSERVED: u16 = 9;
 /// Node ports: to the pod, to nobody at the pod, to no backend. None is one that sockets of this process are to find.
-const NODE_PORT: u16 = 30_090;
-const DEAF_NODE_PORT: u16 = 30_091;
+pub(super) const NODE_PORT: u16 = 30_090;
+pub(super) const DEAF_NODE_PORT: u16 = 30_091;
 const EMPTY_NODE_PORT: u16 = 30_092;
 /// Ports of a load balancer's address: to the far backend, to nobody there, to no backend.
 pub(super) const PORT: u16 = 80;
 /// The same, whose backend's node answers itself.
 pub(super) const DIRECT_PORT: u16 = 84;
-const DEAF_PORT: u16 = 81;
-const EMPTY_PORT: u16 = 82;
+pub(super) const DEAF_PORT: u16 = 81;
+pub(super) const EMPTY_PORT: u16 = 82;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Less than the other links have, so that a sender has to be told. The far backend itself does not know, so what it
 /// answers at once has to be little.
@@ -60,12 +61,14 @@ const FAR_ANSWERS: usize = 1000;
 /// The addresses of one family. The node has the first of each network.
 pub(super) struct Family {
     pub(super) name: &'static str,
-    node_at_client: &'static str,
+    pub(super) node_at_client: &'static str,
     pub(super) client: &'static str,
     pub(super) node_at_far: &'static str,
     pub(super) far: &'static str,
     node_at_pod: &'static str,
     pub(super) pod: &'static str,
+    /// One that the client has besides, to which the node has two ways.
+    pub(super) roaming: &'static str,
     /// In the pods' range, of nobody.
     forged: &'static str,
     /// Where client and far backend meet without the node.
@@ -86,6 +89,7 @@ pub(super) const FAMILIES: [Family; 2] = [
         far: "203.0.113.2/24",
         node_at_pod: "192.0.2.129/25",
         pod: "192.0.2.130/25",
+        roaming: "192.0.2.65/32",
         forged: "192.0.2.200/32",
         client_at_far: "192.0.2.1/26",
         far_at_client: "192.0.2.2/26",
@@ -101,6 +105,7 @@ pub(super) const FAMILIES: [Family; 2] = [
         far: "2001:db8:20::2/64",
         node_at_pod: "2001:db8:30::1/64",
         pod: "2001:db8:30::2/64",
+        roaming: "2001:db8:60::1/128",
         forged: "2001:db8:30::200/128",
         client_at_far: "2001:db8:50::1/64",
         far_at_client: "2001:db8:50::2/64",
@@ -159,6 +164,8 @@ pub(super) fn checks(place: &Place, dataplane: &mut Dataplane) -> Vec<Check> {
     checks.push(judged("outside to a pod's own address", reached));
     let direct = direct::check(dataplane, &neighbours);
     checks.push(judged("direct server return", direct));
+    let links = two_links::check(&neighbours, &mut streams);
+    checks.push(judged("outside by either of two links", links));
     checks.push(judged(
         "outside by XDP",
         xdp::check(dataplane, &neighbours, &mut streams),
@@ -519,7 +526,21 @@ fn mirror(mut stream: TcpStream, most: usize) -> io::Result<()> {
 
 /// Connects from a namespace; gives the connection and whom the server saw.
 pub(super) fn dial(from: &Space, to: SocketAddr) -> io::Result<(TcpStream, SocketAddr)> {
-    let connected = from.run(move || TcpStream::connect_timeout(&to, PATIENCE));
+    dial_as(from, any_of(to), to)
+}
+
+/// The same with an address of its own.
+pub(super) fn dial_as(
+    from: &Space,
+    own: IpAddr,
+    to: SocketAddr,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let connected = from.run(move || -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(own, 0).into())?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        Ok(socket.into())
+    });
     let mut stream = connected.map_err(io::Error::other)??;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut line = Vec::new();
@@ -533,12 +554,25 @@ pub(super) fn dial(from: &Space, to: SocketAddr) -> io::Result<(TcpStream, Socke
 
 /// Sends a datagram of at least `length` bytes; gives whom the server saw.
 pub(super) fn ask(from: &Space, to: SocketAddr, length: usize) -> io::Result<SocketAddr> {
+    ask_as(from, any_of(to), to, length)
+}
+
+fn any_of(to: SocketAddr) -> IpAddr {
+    match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The same with an address of its own.
+pub(super) fn ask_as(
+    from: &Space,
+    own: IpAddr,
+    to: SocketAddr,
+    length: usize,
+) -> io::Result<SocketAddr> {
     let asked = from.run(move || -> io::Result<SocketAddr> {
-        let any = match to {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        let socket = UdpSocket::bind((any, 0))?;
+        let socket = UdpSocket::bind((own, 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(to)?;
         socket.send(&vec![b' '; length])?;
@@ -552,7 +586,12 @@ pub(super) fn ask(from: &Space, to: SocketAddr, length: usize) -> io::Result<Soc
 
 /// Sends more than fits into a few packets, and waits until the server has taken all of it.
 pub(super) fn bulk(from: &Space, to: SocketAddr) -> io::Result<()> {
-    let (mut stream, _) = dial(from, to)?;
+    bulk_as(from, any_of(to), to)
+}
+
+/// The same with an address of its own.
+pub(super) fn bulk_as(from: &Space, own: IpAddr, to: SocketAddr) -> io::Result<()> {
+    let (mut stream, _) = dial_as(from, own, to)?;
     let mut writing = stream.try_clone()?;
     let writer = thread::spawn(move || {
         writing.write_all(&vec![7; 300_000])?;

@@ -13,8 +13,8 @@ use super::direct::answered;
 use super::ethtool::{Offload, switch};
 use super::lab::{Space, configure};
 use super::outside::{
-    CLIENT_LINK, FAMILIES, FAR_LINK, Family, Neighbours, PORT, Stream, THERE, ask, dial, step,
-    uplinks_of,
+    CLIENT_LINK, FAMILIES, FAR_LINK, Family, Neighbours, PORT, Stream, THERE, ask, dial, dial_as,
+    step, uplinks_of,
 };
 use super::packets::network;
 use super::{Outcome, Refusal};
@@ -97,6 +97,10 @@ fn both(
     let seen = step(family.name, ask(&neighbours.client, to, 1))?;
     expect("of UDP", seen.ip(), node)?;
     streams.push(("the far backend by XDP", stream));
+    // Answers leave by the link of their client, and not as the node's routes say.
+    let roaming = network(family.roaming).addr();
+    let dialled = dial_as(&neighbours.client, roaming, to);
+    step("from where two links lead", dialled)?;
     answered(neighbours, family)
 }
 

@@ -11,11 +11,15 @@
 //! Clients of all cases live at once and take turns, so that the machine's mood is everybody's. Of many services only so
 //! many have a node port as there are ports; the one that is dialled is in the middle of those. `--short` makes fewer
 //! rounds, to see that it works.
+//!
+//! What a packet costs each program, without a machine's moods, is [`packets`]; `--packets` measures nothing else.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bpf;
 mod kernelet;
+mod packets;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -98,6 +102,11 @@ fn main() {
     clean();
     let rounds = if is_short() { 2 } else { 20 };
     let mut report = Report::new("node-port");
+    packets::measure(&mut report);
+    clean();
+    if std::env::args().any(|argument| argument == "--packets") {
+        return report.finish();
+    }
     for services in SERVICES {
         let dialled = services.min(u32::from(PORTS)) / 2;
         for way in Way::ALL {

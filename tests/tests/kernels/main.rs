@@ -11,7 +11,7 @@ use kernelet_tests::kernels;
 use serde_json::Value;
 
 /// Checks that may be skipped nowhere.
-const NEEDED: [&str; 23] = [
+const NEEDED: [&str; 24] = [
     "programs",
     "tables",
     "TCP over IPv4",
@@ -28,6 +28,7 @@ const NEEDED: [&str; 23] = [
     "pod links",
     "outside over IPv4",
     "outside over IPv6",
+    "outside by either of two links",
     "outside to a pod's own address",
     "direct server return",
     "outside through an upgrade",

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::abi::UDP;
+use crate::nat::REFRESH_NS;
 use crate::nat::testing::*;
 use crate::packet::testing::*;
 use crate::packet::{ICMP, TCP_ACK as ACK, TCP_SYN as SYN};
