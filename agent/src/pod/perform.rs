@@ -49,6 +49,10 @@ pub(super) enum Outcome {
     Deleted {
         id: String,
     },
+    /// What is to be done after its start has begun.
+    Hooked {
+        id: String,
+    },
     /// It was asked to stop.
     Stopping {
         id: String,
@@ -236,6 +240,7 @@ pub(super) async fn run_container(
     let parts = Parts {
         pod,
         container: spec,
+        id: observed.next_id(&pod.id.uid, &spec.name, attempt),
         attempt,
         streak,
         env,
@@ -273,7 +278,7 @@ pub(super) async fn run_container(
         "Created",
         format!("Created container: {}", spec.name),
     );
-    match start_container(shared, pod, observed, &made).await {
+    match start_container(shared, pod, &made).await {
         Ok(state) => Outcome::Container(Container { state, ..made }),
         // It is made; starting it is the next plan's first thing.
         Err(_) => Outcome::Container(made),
@@ -284,7 +289,6 @@ pub(super) async fn run_container(
 pub(super) async fn start_container(
     shared: &Shared,
     view: &PodView,
-    observed: &Observed,
     container: &Container,
 ) -> Result<ContainerState, RuntimeError> {
     let pod = &view.id;
@@ -298,7 +302,6 @@ pub(super) async fn start_container(
             shared
                 .events
                 .send(pod, Some(&container.name), Kind::Normal, "Started", text);
-            hooks::after_start(shared, view, observed, container);
             Ok(state)
         }
         Err(RuntimeError::Start(reason)) => {
@@ -334,7 +337,7 @@ pub(super) async fn start_made(
     container: &Container,
     observed: &Observed,
 ) -> Outcome {
-    let error = match start_container(shared, pod, observed, container).await {
+    let error = match start_container(shared, pod, container).await {
         Ok(state) => {
             return Outcome::State {
                 id: container.id.clone(),

@@ -52,6 +52,7 @@ fn config() -> ContainerConfig {
             ..Security::default()
         },
         stdio: Stdio::default(),
+        hook_due: false,
     }
 }
 
