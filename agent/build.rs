@@ -1,6 +1,7 @@
-//! Compiles the introspection API and embeds the BPF object.
+//! Compiles the introspection API and the program that holds pods' process namespaces, and embeds the BPF object.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs, io};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,8 +15,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             r#"#[serde(serialize_with = "crate::cli::hex")]"#,
         )
         .compile_fds(files)?;
+    compile_holder()?;
     embed_bpf_object()?;
     Ok(())
+}
+
+/// Compiles `holder/main.rs`, which `pod::holder` includes: static, without a standard library, in a page of memory.
+fn compile_holder() -> io::Result<()> {
+    println!("cargo::rerun-if-changed=holder");
+    let variable = |name| env::var(name).map_err(io::Error::other);
+    let (rustc, target) = (variable("RUSTC")?, variable("TARGET")?);
+    let output = Path::new(&variable("OUT_DIR")?).join("holder");
+    let mut command = Command::new(rustc);
+    command.args(["holder/main.rs", "--edition", "2024", "--target", &target]);
+    command.arg("-o").arg(output);
+    let link = "link-args=-nostdlib -static -Wl,--build-id=none,-z,norelro,-n";
+    for option in [
+        "panic=abort",
+        "opt-level=s",
+        "relocation-model=static",
+        "strip=symbols",
+        link,
+    ] {
+        command.args(["-C", option]);
+    }
+    if let Ok(linker) = variable("RUSTC_LINKER") {
+        command.arg(format!("-Clinker={linker}"));
+    }
+    let status = command.status()?;
+    let failed = || io::Error::other(format!("holder/main.rs was not compiled: {status}"));
+    status.success().then_some(()).ok_or_else(failed)
 }
 
 /// Puts the BPF object where `dataplane::object` includes it, and sets `cfg(bpf_object)`. Without one the agent still

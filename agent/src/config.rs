@@ -2,6 +2,7 @@
 
 mod configz;
 mod housekeeping;
+mod shutdown;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,7 @@ use crate::network::xdp::Xdp;
 
 pub use configz::KUBELET_PORT;
 pub use housekeeping::HousekeepingConfig;
+pub use shutdown::ShutdownConfig;
 
 /// Where the agent keeps what it needs only while it runs.
 pub const DEFAULT_RUN_DIR: &str = "/run/kernelet";
@@ -180,6 +182,8 @@ pub struct AgentConfig {
     pub pod_manifest_path: Option<PathBuf>,
     #[command(flatten)]
     pub housekeeping: HousekeepingConfig,
+    #[command(flatten)]
+    pub shutdown: ShutdownConfig,
     /// Where metrics are served with --proxy-only
     #[arg(
         long,

@@ -20,6 +20,7 @@ pub mod run;
 pub mod runtime;
 pub mod self_test;
 pub mod server;
+pub mod shutdown;
 #[cfg(test)]
 mod testing;
 

@@ -67,6 +67,7 @@ use crate::server::introspection::{self, Introspection};
 use crate::server::socket::{self, SocketError};
 use crate::server::streaming::routes::Sessions;
 use crate::server::{ComponentHealth, health_checks};
+use crate::shutdown::{Watcher, logind};
 
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
@@ -365,6 +366,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     }
     let rules = config.housekeeping.rules().map_err(RunError::Flags)?;
     let image_rules = config.housekeeping.image_rules().map_err(RunError::Flags)?;
+    let steps = config.shutdown.steps().map_err(RunError::Flags)?;
     let mut probe = dataplane::probe(config.cgroup_root.as_deref())?;
     if !config.pod_fast_path {
         probe.without_fast_paths();
@@ -408,6 +410,15 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         services.start(probe, &client, pods.clone(), &mut registry, &mut parts)?;
     let announcements = introspection.announcements();
     show_health(&mut introspection, &health_seen);
+    let (waits, waits_seen) = watch::channel(Part::Down("pods do not run yet".into()));
+    let off = steps.total().is_zero();
+    introspection.component("graceful-shutdown", move || match off {
+        true => ComponentHealth {
+            healthy: true,
+            detail: "off: --shutdown-grace-period is 0".into(),
+        },
+        false => shown(&waits_seen.borrow()),
+    });
     let engine = match config.ignore_network_policies {
         true => {
             policy::release(&dir)?;
@@ -496,6 +507,20 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         };
         let keeping = events::Events::start(client.clone(), "kubelet", node.name.to_string());
         let manager = Manager::start(client, settings, runtime.clone(), network, pods.clone());
+        if !off {
+            let watcher = Watcher {
+                bus: logind::SYSTEM_BUS.into(),
+                logind_config: logind::CONFIG.into(),
+                steps,
+                node: node.name.to_string(),
+                pods: pods.clone(),
+                demands: manager.demands(),
+                health: health.clone(),
+                told: waits,
+                events: keeping.clone(),
+            };
+            parts.spawn(unfailing(watcher.run()));
+        }
         let keeper = Keeper {
             period: keeper::PERIOD,
             node: node.name.to_string(),

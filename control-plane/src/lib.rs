@@ -4,6 +4,7 @@ pub mod admission;
 pub mod api;
 pub mod auth;
 pub mod controllers;
+pub mod lead;
 pub mod parts;
 pub mod resources;
 pub mod scheduler;

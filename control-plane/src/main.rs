@@ -9,15 +9,17 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use axum::Router;
 use clap::Parser;
-use kernelet_control_plane::admission::Admission;
 use kernelet_control_plane::admission::service_ip::{Ranges, ServiceAddresses};
+use kernelet_control_plane::admission::{Admission, reservations};
+use kernelet_control_plane::api::peers::Peers;
 use kernelet_control_plane::api::registry::Registry;
 use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, default_roles, server};
 use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
 use kernelet_control_plane::auth::rbac::Policies;
 use kernelet_control_plane::auth::tokens::Authority;
-use kernelet_control_plane::auth::{Authenticator, Ca, User, csr, tls};
+use kernelet_control_plane::auth::{Authenticator, Ca, User, csr, shared, tls};
 use kernelet_control_plane::controllers::{self, Accounts, ControllersConfig, PodRanges};
+use kernelet_control_plane::lead::Candidate;
 use kernelet_control_plane::parts::Parts;
 use kernelet_control_plane::resources::Family;
 use kernelet_control_plane::resources::validate::is_plain;
@@ -77,6 +79,10 @@ struct Args {
     /// gets its address unless it says otherwise.
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
     service_cidr: Ranges,
+    /// Elect which of the control planes that share an etcd runs the scheduler, and which the controllers [default: true with
+    /// --etcd-endpoints].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    leader_elect: Option<bool>,
     /// The cluster's DNS domain.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -147,6 +153,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let mut parts = Parts::new(stop.clone());
     let store = open_store(&args).await?;
+    let is_shared = !args.etcd_endpoints.is_empty();
+    if is_shared {
+        shared::agree(&*store, &pki).await?;
+    }
+    reservations::repair(&*store)
+        .await
+        .context("cannot see which addresses are in use")?;
     parts.spawn(
         "the compaction",
         compaction::run(store.clone(), compaction::Policy::default(), COMPACTION),
@@ -190,7 +203,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         kubelet,
         advertised.to_string(),
     );
-    bootstrap::ensure(&api.registry, &args.service_cidr, advertised)
+    let place = format!("{} {}", pki_config.hostname, args.data_dir.display());
+    let mut peers = is_shared.then(|| Peers::new(&place, advertised));
+    let (ranges, servers) = (&args.service_cidr, peers.as_mut());
+    bootstrap::keep_once(&api.registry, ranges, advertised, servers)
         .await
         .context("cannot make the system's objects")?;
     default_roles::ensure(&api.registry)
@@ -213,10 +229,23 @@ async fn run(args: Args) -> anyhow::Result<()> {
         reserved: pki_config.reserved(addresses.reserved()),
         ..ControllersConfig::new(pods, accounts, signer(pki.ca))
     };
-    start_parts(&mut parts, &router, config, &stop);
-    let (kept, ranges) = (api.clone(), args.service_cidr.clone());
-    parts.spawn("the keeper of the system's objects", async move {
-        bootstrap::keep(&kept.registry, &ranges, advertised).await;
+    if args.leader_elect.unwrap_or(is_shared) {
+        start_candidates(&mut parts, &router, config, &pki_config.hostname, &stop);
+    } else {
+        start_parts(&mut parts, &router, config, &stop);
+    }
+    let (kept, ranges, told) = (api.clone(), args.service_cidr.clone(), stop.clone());
+    parts.spawn_ending("the keeper of the system's objects", async move {
+        let keep = bootstrap::keep(&kept.registry, &ranges, advertised, peers.as_mut());
+        told.run_until_cancelled(keep).await;
+        if let Some(peers) = peers
+            && let Err(error) = bootstrap::leave(&kept.registry, &ranges, peers).await
+        {
+            tracing::warn!(
+                error = error.message,
+                "the others see only later that this server is gone"
+            );
+        }
     });
     api.health.set_ready();
     tracing::info!(listen = %args.listen, %advertised, kubeconfig = %pki.admin_kubeconfig.display(), "serving");
@@ -273,6 +302,39 @@ fn start_parts(
         "the controllers",
         controllers::run(controllers, config, stop.clone()),
     );
+}
+
+/// The same where others may run them: whoever has the Lease does.
+fn start_candidates(
+    parts: &mut Parts,
+    router: &Router,
+    config: ControllersConfig,
+    hostname: &str,
+    stop: &CancellationToken,
+) {
+    let identity = format!("{hostname}_{}", uuid::Uuid::new_v4());
+    let candidate = |user: User, lease| {
+        let client = api::local_client(router.clone(), user);
+        Candidate::new(client, lease, identity.clone())
+    };
+    let scheduler = candidate(User::scheduler(), "kube-scheduler");
+    let (api, told) = (router.clone(), stop.clone());
+    parts.spawn_ending("the scheduler", async move {
+        let part = |term, end| {
+            let client = api::leaders_client(api.clone(), User::scheduler(), term);
+            scheduler::run(client, SchedulerConfig::default(), end)
+        };
+        scheduler.run(told, part).await;
+    });
+    let controllers = candidate(User::controller_manager(), "kube-controller-manager");
+    let (api, told) = (router.clone(), stop.clone());
+    parts.spawn_ending("the controllers", async move {
+        let part = |term, end| {
+            let client = api::leaders_client(api.clone(), User::controller_manager(), term);
+            controllers::run(client, config.clone(), end)
+        };
+        controllers.run(told, part).await;
+    });
 }
 
 fn signer(ca: Ca) -> controllers::Signer {

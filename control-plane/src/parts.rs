@@ -2,6 +2,7 @@
 //! it anew: half a control plane would answer and do nothing.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,8 +16,13 @@ pub enum PartError {
     Panicked,
 }
 
+/// How long parts that end when told to may take for it.
+const ENDING: Duration = Duration::from_secs(8);
+
 pub struct Parts {
     tasks: JoinSet<&'static str>,
+    /// Those that have something to do when they are told to end.
+    ending: JoinSet<&'static str>,
     stop: CancellationToken,
 }
 
@@ -25,6 +31,7 @@ impl Parts {
     pub fn new(stop: CancellationToken) -> Self {
         Self {
             tasks: JoinSet::new(),
+            ending: JoinSet::new(),
             stop,
         }
     }
@@ -36,18 +43,34 @@ impl Parts {
         });
     }
 
+    /// The same for a part that ends when everything is told to, and is waited for then.
+    pub fn spawn_ending(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.ending.spawn(async move {
+            part.await;
+            name
+        });
+    }
+
     /// Returns when everything is told to end. A part that ended earlier tells it, and is the error.
     pub async fn watch(mut self) -> Result<(), PartError> {
         let ended = tokio::select! {
-            () = self.stop.cancelled() => return Ok(()),
             // Cancel-safe: a join set loses nothing when polled in vain.
-            Some(ended) = self.tasks.join_next() => ended,
+            () = self.stop.cancelled() => None,
+            Some(ended) = self.tasks.join_next() => Some(ended),
+            Some(ended) = self.ending.join_next() => Some(ended),
         };
-        if self.stop.is_cancelled() {
-            return Ok(());
-        }
+        let ended = ended.filter(|_| !self.stop.is_cancelled());
         self.stop.cancel();
-        Err(ended.map_or(PartError::Panicked, PartError::Ended))
+        let rest = async { while self.ending.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(ENDING, rest).await;
+        match ended {
+            None => Ok(()),
+            Some(ended) => Err(ended.map_or(PartError::Panicked, PartError::Ended)),
+        }
     }
 }
 
@@ -76,8 +99,16 @@ mod tests {
         let stop = CancellationToken::new();
         let mut parts = Parts::new(stop.clone());
         let told = stop.clone();
-        parts.spawn("a", async move { told.cancelled().await });
+        let done = CancellationToken::new();
+        let farewell = done.clone();
+        parts.spawn("a", std::future::pending());
+        parts.spawn_ending("b", async move {
+            told.cancelled().await;
+            tokio::task::yield_now().await;
+            farewell.cancel();
+        });
         stop.cancel();
         parts.watch().await.unwrap();
+        assert!(done.is_cancelled(), "it is waited for");
     }
 }

@@ -4,6 +4,7 @@
 //! carries its prefix, is written down in its directory, and is found again and removed by the next run of that prefix,
 //! also when this run was killed.
 
+pub mod alone;
 pub mod cluster;
 pub mod command;
 pub mod debian;
@@ -11,6 +12,7 @@ pub mod host;
 pub mod kernels;
 pub mod links;
 pub mod process;
+pub mod python;
 pub mod scenario;
 pub mod sweep;
 

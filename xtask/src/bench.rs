@@ -9,6 +9,8 @@ use crate::shell::{self, cargo};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Bench {
+    /// The API server: requests a second, processor time of each, memory; over either store, and beside another one.
+    Api,
     /// connect() latency: direct, through Kernelet, iptables and nftables.
     Connect,
     /// From an accepted EndpointSlice change to the map entry in the kernel; first full sync.
@@ -26,9 +28,10 @@ pub enum Bench {
     Footprint,
 }
 
-/// Runs one benchmark; `json` also gets its rows.
-pub fn run(bench: Bench, json: Option<&Path>) -> Result<()> {
+/// Runs one benchmark; `json` also gets its rows. `peer` is another API server to measure.
+pub fn run(bench: Bench, json: Option<&Path>, peer: Option<&Path>) -> Result<()> {
     let name = match bench {
+        Bench::Api => "api",
         Bench::Connect => "connect",
         Bench::Update => "update",
         Bench::Pods => "pods",
@@ -47,9 +50,11 @@ pub fn run(bench: Bench, json: Option<&Path>) -> Result<()> {
         name,
         "--",
     ]);
-    if let Some(path) = json {
-        let absolute = std::env::current_dir()?.join(path);
-        command.arg("--json").arg(absolute);
+    for (flag, path) in [("--json", json), ("--peer", peer)] {
+        if let Some(path) = path {
+            let absolute = std::env::current_dir()?.join(path);
+            command.arg(flag).arg(absolute);
+        }
     }
     shell::run(&mut command)
 }

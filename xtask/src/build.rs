@@ -1,6 +1,6 @@
 //! The BPF object, the programs, the sample images.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use kernelet_tests::cluster::target;
 
 use crate::bpf::Toolchain;
@@ -13,8 +13,24 @@ const SAMPLE_TAG: &str = "v0.0.1";
 
 /// Builds everything that a cluster is made of.
 pub fn run() -> Result<()> {
+    run_beside(|| Ok(()))
+}
+
+/// The same, with `other` work done while the programs are built: linking them keeps one processor busy for minutes. `other`
+/// finds the BPF object there.
+pub fn run_beside(other: impl FnOnce() -> Result<()>) -> Result<()> {
     bpf_object()?;
     images()?;
+    std::thread::scope(|scope| {
+        let building = scope.spawn(programs);
+        let done = other();
+        let built = building.join();
+        built.map_err(|_| anyhow!("building the programs panicked"))??;
+        done
+    })
+}
+
+fn programs() -> Result<()> {
     shell::run(cargo().args([
         "build",
         "--release",

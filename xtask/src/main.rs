@@ -63,6 +63,9 @@ enum Command {
         /// Also write the rows to this file, as JSON.
         #[arg(long)]
         json: Option<PathBuf>,
+        /// A kube-apiserver to measure beside ours, for `api`.
+        #[arg(long, value_name = "PROGRAM")]
+        peer: Option<PathBuf>,
     },
 }
 
@@ -93,13 +96,13 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Lint => lint::run(),
         Command::Test { filter } => {
             setup::run(false)?;
-            build::run()?;
+            build::run_beside(test::compile)?;
             test::run(filter.as_deref())
         }
-        Command::Bench { bench, json } => {
+        Command::Bench { bench, json, peer } => {
             setup::run(false)?;
             build::run()?;
-            bench::run(bench, json.as_deref())
+            bench::run(bench, json.as_deref(), peer.as_deref())
         }
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use kernelet_tests::cluster::find_program;
 use kernelet_tests::host::cgroup2_mount;
-use kernelet_tests::kernels;
+use kernelet_tests::{kernels, python};
 
 use crate::bpf::{self, Toolchain};
 use crate::shell::{run_quietly, spinner};
@@ -43,9 +43,19 @@ const PACKAGES: &[Package] = &[
         "makes the certificates that tests refuse",
     ),
     package(
+        "dbus-daemon",
+        Some("dbus-daemon"),
+        "the bus on which a test announces shutdowns",
+    ),
+    package(
         "busybox-static",
         Some("busybox"),
         "the tests' smallest container",
+    ),
+    package(
+        "python3-venv",
+        None,
+        "makes room for the Python client and the API's fuzzer",
     ),
     package(
         "iptables",
@@ -108,6 +118,7 @@ pub fn run(check: bool) -> Result<()> {
         .filter(|package| !package.installed())
         .collect();
     let toolchain = Toolchain::find();
+    let clients = python::find("python").is_some();
     let kernel = kernel_obstacle();
     let kernels: Vec<&str> = kernels::SERIES
         .into_iter()
@@ -126,6 +137,9 @@ pub fn run(check: bool) -> Result<()> {
             bpf::INSTALL_SUMMARY
         );
     }
+    if !clients {
+        println!("missing: clients of the API from the Python package index, which tests use");
+    }
     for series in &kernels {
         println!("missing: Debian's Linux {series}, which a test boots");
     }
@@ -133,7 +147,8 @@ pub fn run(check: bool) -> Result<()> {
         println!("missing: {obstacle}");
     }
     if check {
-        if missing.is_empty() && toolchain.is_some() && kernels.is_empty() && kernel.is_none() {
+        let all_there = missing.is_empty() && toolchain.is_some() && kernels.is_empty() && clients;
+        if all_there && kernel.is_none() {
             println!("everything is here");
             return Ok(());
         }
@@ -155,6 +170,10 @@ pub fn run(check: bool) -> Result<()> {
         if let Err(error) = kernels::fetch(series) {
             println!("Debian's Linux {series} could not be fetched: {error}");
         }
+    }
+    if !clients && let Err(error) = python::install() {
+        // As above.
+        println!("clients from the Python package index could not be fetched: {error}");
     }
     if let Some(obstacle) = kernel {
         bail!("{obstacle}");

@@ -4,6 +4,11 @@ use anyhow::Result;
 
 use crate::shell::{self, cargo};
 
+/// Compiles every test of the workspace.
+pub fn compile() -> Result<()> {
+    shell::run(cargo().args(["test", "--workspace", "--no-run"]))
+}
+
 /// Runs every test of the workspace, or those whose name contains `filter`.
 pub fn run(filter: Option<&str>) -> Result<()> {
     let mut command = cargo();

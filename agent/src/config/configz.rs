@@ -22,6 +22,8 @@ impl AgentConfig {
             "imageGCHighThresholdPercent": keeping.image_gc_high_threshold,
             "imageGCLowThresholdPercent": keeping.image_gc_low_threshold,
             "imageMinimumGCAge": keeping.minimum_image_ttl_duration.to_string(),
+            "shutdownGracePeriod": self.shutdown.shutdown_grace_period.to_string(),
+            "shutdownGracePeriodCriticalPods": self.shutdown.shutdown_grace_period_critical_pods.to_string(),
             "staticPodPath": self.pod_manifest_path,
             "fileCheckFrequency": "20s",
             "enableServer": true,

@@ -19,7 +19,7 @@ use crate::node::status::{Health, Image};
 use crate::pod::disk;
 use crate::pod::spec::PodView;
 use crate::pod::usage::{self, PodUsage};
-use crate::pod::{Demand, Demands, Eviction, LEAST_GRACE, Paths, PodTable};
+use crate::pod::{Demand, Demands, EVICTED, Eviction, LEAST_GRACE, Paths, PodTable};
 use crate::runtime::{DiskUsage, ImageSummary, Runtime, RuntimeError};
 
 /// How often a node is looked at, as upstream.
@@ -264,6 +264,7 @@ impl Keeper {
     async fn evict(&self, pod: &PodView, message: String, grace: SignedDuration) {
         let by = Timestamp::now().saturating_add(grace.max(LEAST_GRACE));
         let eviction = Eviction {
+            reason: EVICTED,
             message,
             by: by.unwrap_or(Timestamp::MAX),
         };

@@ -53,6 +53,8 @@ pub struct Health {
     pub runtime_version: String,
     pub images: Vec<Image>,
     pub pressures: Pressures,
+    /// The machine is about to go down, or to start anew.
+    pub is_shutting_down: bool,
 }
 
 /// An image that is present on the node.
@@ -72,6 +74,7 @@ impl Default for Health {
             runtime_version: String::new(),
             images: Vec::new(),
             pressures: Pressures::default(),
+            is_shutting_down: false,
         }
     }
 }
@@ -196,6 +199,9 @@ fn ready(health: &Health) -> Condition {
     let complaints = [
         health.runtime.complaint("container runtime"),
         health.network.complaint("pod network"),
+        health
+            .is_shutting_down
+            .then(|| "node is shutting down".to_owned()),
     ];
     let complaints: Vec<_> = complaints.into_iter().flatten().collect();
     let (reason, message) = if complaints.is_empty() {
@@ -415,6 +421,7 @@ mod tests {
             runtime_version: "containerd://1.6.20".into(),
             images: Vec::new(),
             pressures: Pressures::default(),
+            is_shutting_down: false,
         }
     }
 
@@ -524,6 +531,27 @@ mod tests {
                 "container runtime is not ready: connection refused; pod network is not ready: no podCIDR yet"
             )
         );
+    }
+
+    #[test]
+    fn a_node_that_shuts_down_is_not_ready() {
+        let health = Health {
+            is_shutting_down: true,
+            ..healthy()
+        };
+        let status = status(&health, &NodeStatus::default(), 1000);
+        let ready = condition_of(&status, "Ready").unwrap();
+        let told = (
+            ready.status.as_str(),
+            ready.reason.as_deref(),
+            ready.message.as_deref(),
+        );
+        let wanted = (
+            "False",
+            Some("KubeletNotReady"),
+            Some("node is shutting down"),
+        );
+        assert_eq!(told, wanted);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Action {
         attempt: u32,
         streak: u32,
     },
+    /// Give running containers what the pod asks for now.
+    Resize,
     /// Start a container that was made before.
     Start { id: String },
     /// Do what is to be done after a container's start.
@@ -60,6 +62,8 @@ pub enum StopReason {
     PodEnds,
     /// The spec of the container is another now.
     Changed,
+    /// It takes notice of other resources at its start only.
+    Resized,
     /// The pod has run longer than it may.
     Deadline,
     /// A probe says that it does not work.

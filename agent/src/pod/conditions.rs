@@ -5,8 +5,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::Sandbox;
 use super::plan::Phase;
+use super::resize::{self, Answer};
 use super::spec::is_sidecar;
 use super::status::{View, previously, seconds};
+
+/// The conditions of a resize, which are there while it is.
+const PENDING: &str = "PodResizePending";
+const IN_PROGRESS: &str = "PodResizeInProgress";
+/// Conditions that go.
+pub(super) const PASSING: [&str; 2] = [PENDING, IN_PROGRESS];
 
 impl View<'_> {
     pub(super) fn conditions(
@@ -85,6 +92,12 @@ impl View<'_> {
             };
             ("DisruptionTarget", verdict)
         });
+        let resize = match resize::answer(self.pod, self.observed).filter(|_| !done) {
+            None => None,
+            Some(Answer::Granted) => Some((IN_PROGRESS, self.in_progress())),
+            Some(Answer::Deferred(why)) => Some((PENDING, pending("Deferred", why))),
+            Some(Answer::Infeasible(why)) => Some((PENDING, pending("Infeasible", why))),
+        };
         [
             ("PodReadyToStartContainers", sandbox),
             ("Initialized", initialized),
@@ -94,8 +107,19 @@ impl View<'_> {
         ]
         .into_iter()
         .chain(evicted)
+        .chain(resize)
         .map(|(kind, verdict)| self.condition(kind, verdict, previous))
         .collect()
+    }
+
+    /// Of a resize that the node has granted.
+    fn in_progress(&self) -> Verdict {
+        let failure = self.observed.resize_failure.as_ref();
+        Verdict {
+            reason: failure.map(|failure| failure.reason),
+            message: failure.map(|failure| failure.message.clone()),
+            ..yes()
+        }
     }
 
     /// The first readiness gate whose condition nobody has set.
@@ -154,6 +178,14 @@ fn yes() -> Verdict {
         status: "True",
         reason: None,
         message: None,
+    }
+}
+
+fn pending(reason: &'static str, why: String) -> Verdict {
+    Verdict {
+        status: "True",
+        reason: Some(reason),
+        message: Some(why),
     }
 }
 

@@ -5,9 +5,9 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityCon
 use super::env::expand;
 use super::hooks;
 use super::paths::Paths;
-use super::resources;
 use super::spec::{PodView, QosClass, request, spec_hash};
 use super::volumes;
+use super::{resize, resources};
 use crate::network::namespaces::Namespace;
 use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Security, Stdio};
 
@@ -67,7 +67,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         attempt,
         streak,
         spec_hash: spec_hash(container),
-        image: container.image.clone().unwrap_or_default(),
+        image: Some(container.image.clone().unwrap_or_default()),
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone(),
@@ -80,6 +80,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(id),
         resources: resources::of_container(container),
+        given: resize::note(container),
         oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
         security: security(&pod.object, container),
         env: with_hostname(env, pod),

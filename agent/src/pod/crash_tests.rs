@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::demand::EVICTED;
 use super::static_tests::{NAME, manifest, ready};
 use super::testing::uid;
 use super::tests::{FOREVER, FakeNetwork, Node, is_ready, spec};
@@ -320,7 +321,11 @@ async fn be_evicted(node: &Node, name: &str, cut: Option<Cut>) -> Vec<String> {
     node.api.wait(name, "ready", is_ready).await;
     let by = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(30);
     let message = "The node was low on resource: memory. ".to_owned();
-    let eviction = Eviction { message, by };
+    let eviction = Eviction {
+        reason: EVICTED,
+        message,
+        by,
+    };
     let demand = Demand::Evict {
         uid: uid(name),
         eviction,

@@ -9,11 +9,17 @@ use crate::housekeeping::eviction::Pressures;
 const QUEUE: usize = 64;
 
 /// The reason of a pod that had to go for want of something.
-pub(super) const EVICTED: &str = "Evicted";
+pub const EVICTED: &str = "Evicted";
+/// That of one that had to end as the node went down.
+pub const TERMINATED: &str = "Terminated";
+/// That of one that came too late for that.
+pub(super) const NODE_SHUTDOWN: &str = "NodeShutdown";
 
-/// A pod has to go for want of something, and fails.
+/// A pod has to go for a reason of the node's, and fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
+    /// One of the above.
+    pub reason: &'static str,
     /// What its status says of it.
     pub message: String,
     /// Its processes are gone by then.
@@ -29,10 +35,17 @@ pub enum Demand {
     },
     /// What new pods are judged by from now on.
     Admit(Pressures),
+    /// Whether new pods are refused as the node goes down.
+    ShutDown(bool),
     /// What is left of containers that have ended goes, as far as nobody needs it to go on. Until then, if that takes a while.
     DiscardDead {
         until: Timestamp,
     },
+}
+
+/// Whether this is the reason of a pod that had to go.
+pub(super) fn is_eviction(reason: &str) -> bool {
+    [EVICTED, TERMINATED, NODE_SHUTDOWN].contains(&reason)
 }
 
 /// Asks workers.
@@ -40,7 +53,7 @@ pub enum Demand {
 pub struct Demands(mpsc::Sender<Demand>);
 
 impl Demands {
-    pub(super) fn channel() -> (Demands, mpsc::Receiver<Demand>) {
+    pub(crate) fn channel() -> (Demands, mpsc::Receiver<Demand>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         (Demands(sender), receiver)
     }

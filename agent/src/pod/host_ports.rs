@@ -186,6 +186,7 @@ mod tests {
             spec_hash: String::new(),
             image: String::new(),
             image_id: String::new(),
+            given: String::new(),
             stop_signal: 15,
             created_at: jiff::Timestamp::UNIX_EPOCH,
             earlier_boot: false,

@@ -5,11 +5,12 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec, PodStatus};
 use serde_json::{Value, json};
 
 use super::action::{Action, StopHow};
-use super::demand::Eviction;
+use super::demand::{EVICTED, Eviction, TERMINATED};
 use super::ephemeral;
 use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, phase, plan};
 use super::refusals::refusals;
+use super::resize;
 use super::spec::{Goal, PodView, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
@@ -56,6 +57,7 @@ fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
         spec_hash: spec_hash(spec),
         image: "i:1".into(),
         image_id: String::new(),
+        given: resize::note(spec),
         stop_signal: 15,
         created_at: at(0),
         earlier_boot: false,
@@ -434,7 +436,13 @@ fn contents_of_volumes_are_looked_at_again_while_a_container_runs() {
 }
 
 #[test]
-fn an_evicted_pod_fails_for_good_and_leaves_the_disk() {
+fn a_pod_that_had_to_go_fails_for_good_and_leaves_the_disk() {
+    for reason in [EVICTED, TERMINATED] {
+        fails_for_good(reason);
+    }
+}
+
+fn fails_for_good(reason: &'static str) {
     let mut pod = one("Always");
     let message = "The node was low on resource: memory. ".to_owned();
     let mut observed = Observed {
@@ -444,6 +452,7 @@ fn an_evicted_pod_fails_for_good_and_leaves_the_disk() {
         },
         volumes: Volumes::Ready,
         evicted: Some(Eviction {
+            reason,
             message: message.clone(),
             by: at(2),
         }),
@@ -462,7 +471,7 @@ fn an_evicted_pod_fails_for_good_and_leaves_the_disk() {
         at(0),
     );
     assert_eq!(told.phase.as_deref(), Some("Failed"));
-    assert_eq!(told.reason.as_deref(), Some("Evicted"));
+    assert_eq!(told.reason.as_deref(), Some(reason));
     assert_eq!(told.message.as_ref(), Some(&message));
     let conditions = told.conditions.clone().unwrap();
     let target = conditions

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
-use super::demand::{Demand, Demands, Eviction};
+use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN};
 use super::events::Events;
 use super::host_ports::{self, Teller};
 use super::mirror::Mirror;
@@ -86,6 +86,9 @@ impl Drop for Manager {
     }
 }
 
+/// Why a node that goes down takes no new pods, as upstream.
+const SHUTTING_DOWN: &str = "Pod was rejected as the node is shutting down.";
+
 struct Handle {
     id: PodRef,
     orders: watch::Sender<Order>,
@@ -114,6 +117,8 @@ struct Pods {
     adopted: BTreeMap<String, Vec<Container>>,
     /// What the node is short of.
     pressures: Pressures,
+    /// New pods come too late.
+    is_shutting_down: bool,
     /// Pods from files that wait for one of the same name to be gone.
     waiting: Vec<PodView>,
     /// The mirrors that the API has, by namespace and name.
@@ -164,6 +169,7 @@ async fn run(
         uids: HashMap::new(),
         adopted,
         pressures: Pressures::default(),
+        is_shutting_down: false,
         waiting: Vec::new(),
         mirrors: BTreeMap::new(),
         imports: 0,
@@ -293,8 +299,15 @@ impl Pods {
 
     /// The end, before it began, of a new pod that the node is too short of something to take.
     fn refusal(&self, pod: &PodView) -> Option<Eviction> {
-        let why = self.pressures.refusal(pod).filter(|_| self.is_new(pod))?;
+        if !self.is_new(pod) {
+            return None;
+        }
+        let (reason, why) = match self.is_shutting_down {
+            true => (NODE_SHUTDOWN, SHUTTING_DOWN.to_owned()),
+            false => (EVICTED, self.pressures.refusal(pod)?),
+        };
         Some(Eviction {
+            reason,
             message: format!("Pod was rejected: {why}"),
             by: Timestamp::now(),
         })
@@ -460,6 +473,7 @@ impl Pods {
                 }
             }
             Demand::Admit(pressures) => self.pressures = *pressures,
+            Demand::ShutDown(is_shutting_down) => self.is_shutting_down = *is_shutting_down,
             Demand::DiscardDead { until } => {
                 for handle in self.workers.values() {
                     let discard = |order: &mut Order| order.discard_until = Some(*until);

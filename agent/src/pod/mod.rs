@@ -27,6 +27,9 @@ mod env;
 mod ephemeral;
 mod events;
 mod files;
+mod holder;
+#[cfg(test)]
+mod holder_tests;
 mod hooks;
 mod host_path;
 mod host_ports;
@@ -53,6 +56,7 @@ mod pull_secrets;
 mod recovery_tests;
 mod refusals;
 mod report;
+mod resize;
 mod resource_field;
 mod resources;
 mod sandbox;
@@ -77,7 +81,7 @@ mod volumes;
 mod worker;
 
 pub use deletion::LEAST as LEAST_GRACE;
-pub use demand::{Demand, Demands, Eviction};
+pub use demand::{Demand, Demands, EVICTED, Eviction, TERMINATED};
 pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;

@@ -9,11 +9,12 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use super::demand::Eviction;
+use super::resize::Room;
 use super::spec::{Question, container_id, spare_container_id};
 use crate::runtime::{Container, ContainerState};
 
 /// What is known of a pod on this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     pub sandbox: Sandbox,
     pub volumes: Volumes,
@@ -39,6 +40,10 @@ pub struct Observed {
     pub evicted: Option<Eviction>,
     /// Until then containers that have ended are kept no longer than they are needed.
     pub discard_until: Option<Timestamp>,
+    /// What the node has for the pod, of one that asks for other resources than it was given.
+    pub room: Option<Room>,
+    /// Why its containers could not be given what it asks for.
+    pub resize_failure: Option<Failure>,
     /// Probes that were tried, or taken over from an earlier agent.
     pub probes: BTreeMap<ProbeId, ProbeState>,
 }

@@ -34,6 +34,11 @@ impl Paths {
         self.root_dir.join("images")
     }
 
+    /// The program of containers that hold process namespaces.
+    pub(super) fn holder(&self) -> PathBuf {
+        self.root_dir.join("holder")
+    }
+
     pub(super) fn pods(&self) -> PathBuf {
         self.root_dir.join("pods")
     }

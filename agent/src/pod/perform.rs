@@ -15,15 +15,21 @@ use super::config::{self, Parts};
 use super::env::{self, Context};
 use super::ephemeral;
 use super::events::Kind;
+use super::holder;
 use super::hooks;
 use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
+use super::paths::Paths;
 use super::refusals::refusals;
 use super::sandbox;
 use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
 use super::volumes::{self, VolumeError};
-use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef, RuntimeError, log_pipe};
+use super::{resize, resources};
+use crate::runtime::memory::MemoryHierarchy;
+use crate::runtime::{
+    Container, ContainerState, Exit, ExitCause, PodRef, Resources, RuntimeError, log_pipe,
+};
 
 /// What came of an action.
 #[derive(Debug)]
@@ -52,6 +58,11 @@ pub(super) enum Outcome {
     /// What is to be done after its start has begun.
     Hooked {
         id: String,
+    },
+    /// Containers have other limits now: by id, with the note of it; and why not all of them.
+    Resized {
+        given: Vec<(String, String)>,
+        failure: Option<Failure>,
     },
     /// It was asked to stop.
     Stopping {
@@ -199,6 +210,9 @@ pub(super) async fn run_container(
     attempt: u32,
     streak: u32,
 ) -> Outcome {
+    if holder::is_one(&spec.name) {
+        return run_holder(shared, pod, spec, observed, attempt, streak).await;
+    }
     let tries = observed.tries(&spec.name) + 1;
     let fail = |reason, message: String, final_: bool| {
         shared.events.send(
@@ -221,20 +235,29 @@ pub(super) async fn run_container(
     if !refused.is_empty() {
         return fail("CreateContainerConfigError", refused.join("; "), true);
     }
+    if attempt > 0 {
+        // The container before may have been given something else.
+        let either = resize::while_changing(pod, observed);
+        if let Err(error) = sandbox::limit_to(&shared.settings.paths, either).await {
+            return fail(CREATE_ERROR, error.to_string(), false);
+        }
+    }
     let context = context(shared, pod, observed);
     let services = service_env::of(&shared.settings.cluster, pod).await;
     let env = match env::resolve(&shared.client, &context, services, spec).await {
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
-    let target_pid = match ephemeral::target(pod, &spec.name) {
+    let shared_with = pod.holder.as_ref().map(|_| holder::NAME);
+    let target_pid = match shared_with.or_else(|| ephemeral::target(pod, &spec.name)) {
         None => None,
-        Some(target) => match observed.latest(target).map(|target| &target.state) {
-            Some(ContainerState::Running { pid }) => Some(*pid),
-            _ => {
+        Some(target) => match running_pid(shared, observed, target).await {
+            Ok(Some(pid)) => Some(pid),
+            Ok(None) => {
                 let text = format!("target container {target} does not run");
                 return fail("CreateContainerError", text, false);
             }
+            Err(error) => return error.into(),
         },
     };
     let parts = Parts {
@@ -285,6 +308,66 @@ pub(super) async fn run_container(
     }
 }
 
+/// The first process of a container as of now: one that has ended may have given its id to another.
+async fn running_pid(
+    shared: &Shared,
+    observed: &Observed,
+    name: &str,
+) -> Result<Option<u32>, RuntimeError> {
+    let Some(container) = observed.latest(name) else {
+        return Ok(None);
+    };
+    let state = shared.runtime.state(&container.id).await?;
+    Ok(match state {
+        Some(ContainerState::Running { pid }) => Some(pid),
+        _ => None,
+    })
+}
+
+/// Makes and starts what holds the process namespace of the pod's containers.
+async fn run_holder(
+    shared: &Shared,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    observed: &Observed,
+    attempt: u32,
+    streak: u32,
+) -> Outcome {
+    let fail = |message: String| {
+        let (events, tries) = (&shared.events, observed.tries(&spec.name) + 1);
+        let reason = "FailedCreatePodSandBox";
+        events.send(&pod.id, None, Kind::Warning, reason, &message);
+        Outcome::Failed {
+            container: spec.name.clone(),
+            failure: set_up_failure("ContainerCreating", message, tries),
+        }
+    };
+    if attempt > 0 {
+        let text = "Pod sandbox changed, it will be killed and re-created.";
+        let events = &shared.events;
+        events.send(&pod.id, None, Kind::Normal, "SandboxChanged", text);
+    }
+    let paths = &shared.settings.paths;
+    if let Err(error) = holder::install(paths) {
+        return fail(format!(
+            "cannot write {}: {error}",
+            paths.holder().display()
+        ));
+    }
+    let id = observed.next_id(&pod.id.uid, &spec.name, attempt);
+    let config = holder::config(pod, spec, id, attempt, streak, paths);
+    let made = match shared.runtime.create(&config).await {
+        Ok(made) => made,
+        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) => return fail(error.to_string()),
+    };
+    match start_container(shared, pod, &made).await {
+        Ok(state) => Outcome::Container(Container { state, ..made }),
+        // It is made; starting it is the next plan's first thing.
+        Err(_) => Outcome::Container(made),
+    }
+}
+
 /// Starts a container that was made. One that cannot be started has ended.
 pub(super) async fn start_container(
     shared: &Shared,
@@ -296,7 +379,17 @@ pub(super) async fn start_container(
         .settings
         .paths
         .log(pod, &container.name, container.attempt);
+    let warn = |text: String| {
+        let (field, reason) = match holder::is_one(&container.name) {
+            true => (None, "FailedCreatePodSandBox"),
+            false => (Some(&*container.name), "Failed"),
+        };
+        let events = &shared.events;
+        events.send(pod, field, Kind::Warning, reason, text);
+    };
     match shared.runtime.start(&container.id, &log).await {
+        // Nobody has asked for it.
+        Ok(state) if holder::is_one(&container.name) => Ok(state),
         Ok(state) => {
             let text = format!("Started container {}", container.name);
             shared
@@ -305,10 +398,7 @@ pub(super) async fn start_container(
             Ok(state)
         }
         Err(RuntimeError::Start(reason)) => {
-            let text = format!("Error: {reason}");
-            shared
-                .events
-                .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+            warn(format!("Error: {reason}"));
             let exit = Exit {
                 code: 128,
                 at: Timestamp::now(),
@@ -319,10 +409,7 @@ pub(super) async fn start_container(
         }
         Err(error) => {
             if !error.is_unreachable() {
-                let text = format!("Error: {error}");
-                shared
-                    .events
-                    .send(pod, Some(&container.name), Kind::Warning, "Failed", text);
+                warn(format!("Error: {error}"));
             }
             Err(error)
         }
@@ -374,13 +461,14 @@ pub(super) async fn stop_container(
         StopHow::Ask { .. } => container.stop_signal,
         StopHow::Kill => libc::SIGKILL,
     };
-    if matches!(how, StopHow::Ask { .. }) {
+    if matches!(how, StopHow::Ask { .. }) && !holder::is_one(&container.name) {
         let name = &container.name;
         let text = match why {
             StopReason::PodEnds => format!("Stopping container {name}"),
             StopReason::Changed => {
                 format!("Container {name} definition changed, will be restarted")
             }
+            StopReason::Resized => format!("Container {name} resize requires restart"),
             StopReason::Unhealthy { question, restarts } => {
                 let then = if restarts { ", will be restarted" } else { "" };
                 format!("Container {name} failed {} probe{then}", question.name())
@@ -407,6 +495,58 @@ pub(super) async fn stop_container(
             how,
         },
         Err(error) => error.into(),
+    }
+}
+
+/// Gives the pod's running containers what it asks for now. The pod's cgroup has enough for either state of each meanwhile.
+pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) -> Outcome {
+    let (mut given, mut after) = (Vec::new(), observed.clone());
+    let paths = &shared.settings.paths;
+    let give = async {
+        let limited = sandbox::limit_to(paths, resize::while_changing(pod, observed)).await;
+        limited.map_err(|error| error.to_string())?;
+        for (spec, container) in resize::to_update(pod, observed) {
+            let resources = resources::of_container(spec);
+            let cgroup = paths.cgroup(&pod.id.uid, pod.qos()).join(&container.id);
+            fits(paths, &cgroup, &resources)?;
+            let note = resize::note(spec);
+            let updated = shared
+                .runtime
+                .update(&container.id, &resources, &note)
+                .await;
+            updated.map_err(|error| error.to_string())?;
+            let changed = Container {
+                given: note.clone(),
+                ..container.clone()
+            };
+            after.put(changed);
+            given.push((container.id.clone(), note));
+        }
+        let limited = sandbox::limit_to(paths, resize::while_changing(pod, &after)).await;
+        limited.map_err(|error| error.to_string())
+    };
+    let failed: Result<(), String> = give.await;
+    let tries = observed.resize_failure.as_ref().map_or(0, |it| it.tries) + 1;
+    let failure = failed.err();
+    let failure = failure.map(|message| set_up_failure("Error", message, tries));
+    Outcome::Resized { given, failure }
+}
+
+/// A limit below what a container holds would have the kernel kill it.
+fn fits(paths: &Paths, cgroup: &Path, resources: &Resources) -> Result<(), String> {
+    let Some(limit) = resources
+        .memory_limit
+        .and_then(|limit| u64::try_from(limit).ok())
+    else {
+        return Ok(());
+    };
+    let counters = MemoryHierarchy::find(&paths.hierarchies);
+    match counters.and_then(|hierarchy| hierarchy.read(cgroup)) {
+        Some(held) if held.usage > limit => Err(format!(
+            "attempting to set a memory limit ({limit}) below current usage ({})",
+            held.usage
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -10,11 +10,13 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::action::{Action, Plan, StopReason, add};
 use super::backoff;
-use super::demand::EVICTED;
+use super::demand::is_eviction;
 use super::ephemeral;
+use super::holder;
 use super::host_ports::NODE_PORTS;
 use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::probe;
+use super::resize;
 use super::spec::{Goal, PodView, RestartPolicy, is_sidecar, spec_hash};
 use super::stop::{stop, stop_all};
 use super::volumes::has_contents;
@@ -58,7 +60,7 @@ pub enum Phase {
     DeadlineExceeded,
     /// The node could not have the pod: another one has its host ports.
     Rejected,
-    /// The node was short of something, or the pod used more of its disk than it may.
+    /// The node was short of something or went down, or the pod used more of its disk than it may.
     Evicted,
 }
 
@@ -71,7 +73,7 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
             return Phase::DeadlineExceeded;
         }
         Some("Failed") if pod.status_reason() == Some(NODE_PORTS) => return Phase::Rejected,
-        Some("Failed") if pod.status_reason() == Some(EVICTED) => return Phase::Evicted,
+        Some("Failed") if pod.status_reason().is_some_and(is_eviction) => return Phase::Evicted,
         Some("Failed") => return Phase::Failed,
         _ => {}
     }
@@ -170,13 +172,12 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
     };
     let has_volumes = pod.spec().volumes.iter().flatten().next().is_some();
     let volumes_ready = !has_volumes || observed.volumes == Volumes::Ready;
-    let mut starting = false;
-    for spec in wanted(pod, observed) {
-        let ready = sandbox_ready && volumes_ready;
-        starting |= advance(&mut plan, pod, spec, observed, ready, now);
+    if let Some(spec) = &pod.holder {
+        advance(&mut plan, pod, spec, observed, sandbox_ready, now);
     }
-    for spec in &pod.ephemeral {
-        let ready = sandbox_ready && volumes_ready;
+    let ready = sandbox_ready && volumes_ready && holder::is_ready(pod, observed);
+    let mut starting = false;
+    for spec in wanted(pod, observed).into_iter().chain(&pod.ephemeral) {
         starting |= advance(&mut plan, pod, spec, observed, ready, now);
     }
     // They may name the pod's addresses, so they come after the sandbox.
@@ -186,6 +187,7 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
             _ => plan.actions.push(Action::PrepareVolumes),
         }
     }
+    resize::advance(&mut plan, pod, observed, now);
     refresh(&mut plan, pod, observed, sandbox_ready, now);
     discard_old(&mut plan, pod, observed, now);
     plan
@@ -292,7 +294,9 @@ fn advance(
             }
             ContainerState::Stopped => return false,
             ContainerState::Created
-                if changed(container) || observed.stale.contains(&container.id) =>
+                if changed(container)
+                    || observed.stale.contains(&container.id)
+                    || holder::is_outlived(container, pod, observed) =>
             {
                 plan.actions.push(Action::Delete {
                     id: container.id.clone(),
@@ -323,7 +327,11 @@ fn advance(
         return false;
     }
     let image = spec.image.clone().unwrap_or_default();
-    match observed.images.get(&image) {
+    let state = match holder::is_one(&spec.name) {
+        true => Some(&ImageState::Present),
+        false => observed.images.get(&image),
+    };
+    match state {
         Some(ImageState::Present) if ready => plan.actions.push(Action::Run {
             container: spec.name.clone(),
             attempt,
@@ -402,6 +410,7 @@ fn discard_old(plan: &mut Plan, pod: &PodView, observed: &Observed, now: Timesta
     let discards = discards(observed, now);
     let kept: BTreeSet<&str> = pod
         .every_container()
+        .chain(&pod.holder)
         .flat_map(|spec| {
             let previous = observed.previous(&spec.name).filter(|_| !discards);
             [observed.latest(&spec.name), previous]

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::spec::{PodView, container_id, spec_hash};
 use super::testing::uid;
 use super::tests::{FOREVER, Node, is_ready, spec, told};
-use super::{Demand, Eviction};
+use super::{Demand, EVICTED, Eviction};
 use crate::runtime::testing::busybox_archive;
 use crate::runtime::{
     ContainerConfig, NamespacePaths, Resources, Runtime, Security, Stdio, cgroup,
@@ -188,7 +188,7 @@ async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
     let Some(node) = Node::new().await else {
         return;
     };
-    let _agent = node.agent();
+    let agent = node.agent();
     let create = |name: &str, resources: serde_json::Value| {
         let mut asking = spec(FOREVER, "Always");
         asking["containers"][0]["resources"] = resources;
@@ -232,6 +232,51 @@ async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
     let bytes = either(&two, ["memory.limit_in_bytes", "memory.max"]);
     assert_eq!(bytes, (64 << 20).to_string());
 
+    // Resized in place: the container runs on, and an agent that begins anew finds nothing left to do.
+    let before = node.pids().await;
+    let ask = |name: &str, cpu: &str, memory: &str| {
+        let limits = json!({"cpu": cpu, "memory": memory});
+        node.api.change(name, |pod| {
+            pod["spec"]["containers"][0]["resources"]["limits"] = limits;
+        });
+    };
+    let has = |status: &PodStatus, cpu: &str, memory: &str| {
+        let container = &status.container_statuses.as_ref().unwrap()[0];
+        let resources = json!(container.resources);
+        let mut conditions = status.conditions.iter().flatten();
+        resources["limits"] == json!({"cpu": cpu, "memory": memory})
+            && !conditions.any(|it| it.type_.starts_with("PodResize"))
+    };
+    ask("two", "500m", "96Mi");
+    let resized = |status: &PodStatus| has(status, "500m", "96Mi");
+    let status = node.api.wait("two", "resized", resized).await;
+    let allocated = json!(status.container_statuses.unwrap()[0].allocated_resources);
+    assert_eq!(allocated, json!({"cpu": "250m", "memory": "32Mi"}));
+    let id = super::spec::container_id(&uid("two"), "main", 0);
+    for directory in [two.clone(), format!("{two}/{id}")] {
+        let quota = either(&directory, ["cpu.cfs_quota_us", "cpu.max"]);
+        assert!(["50000", "50000 100000"].contains(&&*quota), "{quota}");
+        let bytes = either(&directory, ["memory.limit_in_bytes", "memory.max"]);
+        assert_eq!(bytes, (96 << 20).to_string());
+    }
+    drop(agent);
+    let _agent = node.agent();
+    assert_eq!(node.pids().await, before);
+    // What it takes notice of at its start only.
+    node.api.change("two", |pod| {
+        let policy = json!({"resourceName": "memory", "restartPolicy": "RestartContainer"});
+        pod["spec"]["containers"][0]["resizePolicy"] = json!([policy]);
+    });
+    ask("two", "500m", "80Mi");
+    node.api
+        .wait("two", "restarted with less", |status| {
+            let restarts = status.container_statuses.as_ref().unwrap()[0].restart_count;
+            has(status, "500m", "80Mi") && restarts == 1 && is_ready(status)
+        })
+        .await;
+    let bytes = either(&two, ["memory.limit_in_bytes", "memory.max"]);
+    assert_eq!(bytes, (80 << 20).to_string());
+
     node.api.delete("one", 5);
     node.api.wait_gone("one").await;
     assert!(["256", "10"].contains(&&*weight("burstable")));
@@ -257,7 +302,7 @@ async fn a_container_that_was_half_made_is_made_anew() {
         attempt: 0,
         streak: 0,
         spec_hash: spec_hash(&pod.containers()[0]),
-        image: "busybox:test".into(),
+        image: Some("busybox:test".into()),
         command: Vec::new(),
         args: Vec::new(),
         env: Vec::new(),
@@ -266,6 +311,7 @@ async fn a_container_that_was_half_made_is_made_anew() {
         namespaces: NamespacePaths::default(),
         cgroup: node.daemon.cgroup(),
         resources: Resources::default(),
+        given: String::new(),
         oom_score_adj: 0,
         security: Security::default(),
         stdio: Stdio::default(),
@@ -304,6 +350,7 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     assert!(volume.is_dir());
     let message = "The node was low on resource: memory. ";
     let eviction = Eviction {
+        reason: EVICTED,
         message: message.to_owned(),
         by: jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2),
     };
@@ -318,7 +365,14 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     node.api.wait("hungry", "evicted", is_evicted).await;
     // At whatever step that was.
     drop(agent);
-    let _agent = node.agent();
+    let agent = node.agent();
+    assert!(agent.demands().ask(Demand::ShutDown(true)).await);
+    node.api.create("late", spec(FOREVER, "Always"));
+    let is_late = |status: &PodStatus| {
+        let told = (status.phase.as_deref(), status.reason.as_deref());
+        told == (Some("Failed"), Some("NodeShutdown"))
+    };
+    node.api.wait("late", "refused", is_late).await;
     for _ in 0..500 {
         let left = node.daemon.client().list().await.unwrap();
         if left.is_empty() && !volume.exists() {
@@ -333,8 +387,10 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     assert_eq!(status.message.as_deref(), Some(message));
     assert!(status.container_statuses.unwrap()[0].state.is_some());
     told(&node, &format!("Evicted: {message}")).await;
-    node.api.delete("hungry", 0);
-    node.api.wait_gone("hungry").await;
+    for pod in ["hungry", "late"] {
+        node.api.delete(pod, 0);
+        node.api.wait_gone(pod).await;
+    }
     assert_eq!(node.left_on_disk(), Vec::<String>::new());
 }
 

@@ -16,10 +16,6 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         }
     };
     refuse(spec.host_pid == Some(true), "hostPID");
-    refuse(
-        spec.share_process_namespace == Some(true),
-        "shareProcessNamespace",
-    );
     refuse(spec.host_users == Some(false), "hostUsers: false");
     refuse(spec.runtime_class_name.is_some(), "runtimeClassName");
     refuse(spec.set_hostname_as_fqdn == Some(true), "setHostnameAsFQDN");

@@ -9,6 +9,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::conditions::PASSING;
 use super::shared::Order;
 use super::status::is_ready;
 use crate::runtime::PodRef;
@@ -141,6 +142,14 @@ pub(super) fn patch(pod: &PodRef, status: &PodStatus) -> Value {
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         nulls(condition, &["reason", "message"]);
     }
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        let is_gone = |kind: &&str| !conditions.iter().any(|it| it["type"] == **kind);
+        let gone: Vec<&str> = PASSING.into_iter().filter(is_gone).collect();
+        conditions.extend(
+            gone.iter()
+                .map(|kind| json!({"type": kind, "$patch": "delete"})),
+        );
+    }
     if let Some(addresses) = status["podIPs"].as_array_mut() {
         addresses.push(json!({"$patch": "replace"}));
     }
@@ -240,8 +249,12 @@ mod tests {
         };
         let patch = patch(&pod, &status);
         assert_eq!(
-            patch["status"]["conditions"][0],
-            json!({"type": "Ready", "status": "True", "reason": null, "message": null})
+            patch["status"]["conditions"],
+            json!([
+                {"type": "Ready", "status": "True", "reason": null, "message": null},
+                {"type": "PodResizePending", "$patch": "delete"},
+                {"type": "PodResizeInProgress", "$patch": "delete"},
+            ])
         );
         assert_eq!(
             patch["status"]["podIPs"],

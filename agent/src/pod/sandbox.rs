@@ -19,13 +19,6 @@ use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::{PodRef, Resources, cgroup};
 
-/// What pods that ask for nothing may use beside others that do.
-const LEAST: Resources = Resources {
-    cpu_shares: 2,
-    cpu_quota_us: None,
-    memory_limit: None,
-};
-
 /// The node's own hosts file.
 const NODE_HOSTS: &str = "/etc/hosts";
 /// Size of the memory that a pod's containers share, in bytes: what container runtimes give a pod.
@@ -57,7 +50,7 @@ pub(super) async fn prepare(
     let uid = pod.id.uid.clone();
     let limited = {
         let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || limit(&pod, &paths))
+        blocking(move || limit(&pod, &resources::of_pod(&pod), &paths))
     };
     // Both to their end: what goes on behind a failure could meet the next try.
     let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod));
@@ -109,12 +102,22 @@ async fn connect(
 }
 
 /// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
-fn limit(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
+fn limit(pod: &PodView, resources: &Resources, paths: &Paths) -> Result<(), SandboxError> {
     let qos = pod.qos();
     let path = paths.cgroup(&pod.id.uid, qos);
-    cgroup::create(&paths.hierarchies, &path, &resources::of_pod(pod))
+    cgroup::create(&paths.hierarchies, &path, resources)
         .and_then(|()| weigh(paths, qos))
         .map_err(|source| SandboxError::Cgroup { path, source })
+}
+
+/// Changes the pod's cgroup to what is enough for the pod as either of two.
+pub(super) async fn limit_to(paths: &Paths, pods: [PodView; 2]) -> Result<(), SandboxError> {
+    let paths = paths.clone();
+    blocking(move || {
+        let [one, other] = pods.each_ref().map(resources::of_pod);
+        limit(&pods[0], &one.or_more(&other), &paths)
+    })
+    .await
 }
 
 /// Gives a class of pods the weight that it should have beside the others.
@@ -125,7 +128,7 @@ fn weigh(paths: &Paths, qos: QosClass) -> io::Result<()> {
         QosClass::Guaranteed => Ok(()),
         QosClass::Burstable => cgroup::weigh_by_children(&paths.hierarchies, &class),
         // They get what the others leave.
-        QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &LEAST),
+        QosClass::BestEffort => cgroup::create(&paths.hierarchies, &class, &Resources::LEAST),
     }
 }
 

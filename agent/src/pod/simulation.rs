@@ -1,7 +1,7 @@
 //! Plans carried out in a simulated world: whatever happens in whatever order, each pod comes to its end, and no container
 //! runs twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodStatus;
@@ -9,13 +9,24 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::action::{Action, StopHow, StopReason};
-use super::demand::Eviction;
+use super::demand::{EVICTED, Eviction};
+use super::holder;
 use super::observed::{Failure, ImageState, Observed, ProbeState, Sandbox, Stop, Volumes};
 use super::plan::{Phase, phase, plan};
 use super::probe;
+use super::resize;
 use super::spec::{Goal, PodView, Question, container_id, spec_hash};
 use super::status::{Surroundings, status};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
+
+/// A pod whose containers share their processes.
+fn shared(policy: &str, init: usize, sidecar: bool, main: usize) -> PodView {
+    let mut object = pod(policy, init, sidecar, main).object;
+    if let Some(spec) = &mut object.spec {
+        spec.share_process_namespace = Some(true);
+    }
+    PodView::new(object).unwrap()
+}
 
 fn pod(policy: &str, init: usize, sidecar: bool, main: usize) -> PodView {
     let probed = |name: String| {
@@ -138,6 +149,7 @@ impl World {
             }
             Happening::Evict { is_told } => {
                 self.observed.evicted = Some(Eviction {
+                    reason: EVICTED,
                     message: "The node was low on resource: memory. ".into(),
                     by: self.now.checked_add(SignedDuration::from_secs(2)).unwrap(),
                 });
@@ -191,7 +203,23 @@ impl World {
             // The code is told when the end is written down; the id keeps it until then.
             container.state = ContainerState::Stopped;
             container.image_id = code.to_string();
+            if container.name == holder::NAME {
+                self.end_namespace();
+            }
         }
+    }
+
+    /// The kernel kills whatever is left in a process namespace that has lost its first process.
+    fn end_namespace(&mut self) {
+        for container in self.containers.values_mut().filter(|it| it.is_running()) {
+            container.state = ContainerState::Stopped;
+            container.image_id = "137".into();
+        }
+    }
+
+    fn running_holder(&self) -> Option<&Container> {
+        let mut all = self.containers.values();
+        all.find(|it| it.name == holder::NAME && it.is_running())
     }
 
     /// Performs planned actions; false when there was none.
@@ -219,6 +247,7 @@ impl World {
                 assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }));
                 self.observed.volumes = Volumes::Ready;
             }
+            Action::Resize => panic!("no pod here is resized"),
             Action::RefreshVolumes => panic!("no volume here has contents"),
             Action::FetchImage { .. } => {
                 self.observed
@@ -254,10 +283,14 @@ impl World {
                 self.observed.set_state(id, state);
             }
             Action::Stop { id, how, .. } => {
+                let mut running = self.containers.values().filter(|it| it.is_running());
+                let is_holder = self.running_holder().is_some_and(|it| it.id == *id);
+                assert!(
+                    !is_holder || running.all(|it| it.id == *id),
+                    "a namespace was taken from its processes"
+                );
                 let container = self.containers.get_mut(id).unwrap();
-                if *how == StopHow::Kill
-                    && matches!(container.state, ContainerState::Running { .. })
-                {
+                if (*how == StopHow::Kill || is_holder) && container.is_running() {
                     container.state = ContainerState::Stopped;
                     container.image_id = "137".into();
                 }
@@ -292,13 +325,15 @@ impl World {
 
     fn run(&mut self, name: &str, attempt: u32, streak: u32) {
         assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }));
-        assert_eq!(self.observed.volumes, Volumes::Ready);
-        assert_eq!(self.observed.images.get("i:1"), Some(&ImageState::Present));
-        let spec = self
-            .pod
-            .all_containers()
-            .find(|spec| spec.name == name)
-            .unwrap();
+        let held = self.running_holder().is_some();
+        if name == holder::NAME {
+            assert!(!held, "one namespace is enough");
+        } else {
+            assert_eq!(self.observed.volumes, Volumes::Ready);
+            assert_eq!(self.observed.images.get("i:1"), Some(&ImageState::Present));
+        }
+        let mut all = self.pod.all_containers().chain(&self.pod.holder);
+        let spec = all.find(|spec| spec.name == name).unwrap();
         let id = container_id("u", name, attempt);
         assert!(
             !self.containers.contains_key(&id),
@@ -313,6 +348,7 @@ impl World {
             spec_hash: spec_hash(spec),
             image: "i:1".into(),
             image_id: String::new(),
+            given: resize::note(spec),
             stop_signal: 15,
             created_at: self.now,
             earlier_boot: false,
@@ -360,10 +396,12 @@ proptest! {
         init in 0..3usize,
         sidecar in any::<bool>(),
         main in 1..4usize,
+        shares in any::<bool>(),
         before in prop::collection::vec(happening(), 0..40),
         after in prop::collection::vec(happening(), 0..20),
     ) {
-        let mut world = World::new(pod(policy, init, sidecar, main));
+        let of = if shares { shared } else { pod };
+        let mut world = World::new(of(policy, init, sidecar, main));
         let mut previous = PodStatus::default();
         for happening in &before {
             world.happen(happening);
@@ -389,8 +427,10 @@ proptest! {
         world.settle();
         let phase = phase(&world.pod, &world.observed, world.now);
         let running = world.containers.values()
-            .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+            .filter(|c| c.is_running() && c.name != holder::NAME)
             .count();
+        let held = world.running_holder().is_some();
+        prop_assert_eq!(held, shares && phase == Phase::Active);
         let mut containers = world.containers.values();
         let is_without_hook = |c: &Container| c.hook_due && matches!(c.state, ContainerState::Running { .. });
         prop_assert!(!containers.any(is_without_hook), "a hook runs at least once");
@@ -529,4 +569,57 @@ fn a_new_image_replaces_the_container() {
             ..
         }]
     ));
+}
+
+#[test]
+fn containers_that_share_their_processes_wait_for_the_namespace_and_go_before_it() {
+    let mut world = World::new(shared("Always", 0, true, 1));
+    let names = |world: &World| {
+        let running = world.containers.values().filter(|it| it.is_running());
+        running.map(|it| it.name.clone()).collect::<BTreeSet<_>>()
+    };
+    while !world.containers.values().any(|it| it.name == holder::NAME) {
+        assert!(world.work(usize::MAX) && world.containers.len() <= 1);
+    }
+    world.settle();
+    world.start_up();
+    world.settle();
+    let all = ["POD", "main-0", "sidecar"].map(str::to_owned);
+    assert_eq!(names(&world), all.clone().into());
+
+    let first = world.running_holder().unwrap().id.clone();
+    let at = world.containers.keys().position(|id| *id == first).unwrap();
+    world.end(at, 137);
+    world.settle();
+    world.start_up();
+    world.settle();
+    assert_eq!(names(&world), all.into(), "the namespace is made anew");
+    let second = world.running_holder().unwrap();
+    assert_eq!((second.attempt, second.streak), (1, 1));
+
+    world.goal = Goal::Gone { by: world.now };
+    let mut before = names(&world);
+    while !before.is_empty() {
+        assert!(world.work(1));
+        let now = names(&world);
+        assert!(now.is_empty() || now.contains(holder::NAME));
+        before = now;
+    }
+}
+
+#[test]
+fn a_container_made_for_a_namespace_that_is_gone_is_made_anew() {
+    let mut world = World::new(shared("Always", 0, false, 1));
+    world.settle();
+    let id = container_id("u", "main-0", 0);
+    // As an agent finds it that begins after another was killed, and so was the namespace's first process.
+    world.containers.get_mut(&id).unwrap().state = ContainerState::Created;
+    let next = |world: &World| plan(Some(&world.pod), Goal::Run, &world.observed, world.now);
+    world.look();
+    assert_eq!(next(&world).actions, [Action::Start { id: id.clone() }]);
+    let mut holder = world.running_holder().unwrap().clone();
+    holder.created_at = world.now.checked_add(SignedDuration::from_secs(1)).unwrap();
+    world.containers.insert(holder.id.clone(), holder);
+    world.look();
+    assert_eq!(next(&world).actions, [Action::Delete { id }]);
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sha2::{Digest, Sha256};
 
-use super::ephemeral;
+use super::{ephemeral, holder};
 use crate::runtime::PodRef;
 
 /// The grace period where the spec names none.
@@ -36,6 +36,8 @@ pub struct PodView {
     pub object: Pod,
     /// Those that were added to the pod while it runs.
     pub ephemeral: Vec<Container>,
+    /// What holds the process namespace that the others share, if they do.
+    pub holder: Option<Container>,
 }
 
 /// When a container is run again after it ended.
@@ -101,6 +103,7 @@ impl PodView {
         Some(PodView {
             id,
             ephemeral: ephemeral.collect(),
+            holder: holder::of(object.spec.as_ref()?),
             object,
         })
     }

@@ -10,11 +10,11 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::demand::EVICTED;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, is_initialized, phase, restart};
 use super::probe;
+use super::resize;
 use super::spec::{PodView, is_sidecar};
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 
@@ -64,13 +64,14 @@ pub fn status(
             Some(format!("Pod was rejected: {NOT_FREE}")),
         ),
         Phase::Evicted => {
-            let told = |status: &PodStatus| status.message.clone();
-            let known = observed
-                .evicted
-                .as_ref()
-                .map(|eviction| eviction.message.clone());
-            let told = known.or_else(|| pod.object.status.as_ref().and_then(told));
-            (Some(EVICTED.to_owned()), told)
+            let known = observed.evicted.as_ref().map(|eviction| {
+                let reason = Some(eviction.reason.to_owned());
+                (reason, Some(eviction.message.clone()))
+            });
+            let told = |status: &PodStatus| (status.reason.clone(), status.message.clone());
+            known
+                .or_else(|| pod.object.status.as_ref().map(told))
+                .unwrap_or_default()
         }
         // Of a pod that runs, an Event tells.
         _ if phase == "Running" => (None, None),
@@ -198,8 +199,11 @@ impl View<'_> {
                 .terminated
                 .as_ref()
                 .is_some_and(|end| end.exit_code == 0);
+        let given = latest.and_then(resize::given);
         ContainerStatus {
             name: spec.name.clone(),
+            allocated_resources: given.as_ref().and_then(|given| given.requests.clone()),
+            resources: given,
             image: spec.image.clone().unwrap_or_default(),
             image_id: latest
                 .map(|container| container.image_id.clone())

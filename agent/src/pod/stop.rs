@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use super::action::{Action, Plan, StopHow, StopReason, add};
+use super::holder;
 use super::observed::{Observed, Stop};
 use super::spec::{PodView, is_sidecar};
 use crate::runtime::{Container, ContainerState};
 
-/// Stops everything that runs; sidecars only after the containers that they serve, the last that was started first.
+/// Stops everything that runs; sidecars only after the containers that they serve, the last that was started first, and what
+/// holds the process namespace of all when nothing else is in it.
 pub(super) fn stop_all(
     pod: Option<&PodView>,
     observed: &Observed,
@@ -20,8 +22,12 @@ pub(super) fn stop_all(
     let mut plan = Plan::default();
     // Which turn a container has: none for the main ones, which come first.
     let turn = |container: &Container| {
+        if holder::is_one(&container.name) {
+            return Some(0);
+        }
         let mut init = pod.into_iter().flat_map(PodView::init_containers);
-        init.position(|spec| spec.name == container.name && is_sidecar(spec))
+        let at = init.position(|spec| spec.name == container.name && is_sidecar(spec));
+        at.map(|at| at + 1)
     };
     let running = || {
         let all = observed.containers.iter();

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::probe_counts::ProbeCounts;
+use super::resize;
 use super::spec::PodView;
 use super::status::is_ready;
 use crate::runtime::PodRef;
@@ -132,7 +133,7 @@ impl PodTable {
     }
 
     /// Puts a pod's object with its status, or replaces them.
-    pub(super) fn show(&self, pod: &Arc<PodView>, status: &PodStatus) {
+    pub(crate) fn show(&self, pod: &Arc<PodView>, status: &PodStatus) {
         let mut objects = write(&self.objects);
         match objects.get_mut(&pod.id.uid) {
             Some(known) => {
@@ -163,6 +164,18 @@ impl PodTable {
         };
         let active = objects.values().filter(|shown| !ended(&shown.status));
         active.map(|shown| shown.pod.clone()).collect()
+    }
+
+    /// The other pods that have not ended, as their nodes have granted them.
+    pub(super) fn others(&self, uid: &str) -> Vec<PodView> {
+        let objects = read(&self.objects);
+        let others = objects.values().filter(|shown| {
+            let phase = shown.status.phase.as_deref();
+            shown.pod.id.uid != uid && !matches!(phase, Some("Succeeded" | "Failed"))
+        });
+        others
+            .map(|shown| resize::as_told(&shown.pod, &shown.status))
+            .collect()
     }
 
     /// What the pods' probes came to.

@@ -373,7 +373,12 @@ fn merge(target: &mut Value, patch: &Value) {
         if value.is_null() {
             fields.remove(key);
         } else {
-            fields.insert(key.clone(), value.clone());
+            let mut value = value.clone();
+            if let Some(list) = value.as_array_mut() {
+                // Lists are replaced as a whole here: what directives say is so already.
+                list.retain(|entry| entry.get("$patch").is_none());
+            }
+            fields.insert(key.clone(), value);
         }
     }
 }

@@ -110,7 +110,7 @@ impl Node {
         }
     }
 
-    async fn pids(&self) -> Vec<u32> {
+    pub(super) async fn pids(&self) -> Vec<u32> {
         let containers = self.daemon.client().list().await.unwrap();
         let pid = |state: &ContainerState| match state {
             ContainerState::Running { pid } => Some(*pid),
@@ -142,7 +142,13 @@ impl Node {
         .collect()
     }
 
-    async fn log(&self, pod: &str, container: &str, attempt: u32, wanted: &str) -> String {
+    pub(super) async fn log(
+        &self,
+        pod: &str,
+        container: &str,
+        attempt: u32,
+        wanted: &str,
+    ) -> String {
         let path = self.daemon.path().join(format!(
             "logs/default_{pod}_{}/{container}/{attempt}.log",
             uid(pod)

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::action::{Action, Plan, StopHow};
 use super::check::Answer;
 use super::deletion::Deletion;
-use super::demand::EVICTED;
+use super::demand::TERMINATED;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{Contents, ImageState, Observed, Stop};
@@ -27,6 +27,7 @@ use super::probe::{self, Rules, Try};
 use super::probe_counts::ProbeSeries;
 use super::prober::{Probers, Tried};
 use super::report::{self, Report};
+use super::resize::{self, Room};
 use super::shared::{Order, Shared};
 use super::spec::{Goal, PodView};
 use super::status::{Surroundings, status};
@@ -150,6 +151,7 @@ impl Worker {
     async fn work(&mut self) {
         loop {
             self.take_order();
+            self.look_for_room();
             let goal = self.goal();
             if goal != Goal::Run {
                 self.fetches.abort_all();
@@ -180,6 +182,19 @@ impl Worker {
         }
     }
 
+    /// Of a pod that is resized, looks at what the node has for it.
+    fn look_for_room(&mut self) {
+        let pod = self.order.pod.as_deref();
+        let resized = pod.is_some_and(|pod| resize::is_pending(pod, &self.observed));
+        if !resized {
+            (self.observed.room, self.observed.resize_failure) = (None, None);
+            return;
+        }
+        let others = self.shared.table.others(&self.id.uid);
+        let allocatable = &self.shared.settings.allocatable;
+        self.observed.room = Some(Room::of(allocatable, others.iter()));
+    }
+
     fn goal(&self) -> Goal {
         let by = self.deletion.map(|deletion| deletion.by);
         match self.order.vanished_by.into_iter().chain(by).min() {
@@ -206,10 +221,14 @@ impl Worker {
         if changed {
             // What failed by the old spec may succeed by the new one.
             self.observed.failures.clear();
+            self.observed.resize_failure = None;
         }
         if let (Some(eviction), None) = (&order.evicted, &self.observed.evicted) {
             let (events, text) = (&self.shared.events, &eviction.message);
-            events.send(&self.id, None, Kind::Warning, EVICTED, text);
+            // Of one that ends with its node, the status tells.
+            if eviction.reason != TERMINATED {
+                events.send(&self.id, None, Kind::Warning, eviction.reason, text);
+            }
         }
         self.observed.evicted.clone_from(&order.evicted);
         self.observed.discard_until = order.discard_until;
@@ -396,14 +415,22 @@ impl Worker {
 
     async fn act(&self, action: &Action) -> Option<Outcome> {
         let (shared, observed) = (&*self.shared, &self.observed);
-        let pod = self.order.pod.as_deref();
+        let granted = self
+            .order
+            .pod
+            .as_deref()
+            .map(|pod| resize::granted(pod, observed));
+        let pod = granted.as_deref();
         let container = |id: &String| {
             observed
                 .containers
                 .iter()
                 .find(|container| container.id == *id)
         };
-        let spec = |name: &String| pod?.every_container().find(|spec| spec.name == *name);
+        let spec = |name: &String| {
+            let mut all = pod?.every_container().chain(&pod?.holder);
+            all.find(|spec| spec.name == *name)
+        };
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
             Action::PrepareVolumes => perform::prepare_volumes(shared, pod?, observed).await,
@@ -418,6 +445,7 @@ impl Worker {
                 perform::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
                     .await
             }
+            Action::Resize => perform::resize(shared, pod?, observed).await,
             Action::Start { id } => {
                 perform::start_made(shared, pod?, container(id)?, observed).await
             }
@@ -487,6 +515,15 @@ impl Worker {
                     StopHow::Kill => Stop::Killed,
                 };
                 self.observed.stops.insert(id, stop);
+            }
+            Outcome::Resized { given, failure } => {
+                for (id, given) in given {
+                    let mut all = self.observed.containers.iter_mut();
+                    if let Some(container) = all.find(|container| container.id == id) {
+                        container.given = given;
+                    }
+                }
+                self.observed.resize_failure = failure;
             }
             Outcome::Trouble(_) => {}
         }

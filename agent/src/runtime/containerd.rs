@@ -11,7 +11,7 @@ use containerd_client::services::v1::{
     Container as StoredContainer, CreateContainerRequest, CreateTaskRequest,
     DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest,
     ListContainersRequest, ListTasksRequest, StartRequest, UpdateContainerRequest,
-    container::Runtime as RuntimeOptions,
+    UpdateTaskRequest, container::Runtime as RuntimeOptions,
 };
 use containerd_client::types::v1::{Process as Task, Status as TaskStatus};
 use futures::future::join_all;
@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request};
 
 use super::host::Host;
-use super::image::normalize;
+use super::image::{ImageConfig, normalize};
 use super::log_pipe::named;
 use super::manifests::Manifests;
 use super::process::Pipes;
@@ -32,12 +32,13 @@ use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_
 use super::store::{self, SNAPSHOTTER};
 use super::{
     Attached, Command, Container, ContainerConfig, ContainerState, DiskUsage, ExecResult, Exit,
-    ExitCause, Image, ImageSummary, Output, Process, RegistryLogin, Runtime, RuntimeError,
-    RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events, exec, images, import,
-    labels, oci, process, pull,
+    ExitCause, Image, ImageSummary, Output, Process, RegistryLogin, Resources, Runtime,
+    RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events, exec,
+    images, import, labels, oci, process, pull,
 };
 
 const RUNTIME: &str = "io.containerd.runc.v2";
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// containerd at a socket.
@@ -204,7 +205,10 @@ impl Containerd {
     }
 
     async fn create_container(&self, config: &ContainerConfig) -> Result<Container, RuntimeError> {
-        let name = normalize(&config.image)?;
+        let Some(reference) = &config.image else {
+            return self.create_empty(config).await;
+        };
+        let name = normalize(reference)?;
         let Some((digest, manifest)) = self.manifests.of(&self.channel, &name).await? else {
             return Err(RuntimeError::Failed {
                 action: format!("create container {}", config.name),
@@ -230,20 +234,47 @@ impl Containerd {
         } else {
             spec_of(&oci::Accounts::default())?
         };
-        let stop_signal = manifest.config.stop_signal();
         let stored = StoredContainer {
-            id: config.id.clone(),
-            labels: labels::write(config, &image.id(), stop_signal, &self.host.boot_id),
             image: name,
-            runtime: Some(RuntimeOptions {
-                name: RUNTIME.to_owned(),
-                options: None,
-            }),
-            spec: Some(any_spec(&spec)?),
             snapshotter: SNAPSHOTTER.to_owned(),
             // From here on the garbage collector keeps the snapshot, even before it is there.
             snapshot_key: config.id.clone(),
             ..StoredContainer::default()
+        };
+        let (image_id, stop_signal) = (image.id(), manifest.config.stop_signal());
+        let made = self.record(config, &spec, &image_id, stop_signal, stored);
+        let made = made.await?;
+        store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
+        Ok(made)
+    }
+
+    /// Makes a container without an image. Its root is the empty directory that the shim makes for each. What it runs may
+    /// have no handler for any other signal, so that it is killed when it is to stop.
+    async fn create_empty(&self, config: &ContainerConfig) -> Result<Container, RuntimeError> {
+        let (image, accounts) = (ImageConfig::default(), oci::Accounts::default());
+        let spec = oci::spec(config, &image, &accounts, &self.host)?;
+        let stored = StoredContainer::default();
+        self.record(config, &spec, "", libc::SIGKILL, stored).await
+    }
+
+    /// Adds the rest to containerd's record of a container, and writes it, unless it is there already.
+    async fn record(
+        &self,
+        config: &ContainerConfig,
+        spec: &Spec,
+        image_id: &str,
+        stop_signal: i32,
+        stored: StoredContainer,
+    ) -> Result<Container, RuntimeError> {
+        let stored = StoredContainer {
+            id: config.id.clone(),
+            labels: labels::write(config, image_id, stop_signal, &self.host.boot_id),
+            runtime: Some(RuntimeOptions {
+                name: RUNTIME.to_owned(),
+                options: None,
+            }),
+            spec: Some(any_spec(spec)?),
+            ..stored
         };
         let message = CreateContainerRequest {
             container: Some(stored),
@@ -254,7 +285,6 @@ impl Containerd {
             }
             _ => {}
         }
-        store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
         Ok(Container {
             id: config.id.clone(),
             pod: config.pod.clone(),
@@ -262,14 +292,50 @@ impl Containerd {
             attempt: config.attempt,
             streak: config.streak,
             spec_hash: config.spec_hash.clone(),
-            image: config.image.clone(),
-            image_id: image.id(),
+            image: config.image.clone().unwrap_or_default(),
+            image_id: image_id.to_owned(),
+            given: config.given.clone(),
             stop_signal,
             created_at: Timestamp::now(),
             earlier_boot: false,
             hook_due: config.hook_due,
             state: ContainerState::Created,
         })
+    }
+
+    async fn update_container(
+        &self,
+        id: &str,
+        resources: &Resources,
+        given: &str,
+    ) -> Result<(), RuntimeError> {
+        let invalid = |error: &dyn std::error::Error| {
+            RuntimeError::Config(format!("no valid resources: {error}"))
+        };
+        let limits = oci::limits(resources).map_err(|error| invalid(&error))?;
+        let message = UpdateTaskRequest {
+            container_id: id.to_owned(),
+            resources: Some(Any {
+                type_url: RESOURCES_TYPE.to_owned(),
+                value: serde_json::to_vec(&limits).map_err(|error| invalid(&error))?,
+            }),
+            ..UpdateTaskRequest::default()
+        };
+        let updated = self.tasks().update(request(message, None)).await;
+        updated.map_err(|status| failed(format!("give container {id} other limits"), &status))?;
+        let message = UpdateContainerRequest {
+            container: Some(StoredContainer {
+                id: id.to_owned(),
+                labels: [(labels::GIVEN.to_owned(), given.to_owned())].into(),
+                ..StoredContainer::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: vec![format!("labels.{}", labels::GIVEN)],
+            }),
+        };
+        let noted = self.containers().update(request(message, None)).await;
+        let what = || format!("write down what container {id} was given");
+        noted.map_err(|status| failed(what(), &status)).map(|_| ())
     }
 
     /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran. Nobody
@@ -291,16 +357,24 @@ impl Containerd {
 
     async fn start_container(&self, id: &str, log: &Path) -> Result<ContainerState, RuntimeError> {
         let (rootfs, stored) = tokio::join!(store::root_mounts(&self.channel, id), self.stored(id));
-        let rootfs =
-            rootfs.map_err(|status| failed(format!("find the root of container {id}"), &status))?;
-        let stdio = stored?.map_or_else(Stdio::default, |stored| labels::stdio(&stored.labels));
+        let stored = stored?;
+        let is_empty = stored.as_ref().is_some_and(|it| it.snapshot_key.is_empty());
+        let rootfs = match rootfs {
+            Err(status) if is_empty && status.code() == Code::NotFound => Vec::new(),
+            mounts => mounts
+                .map_err(|status| failed(format!("find the root of container {id}"), &status))?,
+        };
+        let stdio = stored.map_or_else(Stdio::default, |stored| labels::stdio(&stored.labels));
         let pipes = Pipes::new(&self.scratch, id);
-        let (names, writer) = pipes
-            .for_container(stdio, &self.log_uri(log), &self.logger, log)
-            .map_err(|error| RuntimeError::Failed {
-                action: format!("make the pipes of container {id}"),
-                reason: error.to_string(),
-            })?;
+        let (names, writer) = match is_empty {
+            true => Default::default(),
+            false => pipes
+                .for_container(stdio, &self.log_uri(log), &self.logger, log)
+                .map_err(|error| RuntimeError::Failed {
+                    action: format!("make the pipes of container {id}"),
+                    reason: error.to_string(),
+                })?,
+        };
         let [stdin, stdout, stderr] = names;
         let message = CreateTaskRequest {
             container_id: id.to_owned(),
@@ -545,6 +619,15 @@ impl Runtime for Containerd {
             }
             _ => Ok(()),
         }
+    }
+
+    async fn update(
+        &self,
+        id: &str,
+        resources: &Resources,
+        given: &str,
+    ) -> Result<(), RuntimeError> {
+        self.located(self.update_container(id, resources, given).await)
     }
 
     async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError> {

@@ -22,6 +22,8 @@ const CGROUP: &str = "kernelet.io/cgroup";
 const STDIN: &str = "kernelet.io/stdin";
 /// There when the container has a terminal.
 const TTY: &str = "kernelet.io/tty";
+/// What the container was given.
+pub(super) const GIVEN: &str = "kernelet.io/given";
 const OWNER: &str = "kernelet.io/owner";
 /// Says that the container's process was started.
 pub(super) const STARTED: (&str, &str) = ("kernelet.io/started", "true");
@@ -52,6 +54,7 @@ pub(super) struct Identity {
     pub(super) spec_hash: String,
     pub(super) image: String,
     pub(super) image_id: String,
+    pub(super) given: String,
     pub(super) stop_signal: i32,
     pub(super) boot_id: String,
     pub(super) cgroup: String,
@@ -83,8 +86,9 @@ pub(super) fn write(
         (ATTEMPT, config.attempt.to_string()),
         (STREAK, config.streak.to_string()),
         (SPEC_HASH, config.spec_hash.clone()),
-        (IMAGE, config.image.clone()),
+        (IMAGE, config.image.clone().unwrap_or_default()),
         (IMAGE_ID, image_id.to_owned()),
+        (GIVEN, config.given.clone()),
         (STOP_SIGNAL, stop_signal.to_string()),
         (BOOT_ID, boot_id.to_owned()),
         (CGROUP, config.cgroup.to_string_lossy().into_owned()),
@@ -136,6 +140,7 @@ pub(super) fn read(labels: &Labels) -> Option<Identity> {
         spec_hash: text(SPEC_HASH).unwrap_or_default(),
         image: text(IMAGE).unwrap_or_default(),
         image_id: text(IMAGE_ID).unwrap_or_default(),
+        given: text(GIVEN).unwrap_or_default(),
         stop_signal: labels
             .get(STOP_SIGNAL)
             .and_then(|value| value.parse().ok())

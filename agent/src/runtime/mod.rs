@@ -78,6 +78,13 @@ pub trait Runtime: Send + Sync {
     async fn state(&self, id: &str) -> Result<Option<ContainerState>, RuntimeError>;
     /// Sends a signal to the container's first process. A process that is gone already is no error.
     async fn signal(&self, id: &str, signal: i32) -> Result<(), RuntimeError>;
+    /// Gives a running container other limits, and notes what they come from.
+    async fn update(
+        &self,
+        id: &str,
+        resources: &Resources,
+        given: &str,
+    ) -> Result<(), RuntimeError>;
     /// Writes down how a container ended and lets go of what its process held.
     async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError>;
     /// Writes down that a container could not be started.
@@ -162,6 +169,8 @@ pub struct Container {
     pub image: String,
     /// `name@digest` of the image.
     pub image_id: String,
+    /// What it was given, in the words of whoever made it.
+    pub given: String,
     /// The signal that asks it to stop.
     pub stop_signal: i32,
     pub created_at: Timestamp,
@@ -298,8 +307,9 @@ pub struct ContainerConfig {
     pub attempt: u32,
     pub streak: u32,
     pub spec_hash: String,
-    /// The image as the spec names it.
-    pub image: String,
+    /// The image as the spec names it. Without one the container is empty but for its mounts, of which one has the command,
+    /// and its output is lost.
+    pub image: Option<String>,
     /// Replaces the image's entrypoint, and its arguments too.
     pub command: Vec<String>,
     /// Replaces the image's arguments.
@@ -312,6 +322,8 @@ pub struct ContainerConfig {
     /// Below the root of each cgroup hierarchy.
     pub cgroup: PathBuf,
     pub resources: Resources,
+    /// What `resources` come from, kept for whoever asks.
+    pub given: String,
     pub oom_score_adj: i32,
     pub security: Security,
     pub stdio: Stdio,
@@ -394,6 +406,31 @@ pub enum RuntimeError {
     ImageName { name: String, reason: &'static str },
     #[error("cannot import {}: {reason}", archive.display())]
     Archive { archive: PathBuf, reason: String },
+}
+
+impl Container {
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, ContainerState::Running { .. })
+    }
+}
+
+impl Resources {
+    /// What those that ask for nothing may use beside others that do.
+    pub const LEAST: Resources = Resources {
+        cpu_shares: 2,
+        cpu_quota_us: None,
+        memory_limit: None,
+    };
+
+    /// What is enough for either.
+    pub fn or_more(&self, other: &Resources) -> Resources {
+        let more = |one: Option<i64>, other: Option<i64>| Some(one?.max(other?));
+        Resources {
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_quota_us: more(self.cpu_quota_us, other.cpu_quota_us),
+            memory_limit: more(self.memory_limit, other.memory_limit),
+        }
+    }
 }
 
 impl RuntimeError {

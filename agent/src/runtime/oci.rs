@@ -516,6 +516,16 @@ fn device_rules(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError
     ])
 }
 
+/// The limits alone, for a container that runs.
+pub(super) fn limits(
+    resources: &Resources,
+) -> Result<oci_spec::runtime::LinuxResources, OciSpecError> {
+    LinuxResourcesBuilder::default()
+        .cpu(cpu(resources)?)
+        .memory(memory(resources)?)
+        .build()
+}
+
 fn cpu(resources: &Resources) -> Result<oci_spec::runtime::LinuxCpu, OciSpecError> {
     let cpu = LinuxCpuBuilder::default().shares(resources.cpu_shares);
     match resources.cpu_quota_us {

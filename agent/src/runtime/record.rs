@@ -43,6 +43,7 @@ pub(super) fn container(
         spec_hash: identity.spec_hash,
         image: identity.image,
         image_id: identity.image_id,
+        given: identity.given,
         stop_signal: identity.stop_signal,
         created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
         earlier_boot: identity.boot_id != boot_id,

@@ -36,7 +36,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
         attempt: 0,
         streak: 0,
         spec_hash: "hash".into(),
-        image: IMAGE.into(),
+        image: Some(IMAGE.into()),
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
         args: Vec::new(),
         env: Vec::new(),
@@ -51,6 +51,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             cpu_shares: 102,
             ..Resources::default()
         },
+        given: String::new(),
         oom_score_adj: -997,
         security: Security {
             allow_privilege_escalation: true,

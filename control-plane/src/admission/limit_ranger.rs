@@ -13,19 +13,21 @@ use super::lookup::Lookup;
 use super::{Operation, Review};
 use crate::api::error::ApiError;
 use crate::api::meta;
+use crate::api::registry::RESIZE;
 use crate::resources::pod::requests;
 use crate::resources::quantity::{self, Amounts, Quantity, Sums};
 
 /// Says on a pod what was set.
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
-/// Whether this is about an object that can be outside of limits. A pod's resources do not change later.
+/// Whether this is about an object that can be outside of limits.
 fn concerns(review: &Review<'_>) -> bool {
     let created = review.operation == Operation::Create;
     let changed = review.operation == Operation::Update;
     review.subresource.is_empty()
         && (created && review.is("", "pods")
             || (created || changed) && review.is("", "persistentvolumeclaims"))
+        || changed && review.is("", "pods") && review.subresource == RESIZE
 }
 
 /// Gives the containers of a new pod the defaults.
@@ -34,7 +36,7 @@ pub(super) async fn give(
     object: &mut Value,
     lookup: &Lookup<'_>,
 ) -> Result<(), ApiError> {
-    if !concerns(review) || !review.is("", "pods") {
+    if !concerns(review) || !review.is("", "pods") || review.operation != Operation::Create {
         return Ok(());
     }
     for range in lookup.list::<LimitRange>(review.namespace).await? {

@@ -14,6 +14,7 @@ mod node;
 mod pod_security;
 mod priority;
 mod quota;
+pub mod reservations;
 mod runtime_class;
 mod service_account;
 pub mod service_ip;
@@ -28,8 +29,8 @@ use crate::api::error::ApiError;
 use crate::auth::User;
 use crate::auth::rbac::Policies;
 use crate::resources::Kind;
-use crate::store::Store;
 use crate::store::cache::{Cache, Freshness};
+use crate::store::{Store, StoreError};
 use lookup::Lookup;
 pub use quota::Charges;
 use quota::Turns;
@@ -138,6 +139,11 @@ impl Admission {
         // Last, so that what is refused is not charged.
         let store = self.store.as_ref();
         quota::admit(review, object, old, &lookup, store, &self.turns).await
+    }
+
+    /// Another API server took `key` of the reservations first: it is not to be given for now.
+    pub async fn lost(&self, key: &str) -> Result<(), StoreError> {
+        self.addresses.lost(self.store.as_ref(), key).await
     }
 
     fn lookup(&self, fresh: Freshness) -> Lookup<'_> {

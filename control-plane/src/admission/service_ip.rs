@@ -1,7 +1,8 @@
 //! Cluster addresses and node ports of Services: every one given once, and given back when the Service goes.
 //!
-//! What is in use is rebuilt from the Services themselves at start and followed through the cache, so nothing else has to
-//! be stored. What a running request takes is reserved at once and given back if the request fails.
+//! What is in use is rebuilt from the Services themselves at start and followed through the cache. What a running request
+//! takes is reserved at once and given back if the request fails. What other API servers took meanwhile, the store's
+//! [`reservations`] tell when the Service is written.
 
 mod families;
 mod pool;
@@ -23,14 +24,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use pool::Held;
-use pool::{Holding, Pool, Pools, lock};
+pub(super) use pool::Holding;
+use pool::{Pool, Pools, lock};
 use ports::{give_health_check_port, give_ports, is_health_checked};
 pub use ranges::{Ranges, RangesError};
 
-use super::Review;
+use super::{Review, reservations};
 use crate::api::error::ApiError;
 use crate::resources::{Family, FieldError, FieldErrorReason};
 use crate::store::cache::{Cache, Change, Freshness, ReadError};
+use crate::store::{Store, StoreError};
 
 /// How long to wait before the Services are read again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -127,6 +130,24 @@ impl ServiceAddresses {
             }
             Change::Bookmark(_) => {}
         }
+    }
+
+    /// Another API server gave away what `key` of the reservations stands for, before this one had heard of it.
+    pub(super) async fn lost(&self, store: &dyn Store, key: &str) -> Result<(), StoreError> {
+        let Some(holding) = reservations::of_service(key) else {
+            return Ok(());
+        };
+        let (Some(entry), _) = store.get(key).await? else {
+            return Ok(());
+        };
+        let holder = String::from_utf8_lossy(&entry.value).into_owned();
+        lock(&self.pools).note(&holding, &holder);
+        // What was given back before it was noted is no news any more that would end the note.
+        let (now, _) = store.get(key).await?;
+        if now.is_none_or(|now| now.modified != entry.modified) {
+            lock(&self.pools).release(&holding, &holder);
+        }
+        Ok(())
     }
 
     /// Gives a Service what its type asks for, or refuses what it asks for by name.
@@ -322,7 +343,7 @@ fn holding(json: &[u8]) -> Holding {
         .unwrap_or_default()
 }
 
-fn holding_of(spec: &Value) -> Holding {
+pub(super) fn holding_of(spec: &Value) -> Holding {
     let addresses = spec["clusterIPs"].as_array().into_iter().flatten();
     let addresses = addresses.chain([&spec["clusterIP"]]);
     let addresses: BTreeSet<IpAddr> = addresses

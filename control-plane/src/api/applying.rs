@@ -79,33 +79,14 @@ pub async fn apply(
     through: Through,
 ) -> Result<Response, ApiError> {
     let presenter = input.presenter()?;
-    let (config, force) = (configuration(input)?, input.query.flag("force"));
+    let config = configuration(input)?;
     let (call, name) = (input.call()?, &input.request.name);
     let part = match through {
-        Through::Status => Part::Status,
+        Through::Status => Part::Below(&["status"]),
         _ if input.kind.has(Subresource::Status) => Part::WithoutStatus,
         _ => Part::Whole,
     };
-    let change = |live: &Value| {
-        let writer = Writer {
-            manager: &input.manager,
-            part,
-            now: &meta::rfc3339(meta::now()),
-        };
-        let applied = apply::apply(live, &config, writer, force, schema_of(input.kind));
-        let applied = applied.map_err(|error| match error {
-            ApplyError::Conflicts(_) => ApiError::apply_conflict(input.kind, name, &error),
-            _ => ApiError::bad_request(format!(
-                "failed to create typed patch object ({}/{name}; {}, Kind={}): {error}",
-                input.request.namespace,
-                input.kind.api_version(),
-                input.kind.kind
-            )),
-        })?;
-        let decoded = body::typed(input.kind, applied, Vec::new(), FieldValidation::Ignore)?;
-        input.check_place(&decoded.object)?;
-        Ok(decoded.object)
-    };
+    let change = |live: &Value| applied(input, live, &config, part);
     for _ in 0..ATTEMPTS {
         match registry.update(&call, name, through, change).await {
             Err(error) if error.code == StatusCode::NOT_FOUND && through == Through::Main => {}
@@ -127,13 +108,55 @@ pub async fn apply(
     Err(ApiError::modified(input.kind, name))
 }
 
-/// The configuration that a request applies. What it says is null it says nothing of.
-fn configuration(input: &Input<'_>) -> Result<Value, ApiError> {
-    let mut config = body::parse(&input.body, Encoding::Yaml)?;
-    let said = &config["metadata"]["managedFields"];
-    if said.as_array().is_some_and(|entries| !entries.is_empty()) {
+/// What an object becomes when the request's manager applies a configuration of a part of it.
+pub(super) fn applied(
+    input: &Input<'_>,
+    live: &Value,
+    config: &Value,
+    part: Part,
+) -> Result<Value, ApiError> {
+    let (kind, name) = (input.kind, &input.request.name);
+    let writer = Writer {
+        manager: &input.manager,
+        part,
+        now: &meta::rfc3339(meta::now()),
+    };
+    let force = input.query.flag("force");
+    let applied = apply::apply(live, config, writer, force, schema_of(kind));
+    let mut applied = applied.map_err(|error| match error {
+        ApplyError::Conflicts(_) => ApiError::apply_conflict(kind, name, &error),
+        _ => ApiError::bad_request(format!(
+            "failed to create typed patch object ({}/{name}; {}, Kind={}): {error}",
+            input.request.namespace,
+            kind.api_version(),
+            kind.kind
+        )),
+    })?;
+    // These are no fields to own but conditions, whatever part is applied.
+    for condition in ["resourceVersion", "uid"] {
+        let said = meta::text(config, condition);
+        if !said.is_empty() {
+            meta::of(&mut applied).insert(condition.to_owned(), said.into());
+        }
+    }
+    let decoded = body::typed(kind, applied, Vec::new(), FieldValidation::Ignore)?;
+    input.check_place(&decoded.object)?;
+    Ok(decoded.object)
+}
+
+/// What a request applies may not say who owns it.
+pub(super) fn check_unowned(config: &Value) -> Result<(), ApiError> {
+    let said = config["metadata"]["managedFields"].as_array();
+    if said.is_some_and(|entries| !entries.is_empty()) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
+    Ok(())
+}
+
+/// The configuration that a request applies. What it says is null it says nothing of.
+pub(super) fn configuration(input: &Input<'_>) -> Result<Value, ApiError> {
+    let mut config = body::parse(&input.body, Encoding::Yaml)?;
+    check_unowned(&config)?;
     drop_nulls(&mut config);
     let decoded = body::typed(
         input.kind,

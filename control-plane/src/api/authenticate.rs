@@ -2,15 +2,16 @@
 //! are still there.
 
 use http::{Extensions, HeaderMap, header};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::Api;
 use super::error::ApiError;
 use super::meta;
 use super::registry::Registry;
-use super::server::{PeerCertificate, SameMachine};
+use super::server::{Peer, SameMachine};
 use crate::auth::tokens::{Bound, Object, Verified};
-use crate::auth::{Credential, User, bearer};
+use crate::auth::{Credential, JoinToken, User, bearer, bootstrap_token};
 use crate::resources;
 use crate::store::cache::Freshness;
 
@@ -29,20 +30,25 @@ pub(super) async fn caller(
     if let Some(user) = extensions.get::<User>() {
         return Ok(user.clone());
     }
-    let certificate = extensions.get::<PeerCertificate>().map(|c| &*c.0);
+    let peer = extensions.get::<Peer>().map(|peer| (*peer.0).clone());
     let header = headers.get(header::AUTHORIZATION);
     let token = header
         .and_then(|value| value.to_str().ok())
         .and_then(bearer);
-    let shown = api
-        .authenticator
-        .authenticate(certificate, token, meta::now());
+    let shown = api.authenticator.authenticate(peer, token, meta::now());
     let mut user = match shown.map_err(|_| ApiError::unauthorized())? {
         Credential::User(user) => user,
         Credential::Account(verified) => {
             let user = account(&api.registry, &verified, token.unwrap_or_default()).await?;
             user.map_err(|why| {
                 tracing::debug!(why, "a service account's token is no longer good");
+                ApiError::unauthorized()
+            })?
+        }
+        Credential::Bootstrap(token) => {
+            let user = bootstrapper(&api.registry, &token).await?;
+            user.map_err(|why| {
+                tracing::debug!(why, id = token.id(), "a bootstrap token is not good");
                 ApiError::unauthorized()
             })?
         }
@@ -69,8 +75,35 @@ pub(super) async fn token(
             let user = account(&api.registry, &verified, token).await?;
             Ok(user.map(|user| (user, verified.audiences)))
         }
+        Ok(Credential::Bootstrap(token)) => {
+            let user = bootstrapper(&api.registry, &token).await?;
+            Ok(user.map(|user| (user, Vec::new())))
+        }
         Err(error) => Ok(Err(error.to_string())),
     }
+}
+
+/// Who shows a bootstrap token, by the Secret that it would be in.
+async fn bootstrapper(
+    registry: &Registry,
+    token: &JoinToken,
+) -> Result<Result<User, Why>, ApiError> {
+    let name = bootstrap_token::secret_name(token);
+    let namespace = bootstrap_token::NAMESPACE;
+    let kind = resources::find("", "v1", "secrets").ok_or_else(ApiError::no_route)?;
+    // Such tokens are rarely shown, and who takes one back expects that it is of no use from then on.
+    let found = registry
+        .get(kind, namespace, &name, Freshness::Latest)
+        .await;
+    let secret = match found {
+        Ok(secret) => serde_json::from_slice(&secret.json).map_err(ApiError::internal)?,
+        Err(error) if error.reason == "NotFound" => {
+            return Ok(Err(format!("Secret {name:?} is not there")));
+        }
+        Err(error) => return Err(error),
+    };
+    let now = Timestamp::from_second(meta::now()).map_err(ApiError::internal)?;
+    Ok(bootstrap_token::bearer(token, &secret, now))
 }
 
 /// The account that a token is of.

@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::content::Encoding;
 use super::error::ApiError;
 use super::protobuf;
-use crate::resources::{Kind, duplicate_fields};
+use crate::resources::form::Form;
+use crate::resources::{Decode, Kind, duplicate_fields};
 
 /// No request carries more than this, in bytes.
 pub const LIMIT: usize = 3 * 1024 * 1024;
@@ -84,10 +85,7 @@ pub fn object(
     validation: FieldValidation,
 ) -> Result<Decoded, ApiError> {
     let value = parse(bytes, encoding)?;
-    let duplicates = match (encoding, validation) {
-        (_, FieldValidation::Ignore) | (Encoding::Yaml | Encoding::Protobuf, _) => Vec::new(),
-        (Encoding::Json, _) => duplicate_fields(bytes),
-    };
+    let duplicates = repeated(bytes, encoding, validation);
     typed(kind, value, duplicates, validation)
 }
 
@@ -99,6 +97,66 @@ pub fn typed(
     validation: FieldValidation,
 ) -> Result<Decoded, ApiError> {
     check_kind(kind, &value)?;
+    checked(
+        (kind.kind, kind.version, kind.decode),
+        value,
+        duplicates,
+        validation,
+    )
+}
+
+/// Reads `bytes` as what nobody stores.
+pub fn form(
+    form: &Form,
+    bytes: &[u8],
+    encoding: Encoding,
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    let mut value = parse(bytes, encoding)?;
+    let Value::Object(fields) = &mut value else {
+        return Err(not_an_object(&value));
+    };
+    let expected = form.api_version();
+    let text = |field: &str| {
+        fields
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    let right_version = ["", &expected].contains(&version) || Some(version) == form.formerly;
+    if !["", form.kind].contains(&kind) || !right_version {
+        return Err(ApiError::bad_request(format!(
+            "the body of the request is of kind {kind:?} and apiVersion {version:?}, which does not match {expected} {}",
+            form.kind
+        )));
+    }
+    fields.shift_remove("apiVersion");
+    let duplicates = repeated(bytes, encoding, validation);
+    checked(
+        (form.kind, form.version, form.decode),
+        value,
+        duplicates,
+        validation,
+    )
+}
+
+/// The fields that a body names more than once, where somebody wants to know.
+fn repeated(bytes: &[u8], encoding: Encoding, validation: FieldValidation) -> Vec<String> {
+    match (encoding, validation) {
+        (_, FieldValidation::Ignore) | (Encoding::Yaml | Encoding::Protobuf, _) => Vec::new(),
+        (Encoding::Json, _) => duplicate_fields(bytes),
+    }
+}
+
+/// Checks the size of a value and the types of its fields, and does about the fields that should not be there what the client
+/// wishes.
+fn checked(
+    (kind, version, decode): (&str, &str, Decode),
+    value: Value,
+    duplicates: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
     if values(&value) > VALUES {
         let mut error = ApiError::too_large(VALUES);
         error.message =
@@ -107,11 +165,10 @@ pub fn typed(
     }
     let cannot = |why: &dyn std::fmt::Display| {
         ApiError::bad_request(format!(
-            "{} in version \"{}\" cannot be handled as a {}: {why}",
-            kind.kind, kind.version, kind.kind
+            "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
         ))
     };
-    let (object, unknown) = (kind.decode)(value).map_err(|e| cannot(&e))?;
+    let (object, unknown) = decode(value).map_err(|e| cannot(&e))?;
     let problems: Vec<String> = unknown
         .iter()
         .map(|path| format!("unknown field \"{path}\""))
@@ -148,10 +205,7 @@ fn values(value: &Value) -> usize {
 
 fn check_kind(kind: &Kind, value: &Value) -> Result<(), ApiError> {
     let Value::Object(map) = value else {
-        return Err(ApiError::bad_request(format!(
-            "the body of the request is not an object but {}",
-            type_name(value)
-        )));
+        return Err(not_an_object(value));
     };
     let text = |field: &str| map.get(field).and_then(Value::as_str).unwrap_or_default();
     let (given_kind, given_version) = (text("kind"), text("apiVersion"));
@@ -170,6 +224,13 @@ fn check_kind(kind: &Kind, value: &Value) -> Result<(), ApiError> {
         )));
     }
     Ok(())
+}
+
+fn not_an_object(value: &Value) -> ApiError {
+    ApiError::bad_request(format!(
+        "the body of the request is not an object but {}",
+        type_name(value)
+    ))
 }
 
 fn type_name(value: &Value) -> &'static str {

@@ -1,15 +1,16 @@
 //! What every cluster has from its first start: the system's namespaces and priority classes, the default roles, and the
-//! service `kubernetes` with this server behind it.
+//! service `kubernetes` with the API servers behind it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::apply::Manager;
 use super::deletion::DeleteOptions;
 use super::error::ApiError;
+use super::peers::Peers;
 use super::registry::{Call, Registry, Through};
 use crate::admission::Warnings;
 use crate::admission::service_ip::Ranges;
@@ -62,23 +63,54 @@ fn without_range<'a>(addresses: &'a BTreeSet<IpAddr>, ranges: &Ranges) -> Option
     addresses.find(|address| ranges.of(Family::of(**address)).is_none())
 }
 
-/// Calls [`ensure`] again and again.
-pub async fn keep(registry: &Registry, ranges: &Ranges, advertised: SocketAddr) {
+/// Calls [`ensure`] again and again. `peers` is None where the store is this server's alone.
+pub async fn keep(
+    registry: &Registry,
+    ranges: &Ranges,
+    advertised: SocketAddr,
+    mut peers: Option<&mut Peers>,
+) {
     loop {
         tokio::time::sleep(EVERY).await;
-        if let Err(error) = ensure(registry, ranges, advertised).await {
+        let servers = peers.as_deref_mut();
+        if let Err(error) = keep_once(registry, ranges, advertised, servers).await {
             tracing::warn!(error = error.message, "cannot keep the system's objects");
         }
     }
 }
 
-/// Makes what is missing and mends what names another address than `advertised`. One that no other machine reaches is no
+/// One look at everything. A Lease of this server's is made once its namespace is there.
+pub async fn keep_once(
+    registry: &Registry,
+    ranges: &Ranges,
+    advertised: SocketAddr,
+    peers: Option<&mut Peers>,
+) -> Result<(), ApiError> {
+    let Some(peers) = peers else {
+        return ensure(registry, ranges, &[advertised].into()).await;
+    };
+    let servers = peers.look(registry, Instant::now()).await?;
+    ensure(registry, ranges, &servers).await?;
+    peers.renew(registry).await
+}
+
+/// What is left to the others when this server ends.
+pub async fn leave(registry: &Registry, ranges: &Ranges, mut peers: Peers) -> Result<(), ApiError> {
+    peers.leave(registry).await?;
+    let servers = peers.others(registry, Instant::now()).await?;
+    if servers.is_empty() {
+        return Ok(());
+    }
+    ensure(registry, ranges, &servers).await
+}
+
+/// Makes what is missing and mends what names other addresses than `servers`. One that no other machine reaches is no
 /// endpoint: the service `kubernetes` has none then. A service `kubernetes` of a family that `ranges` have no more stays as
 /// it is, as no such service can be written.
 pub async fn ensure(
     registry: &Registry,
     ranges: &Ranges,
-    advertised: SocketAddr,
+    servers: &BTreeSet<SocketAddr>,
 ) -> Result<(), ApiError> {
     for name in NAMESPACES {
         ensure_object(
@@ -94,12 +126,22 @@ pub async fn ensure(
         let place = ("scheduling.k8s.io", "priorityclasses");
         ensure_object(registry, place, "", &wanted).await?;
     }
-    let (address, port) = (advertised.ip(), advertised.port());
+    let Some(first) = servers.first() else {
+        return Ok(());
+    };
+    let (family, port) = (Family::of(first.ip()), first.port());
+    let plain: Vec<IpAddr> = servers
+        .iter()
+        .map(SocketAddr::ip)
+        .filter(|address| is_plain(*address))
+        .collect();
     let (mut subsets, mut members) = (json!([]), json!([]));
-    if is_plain(address) {
+    if !plain.is_empty() {
         let ports = [json!({"name": "https", "port": port, "protocol": "TCP"})];
-        subsets = json!([{"addresses": [{"ip": address}], "ports": ports}]);
-        members = json!([{"addresses": [address], "conditions": {"ready": true}}]);
+        let addresses: Vec<Value> = plain.iter().map(|ip| json!({"ip": ip})).collect();
+        subsets = json!([{"addresses": addresses, "ports": ports}]);
+        let ready = |ip| json!({"addresses": [ip], "conditions": {"ready": true}});
+        members = plain.iter().map(ready).collect();
     }
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
@@ -117,7 +159,7 @@ pub async fn ensure(
     });
     let slice = json!({
         "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": Family::of(address).as_str(),
+        "addressType": family.as_str(),
         "endpoints": members,
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
@@ -194,5 +236,9 @@ async fn ensure_object(
         Err(error) => return Err(error),
     }
     let (object, _) = (kind.decode)(wanted.clone()).map_err(ApiError::internal)?;
-    registry.create(&call, object).await.map(|_| ())
+    match registry.create(&call, object).await {
+        // Another API server made it in between; what it lacks is mended at the next look.
+        Err(error) if error.reason == "AlreadyExists" => Ok(()),
+        outcome => outcome.map(drop),
+    }
 }

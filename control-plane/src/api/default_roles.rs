@@ -17,6 +17,8 @@ use crate::auth::rbac::{self, defaults};
 use crate::resources::{self, Strategy};
 use crate::store::cache::Freshness;
 
+const ATTEMPTS: usize = 8;
+
 /// Brings all of them up to date, at once, so that they share flushes of the store. Namespaces are there by now.
 pub async fn ensure(registry: &Registry) -> Result<(), ApiError> {
     let roles = defaults::cluster_roles();
@@ -45,7 +47,27 @@ pub async fn ensure(registry: &Registry) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Tries anew where another API server changes the same at the same time.
 async fn ensure_one<T>(
+    registry: &Registry,
+    wanted: &T,
+    decide: impl Fn(&T, &T) -> Repair<T>,
+) -> Result<(), ApiError>
+where
+    T: Strategy + Serialize + DeserializeOwned,
+{
+    let mut outcome = Ok(());
+    for _ in 0..ATTEMPTS {
+        outcome = try_one(registry, wanted, &decide).await;
+        match &outcome {
+            Err(error) if ["AlreadyExists", "Conflict"].contains(&error.reason) => {}
+            _ => break,
+        }
+    }
+    outcome
+}
+
+async fn try_one<T>(
     registry: &Registry,
     wanted: &T,
     decide: impl Fn(&T, &T) -> Repair<T>,

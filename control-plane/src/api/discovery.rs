@@ -19,15 +19,16 @@ const VERBS: [&str; 8] = [
 ];
 
 /// One served subresource.
-struct Sub {
-    name: &'static str,
-    group: &'static str,
-    version: &'static str,
-    kind: &'static str,
-    verbs: &'static [&'static str],
+pub(super) struct Sub {
+    pub name: &'static str,
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    pub verbs: &'static [&'static str],
 }
 
-fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
+/// How a subresource of a kind is named, with the kind of its body and its verbs.
+pub(super) fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
     let own = |name, verbs| Sub {
         name,
         group: kind.group,
@@ -44,6 +45,7 @@ fn sub(kind: &Kind, subresource: Subresource) -> Option<Sub> {
         Subresource::Approval => own("approval", &["get", "patch", "update"]),
         Subresource::Finalize => own("finalize", &["update"]),
         Subresource::EphemeralContainers => own("ephemeralcontainers", &["get", "patch", "update"]),
+        Subresource::Resize => own("resize", &["get", "patch", "update"]),
         Subresource::Log => own("log", &["get"]),
         Subresource::Exec => stream("exec", "PodExecOptions"),
         Subresource::Attach => stream("attach", "PodAttachOptions"),
@@ -99,7 +101,7 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
         .map(|kind| (kind.group, kind.version));
     let reviews = reviews::all()
         .iter()
-        .map(|review| (review.group, review.version));
+        .map(|review| (review.form.group, review.form.version));
     for (name, version) in kinds.chain(reviews).filter(|(group, _)| !group.is_empty()) {
         match groups.iter_mut().find(|(group, _)| *group == name) {
             Some((_, versions)) if versions.contains(&version) => {}
@@ -110,16 +112,16 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     groups
 }
 
-fn kinds_of(group: &str, version: &str) -> Vec<&'static Kind> {
+pub(super) fn kinds_of(group: &str, version: &str) -> Vec<&'static Kind> {
     resources::kinds()
         .iter()
         .filter(|k| k.group == group && k.version == version)
         .collect()
 }
 
-fn reviews_of(group: &str, version: &str) -> Vec<&'static Review> {
+pub(super) fn reviews_of(group: &str, version: &str) -> Vec<&'static Review> {
     let all = reviews::all().iter();
-    all.filter(|r| r.group == group && r.version == version)
+    all.filter(|r| r.form.group == group && r.form.version == version)
         .collect()
 }
 
@@ -200,7 +202,7 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
             "name": review.plural,
             "singularName": review.singular,
             "namespaced": review.namespaced,
-            "kind": review.kind,
+            "kind": review.form.kind,
             "verbs": ["create"],
         }));
     }
@@ -297,7 +299,7 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
     for review in reviews_of(group, version) {
         all.push(json!({
             "resource": review.plural,
-            "responseKind": kind_value(group, version, review.kind),
+            "responseKind": kind_value(group, version, review.form.kind),
             "scope": if review.namespaced { "Namespaced" } else { "Cluster" },
             "singularResource": review.singular,
             "verbs": ["create"],

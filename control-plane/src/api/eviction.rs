@@ -11,8 +11,6 @@ use serde_json::{Value, json};
 
 use self::budgets::Leave;
 use super::apply::Manager;
-use super::body;
-use super::content;
 use super::deletion::DeleteOptions;
 use super::error::ApiError;
 use super::meta;
@@ -22,15 +20,14 @@ use super::stored;
 use super::subresources::set_condition;
 use super::verbs::Input;
 use crate::auth::User;
-use crate::resources::{self, Kind};
+use crate::resources::{self, Kind, form::EVICTION};
 use crate::store::cache::Freshness;
 
 /// How often a pod is looked at anew when it changes in between.
 const ATTEMPTS: usize = 16;
 
 pub async fn create(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
-    content::require_json(input.headers)?;
-    let eviction = body::parse(&input.body, content::encoding(input.headers)?)?;
+    let eviction = input.form(&EVICTION)?;
     let request = input.request;
     let options = options(&eviction, &request.namespace, &request.name)?;
     let mut call = input.call()?;
@@ -42,16 +39,6 @@ pub async fn create(registry: &Registry, input: &Input<'_>) -> Result<Response, 
 
 /// How the pod `name` is to be deleted.
 fn options(eviction: &Value, namespace: &str, name: &str) -> Result<DeleteOptions, ApiError> {
-    let text = |field: &str| eviction[field].as_str().unwrap_or_default();
-    if !matches!(text("kind"), "" | "Eviction")
-        || !matches!(text("apiVersion"), "" | "policy/v1" | "policy/v1beta1")
-    {
-        return Err(ApiError::bad_request(format!(
-            "the body of the request is a {} {}, not a policy/v1 Eviction",
-            text("apiVersion"),
-            text("kind")
-        )));
-    }
     for (field, on_url) in [("name", name), ("namespace", namespace)] {
         let own = meta::text(eviction, field);
         if !own.is_empty() && own != on_url {
@@ -234,7 +221,6 @@ mod tests {
         assert_eq!((read.grace, read.uid.as_deref()), (Some(5), Some("u")));
         assert!(options(&eviction, "a", "q").is_err());
         assert!(options(&eviction, "b", "p").is_err());
-        assert!(options(&json!({"kind": "Pod"}), "a", "p").is_err());
         assert_eq!(options(&json!({}), "a", "p"), Ok(DeleteOptions::default()));
     }
 

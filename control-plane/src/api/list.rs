@@ -1,5 +1,7 @@
 //! List: one consistent picture, whole or in pages.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -192,8 +194,13 @@ async fn stored_page(
         };
         for (at, entry) in range.entries.into_iter().enumerate() {
             let key = entry.key.clone();
-            if let Some(json) = select(selection, entry)? {
-                items.push(json);
+            // Most of a page is as it was, and the cache has it read and written down.
+            let object = match registry.cache.at(&key, entry.modified) {
+                Some(object) => object,
+                None => Arc::new(read(selection, entry)?),
+            };
+            if selection.matches(&object) {
+                items.push(object.json.clone());
             }
             let more = range.remaining > 0 || at + 1 < full;
             if limit > 0 && items.len() == limit && more {
@@ -213,7 +220,8 @@ async fn stored_page(
     }
 }
 
-fn select(selection: &Selection, entry: Entry) -> Result<Option<Bytes>, ApiError> {
+/// What the cache would make of an entry of the store.
+fn read(selection: &Selection, entry: Entry) -> Result<Object, ApiError> {
     let mut value: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
     stored::set_version(&mut value, entry.modified);
     let labels = value["metadata"]["labels"]
@@ -224,15 +232,14 @@ fn select(selection: &Selection, entry: Entry) -> Result<Option<Bytes>, ApiError
                 .collect()
         })
         .unwrap_or_default();
-    let object = Object {
+    Ok(Object {
         fields: fields(stored::stored_as(selection.kind), &value),
         json: Bytes::from(value.to_string()),
         created: entry.created,
         revision: entry.modified,
         key: entry.key,
         labels,
-    };
-    Ok(selection.matches(&object).then_some(object.json))
+    })
 }
 
 fn page_error(error: StoreError) -> ApiError {

@@ -30,6 +30,7 @@ mod owners;
 pub mod patch;
 pub mod patching;
 mod paths;
+pub mod peers;
 pub mod pipeline;
 pub mod present;
 pub mod protobuf;
@@ -58,7 +59,7 @@ use std::sync::Arc;
 pub use health::Health;
 pub use kubelet::KubeletClient;
 pub use list::{fields, index};
-pub use local::local_client;
+pub use local::{leaders_client, local_client};
 pub use pipeline::router;
 
 use crate::auth::Authenticator;

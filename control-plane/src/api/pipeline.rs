@@ -164,7 +164,7 @@ async fn receive(
         let _slot = api.inflight.enter(&user, target.verb)?;
         let (parts, body) = request.into_parts();
         let body = body::read(body).await?;
-        return reviews::create(api, &user, review, &target, &parts.headers, &body).await;
+        return reviews::create(api, &user, review, &target, (&query, &parts.headers), &body).await;
     }
     let kind = kind.ok_or_else(ApiError::no_route)?;
     if let Some(stream) = streams::Stream::of(kind, &target) {
@@ -316,9 +316,14 @@ async fn act(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> {
     }
     let subresource = subresource_of(kind, &target.subresource).ok_or_else(ApiError::no_route)?;
     match (subresource, target.verb) {
-        (Subresource::Status | Subresource::Approval | Subresource::EphemeralContainers, "get") => {
-            verbs::get(registry, input).await
-        }
+        (
+            Subresource::Status
+            | Subresource::Approval
+            | Subresource::EphemeralContainers
+            | Subresource::Resize,
+            "get",
+        ) => verbs::get(registry, input).await,
+        (Subresource::Resize, "update" | "patch") => subresources::resize(registry, input).await,
         (Subresource::EphemeralContainers, "update" | "patch") => {
             subresources::add_ephemeral(registry, input).await
         }
@@ -350,6 +355,7 @@ pub(super) fn subresource_of(kind: &Kind, name: &str) -> Option<Subresource> {
         "attach" => Subresource::Attach,
         "portforward" => Subresource::PortForward,
         "ephemeralcontainers" => Subresource::EphemeralContainers,
+        "resize" => Subresource::Resize,
         "token" => Subresource::Token,
         "proxy" => Subresource::Proxy,
         _ => return None,

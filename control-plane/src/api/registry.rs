@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde_json::Value;
 
 use super::apply::Manager;
@@ -16,12 +15,12 @@ use super::meta;
 use super::owners::{track, track_as_sent};
 use super::stored::{bytes_of, key, object_of, read_error, set_version, storable, store_error};
 use crate::admission::service_ip::Held;
-use crate::admission::{Admission, Operation, Review, Warnings};
+use crate::admission::{Admission, Operation, Review, Warnings, reservations};
 use crate::auth::User;
 use crate::auth::rbac::Policies;
 use crate::resources::Kind;
 use crate::store::cache::{Cache, Freshness, Object};
-use crate::store::{Expect, Revision, Store, StoreError};
+use crate::store::{Expect, Revision, Store, StoreError, Write};
 
 /// How often a write is tried anew when others keep changing the object in between.
 const ATTEMPTS: usize = 16;
@@ -62,12 +61,17 @@ pub enum Through {
 
 /// The subresource that adds containers to a pod that runs.
 pub const EPHEMERAL: &str = "ephemeralcontainers";
+/// That which changes what its containers ask for.
+pub const RESIZE: &str = "resize";
 
-/// A write of one key.
-enum Write {
-    Put(Bytes, Expect),
-    /// If it was last written at that revision.
-    Delete(Revision),
+/// A write of an object.
+struct Changed<'a> {
+    name: &'a str,
+    /// None: it is new.
+    old: Option<&'a Value>,
+    /// None: it goes.
+    new: Option<&'a Value>,
+    write: Write,
 }
 
 /// What a delete left.
@@ -104,7 +108,28 @@ impl Registry {
     }
 
     /// Stores a new object; gives it as stored.
-    pub async fn create(&self, call: &Call<'_>, mut object: Value) -> Result<Value, ApiError> {
+    pub async fn create(&self, call: &Call<'_>, object: Value) -> Result<Value, ApiError> {
+        let more = if reservations::concern(call.kind) {
+            ATTEMPTS
+        } else {
+            0
+        };
+        for _ in 0..more {
+            if let Some(created) = self.try_create(call, object.clone()).await? {
+                return Ok(created);
+            }
+        }
+        let name = meta::text(&object, "name").to_owned();
+        let created = self.try_create(call, object).await?;
+        created.ok_or_else(|| ApiError::modified(call.kind, &name))
+    }
+
+    /// One attempt. None: another API server was faster to take what this one gave the object.
+    async fn try_create(
+        &self,
+        call: &Call<'_>,
+        mut object: Value,
+    ) -> Result<Option<Value>, ApiError> {
         let kind = call.kind;
         if !meta::text(&object, "resourceVersion").is_empty() {
             return Err(ApiError::bad_request(
@@ -139,20 +164,27 @@ impl Registry {
         let checked = self.admission.check(&review, &object, None, &admitted);
         let charges = checked.await?;
         if call.dry_run {
-            return self.pretend_create(call, &name, object).await;
+            return self.pretend_create(call, &name, object).await.map(Some);
         }
-        let write = Write::Put(bytes, Expect::Absent);
-        match self
-            .write(key(kind, call.namespace, &name), write, admitted.held)
-            .await
-        {
+        let key = key(kind, call.namespace, &name);
+        let changed = Changed {
+            name: &name,
+            old: None,
+            new: Some(&object),
+            write: Write::put(key.as_str(), bytes, Expect::Absent),
+        };
+        match self.write(call, changed, admitted.held).await {
             Ok(revision) => {
                 set_version(&mut object, revision);
-                Ok(object)
+                Ok(Some(object))
             }
-            Err(StoreError::Conflict { .. }) => {
+            Err(StoreError::Conflict { key: other, .. }) => {
                 charges.give_back(self.store.as_ref()).await;
-                Err(ApiError::already_exists(kind, &name))
+                if other == key {
+                    return Err(ApiError::already_exists(kind, &name));
+                }
+                self.lost(call, &name, &other).await?;
+                Ok(None)
             }
             Err(other) => Err(store_error(other)),
         }
@@ -225,6 +257,11 @@ impl Registry {
         match through {
             Through::Main => (kind.prepare_update)(&mut new, old),
             Through::Status => (kind.prepare_status)(&mut new, old),
+            Through::Subresource(RESIZE) if new["spec"] != old["spec"] => {
+                let generation = old["metadata"]["generation"].as_i64();
+                new["metadata"]["generation"] =
+                    serde_json::json!(generation.unwrap_or_default() + 1);
+            }
             Through::Subresource(_) => {}
         }
         let subresource = match through {
@@ -236,10 +273,19 @@ impl Registry {
         let admitted = self.admission.admit(&review, &mut new, Some(old)).await?;
         track(call, Some(old), &mut new)?;
         // A binding changes what an update may not, a pod's node; the result must still be a valid object. So does what
-        // adds containers, which has checked them itself.
-        let adjusted = (through == Through::Subresource(EPHEMERAL)).then(|| {
+        // adds containers or resizes them, which has checked them itself.
+        let checked: &[&str] = match through {
+            Through::Subresource(EPHEMERAL) => &["ephemeralContainers"],
+            Through::Subresource(RESIZE) => &["containers", "initContainers"],
+            _ => &[],
+        };
+        let adjusted = (!checked.is_empty()).then(|| {
             let mut adjusted = old.clone();
-            adjusted["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
+            for field in checked {
+                if let Some(value) = new["spec"].get(*field) {
+                    adjusted["spec"][*field] = value.clone();
+                }
+            }
             adjusted
         });
         let before = (through != Through::Subresource("binding")).then_some(old);
@@ -256,36 +302,51 @@ impl Registry {
         if call.dry_run {
             return Ok(Some(new));
         }
-        let write = if deletion::is_finished(kind, &new) {
-            Write::Delete(revision)
+        let key = key(kind, call.namespace, name);
+        let goes = deletion::is_finished(kind, &new);
+        let write = if goes {
+            Write::delete(key.as_str(), revision)
         } else {
-            Write::Put(storable(kind, &new)?, Expect::Modified(revision))
+            let bytes = storable(kind, &new)?;
+            Write::put(key.as_str(), bytes, Expect::Modified(revision))
         };
-        match self
-            .write(key(kind, call.namespace, name), write, admitted.held)
-            .await
-        {
+        let changed = Changed {
+            name,
+            old: Some(old),
+            new: (!goes).then_some(&new),
+            write,
+        };
+        match self.write(call, changed, admitted.held).await {
             Ok(revision) => {
                 set_version(&mut new, revision);
                 Ok(Some(new))
             }
-            Err(StoreError::Conflict { .. }) => {
+            Err(StoreError::Conflict { key: other, .. }) => {
                 charges.give_back(self.store.as_ref()).await;
+                if other != key {
+                    self.lost(call, name, &other).await?;
+                }
                 Ok(None)
             }
             Err(other) => Err(store_error(other)),
         }
     }
 
-    /// Writes, and settles what the write holds. Both happen even if the request is dropped in between: an address must not
-    /// be free again while a stored Service has it.
-    async fn write(&self, key: String, write: Write, held: Held) -> Result<Revision, StoreError> {
+    /// Writes, with the reservations that go with it, and settles what the write holds. All happen even if the request is
+    /// dropped in between: an address must not be free again while a stored Service has it.
+    async fn write(
+        &self,
+        call: &Call<'_>,
+        changed: Changed<'_>,
+        held: Held,
+    ) -> Result<Revision, StoreError> {
         let store = self.store.clone();
+        let holder = reservations::holder(call.namespace, changed.name);
+        let (old, new) = (changed.old, changed.new);
+        let reserved = reservations::writes(&*store, call.kind, &holder, old, new).await?;
+        let writes = [vec![changed.write], reserved].concat();
         let written = tokio::spawn(async move {
-            let outcome = match write {
-                Write::Put(bytes, expect) => store.put(&key, bytes, expect).await,
-                Write::Delete(modified) => store.delete(&key, modified).await,
-            };
+            let outcome = store.commit(writes).await;
             match &outcome {
                 Err(StoreError::Conflict { .. }) => drop(held),
                 // An error may hide a write that happened.
@@ -296,6 +357,15 @@ impl Registry {
         written
             .await
             .unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
+    }
+
+    /// Another API server holds `key` of the reservations. An error where no other thing does instead.
+    async fn lost(&self, call: &Call<'_>, name: &str, key: &str) -> Result<(), ApiError> {
+        if let Some(range) = reservations::pod_range(key) {
+            let why = format!("the pod range {range} is another node's");
+            return Err(ApiError::conflict(call.kind, name, &why));
+        }
+        self.admission.lost(key).await.map_err(store_error)
     }
 
     /// Deletes an object, or marks it for those who must act first.
@@ -311,7 +381,6 @@ impl Registry {
             check_preconditions(kind, name, &old, options)?;
             let review = self.review(call, Operation::Delete, "");
             let admitted = self.admission.admit(&review, &mut old, None).await?;
-            admitted.held.keep();
             let key = key(kind, call.namespace, name);
             let (outcome, next) = match deletion::decide(kind, &old, options, meta::now()) {
                 Step::Nothing => return Ok(Deleted::Marked(old)),
@@ -324,7 +393,15 @@ impl Registry {
                     )));
                 }
                 Step::Mark(next) if call.dry_run => return Ok(Deleted::Marked(next)),
-                Step::Remove => (self.store.delete(&key, revision).await, None),
+                Step::Remove => {
+                    let changed = Changed {
+                        name,
+                        old: Some(&old),
+                        new: None,
+                        write: Write::delete(key, revision),
+                    };
+                    (self.write(call, changed, admitted.held).await, None)
+                }
                 Step::Mark(next) => (
                     self.store
                         .put(&key, bytes_of(kind, &next)?, Expect::Modified(revision))

@@ -10,24 +10,22 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Api;
-use super::body;
+use super::body::{self, FieldValidation};
 use super::content;
 use super::error::ApiError;
 use super::present;
-use super::request::ResourceRequest;
+use super::request::{Query, ResourceRequest};
 use crate::auth::User;
+use crate::resources::form::{self, Form};
 use bytes::Bytes;
 use http::HeaderMap;
 
 const AUTHORIZATION: &str = "authorization.k8s.io";
-const AUTHENTICATION: &str = "authentication.k8s.io";
 
 /// A kind of question.
 #[derive(Debug)]
 pub struct Review {
-    pub group: &'static str,
-    pub version: &'static str,
-    pub kind: &'static str,
+    pub form: Form,
     pub plural: &'static str,
     pub singular: &'static str,
     pub namespaced: bool,
@@ -50,15 +48,9 @@ enum About {
     Token,
 }
 
-const fn review(
-    group: &'static str,
-    (kind, plural, singular): (&'static str, &'static str, &'static str),
-    about: About,
-) -> Review {
+const fn review(form: Form, plural: &'static str, singular: &'static str, about: About) -> Review {
     Review {
-        group,
-        version: "v1",
-        kind,
+        form,
         plural,
         singular,
         namespaced: matches!(about, About::LocalAccess),
@@ -68,53 +60,39 @@ const fn review(
 
 static REVIEWS: [Review; 6] = [
     review(
-        AUTHENTICATION,
-        (
-            "SelfSubjectReview",
-            "selfsubjectreviews",
-            "selfsubjectreview",
-        ),
+        form::SELF_SUBJECT_REVIEW,
+        "selfsubjectreviews",
+        "selfsubjectreview",
         About::OwnIdentity,
     ),
     review(
-        AUTHENTICATION,
-        ("TokenReview", "tokenreviews", "tokenreview"),
+        form::TOKEN_REVIEW,
+        "tokenreviews",
+        "tokenreview",
         About::Token,
     ),
     review(
-        AUTHORIZATION,
-        (
-            "LocalSubjectAccessReview",
-            "localsubjectaccessreviews",
-            "localsubjectaccessreview",
-        ),
+        form::LOCAL_SUBJECT_ACCESS_REVIEW,
+        "localsubjectaccessreviews",
+        "localsubjectaccessreview",
         About::LocalAccess,
     ),
     review(
-        AUTHORIZATION,
-        (
-            "SelfSubjectAccessReview",
-            "selfsubjectaccessreviews",
-            "selfsubjectaccessreview",
-        ),
+        form::SELF_SUBJECT_ACCESS_REVIEW,
+        "selfsubjectaccessreviews",
+        "selfsubjectaccessreview",
         About::OwnAccess,
     ),
     review(
-        AUTHORIZATION,
-        (
-            "SelfSubjectRulesReview",
-            "selfsubjectrulesreviews",
-            "selfsubjectrulesreview",
-        ),
+        form::SELF_SUBJECT_RULES_REVIEW,
+        "selfsubjectrulesreviews",
+        "selfsubjectrulesreview",
         About::OwnRules,
     ),
     review(
-        AUTHORIZATION,
-        (
-            "SubjectAccessReview",
-            "subjectaccessreviews",
-            "subjectaccessreview",
-        ),
+        form::SUBJECT_ACCESS_REVIEW,
+        "subjectaccessreviews",
+        "subjectaccessreview",
         About::Access,
     ),
 ];
@@ -127,8 +105,8 @@ pub fn all() -> &'static [Review] {
 /// The question that a request asks, if it is one.
 pub fn find(request: &ResourceRequest) -> Option<&'static Review> {
     REVIEWS.iter().find(|review| {
-        review.group == request.group
-            && review.version == request.version
+        review.form.group == request.group
+            && review.form.version == request.version
             && review.plural == request.resource
     })
 }
@@ -139,7 +117,7 @@ pub async fn create(
     user: &User,
     review: &Review,
     request: &ResourceRequest,
-    headers: &HeaderMap,
+    (query, headers): (&Query, &HeaderMap),
     bytes: &Bytes,
 ) -> Result<Response, ApiError> {
     let elsewhere = review.namespaced == request.namespace.is_empty();
@@ -150,9 +128,10 @@ pub async fn create(
         return Err(ApiError::method_not_allowed());
     }
     content::require_json(headers)?;
-    let mut object = body::parse(bytes, content::encoding(headers)?)?;
-    check_kind(review, &object)?;
-    let spec = object["spec"].take();
+    let validation = FieldValidation::parse(query.get("fieldValidation"))?;
+    let encoding = content::encoding(headers)?;
+    let mut decoded = body::form(&review.form, bytes, encoding, validation)?;
+    let spec = decoded.object["spec"].take();
     let status = match review.about {
         About::Access => access::of_anybody(api, typed(review, &spec)?).await?,
         About::LocalAccess => {
@@ -164,28 +143,17 @@ pub async fn create(
         About::Token => identity::of_token(api, typed(review, &spec)?).await?,
     };
     let mut answer = json!({
-        "kind": review.kind,
-        "apiVersion": format!("{}/{}", review.group, review.version),
+        "kind": review.form.kind,
+        "apiVersion": review.form.api_version(),
         "metadata": {},
     });
     if !spec.is_null() {
         answer["spec"] = spec;
     }
     answer["status"] = status;
-    Ok(present::value(StatusCode::CREATED, &answer))
-}
-
-fn check_kind(review: &Review, object: &Value) -> Result<(), ApiError> {
-    let expected = format!("{}/{}", review.group, review.version);
-    for (field, expected) in [("kind", review.kind), ("apiVersion", &expected)] {
-        let given = object[field].as_str().unwrap_or_default();
-        if !given.is_empty() && given != expected {
-            return Err(ApiError::bad_request(format!(
-                "the {field} in the data ({given}) does not match the expected one ({expected})"
-            )));
-        }
-    }
-    Ok(())
+    let mut response = present::value(StatusCode::CREATED, &answer);
+    present::warn(&mut response, &decoded.warnings);
+    Ok(response)
 }
 
 fn typed<T: DeserializeOwned>(review: &Review, spec: &Value) -> Result<T, ApiError> {
@@ -197,7 +165,7 @@ fn typed<T: DeserializeOwned>(review: &Review, spec: &Value) -> Result<T, ApiErr
     serde_json::from_value(spec).map_err(|error| {
         ApiError::bad_request(format!(
             "{} in version \"{}\" cannot be handled as a {}: spec: {error}",
-            review.kind, review.version, review.kind
+            review.form.kind, review.form.version, review.form.kind
         ))
     })
 }

@@ -4,8 +4,10 @@ use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::body;
-use super::content;
+use super::apply::Part;
+use super::applying;
+use super::body::{self, FieldValidation};
+use super::content::{self, Encoding};
 use super::error::ApiError;
 use super::meta;
 use super::patching;
@@ -14,6 +16,7 @@ use super::registry::{Registry, Through};
 use super::verbs::Input;
 use crate::resources::FieldError;
 use crate::resources::FieldErrorReason;
+use crate::resources::form::SCALE;
 use crate::store::cache::Freshness;
 
 pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
@@ -32,30 +35,61 @@ pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, Api
 }
 
 pub async fn update(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
-    content::require_json(input.headers)?;
-    let scale = body::parse(&input.body, content::encoding(input.headers)?)?;
-    change(registry, input, |_| Ok(scale.clone())).await
+    let scale = input.form(&SCALE)?;
+    check_place(input, &scale)?;
+    change(registry, input, |old| scaled(old, &scale)).await
 }
 
 pub async fn patch(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
     content::require_json(input.headers)?;
+    if applying::is_apply(input.headers) {
+        return apply(registry, input).await;
+    }
     let patch = patching::patch_of(input.headers, &input.body)?;
-    change(registry, input, |scale| {
-        patching::apply(&patch, None, scale)
+    change(registry, input, |old| {
+        let scale = patching::apply(&patch, None, &scale_of(old))?;
+        scaled(old, &scale)
     })
     .await
+}
+
+/// Server-side apply: who applies a scale owns the object's replicas, through this subresource.
+async fn apply(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let sent = body::form(&SCALE, &input.body, Encoding::Yaml, FieldValidation::Strict)?;
+    let scale = sent.object;
+    applying::check_unowned(&scale)?;
+    check_place(input, &scale)?;
+    let mut config = json!({"metadata": scale["metadata"]});
+    if let Some(replicas) = scale["spec"]["replicas"].as_i64() {
+        config["spec"] = json!({"replicas": replicas});
+    }
+    let part = Part::Below(&["spec", "replicas"]);
+    change(registry, input, |old| {
+        let applied = applying::applied(input, old, &config, part)?;
+        let mut next = scaled(old, &applied)?;
+        meta::of(&mut next).insert(
+            "managedFields".to_owned(),
+            applied["metadata"]["managedFields"].clone(),
+        );
+        Ok(next)
+    })
+    .await
+}
+
+fn check_place(input: &Input<'_>, scale: &Value) -> Result<(), ApiError> {
+    match meta::text(scale, "name") {
+        "" => Ok(()),
+        _ => input.check_place(scale),
+    }
 }
 
 async fn change(
     registry: &Registry,
     input: &Input<'_>,
-    mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
+    change: impl FnMut(&Value) -> Result<Value, ApiError>,
 ) -> Result<Response, ApiError> {
     let updated = registry
-        .update(&input.call()?, &input.request.name, Through::Main, |old| {
-            let scale = change(&scale_of(old))?;
-            scaled(old, &scale)
-        })
+        .update(&input.call()?, &input.request.name, Through::Main, change)
         .await?;
     Ok(present::value(StatusCode::OK, &scale_of(&updated)))
 }

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::{Unauthorized, User, of_certificate};
 use axum::Router;
 use axum::body::Body;
 use http::{Request, Response};
@@ -17,7 +18,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
-use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -42,9 +42,11 @@ const PER_ADDRESS: usize = CONNECTIONS / 8;
 /// How many of them may be without a client certificate.
 const STRANGERS: usize = CONNECTIONS / 4;
 
-/// The certificate that a client showed and TLS verified. It travels with a request as an extension.
+/// Who showed a certificate that TLS verified: read once a connection, as it would be the largest part of what a
+/// small request takes.
+/// It travels with a request as an extension.
 #[derive(Clone)]
-pub struct PeerCertificate(pub Arc<CertificateDer<'static>>);
+pub struct Peer(pub Arc<Result<User, Unauthorized>>);
 
 /// The request came from the machine that the control plane runs on. It travels with a request as an extension.
 #[derive(Clone, Copy)]
@@ -149,7 +151,7 @@ impl Server {
             .1
             .peer_certificates()
             .and_then(|chain| chain.first())
-            .map(|certificate| PeerCertificate(Arc::new(certificate.clone().into_owned())));
+            .map(|certificate| Peer(Arc::new(of_certificate(certificate))));
         let _place = if certificate.is_some() {
             None
         } else if let Ok(place) = self.strangers.try_acquire() {

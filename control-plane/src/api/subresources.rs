@@ -5,20 +5,25 @@ use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use super::apply::Part;
+use super::applying;
 use super::body::{self, FieldValidation};
 use super::content;
 use super::error::ApiError;
 use super::meta;
-use super::patching;
+use super::patching::{self, Patch};
 use super::present;
-use super::registry::{EPHEMERAL, Registry, Through};
+use super::registry::{EPHEMERAL, RESIZE, Registry, Through};
 use super::verbs::Input;
-use crate::resources::{Kind, pod::ephemeral};
+use crate::resources::{
+    Kind,
+    form::BINDING,
+    pod::{ephemeral, resize},
+};
 
 /// POST of a `Binding`: puts a pod on a node.
 pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
-    content::require_json(input.headers)?;
-    let binding = body::parse(&input.body, content::encoding(input.headers)?)?;
+    let binding = input.form(&BINDING)?;
     let own = meta::text(&binding, "name");
     let name = if input.request.name.is_empty() {
         own
@@ -108,7 +113,8 @@ pub(super) fn set_condition(object: &mut Value, condition: Value) {
 
 /// PUT or PATCH of `approval`: only the conditions of a certificate request change.
 pub async fn approve(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
-    change(registry, input, "approval", |old, new| {
+    let part = &["status", "conditions"];
+    change(registry, input, ("approval", part), |old, new| {
         let mut next = old.clone();
         next["status"]["conditions"] = new["status"]["conditions"].clone();
         Ok(next)
@@ -118,7 +124,8 @@ pub async fn approve(registry: &Registry, input: &Input<'_>) -> Result<Response,
 
 /// PUT of `finalize`: only the finalizers in a namespace's spec change.
 pub async fn finalize(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
-    change(registry, input, "finalize", |old, new| {
+    let part = &["spec", "finalizers"];
+    change(registry, input, ("finalize", part), |old, new| {
         let mut next = old.clone();
         if !next["spec"].is_object() {
             next["spec"] = json!({});
@@ -132,7 +139,8 @@ pub async fn finalize(registry: &Registry, input: &Input<'_>) -> Result<Response
 /// PUT or PATCH of `ephemeralcontainers`: only those of the pod change, and only by more of them.
 pub async fn add_ephemeral(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
     let kind = input.kind;
-    change(registry, input, EPHEMERAL, |old, new| {
+    let part = &["spec", "ephemeralContainers"];
+    change(registry, input, (EPHEMERAL, part), |old, new| {
         let mut next = old.clone();
         next["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
         (kind.default)(&mut next);
@@ -146,48 +154,81 @@ pub async fn add_ephemeral(registry: &Registry, input: &Input<'_>) -> Result<Res
     .await
 }
 
-/// Updates an object with a part of what the client sent: `take` makes the next state of the present one and the sent one.
+/// PUT or PATCH of `resize`: only the resources of the pod's containers change.
+pub async fn resize(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
+    let kind = input.kind;
+    let part: &[&str] = &["spec"];
+    change(registry, input, (RESIZE, part), |old, new| {
+        let mut next = resize::resized(old, new);
+        (kind.default)(&mut next);
+        let errors = resize::errors(&next, old);
+        if !errors.is_empty() {
+            let name = meta::text(old, "name");
+            return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));
+        }
+        Ok(next)
+    })
+    .await
+}
+
+/// What a client sent to change a part of an object.
+enum Sent {
+    Whole(Value),
+    Patch(Patch),
+    /// The configuration of a server-side apply.
+    Config(Value),
+}
+
+impl Sent {
+    fn read(input: &Input<'_>) -> Result<Self, ApiError> {
+        if input.request.verb != "patch" {
+            let encoding = content::encoding(input.headers)?;
+            let sent = body::object(input.kind, &input.body, encoding, FieldValidation::Ignore)?;
+            return Ok(Self::Whole(sent.object));
+        }
+        if applying::is_apply(input.headers) {
+            return applying::configuration(input).map(Self::Config);
+        }
+        patching::patch_of(input.headers, &input.body).map(Self::Patch)
+    }
+
+    /// What the client wants of the object.
+    fn wanted(&self, input: &Input<'_>, old: &Value, part: Part) -> Result<Value, ApiError> {
+        match self {
+            Self::Whole(object) => Ok(object.clone()),
+            Self::Config(config) => applying::applied(input, old, config, part),
+            Self::Patch(patch) => {
+                let patched = patching::apply(patch, Some(input.kind), old)?;
+                let decoded =
+                    body::typed(input.kind, patched, Vec::new(), FieldValidation::Ignore)?;
+                Ok(decoded.object)
+            }
+        }
+    }
+}
+
+/// Updates a part of an object with what the client sent: `take` makes the next state of the present one and the wanted one.
 async fn change(
     registry: &Registry,
     input: &Input<'_>,
-    subresource: &'static str,
+    (subresource, part): (&'static str, &'static [&'static str]),
     take: impl Fn(&Value, &Value) -> Result<Value, ApiError>,
 ) -> Result<Response, ApiError> {
     let presenter = input.presenter()?;
-    let patch = if input.request.verb == "patch" {
-        Some(patching::patch_of(input.headers, &input.body)?)
-    } else {
-        None
-    };
-    let sent = match patch {
-        Some(_) => Value::Null,
-        None => {
-            body::object(
-                input.kind,
-                &input.body,
-                content::encoding(input.headers)?,
-                FieldValidation::Ignore,
-            )?
-            .object
-        }
-    };
+    let sent = Sent::read(input)?;
     let updated = registry
         .update(
             &input.call()?,
             &input.request.name,
             Through::Subresource(subresource),
             |old| {
-                let new = match &patch {
-                    Some(patch) => {
-                        let patched = patching::apply(patch, Some(input.kind), old)?;
-                        body::typed(input.kind, patched, Vec::new(), FieldValidation::Ignore)?
-                            .object
-                    }
-                    None => sent.clone(),
-                };
+                let new = sent.wanted(input, old, Part::Below(part))?;
                 let mut next = take(old, &new)?;
                 let asked = meta::text(&new, "resourceVersion");
                 meta::of(&mut next).insert("resourceVersion".to_owned(), json!(asked));
+                if let Sent::Config(_) = sent {
+                    next["metadata"]["managedFields"] = new["metadata"]["managedFields"].clone();
+                }
                 // What was null before stays away.
                 body::typed(input.kind, next, Vec::new(), FieldValidation::Ignore).map(|d| d.object)
             },

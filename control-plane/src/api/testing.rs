@@ -31,6 +31,12 @@ pub(crate) async fn start(dir: &Path) -> (Arc<Api>, Pki) {
 
 /// The same with the services in these ranges.
 pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.join("store")).expect("a store"));
+    start_on(store, dir, ranges).await
+}
+
+/// The same on a store that other servers may have too; keys are in `dir`.
+pub(crate) async fn start_on(store: Arc<dyn Store>, dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
     let ranges: Ranges = ranges.parse().expect("ranges");
     let config = PkiConfig {
         data_dir: dir.to_owned(),
@@ -40,7 +46,6 @@ pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
         hostname: String::new(),
     };
     let pki = Pki::open(&config, SystemTime::now()).expect("keys");
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.join("store")).expect("a store"));
     let cache = Cache::start(store.clone(), index).await.expect("a cache");
     let addresses = ServiceAddresses::new(ranges.clone());
     addresses.follow(&cache).await.expect("services");
@@ -61,13 +66,10 @@ pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
         kubelet,
         advertised.to_owned(),
     );
-    bootstrap::ensure(
-        &api.registry,
-        &ranges,
-        advertised.parse().expect("an address"),
-    )
-    .await
-    .expect("the system's objects");
+    let servers = [advertised.parse().expect("an address")].into();
+    bootstrap::ensure(&api.registry, &ranges, &servers)
+        .await
+        .expect("the system's objects");
     default_roles::ensure(&api.registry).await.expect("roles");
     let Registry {
         policies, cache, ..

@@ -2,7 +2,10 @@
 
 mod access;
 mod admission;
+mod applying;
+mod decoders;
 mod examples;
+mod fair;
 mod hostile;
 mod input;
 mod kinds;
@@ -11,6 +14,7 @@ mod mutated;
 mod objects;
 mod reviews;
 mod roles;
+mod several;
 mod start;
 mod tokens;
 mod workloads;
@@ -63,6 +67,18 @@ impl Fixture {
     /// The same with the services in these ranges.
     async fn start_with(dir: tempfile::TempDir, ranges: &str) -> Self {
         let (api, _) = testing::start_with(dir.path(), ranges).await;
+        Self::of(api, dir)
+    }
+
+    /// A second server on the store of `other`.
+    async fn beside(other: &Fixture, ranges: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = other.api.registry.store.clone();
+        let (api, _) = testing::start_on(store, dir.path(), ranges).await;
+        Self::of(api, dir)
+    }
+
+    fn of(api: Arc<Api>, dir: tempfile::TempDir) -> Self {
         Fixture {
             router: router(api.clone()),
             api,

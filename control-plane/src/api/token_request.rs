@@ -6,8 +6,6 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequestSpe
 use serde_json::{Value, json};
 
 use super::Api;
-use super::body;
-use super::content;
 use super::error::ApiError;
 use super::meta;
 use super::present;
@@ -15,6 +13,7 @@ use super::registry::Registry;
 use super::verbs::Input;
 use crate::auth::tokens::{Claims, Object, Private};
 use crate::auth::{self, MASTERS, User};
+use crate::resources::form::TOKEN_REQUEST;
 use crate::resources::validate::Path;
 use crate::resources::{self, FieldError};
 use crate::store::cache::Freshness;
@@ -32,8 +31,7 @@ const YEAR: i64 = 365 * 24 * 3600;
 
 /// POST of a `TokenRequest`.
 pub async fn create(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> {
-    content::require_json(input.headers)?;
-    let body = body::parse(&input.body, content::encoding(input.headers)?)?;
+    let body = input.form(&TOKEN_REQUEST)?;
     let (namespace, name) = (&input.request.namespace, &input.request.name);
     let mut spec = read(&body, namespace, name)?;
     let errors = errors(&spec);
@@ -88,16 +86,6 @@ pub async fn create(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> 
 }
 
 fn read(body: &Value, namespace: &str, name: &str) -> Result<TokenRequestSpec, ApiError> {
-    let text = |field: &str| body[field].as_str().unwrap_or_default();
-    if !matches!(text("kind"), "" | KIND)
-        || !matches!(text("apiVersion"), "" | "authentication.k8s.io/v1")
-    {
-        return Err(ApiError::bad_request(format!(
-            "the body of the request is a {} {}, not a {GROUP}/v1 {KIND}",
-            text("apiVersion"),
-            text("kind")
-        )));
-    }
     for (field, on_url) in [("name", name), ("namespace", namespace)] {
         let own = meta::text(body, field);
         if !own.is_empty() && own != on_url {

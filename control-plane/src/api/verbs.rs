@@ -23,7 +23,7 @@ use super::table::Include;
 use super::watch;
 use crate::admission::Warnings;
 use crate::auth::{self, User};
-use crate::resources::Kind;
+use crate::resources::{Kind, form::Form};
 use crate::store::Revision;
 use crate::store::cache::Freshness;
 
@@ -94,6 +94,17 @@ impl<'a> Input<'a> {
         )?;
         self.check_place(&decoded.object)?;
         Ok(decoded)
+    }
+
+    /// The body as something that nobody stores. What its sender should be told of it goes to the warnings.
+    pub(super) fn form(&self, form: &Form) -> Result<Value, ApiError> {
+        content::require_json(self.headers)?;
+        let encoding = content::encoding(self.headers)?;
+        let validation = FieldValidation::parse(self.query.get("fieldValidation"))?;
+        let decoded = body::form(form, &self.body, encoding, validation)?;
+        let warnings = decoded.warnings.into_iter();
+        warnings.for_each(|text| self.warnings.add(text));
+        Ok(decoded.object)
     }
 
     pub(super) fn check_place(&self, object: &Value) -> Result<(), ApiError> {

@@ -15,12 +15,14 @@ use super::{BOOTSTRAPPERS, User};
 #[error("Unauthorized")]
 pub struct Unauthorized;
 
-/// A credential that is good by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A credential that is good by itself, or may be.
+#[derive(Clone, Debug)]
 pub enum Credential {
     User(User),
     /// The token of a service account, if that, and what the token is bound to, are still there.
     Account(Verified),
+    /// Whoever the Secret of this token says, if there is one.
+    Bootstrap(JoinToken),
 }
 
 /// What can be checked without the cluster's objects.
@@ -39,16 +41,16 @@ impl Authenticator {
         &self.tokens
     }
 
-    /// Who is calling. `certificate` is the client's, which TLS has verified against the cluster's authority; `token` a bearer
-    /// token. The certificate decides if there is one, as upstream. `now` is seconds since the epoch.
+    /// Who is calling. `peer` is who the client's certificate is of, which TLS has verified against the cluster's authority;
+    /// `token` a bearer token. The certificate decides if there is one, as upstream. `now` is seconds since the epoch.
     pub fn authenticate(
         &self,
-        certificate: Option<&CertificateDer<'_>>,
+        peer: Option<Result<User, Unauthorized>>,
         token: Option<&str>,
         now: i64,
     ) -> Result<Credential, Unauthorized> {
-        if let Some(certificate) = certificate {
-            return from_certificate(certificate).map(Credential::User);
+        if let Some(user) = peer {
+            return user.map(Credential::User);
         }
         match token {
             Some(token) => self
@@ -66,9 +68,12 @@ impl Authenticator {
         now: i64,
     ) -> Result<Credential, Refused> {
         if self.join_token.is(token) {
-            let name = format!("system:bootstrap:{}", self.join_token.id());
+            let name = self.join_token.user_name();
             let user = User::authenticated(name, [BOOTSTRAPPERS.to_owned()]);
             return Ok(Credential::User(user));
+        }
+        if let Ok(token) = token.parse() {
+            return Ok(Credential::Bootstrap(token));
         }
         self.tokens
             .verify(token, audiences, now)
@@ -76,8 +81,8 @@ impl Authenticator {
     }
 }
 
-/// The common name is the user, the organizations are the groups.
-fn from_certificate(certificate: &CertificateDer<'_>) -> Result<User, Unauthorized> {
+/// Who a certificate is of: the common name is the user, the organizations are the groups.
+pub fn of_certificate(certificate: &CertificateDer<'_>) -> Result<User, Unauthorized> {
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| Unauthorized)?;
     let name = common_name(certificate.subject()).filter(|name| !name.is_empty());
     Ok(User::authenticated(

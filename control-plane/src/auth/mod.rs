@@ -3,6 +3,7 @@
 mod account;
 mod authenticate;
 mod authorize;
+pub mod bootstrap_token;
 mod certificate;
 pub mod csr;
 mod files;
@@ -12,6 +13,7 @@ pub mod pki;
 pub mod rbac;
 mod references;
 mod rules;
+pub mod shared;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -21,7 +23,7 @@ pub mod tokens;
 use std::collections::BTreeMap;
 
 pub use account::{service_account, service_account_of};
-pub use authenticate::{Authenticator, Credential, Unauthorized, bearer};
+pub use authenticate::{Authenticator, Credential, Unauthorized, bearer, of_certificate};
 pub use authorize::{Attributes, Decision, authorize, refusal};
 pub use certificate::{Ca, CertificateError, CertifiedKeyPem};
 pub use node::{node_may_touch, node_name};

@@ -156,7 +156,7 @@ fn tokens_are_checked_whole() {
     let ask =
         |header: Option<&str>| match authenticator.authenticate(None, header.and_then(bearer), 0) {
             Ok(Credential::User(user)) => Ok(user),
-            Ok(Credential::Account(account)) => panic!("{account:?}"),
+            Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error),
         };
     let user = ask(Some("Bearer abcdef.0123456789abcdef")).unwrap();
@@ -166,6 +166,9 @@ fn tokens_are_checked_whole() {
         ask(Some("Bearer abcdef.0123456789abcdeX")),
         Err(Unauthorized)
     );
+    // Another token of that form may be in a Secret.
+    let other = authenticator.authenticate(None, Some("abcdef.0123456789abcdee"), 0);
+    assert!(matches!(other, Ok(Credential::Bootstrap(_))));
     assert_eq!(ask(Some("Basic dXNlcjpwdw==")), Ok(User::anonymous()));
     assert_eq!(ask(None), Ok(User::anonymous()));
 }
@@ -256,9 +259,10 @@ async fn handshake(
         .and_then(|chain| chain.first());
     let dir = tempfile::tempdir().unwrap();
     let authenticator = Authenticator::new(pki.join_token.clone(), authority(dir.path()));
+    let peer = peer.map(of_certificate);
     match authenticator.authenticate(peer, None, 0).unwrap() {
         Credential::User(user) => Ok(user),
-        Credential::Account(account) => panic!("{account:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

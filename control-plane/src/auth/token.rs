@@ -41,6 +41,11 @@ impl JoinToken {
         &self.id
     }
 
+    /// Who shows it.
+    pub(super) fn user_name(&self) -> String {
+        format!("system:bootstrap:{}", self.id)
+    }
+
     /// The whole token, for the file that only its owner reads.
     pub(super) fn reveal(&self) -> String {
         format!("{}.{}", self.id, self.secret)

@@ -6,12 +6,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node, Pod,
-    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, ContainerState, ContainerStateTerminated, Endpoints, Namespace, Node,
+    PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
 use super::{endpoints, load_balancer, pods, root_ca, token_secrets};
+use crate::auth::bootstrap_token;
 
 /// Where nodes keep their Leases.
 pub(super) const NODE_LEASES: &str = "kube-node-lease";
@@ -47,8 +49,11 @@ impl Gone {
 }
 
 pub(super) struct Caches {
+    /// Those that hold a bootstrap token.
+    pub(super) bootstrap_tokens: Arc<Cache<Secret>>,
     pub(super) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(super) controller_revisions: Arc<Cache<ControllerRevision>>,
+    pub(super) cron_jobs: Arc<Cache<CronJob>>,
     pub(super) csrs: Arc<Cache<CertificateSigningRequest>>,
     pub(super) daemon_sets: Arc<Cache<DaemonSet>>,
     pub(super) deployments: Arc<Cache<Deployment>>,
@@ -63,6 +68,8 @@ pub(super) struct Caches {
     pub(super) nodes: Arc<Cache<Node>>,
     pub(super) pod_disruption_budgets: Arc<Cache<PodDisruptionBudget>>,
     pub(super) pods: Arc<Cache<Pod>>,
+    /// Who owns them is all that is asked of them.
+    pub(super) volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     pub(super) replica_sets: Arc<Cache<ReplicaSet>>,
     pub(super) resource_quotas: Arc<Cache<ResourceQuota>>,
     pub(super) replication_controllers: Arc<Cache<ReplicationController>>,
@@ -79,8 +86,10 @@ pub(super) struct Caches {
 impl Caches {
     pub(super) fn new() -> Self {
         Self {
+            bootstrap_tokens: Cache::new(|_| (), None),
             cluster_roles: Cache::new(|_| (), None),
             controller_revisions: Cache::new(|_| (), Some(revision_index)),
+            cron_jobs: Cache::new(|_| (), None),
             csrs: Cache::new(|_| (), None),
             daemon_sets: Cache::new(|_| (), None),
             deployments: Cache::new(|_| (), None),
@@ -93,9 +102,10 @@ impl Caches {
             nodes: Cache::new(slim_node, None),
             pod_disruption_budgets: Cache::new(|_| (), None),
             pods: Cache::new(slim_pod, Some(pods::index)),
+            volume_claims: Cache::new(slim_volume_claim, None),
             replica_sets: Cache::new(|_| (), None),
             resource_quotas: Cache::new(|_| (), None),
-            replication_controllers: Cache::new(slim_replication_controller, None),
+            replication_controllers: Cache::new(|_| (), None),
             root_cas: Cache::new(|_| (), None),
             service_accounts: Cache::new(|_| (), None),
             services: Cache::new(|_| (), Some(endpoints::service_index)),
@@ -124,6 +134,7 @@ impl Caches {
             shutdown,
             tasks,
         );
+        follow(&self.cron_jobs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.csrs, Api::all(client.clone()), shutdown, tasks);
         follow(&self.daemon_sets, Api::all(client.clone()), shutdown, tasks);
         follow(&self.deployments, Api::all(client.clone()), shutdown, tasks);
@@ -150,6 +161,12 @@ impl Caches {
             tasks,
         );
         follow(&self.pods, Api::all(client.clone()), shutdown, tasks);
+        follow(
+            &self.volume_claims,
+            Api::all(client.clone()),
+            shutdown,
+            tasks,
+        );
         follow(
             &self.replica_sets,
             Api::all(client.clone()),
@@ -188,6 +205,12 @@ impl Caches {
             watcher::Config::default().fields(&named),
             shutdown.clone(),
         ));
+        let typed = format!("type={}", bootstrap_token::TYPE);
+        tasks.spawn(self.bootstrap_tokens.clone().run_selected(
+            Api::namespaced(client.clone(), bootstrap_token::NAMESPACE),
+            watcher::Config::default().fields(&typed),
+            shutdown.clone(),
+        ));
         let typed = format!("type={}", token_secrets::TYPE);
         tasks.spawn(self.token_secrets.clone().run_selected(
             Api::all(client.clone()),
@@ -198,8 +221,10 @@ impl Caches {
 
     /// Until everything was listed once. A decision on less could take what is not yet seen for missing.
     pub(super) async fn wait_synced(&self) {
+        self.bootstrap_tokens.wait_synced().await;
         self.cluster_roles.wait_synced().await;
         self.controller_revisions.wait_synced().await;
+        self.cron_jobs.wait_synced().await;
         self.csrs.wait_synced().await;
         self.daemon_sets.wait_synced().await;
         self.deployments.wait_synced().await;
@@ -211,6 +236,7 @@ impl Caches {
         self.nodes.wait_synced().await;
         self.pod_disruption_budgets.wait_synced().await;
         self.pods.wait_synced().await;
+        self.volume_claims.wait_synced().await;
         self.replica_sets.wait_synced().await;
         self.resource_quotas.wait_synced().await;
         self.replication_controllers.wait_synced().await;
@@ -288,11 +314,10 @@ fn revision_index(revision: &ControllerRevision) -> Vec<String> {
         .collect()
 }
 
-/// Only how many pods it wants is asked of it.
-fn slim_replication_controller(controller: &mut ReplicationController) {
-    if let Some(spec) = &mut controller.spec {
-        spec.template = None;
-    }
+/// None of the controllers writes a claim back whole.
+fn slim_volume_claim(claim: &mut PersistentVolumeClaim) {
+    claim.spec = None;
+    claim.status = None;
 }
 
 /// The images are most of a node.

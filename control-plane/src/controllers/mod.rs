@@ -1,8 +1,10 @@
 //! One file a controller: a pure `reconcile`, and the loop that feeds it and performs what it says.
 
+mod bootstrap_tokens;
 pub(crate) mod cache;
 mod caches;
 mod certificates;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -21,11 +23,13 @@ mod pod_control;
 pub(crate) mod pods;
 mod replica_set;
 mod resource_quota;
+mod revisions;
 mod role_aggregation;
 mod root_ca;
 #[cfg(test)]
 mod scenarios;
 mod service_accounts;
+mod stateful_set;
 #[cfg(test)]
 pub(crate) mod testing;
 mod token_secrets;
@@ -138,12 +142,15 @@ pub async fn run(client: kube::Client, config: ControllersConfig, shutdown: Canc
     tasks.spawn(disruption::stale::start(&context));
     tasks.spawn(endpoints::start(&context));
     tasks.spawn(job::start(&context));
+    tasks.spawn(cron_job::start(&context));
+    tasks.spawn(stateful_set::start(&context));
     tasks.spawn(load_balancer::start(&context));
     tasks.spawn(node::start(&context));
     tasks.spawn(certificates::start(&context));
     tasks.spawn(service_accounts::start(&context));
     tasks.spawn(root_ca::start(&context));
     tasks.spawn(token_secrets::start(&context));
+    tasks.spawn(bootstrap_tokens::start(&context));
     tasks.spawn(role_aggregation::start(&context));
     tasks.spawn(namespaces::start(&context));
     tasks.spawn(garbage::start(&context));

@@ -1,21 +1,33 @@
 //! Pods that controllers make and remove in an owner's name: told as Events, and expected until the cache has seen them.
 
 use std::collections::HashSet;
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Context;
 use super::cache::Key;
-use super::driver::Result;
+use super::driver::{Error, Result};
 use super::events::{Recorder, Severity, reference};
 use super::expectations::Expectations;
 use super::pods::{Claims, controlled_by, controller_of, uid};
+
+/// How Events tell what was done, as upstream's controllers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wording {
+    /// `Created pod: NAME`
+    Pod,
+    /// `create Pod NAME in StatefulSet OWNER successful`
+    PodInOwner,
+}
 
 /// The pods of one kind's objects.
 #[derive(Clone)]
@@ -23,6 +35,7 @@ pub(super) struct PodControl {
     client: kube::Client,
     /// The owners' kind.
     kind: &'static str,
+    wording: Wording,
     pub(super) events: Recorder,
     expectations: Arc<Mutex<Expectations>>,
 }
@@ -33,9 +46,14 @@ impl PodControl {
         Self {
             client: context.client.clone(),
             kind,
+            wording: Wording::Pod,
             events: Recorder::start(context.client.clone(), component),
             expectations: Arc::default(),
         }
+    }
+
+    pub(super) fn worded(self, wording: Wording) -> Self {
+        Self { wording, ..self }
     }
 
     fn expectations(&self) -> MutexGuard<'_, Expectations> {
@@ -97,9 +115,25 @@ impl PodControl {
         finalizer: Option<&str>,
     ) -> Result<()>
     where
-        K: Resource<DynamicType = ()>,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
     {
-        let api = self.api(owner.meta().namespace.as_deref().unwrap_or_default());
+        let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
+        let api = self.api(namespace);
+        if !claims.adopt.is_empty() {
+            // The cache may not know yet that the owner goes and leaves its pods behind.
+            let owners: Api<K> = Api::namespaced(self.client.clone(), namespace);
+            let name = owner.meta().name.as_deref().unwrap_or_default();
+            let now = owners.get_metadata(name).await?.metadata;
+            if now.uid != owner.meta().uid || now.deletion_timestamp.is_some() {
+                return Err(Error::Object(format!(
+                    "{} {namespace}/{name} is going and takes no pods in",
+                    self.kind
+                )));
+            }
+        }
         for pod in &claims.adopt {
             let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
             finalizers.extend(finalizer.map(str::to_owned));
@@ -135,25 +169,20 @@ impl PodControl {
             let (now, later) = left.split_at(batch.min(left.len()));
             let outcomes = join_all(now.iter().map(|pod| api.create(&params, pod))).await;
             let mut failed = None;
-            for outcome in outcomes {
+            for (pod, outcome) in now.iter().zip(outcomes) {
                 match outcome {
-                    Ok(pod) => {
-                        let name = pod.metadata.name.unwrap_or_default();
-                        let message = format!("Created pod: {name}");
-                        self.report(owner, Severity::Normal, "SuccessfulCreate", message);
-                    }
+                    Ok(pod) => self.tell(owner, Done::Create, &pod, None),
                     Err(error) => {
                         self.expectations().created(uid(owner.meta()));
-                        failed = Some(error);
+                        failed = Some((pod, error));
                     }
                 }
             }
-            if let Some(error) = failed {
+            if let Some((pod, error)) = failed {
                 for _ in later {
                     self.expectations().created(uid(owner.meta()));
                 }
-                let message = format!("Error creating: {}", said(&error));
-                self.report(owner, Severity::Warning, "FailedCreate", message);
+                self.tell(owner, Done::Create, pod, Some(&error));
                 return Err(error);
             }
             left = later;
@@ -180,21 +209,17 @@ impl PodControl {
                 resource_version: None,
             };
             let params = DeleteParams::background().preconditions(same);
-            (pod, name, api.delete(name, &params).await)
+            (pod, api.delete(name, &params).await)
         });
         let mut failed = Ok(());
-        for (pod, name, outcome) in join_all(deletions).await {
+        for (pod, outcome) in join_all(deletions).await {
             match outcome {
-                Ok(_) => {
-                    let message = format!("Deleted pod: {name}");
-                    self.report(owner, Severity::Normal, "SuccessfulDelete", message);
-                }
+                Ok(_) => self.tell(owner, Done::Delete, pod, None),
                 Err(error) => {
                     self.expectations()
                         .deleted(uid(owner.meta()), uid(&pod.metadata));
                     if !matches!(&error, kube::Error::Api(status) if status.is_not_found()) {
-                        let message = format!("Error deleting: {}", said(&error));
-                        self.report(owner, Severity::Warning, "FailedDelete", message);
+                        self.tell(owner, Done::Delete, pod, Some(&error));
                         failed = Err(error);
                     }
                 }
@@ -203,12 +228,53 @@ impl PodControl {
         failed
     }
 
-    fn report<K>(&self, owner: &K, severity: Severity, reason: &'static str, message: String)
+    fn tell<K>(&self, owner: &K, done: Done, pod: &Pod, error: Option<&kube::Error>)
     where
         K: Resource<DynamicType = ()>,
     {
-        self.events
-            .report(reference(owner), severity, reason, message);
+        let about = reference(owner);
+        let owner = owner.meta().name.as_deref().unwrap_or_default();
+        let pod = pod.metadata.name.as_deref().unwrap_or_default();
+        let error = error.map(said);
+        let message = self
+            .wording
+            .say(done, pod, self.kind, owner, error.as_deref());
+        let (severity, reason) = match (done, error.is_some()) {
+            (Done::Create, false) => (Severity::Normal, "SuccessfulCreate"),
+            (Done::Create, true) => (Severity::Warning, "FailedCreate"),
+            (Done::Delete, false) => (Severity::Normal, "SuccessfulDelete"),
+            (Done::Delete, true) => (Severity::Warning, "FailedDelete"),
+        };
+        self.events.report(about, severity, reason, message);
+    }
+}
+
+/// What became of a pod, or should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Create,
+    Delete,
+}
+
+impl Wording {
+    fn say(self, done: Done, pod: &str, kind: &str, owner: &str, error: Option<&str>) -> String {
+        match (self, done, error) {
+            (Self::Pod, Done::Create, None) => format!("Created pod: {pod}"),
+            (Self::Pod, Done::Delete, None) => format!("Deleted pod: {pod}"),
+            (Self::Pod, Done::Create, Some(error)) => format!("Error creating: {error}"),
+            (Self::Pod, Done::Delete, Some(error)) => format!("Error deleting: {error}"),
+            (Self::PodInOwner, _, error) => {
+                let verb = match done {
+                    Done::Create => "create",
+                    Done::Delete => "delete",
+                };
+                let outcome = match error {
+                    None => "successful".to_owned(),
+                    Some(error) => format!("failed error: {error}"),
+                };
+                format!("{verb} Pod {pod} in {kind} {owner} {outcome}")
+            }
+        }
     }
 }
 

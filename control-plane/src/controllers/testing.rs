@@ -23,7 +23,7 @@ pub(crate) fn pod(name: &str) -> PodBuilder {
     PodBuilder(pod)
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PodBuilder(Pod);
 
 impl PodBuilder {

@@ -1,6 +1,7 @@
 //! CronJob: jobs at their times.
 
-mod schedule;
+pub(crate) mod schedule;
+pub(crate) mod times;
 
 use k8s_openapi::{
     api::batch::v1::{CronJob, CronJobSpec, CronJobStatus},
@@ -117,7 +118,7 @@ fn spec_errors(path: &Path, spec: &CronJobSpec, old: Option<&CronJobSpec>) -> Ve
     if spec.schedule.is_empty() {
         errors.push(at.required(""));
     } else {
-        if let Err(error) = schedule::check(&spec.schedule) {
+        if let Err(error) = schedule::parse(&spec.schedule) {
             errors.push(at.invalid(spec.schedule.as_str(), error.to_string()));
         }
         if spec.schedule.contains("TZ") {

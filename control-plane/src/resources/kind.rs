@@ -84,6 +84,7 @@ pub enum Subresource {
     Attach,
     PortForward,
     EphemeralContainers,
+    Resize,
     Token,
     Proxy,
 }

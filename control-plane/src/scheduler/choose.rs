@@ -51,7 +51,8 @@ pub(super) fn choose(pod: &PodInfo, snapshot: &Snapshot, draw: u64) -> Choice {
         )
 }
 
-fn explain(total: usize, reasons: &BTreeMap<String, usize>) -> String {
+/// Why no node would do, as a person reads it.
+pub(super) fn explain(total: usize, reasons: &BTreeMap<String, usize>) -> String {
     if total == 0 {
         return "no nodes available to schedule pods".to_owned();
     }

@@ -37,6 +37,20 @@ pub(super) fn refusals(
         .unwrap_or_default()
 }
 
+/// Whether the pod cannot go to the node whoever else leaves it.
+pub(super) fn is_out_of_question(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let none = Wishes::default();
+    let wishes = pod.wishes.as_deref().unwrap_or(&none);
+    [
+        schedulable(wishes, node),
+        ready(wishes, node),
+        taints(wishes, node),
+        affinity(wishes, node),
+    ]
+    .iter()
+    .any(|reasons| !reasons.is_empty())
+}
+
 fn one(reason: Option<&str>) -> Vec<String> {
     reason.map(str::to_owned).into_iter().collect()
 }

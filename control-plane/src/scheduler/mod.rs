@@ -3,12 +3,15 @@
 //! ```text
 //!  pod appears ──▶ choose ──node──▶ placed in the snapshot ──bind──▶ bound, as the watch says
 //!                    │                                 └──refused──▶ waits
-//!                    └──none──▶ waits, until a node or another pod changes and its back-off is over
+//!                    └──none──▶ preempt ──▶ pods of lower priority are deleted, and their room is kept for it
+//!                                        └─▶ waits, until a node or another pod changes and its back-off is over
 //! ```
 
 mod choose;
+mod evict;
 mod filter;
 mod neighbours;
+mod preempt;
 mod quantity;
 mod queue;
 mod run;

@@ -1,10 +1,11 @@
 //! The loop: follows pods and nodes, chooses at once, binds many at a time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -14,6 +15,8 @@ use tracing::{debug, warn};
 
 use super::SchedulerConfig;
 use super::choose::{Choice, choose};
+use super::evict::{drive_away, withdraw};
+use super::preempt::{Budget, Preemption, preempt};
 use super::queue::Queue;
 use super::snapshot::{PodInfo, Snapshot};
 use super::tell::Teller;
@@ -37,6 +40,11 @@ struct Scheduler {
     /// Grows with each draw, so that equals take turns.
     draws: u64,
     binding: JoinSet<Bound>,
+    /// Disruption budgets, by `namespace/name`.
+    budgets: HashMap<String, Budget>,
+    /// Pods for which others gave way, by uid, and where.
+    nominated: HashMap<String, (String, PodInfo)>,
+    evicting: JoinSet<()>,
 }
 
 /// Places pods until `shutdown`. Survives errors of the API server and starts from whatever it finds.
@@ -47,6 +55,9 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
         .backoff(WatchBackoff::new());
     let api = Api::<Namespace>::all(client.clone());
     let namespaces = watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
+    let api = Api::<PodDisruptionBudget>::all(client.clone());
+    let budgets = watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
+    let mut budgets = std::pin::pin!(budgets);
     let mut namespaces = std::pin::pin!(namespaces);
     let mut nodes = std::pin::pin!(nodes);
     let mut pods = std::pin::pin!(pods);
@@ -59,16 +70,25 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
         queue: Queue::default(),
         assumed: HashSet::new(),
         binding: JoinSet::new(),
+        budgets: HashMap::new(),
+        nominated: HashMap::new(),
+        evicting: JoinSet::new(),
     };
     // No pod is placed before all are known: what runs on a node already is not to be counted as free.
     let (mut nodes_listed, mut pods_listed) = (Listing::default(), Listing::default());
     let mut namespaces_listed = Listing::default();
+    let mut budgets_listed = Listing::default();
     // To be placed as soon as all is known: new pods, and those whose time to be tried again has come.
     let mut ready: Vec<PodInfo> = Vec::new();
     loop {
         let due = scheduler.queue.next_due();
-        let is_synced =
-            nodes_listed.is_complete && pods_listed.is_complete && namespaces_listed.is_complete;
+        let listed = [
+            &nodes_listed,
+            &pods_listed,
+            &namespaces_listed,
+            &budgets_listed,
+        ];
+        let is_synced = listed.iter().all(|listing| listing.is_complete);
         // All arms are cancel-safe: streams, join sets and timers lose nothing when polled in vain.
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -80,6 +100,10 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
                 Ok(event) => scheduler.namespace_event(event, &mut namespaces_listed),
                 Err(error) => report_watch_error("Namespace", &error),
             },
+            Some(event) = budgets.next() => match event {
+                Ok(event) => scheduler.budget_event(event, &mut budgets_listed),
+                Err(error) => report_watch_error("PodDisruptionBudget", &error),
+            },
             Some(event) = pods.next() => match event {
                 Ok(event) => ready.extend(scheduler.pod_event(event, &mut pods_listed)),
                 Err(error) => report_watch_error("Pod", &error),
@@ -90,12 +114,19 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
                 }
             }
             () = scheduler.teller.written() => {}
+            Some(_) = scheduler.evicting.join_next() => {}
             () = sleep_until(due), if is_synced && due.is_some() => {
                 let now = Instant::now();
                 ready.extend(scheduler.queue.take_due(now));
             }
         }
-        if nodes_listed.is_complete && pods_listed.is_complete && namespaces_listed.is_complete {
+        let listed = [
+            &nodes_listed,
+            &pods_listed,
+            &namespaces_listed,
+            &budgets_listed,
+        ];
+        if listed.iter().all(|listing| listing.is_complete) {
             ready.sort_by_key(|pod| std::cmp::Reverse(pod.priority));
             for pod in ready.drain(..) {
                 scheduler.schedule(pod);
@@ -168,6 +199,34 @@ impl Scheduler {
         self.queue.nudge_minding();
     }
 
+    fn budget_event(&mut self, event: watcher::Event<PodDisruptionBudget>, listing: &mut Listing) {
+        let key = |budget: &PodDisruptionBudget| {
+            let meta = &budget.metadata;
+            let of = |name: &Option<String>| name.clone().unwrap_or_default();
+            format!("{}/{}", of(&meta.namespace), of(&meta.name))
+        };
+        match event {
+            watcher::Event::Init => listing.seen.clear(),
+            watcher::Event::InitApply(budget) => {
+                listing.seen.insert(key(&budget));
+                self.set_budget(key(&budget), &budget);
+            }
+            watcher::Event::InitDone => {
+                self.budgets.retain(|key, _| listing.seen.contains(key));
+                listing.is_complete = true;
+            }
+            watcher::Event::Apply(budget) => self.set_budget(key(&budget), &budget),
+            watcher::Event::Delete(budget) => drop(self.budgets.remove(&key(&budget))),
+        }
+    }
+
+    fn set_budget(&mut self, key: String, budget: &PodDisruptionBudget) {
+        match Budget::of(budget) {
+            Some(known) => self.budgets.insert(key, known),
+            None => self.budgets.remove(&key),
+        };
+    }
+
     /// Gives the pod back if it is to be scheduled now.
     fn pod_event(&mut self, event: watcher::Event<Pod>, listing: &mut Listing) -> Option<PodInfo> {
         match event {
@@ -189,6 +248,7 @@ impl Scheduler {
                     self.pod_gone(&uid);
                 }
                 self.queue.retain(|uid| listing.seen.contains(uid));
+                self.nominated.retain(|uid, _| listing.seen.contains(uid));
                 listing.is_complete = true;
                 None
             }
@@ -201,6 +261,7 @@ impl Scheduler {
     }
 
     fn pod_gone(&mut self, uid: &str) {
+        self.nominated.remove(uid);
         self.queue.forget(uid);
         self.teller.take_back(uid);
         self.assumed.remove(uid);
@@ -221,6 +282,7 @@ impl Scheduler {
         }
         let spec = pod.spec.as_ref()?;
         if let Some(node) = spec.node_name.as_deref().filter(|node| !node.is_empty()) {
+            self.nominated.remove(uid);
             self.queue.forget(uid);
             self.teller.take_back(uid);
             self.assumed.remove(uid);
@@ -230,6 +292,7 @@ impl Scheduler {
             return None;
         }
         if pod.metadata.deletion_timestamp.is_some() {
+            self.nominated.remove(uid);
             self.queue.forget(uid);
             return None;
         }
@@ -247,6 +310,11 @@ impl Scheduler {
             self.queue.refresh(info);
             return None;
         }
+        // What an earlier scheduler has seen to.
+        let status = pod.status.as_ref();
+        if let Some(node) = status.and_then(|status| status.nominated_node_name.clone()) {
+            self.nominated.insert(uid.to_owned(), (node, info.clone()));
+        }
         Some(info)
     }
 
@@ -255,8 +323,18 @@ impl Scheduler {
             return;
         }
         self.draws = self.draws.wrapping_add(1);
-        match choose(&pod, &self.snapshot, self.draws) {
+        let kept = self.keep_room(&pod);
+        let choice = choose(&pod, &self.snapshot, self.draws);
+        let preemption = match &choice {
+            Choice::Node(_) => None,
+            Choice::None(_) => Some(self.preempt(&pod)),
+        };
+        for uid in kept {
+            self.snapshot.remove_pod(&uid);
+        }
+        match choice {
             Choice::Node(node) => {
+                self.nominated.remove(&pod.uid);
                 self.teller.take_back(&pod.uid);
                 self.assumed.insert(pod.uid.clone());
                 if self.snapshot.place(pod.clone(), &node) {
@@ -264,7 +342,20 @@ impl Scheduler {
                 }
                 self.binding.spawn(bind(self.client.clone(), pod, node));
             }
-            Choice::None(message) => {
+            Choice::None(mut message) => {
+                match preemption {
+                    Some(Preemption::On { node, victims }) => self.drive_away(&pod, node, victims),
+                    Some(Preemption::Awaited(why)) => {
+                        message = format!("{message} preemption: {why}");
+                    }
+                    Some(Preemption::None(why)) => {
+                        self.withdraw(|uid, _| uid == pod.uid);
+                        if self.snapshot.nodes().next().is_some() {
+                            message = format!("{message} preemption: {why}");
+                        }
+                    }
+                    None => {}
+                }
                 debug!(
                     pod = pod.name,
                     namespace = pod.namespace,
@@ -274,6 +365,43 @@ impl Scheduler {
                 self.teller.unschedulable(&pod, message);
                 self.queue.put_off(pod, Instant::now());
             }
+        }
+    }
+
+    /// Places pods that are no less important, and for which others gave way, where they did; gives their uids. They are to be
+    /// taken out again.
+    fn keep_room(&mut self, pod: &PodInfo) -> Vec<String> {
+        let mut kept = Vec::new();
+        for (uid, (node, other)) in &self.nominated {
+            if *uid != pod.uid && other.priority >= pod.priority && !self.snapshot.is_placed(uid) {
+                self.snapshot.place(other.clone(), node);
+                kept.push(uid.clone());
+            }
+        }
+        kept
+    }
+
+    fn preempt(&mut self, pod: &PodInfo) -> Preemption {
+        let nominated = self.nominated.get(&pod.uid).map(|(node, _)| node.as_str());
+        let budgets: Vec<Budget> = self.budgets.values().cloned().collect();
+        preempt(pod, nominated, &mut self.snapshot, &budgets)
+    }
+
+    fn drive_away(&mut self, pod: &PodInfo, node: String, victims: Vec<PodInfo>) {
+        // Less important pods that were to go there look anew.
+        self.withdraw(|_, (on, other)| *on == node && other.priority < pod.priority);
+        self.nominated
+            .insert(pod.uid.clone(), (node.clone(), pod.clone()));
+        let (client, events) = (self.client.clone(), self.teller.events());
+        self.evicting
+            .spawn(drive_away(client, events, pod.clone(), node, victims));
+    }
+
+    /// Keeps no room any more for those pods for which others gave way in vain.
+    fn withdraw(&mut self, is_vain: impl Fn(&str, &(String, PodInfo)) -> bool) {
+        let vain = self.nominated.extract_if(|uid, place| is_vain(uid, place));
+        for (_, (_, pod)) in vain {
+            self.evicting.spawn(withdraw(self.client.clone(), pod));
         }
     }
 

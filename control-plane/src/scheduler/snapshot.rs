@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
     Container, Namespace, Node, NodeAffinity, Pod, PodSpec, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::jiff::Timestamp;
 
 use super::quantity::{milli, whole};
 use super::terms::{Labels, Namespaces, SpreadRule, Terms};
@@ -116,6 +117,10 @@ pub(super) struct PodInfo {
     /// Pods of one group are spread: those of one owner, or else those with the same labels.
     pub(super) group: u64,
     pub(super) priority: i32,
+    /// Whether pods of lower priority may be driven away for it.
+    pub(super) may_preempt: bool,
+    /// When its node took it up.
+    pub(super) started: Option<Timestamp>,
     /// Only for pods that wait; a bound one has no wishes left.
     pub(super) wishes: Option<Arc<Wishes>>,
     /// What it says about its neighbours, as long as it is there.
@@ -131,6 +136,8 @@ impl PodInfo {
             .node_name
             .as_deref()
             .is_some_and(|node| !node.is_empty());
+        let status = pod.status.as_ref();
+        let started = status.and_then(|status| status.start_time.as_ref());
         let wishes = || {
             Arc::new(Wishes {
                 spread: SpreadRule::all(pod),
@@ -147,6 +154,8 @@ impl PodInfo {
             host_ports: host_ports(spec),
             group: group(pod),
             priority: spec.priority.unwrap_or_default(),
+            may_preempt: spec.preemption_policy.as_deref() != Some("Never"),
+            started: started.map(|time| time.0),
             wishes: (!is_bound).then(wishes),
             terms: Terms::of(pod).map(Arc::new),
         }
@@ -285,6 +294,10 @@ pub(super) struct Snapshot {
 impl Snapshot {
     pub(super) fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
         self.nodes.values()
+    }
+
+    pub(super) fn node(&self, name: &str) -> Option<&NodeInfo> {
+        self.nodes.get(name)
     }
 
     pub(super) fn set_node(&mut self, node: &Node) {

@@ -50,6 +50,10 @@ impl Teller {
             .report(about(pod), Severity::Normal, "Scheduled", message);
     }
 
+    pub(super) fn events(&self) -> Recorder {
+        self.events.clone()
+    }
+
     pub(super) fn unschedulable(&mut self, pod: &PodInfo, message: String) {
         self.events.report(
             about(pod),
@@ -111,7 +115,7 @@ impl Teller {
     }
 }
 
-fn about(pod: &PodInfo) -> ObjectReference {
+pub(super) fn about(pod: &PodInfo) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Pod".into()),

@@ -1,5 +1,6 @@
 //! Placement, from small clusters to random ones.
 
+mod preemption;
 mod topology;
 
 use k8s_openapi::api::core::v1::{

@@ -12,6 +12,7 @@ mod watch;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Revision, Store, StoreError};
@@ -22,6 +23,11 @@ pub use watch::{Expired, Watch};
 
 /// What the cache holds: everything that this control plane stores.
 const PREFIX: &str = "/registry/";
+/// What of it is no object, and not held.
+const PRIVATE: &str = "/registry/kernelet/";
+/// So many revisions before the newest the cache begins, if the store still knows them: clients that were watching another
+/// server, or this one before it was started again, go on from where they are. Compaction leaves more.
+const PAST: u64 = 8_192;
 /// How long a read waits for the cache to reach the revision that it needs.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -60,25 +66,32 @@ pub struct Cache {
     state: RwLock<State>,
     /// The revision of `state`, for those who wait for one. Moved after `state`.
     reached: tokio::sync::watch::Sender<Revision>,
+    /// Tells that the watch of the store is behind the store itself.
+    stalled: Arc<Notify>,
     /// Ends the watch of the store.
     _following: DropGuard,
 }
 
 impl Cache {
-    /// Loads everything at one revision and follows the store from there. `index` gives the fields that selectors can ask of
+    /// Loads everything as it was a while ago, and follows the store from there to the present and on. `index` gives the fields that selectors can ask of
     /// an object, from its key and JSON.
     pub async fn start(store: Arc<dyn Store>, index: Index) -> Result<Arc<Self>, StoreError> {
-        let (objects, revision) = feed::load(&*store, index).await?;
+        let present = store.revision().await?;
+        let (objects, revision) = feed::load_past(&*store, index, present).await?;
         let stop = CancellationToken::new();
         let cache = Arc::new(Self {
             store,
             index,
             state: RwLock::new(State::new(objects, revision)),
             reached: tokio::sync::watch::Sender::new(revision),
+            stalled: Arc::default(),
             _following: stop.clone().drop_guard(),
         });
         let follow = feed::follow(Arc::downgrade(&cache), revision);
         tokio::spawn(async move { stop.run_until_cancelled(follow).await });
+        let mut reached = cache.reached.subscribe();
+        // The sender lives in the cache, so the wait itself cannot fail.
+        let _ = reached.wait_for(|at| *at >= present).await;
         Ok(cache)
     }
 
@@ -90,6 +103,12 @@ impl Cache {
     ) -> Result<(Option<Arc<Object>>, Revision), ReadError> {
         self.fresh(freshness).await?;
         Ok(self.read(|state| (state.get(key), state.revision())))
+    }
+
+    /// The object at `key` if it is in memory as it was written at `revision`.
+    pub fn at(&self, key: &str, revision: Revision) -> Option<Arc<Object>> {
+        let object = self.read(|state| state.get(key))?;
+        (object.revision == revision).then_some(object)
     }
 
     /// The objects whose keys start with `prefix`, which ends with a slash.
@@ -135,12 +154,19 @@ impl Cache {
     }
 
     async fn fresh(&self, freshness: Freshness) -> Result<(), ReadError> {
-        let needed = match freshness {
-            Freshness::Any => return Ok(()),
-            Freshness::NotOlderThan(revision) => revision,
-            Freshness::Latest => self.store.revision().await?,
-        };
-        self.wait(needed).await
+        match freshness {
+            Freshness::Any => Ok(()),
+            Freshness::NotOlderThan(revision) => self.wait(revision).await,
+            Freshness::Latest => {
+                let present = self.store.revision().await?;
+                let waited = self.wait(present).await;
+                if waited.is_err() {
+                    // It may be a watch of a member of etcd that is cut off, which is not noticed for long.
+                    self.stalled.notify_waiters();
+                }
+                waited
+            }
+        }
     }
 
     /// Forgets the watchers of a prefix that have been dropped.

@@ -13,16 +13,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use database::OpenError;
 use database::{Handle, failed};
-use writer::{Command, Write};
+use writer::{Command, Commit};
 
-use super::{Entry, Expect, Range, Revision, Store, StoreError, Watched};
+use super::{Entry, Range, Revision, Store, StoreError, Watched, Write};
 
 /// How many writes may wait before further ones are held back.
 const QUEUE: usize = 4_096;
@@ -85,22 +84,6 @@ impl Embedded {
         let reached = newest.wait_for(|newest| *newest >= revision).await;
         reached.map(drop).map_err(|_| shutting_down())
     }
-
-    async fn write(
-        &self,
-        key: &str,
-        value: Option<Bytes>,
-        expect: Expect,
-    ) -> Result<Revision, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        let write = Write {
-            key: key.to_owned(),
-            value,
-            expect,
-            reply,
-        };
-        self.send(Command::Write(write), answer).await
-    }
 }
 
 fn shutting_down() -> StoreError {
@@ -158,12 +141,10 @@ impl Store for Embedded {
         Ok(range)
     }
 
-    async fn put(&self, key: &str, value: Bytes, expect: Expect) -> Result<Revision, StoreError> {
-        self.write(key, Some(value), expect).await
-    }
-
-    async fn delete(&self, key: &str, modified: Revision) -> Result<Revision, StoreError> {
-        self.write(key, None, Expect::Modified(modified)).await
+    async fn commit(&self, writes: Vec<Write>) -> Result<Revision, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let commit = Commit { writes, reply };
+        self.send(Command::Commit(commit), answer).await
     }
 
     async fn watch(

@@ -6,7 +6,6 @@ use std::error::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
 use etcd_client::{
     Certificate, Client, CompactionOptions, Compare, CompareOp, ConnectOptions, GetOptions,
     Identity, KeyValue, KvClient, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse,
@@ -14,7 +13,7 @@ use etcd_client::{
 };
 use futures::stream::BoxStream;
 
-use super::{Entry, Expect, Range, Revision, Store, StoreError, Watched};
+use super::{Entry, Expect, Range, Revision, Store, StoreError, Watched, Write};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -109,43 +108,6 @@ impl Etcd {
         })
     }
 
-    async fn write(
-        &self,
-        key: &str,
-        expect: Expect,
-        operation: TxnOp,
-    ) -> Result<Revision, StoreError> {
-        let compares = match expect {
-            Expect::Absent => vec![Compare::version(key, CompareOp::Equal, 0)],
-            // An absent key has the modification revision 0, which is nobody's expectation.
-            Expect::Modified(revision) => vec![
-                Compare::version(key, CompareOp::Greater, 0),
-                Compare::mod_revision(key, CompareOp::Equal, number(revision)),
-            ],
-        };
-        let transaction = Txn::new()
-            .when(compares)
-            .and_then([operation])
-            .or_else([TxnOp::get(key, None)]);
-        let answer = self
-            .kv
-            .clone()
-            .txn(transaction)
-            .await
-            .map_err(unavailable)?;
-        if answer.succeeded() {
-            return Ok(revision(answer.header()));
-        }
-        let current = match answer.op_responses().pop() {
-            Some(TxnOpResponse::Get(mut get)) => get.take_kvs().pop().map(entry).transpose()?,
-            _ => None,
-        };
-        Err(StoreError::Conflict {
-            key: key.to_owned(),
-            current,
-        })
-    }
-
     /// An error for a revision outside of the kept history. etcd's word is law, except that it has no revision 0.
     async fn check(&self, at: Revision) -> Result<(), StoreError> {
         if at == Revision(0) {
@@ -227,13 +189,38 @@ impl Store for Etcd {
         })
     }
 
-    async fn put(&self, key: &str, value: Bytes, expect: Expect) -> Result<Revision, StoreError> {
-        self.write(key, expect, TxnOp::put(key, value, None)).await
-    }
-
-    async fn delete(&self, key: &str, modified: Revision) -> Result<Revision, StoreError> {
-        self.write(key, Expect::Modified(modified), TxnOp::delete(key, None))
+    async fn commit(&self, writes: Vec<Write>) -> Result<Revision, StoreError> {
+        let operation = |write: &Write| match &write.value {
+            Some(value) => TxnOp::put(write.key.as_str(), value.clone(), None),
+            None => TxnOp::delete(write.key.as_str(), None),
+        };
+        let look = |write: &Write| TxnOp::get(write.key.as_str(), None);
+        let transaction = Txn::new()
+            .when(writes.iter().flat_map(compares).collect::<Vec<_>>())
+            .and_then(writes.iter().map(operation).collect::<Vec<_>>())
+            .or_else(writes.iter().map(look).collect::<Vec<_>>());
+        let answer = self
+            .kv
+            .clone()
+            .txn(transaction)
             .await
+            .map_err(unavailable)?;
+        if answer.succeeded() {
+            return Ok(revision(answer.header()));
+        }
+        for (write, found) in writes.into_iter().zip(answer.op_responses()) {
+            let current = match found {
+                TxnOpResponse::Get(mut get) => get.take_kvs().pop().map(entry).transpose()?,
+                _ => None,
+            };
+            if !write.expect.is_met_by(current.as_ref()) {
+                let key = write.key;
+                return Err(StoreError::Conflict { key, current });
+            }
+        }
+        Err(StoreError::Failed(
+            "etcd refused a write and what it found is as it was to be".to_owned(),
+        ))
     }
 
     async fn watch(
@@ -311,6 +298,18 @@ fn tls(config: &EtcdConfig) -> Result<Option<TlsOptions>, ConnectError> {
         tls = tls.identity(identity);
     }
     Ok(Some(tls))
+}
+
+fn compares(write: &Write) -> Vec<Compare> {
+    let key = write.key.as_str();
+    match write.expect {
+        Expect::Absent => vec![Compare::version(key, CompareOp::Equal, 0)],
+        // An absent key has the modification revision 0, which is nobody's expectation.
+        Expect::Modified(revision) => vec![
+            Compare::version(key, CompareOp::Greater, 0),
+            Compare::mod_revision(key, CompareOp::Equal, number(revision)),
+        ],
+    }
 }
 
 /// The first key after all that start with `prefix`. Prefixes are text, so their last byte can be raised.

@@ -3,7 +3,7 @@
 //!
 //! Keys are `/registry/<group>/<resource>/<namespace>/<name>` (no group segment for the core group, no namespace segment
 //! for cluster-scoped kinds). Values are the objects' JSON without `metadata.resourceVersion`: that is the revision of the
-//! last write, which the store knows.
+//! last write, which the store knows. What several API servers have to agree on and is no object is under `/registry/kernelet/`.
 
 pub mod cache;
 pub mod compaction;
@@ -35,6 +35,45 @@ pub struct Entry {
 pub enum Expect {
     Absent,
     Modified(Revision),
+}
+
+impl Expect {
+    /// Whether the key may be written whose entry is `current`.
+    fn is_met_by(self, current: Option<&Entry>) -> bool {
+        match self {
+            Expect::Absent => current.is_none(),
+            Expect::Modified(revision) => current.is_some_and(|entry| entry.modified == revision),
+        }
+    }
+}
+
+/// A change of one key, if that is as expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub key: String,
+    /// None deletes.
+    pub value: Option<Bytes>,
+    pub expect: Expect,
+}
+
+impl Write {
+    /// Writes `value` if the key is as expected.
+    pub fn put(key: impl Into<String>, value: impl Into<Bytes>, expect: Expect) -> Self {
+        Self {
+            key: key.into(),
+            value: Some(value.into()),
+            expect,
+        }
+    }
+
+    /// Deletes the key if it was last written at `modified`.
+    pub fn delete(key: impl Into<String>, modified: Revision) -> Self {
+        Self {
+            key: key.into(),
+            value: None,
+            expect: Expect::Modified(modified),
+        }
+    }
 }
 
 /// Part of the keyspace, in key order.
@@ -117,10 +156,17 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
         at: Option<Revision>,
     ) -> Result<Range, StoreError>;
-    /// Writes `value` if the key is as expected. Acknowledged means durable.
-    async fn put(&self, key: &str, value: Bytes, expect: Expect) -> Result<Revision, StoreError>;
+    /// Does all of the writes, of different keys, or none: the first whose key is not as expected is the conflict.
+    /// Acknowledged means durable. Gives the revision of the first write; those of the others are the same or the next ones.
+    async fn commit(&self, writes: Vec<Write>) -> Result<Revision, StoreError>;
+    /// Writes `value` if the key is as expected.
+    async fn put(&self, key: &str, value: Bytes, expect: Expect) -> Result<Revision, StoreError> {
+        self.commit(vec![Write::put(key, value, expect)]).await
+    }
     /// Deletes the key if it was last written at `modified`.
-    async fn delete(&self, key: &str, modified: Revision) -> Result<Revision, StoreError>;
+    async fn delete(&self, key: &str, modified: Revision) -> Result<Revision, StoreError> {
+        self.commit(vec![Write::delete(key, modified)]).await
+    }
     /// Every change under `prefix` later than `after`. Ends with an error when it cannot go on without a gap.
     async fn watch(
         &self,

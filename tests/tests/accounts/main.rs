@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use kernelet_tests::cluster::find_program;
+use kernelet_tests::cluster::{binaries, find_program};
+use kernelet_tests::command::output;
 use kernelet_tests::scenario::{Scenario, eventually};
 use kernelet_tests::{Spec, host};
 use serde_json::json;
@@ -17,6 +18,7 @@ fn a_pod_is_a_client_of_the_api_as_its_service_account() {
     let Some(scenario) = Scenario::begin(Spec::scenario("kas", 133, 1)) else {
         return;
     };
+    a_bootstrap_token_is_good_until_it_expires(&scenario);
     scenario.kubectl("create serviceaccount robot");
     scenario.kubectl("create role reader --verb=get,list --resource=configmaps");
     scenario.kubectl("create rolebinding robot --role=reader --serviceaccount=default:robot");
@@ -67,6 +69,51 @@ fn a_pod_is_a_client_of_the_api_as_its_service_account() {
             nobody if nobody.is_empty() => Ok(()),
             somebody => Err(somebody),
         }
+    });
+}
+
+/// A Secret with a token lets a machine join, and goes when the token has expired.
+fn a_bootstrap_token_is_good_until_it_expires(scenario: &Scenario) {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+        "metadata": {"name": "bootstrap-token-guests", "namespace": "kube-system"},
+        "stringData": {
+            "token-id": "guests", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+        },
+    });
+    let file = scenario.spec.directory.join("token.json");
+    host::write(&file, secret.to_string()).unwrap();
+    scenario.kubectl(&format!("apply -f {}", file.display()));
+
+    let node = scenario.workers().next().unwrap();
+    let root = scenario.spec.directory.join("guest");
+    let authority = scenario.nodes[0].directory.join("data/pki/ca.crt");
+    let mut join = node.command(binaries().join("kernelet"));
+    join.args(["join", &scenario.server(), "--node-name", "guest"])
+        .args(["--token", "guests.0123456789abcdef"])
+        .arg("--ca-file")
+        .arg(authority)
+        .arg("--root-dir")
+        .arg(&root);
+    output(&mut join).unwrap();
+    let kubeconfig = root.join("kubeconfig");
+    let whoami = scenario.kubectl(&format!(
+        "--kubeconfig {} auth whoami -o jsonpath={{.status.userInfo.username}}",
+        kubeconfig.display()
+    ));
+    assert_eq!(whoami, "system:node:guest");
+
+    let over = r#"{"stringData":{"expiration":"2020-01-01T00:00:00Z"}}"#;
+    let name = "-n kube-system secret bootstrap-token-guests";
+    scenario.kubectl_args(
+        &format!("patch {name} -p")
+            .split(' ')
+            .chain([over])
+            .collect::<Vec<_>>(),
+    );
+    eventually("the Secret has gone", PATIENCE, || {
+        let left = scenario.kubectl(&format!("get {name} --ignore-not-found"));
+        if left.is_empty() { Ok(()) } else { Err(left) }
     });
 }
 

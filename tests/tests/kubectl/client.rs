@@ -33,7 +33,7 @@ impl<'a> Client<'a> {
     }
 
     /// The administrator's, with the client's namespace.
-    fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         let directory = &self.scenario.spec.directory;
         directory.join(format!("{}.kubeconfig", self.namespace))
     }

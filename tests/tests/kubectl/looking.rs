@@ -110,6 +110,22 @@ pub fn at_events_and_schemas(client: &Client) {
     for part in ["GROUP:      apps", "spec", "status"] {
         assert!(kind.contains(part), "{part} in {kind}");
     }
+    for row in rows(&client.says("api-resources")) {
+        // Some have short names, all of them the last three columns.
+        let [plural, .., version, _, kind] = row[..] else {
+            panic!("{row:?}");
+        };
+        let explained = client.says(&format!(
+            "explain {plural} --api-version={version} --recursive"
+        ));
+        let head = format!("KIND:       {kind}\n");
+        let fields = explained.split_once("FIELDS:");
+        assert!(
+            explained.contains(&head)
+                && fields.is_some_and(|(_, fields)| fields.contains("apiVersion")),
+            "{explained}"
+        );
+    }
     client.begin();
     client.says(&format!("apply -f {}", client.example("backend.yaml")));
     client.says("rollout status deployment backend --timeout=60s");

@@ -4,7 +4,9 @@
 
 mod changing;
 mod client;
+mod declared;
 mod looking;
+mod python;
 mod running;
 mod streams;
 
@@ -31,11 +33,16 @@ fn every_command_does_what_its_user_expects_without_odd_words() {
         changing::labels_and_annotations_come_and_go(client);
         changing::scale_changes_the_number_of_pods(client);
         changing::rollouts_go_forth_and_back(client);
+        declared::diff_and_replace_compare_with_what_is_there(client);
+        declared::set_changes_one_thing(client);
         running::create_then_wait_then_logs(client);
         running::watch_shows_changes_as_they_happen(client);
         running::delete_waits_for_finalizers_and_takes_what_is_owned(client);
         client.end();
     }
+    stock.begin();
+    declared::apply_prunes_what_is_in_no_file_any_more(&stock);
+    stock.end();
     looking::at_events_and_schemas(&stock);
 }
 
@@ -60,6 +67,8 @@ fn streams_reach_into_pods() {
         if client.namespace == stock.namespace {
             // Debian's asks for an API that was only ever alpha.
             streams::debug_looks_at_another_container(client);
+            running::resize_changes_a_running_container(client);
+            python::lives_in_the_namespace_of(client);
         }
         client.end();
     }

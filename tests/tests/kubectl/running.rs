@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
 use kernelet_tests::scenario::eventually;
 use serde_json::{Value, json};
@@ -141,4 +142,81 @@ fn config_map(client: &Client, metadata: Value) {
     let manifest = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
     let said = client.fed("apply -f -", &manifest.to_string());
     assert!(said.ends_with("created\n"), "{said}");
+}
+
+const RESIZED: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: resized}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: backend:v0.0.1
+      resources:
+        requests: {cpu: 20m, memory: 16Mi}
+        limits: {memory: 64Mi}
+"#;
+
+pub fn resize_changes_a_running_container(client: &Client) {
+    client.fed("create -f -", RESIZED);
+    client.says("wait --for=condition=Ready pod/resized --timeout=60s");
+    let patch = |resources: &str| {
+        let patch = format!(
+            r#"{{"spec": {{"containers": [{{"name": "main", "resources": {resources}}}]}}}}"#
+        );
+        let said = client.says_all(&[
+            "patch",
+            "pod",
+            "resized",
+            "--subresource=resize",
+            "-p",
+            &patch,
+        ]);
+        assert_eq!(said, "pod/resized patched\n");
+    };
+    let until = |what: &str, wanted: &dyn Fn(&Value) -> bool| {
+        eventually(what, Duration::from_secs(60), || {
+            let status = client.get("pod resized")["status"].clone();
+            wanted(&status)
+                .then(|| status.clone())
+                .ok_or(status.to_string())
+        })
+    };
+    patch(r#"{"requests": {"cpu": "30m"}, "limits": {"memory": "80Mi"}}"#);
+    let status = until("it has more", &|status| {
+        let resources = &status["containerStatuses"][0]["resources"];
+        resources["requests"]["cpu"] == "30m" && resources["limits"]["memory"] == "80Mi"
+    });
+    assert_eq!(status["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(
+        status["containerStatuses"][0]["allocatedResources"]["memory"],
+        "16Mi"
+    );
+
+    patch(r#"{"requests": {"cpu": "1000"}}"#);
+    let pending = |status: &Value| {
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        let mut pending = conditions.into_iter();
+        pending.find(|condition| condition["type"] == "PodResizePending")
+    };
+    let status = until("it is told that there is never so much", &|it| {
+        pending(it).is_some()
+    });
+    assert_eq!(pending(&status).unwrap()["reason"], "Infeasible");
+    assert_eq!(
+        status["containerStatuses"][0]["allocatedResources"]["cpu"],
+        "30m"
+    );
+    patch(r#"{"requests": {"cpu": "30m"}}"#);
+    until("it has what it asks for", &|status| {
+        pending(status).is_none()
+    });
+
+    let refused = client.refuses(r#"patch pod resized -p {"spec":{"containers":[{"name":"main","resources":{"requests":{"cpu":"40m"}}}]}}"#);
+    assert!(
+        refused.contains("pod updates may not change fields other than"),
+        "{refused}"
+    );
+    client.says("delete pod resized");
 }

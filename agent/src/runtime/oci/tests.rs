@@ -30,7 +30,7 @@ fn config() -> ContainerConfig {
         attempt: 0,
         streak: 0,
         spec_hash: String::new(),
-        image: "i".into(),
+        image: Some("i".into()),
         command: Vec::new(),
         args: Vec::new(),
         env: Vec::new(),
@@ -46,6 +46,7 @@ fn config() -> ContainerConfig {
             cpu_quota_us: Some(50_000),
             memory_limit: Some(1 << 20),
         },
+        given: String::new(),
         oom_score_adj: 1000,
         security: Security {
             allow_privilege_escalation: true,

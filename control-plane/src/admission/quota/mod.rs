@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::lookup::{Lookup, kind};
 use super::{Operation, Review};
 use crate::api::error::ApiError;
+use crate::api::registry::RESIZE;
 use crate::api::{meta, stored};
 use crate::resources::Kind;
 use crate::resources::quantity;
@@ -68,8 +69,10 @@ pub(super) async fn admit(
     turns: &Turns,
 ) -> Result<Charges, ApiError> {
     let is_new = review.operation == Operation::Create;
-    let changed = review.operation == Operation::Update && usage::may_change(review.kind);
-    let limited = usage::is_limited(review.kind) && review.subresource.is_empty();
+    let is_resize = review.is("", "pods") && review.subresource == RESIZE;
+    let may_change = is_resize || usage::may_change(review.kind);
+    let changed = review.operation == Operation::Update && may_change;
+    let limited = usage::is_limited(review.kind) && (is_resize || review.subresource.is_empty());
     if !limited || !(is_new || changed) {
         return Ok(Charges::default());
     }

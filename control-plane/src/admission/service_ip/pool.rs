@@ -58,9 +58,9 @@ impl<T: Copy + Eq + Hash> Pool<T> {
 
 /// Addresses and ports that one Service has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Holding {
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) ports: Vec<(u16, &'static str)>,
+pub(in crate::admission) struct Holding {
+    pub(in crate::admission) addresses: Vec<IpAddr>,
+    pub(in crate::admission) ports: Vec<(u16, &'static str)>,
 }
 
 #[derive(Debug)]

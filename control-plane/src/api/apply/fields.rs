@@ -150,11 +150,17 @@ impl Fields {
         }
     }
 
-    /// The set without all but what is at or below these fields.
-    pub fn keep(&mut self, names: &[&str]) {
-        let kept: Vec<Step> = names.iter().map(|name| Step::field(name)).collect();
-        self.below.retain(|step, _| kept.contains(step));
+    /// The set without all but what is at or below a path of fields.
+    pub fn keep(&mut self, path: &[&str]) {
+        let Some((name, rest)) = path.split_first() else {
+            return;
+        };
+        let name = Step::field(name);
         self.here = false;
+        self.below.retain(|step, fields| {
+            fields.keep(rest);
+            *step == name && !fields.is_empty()
+        });
     }
 
     /// Its members' paths as people write them.

@@ -13,7 +13,7 @@ mod fields;
 mod managers;
 mod typed;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use fields::Fields;
 pub use managers::{Manager, Operation, Owner, Owners};
@@ -109,7 +109,8 @@ pub enum Part {
     Whole,
     /// The object without its status, which is changed in another way.
     WithoutStatus,
-    Status,
+    /// What is at or below a path of fields.
+    Below(&'static [&'static str]),
 }
 
 impl Part {
@@ -122,7 +123,7 @@ impl Part {
         match self {
             Self::Whole => {}
             Self::WithoutStatus => fields.forget(&["status"]),
-            Self::Status => fields.keep(&["status"]),
+            Self::Below(path) => fields.keep(path),
         }
     }
 }
@@ -186,10 +187,20 @@ fn only(config: &Value, part: Part) -> Value {
         match part {
             Part::Whole => {}
             Part::WithoutStatus => drop(fields.shift_remove("status")),
-            Part::Status => fields.retain(|name, _| name == "status"),
+            Part::Below(path) => keep(fields, path),
         }
     }
     config
+}
+
+/// Leaves of an object what is at or below a path.
+fn keep(fields: &mut Map<String, Value>, path: &[&str]) {
+    if let Some((first, rest)) = path.split_first() {
+        fields.retain(|name, _| name == first);
+        for below in fields.values_mut().filter_map(Value::as_object_mut) {
+            keep(below, rest);
+        }
+    }
 }
 
 fn conflicts(owners: &Owners, manager: &Manager, changed: &Fields) -> Vec<Conflict> {

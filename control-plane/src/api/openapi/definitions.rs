@@ -1,12 +1,12 @@
 //! The schemas of a document: those of k8s-openapi, with what clients need to know beyond JSON Schema.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
-use schemars::{SchemaGenerator, generate::SchemaSettings};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ListMeta, Status};
+use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::{
     api::patch::schema::{self, Topology},
-    resources::Kind,
+    resources::{Kind, form::Form},
 };
 
 /// Version 2 and version 3 of OpenAPI differ in small ways.
@@ -31,8 +31,18 @@ impl Dialect {
     }
 }
 
-/// The definitions of `kinds`, of their lists, and of all that these refer to, by name.
-pub(super) fn of(kinds: &[&Kind], dialect: Dialect) -> Map<String, Value> {
+/// The definition of what a delete takes.
+pub(super) fn delete_options() -> String {
+    DeleteOptions::schema_name().into_owned()
+}
+
+/// The definition of what is answered when there is no object to show.
+pub(super) fn status() -> String {
+    Status::schema_name().into_owned()
+}
+
+/// The definitions of `kinds`, of their lists, of `forms`, and of all that these refer to, by name.
+pub(super) fn of(kinds: &[&Kind], forms: &[Form], dialect: Dialect) -> Map<String, Value> {
     let mut generator = SchemaSettings::draft07()
         .with(|settings| {
             settings.definitions_path = dialect.root().into();
@@ -42,6 +52,11 @@ pub(super) fn of(kinds: &[&Kind], dialect: Dialect) -> Map<String, Value> {
     for kind in kinds {
         (kind.schema)(&mut generator);
     }
+    for form in forms {
+        (form.schema)(&mut generator);
+    }
+    generator.subschema_for::<DeleteOptions>();
+    generator.subschema_for::<Status>();
     let list_metadata = list_metadata(&mut generator, dialect);
     let mut definitions = generator.take_definitions(false);
     definitions
@@ -54,13 +69,28 @@ pub(super) fn of(kinds: &[&Kind], dialect: Dialect) -> Map<String, Value> {
         }
         definitions.insert(list_name(kind), list(kind, &list_metadata, dialect));
     }
+    for form in forms {
+        if let Some(schema) = definitions.get_mut((form.definition)().as_ref()) {
+            schema["x-kubernetes-group-version-kind"] =
+                json!([extension(form.group, form.version, form.kind)]);
+        }
+    }
+    for (name, kind) in [(delete_options(), "DeleteOptions"), (status(), "Status")] {
+        if let Some(schema) = definitions.get_mut(&name) {
+            schema["x-kubernetes-group-version-kind"] = json!([extension("", "v1", kind)]);
+        }
+    }
     definitions.sort_keys();
     definitions
 }
 
 /// How a schema or an operation says which kind it is about.
-pub(super) fn kind_extension(kind: &Kind, suffix: &str) -> Value {
-    json!({ "group": kind.group, "kind": format!("{}{suffix}", kind.kind), "version": kind.version })
+pub(super) fn extension(group: &str, version: &str, kind: &str) -> Value {
+    json!({ "group": group, "kind": kind, "version": version })
+}
+
+fn kind_extension(kind: &Kind, suffix: &str) -> Value {
+    extension(kind.group, kind.version, &format!("{}{suffix}", kind.kind))
 }
 
 pub(super) fn list_name(kind: &Kind) -> String {

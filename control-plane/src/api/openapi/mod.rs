@@ -8,14 +8,19 @@ mod documents;
 mod paths;
 mod protobuf;
 
-use std::{collections::BTreeMap, fmt::Write, sync::OnceLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    sync::OnceLock,
+};
 
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::resources::{Kind, kinds};
+use crate::api::reviews::{self, Review};
+use crate::resources::{Kind, form::Form, kinds};
 use definitions::Dialect;
 pub use documents::Documents;
 
@@ -53,11 +58,47 @@ fn hash(body: &[u8]) -> String {
         })
 }
 
-/// The path below `/openapi/v3` of the document that describes a kind: `api/v1`, `apis/apps/v1`.
-fn place(kind: &Kind) -> String {
-    match kind.group {
-        "" => format!("api/{}", kind.version),
-        group => format!("apis/{group}/{}", kind.version),
+/// What a document describes.
+struct Served {
+    kinds: Vec<&'static Kind>,
+    reviews: Vec<&'static Review>,
+}
+
+impl Served {
+    fn all() -> Self {
+        Self {
+            kinds: kinds().iter().collect(),
+            reviews: reviews::all().iter().collect(),
+        }
+    }
+
+    fn at(place_wanted: &str) -> Self {
+        let mut served = Self::all();
+        served
+            .kinds
+            .retain(|kind| place(kind.group, kind.version) == place_wanted);
+        served
+            .reviews
+            .retain(|review| place(review.form.group, review.form.version) == place_wanted);
+        served
+    }
+
+    /// What nobody stores and is sent or answered at the paths of these.
+    fn forms(&self) -> Vec<Form> {
+        let mut forms: Vec<Form> = self.reviews.iter().map(|review| review.form).collect();
+        for kind in &self.kinds {
+            let used = kind.subresources.iter().filter_map(|one| paths::form(*one));
+            forms.extend(used);
+        }
+        forms
+    }
+}
+
+/// The path below `/openapi/v3` of the document that describes a group's version: `api/v1`, `apis/apps/v1`.
+fn place(group: &str, version: &str) -> String {
+    match group {
+        "" => format!("api/{version}"),
+        group => format!("apis/{group}/{version}"),
     }
 }
 
@@ -82,8 +123,14 @@ fn wants_protobuf(accept: &str) -> bool {
 pub fn v3_index() -> Document {
     static HASHES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
     let hashes = HASHES.get_or_init(|| {
-        let places = kinds().iter().map(place);
+        let Served { kinds, reviews } = Served::all();
+        let kinds = kinds.iter().map(|kind| place(kind.group, kind.version));
+        let reviews = reviews
+            .iter()
+            .map(|review| place(review.form.group, review.form.version));
+        let places: BTreeSet<String> = kinds.chain(reviews).collect();
         places
+            .into_iter()
             .filter_map(|place| v3_document(&place).map(|document| (place, document.etag)))
             .collect()
     });
@@ -102,18 +149,15 @@ pub fn v3_index() -> Document {
 
 /// What `/openapi/v3/<place>` answers, `place` being `api/v1` or `apis/<group>/<version>`.
 pub fn v3_document(place_wanted: &str) -> Option<Document> {
-    let served: Vec<&Kind> = kinds()
-        .iter()
-        .filter(|kind| place(kind) == place_wanted)
-        .collect();
-    if served.is_empty() {
+    let served = Served::at(place_wanted);
+    if served.kinds.is_empty() && served.reviews.is_empty() {
         return None;
     }
     let document = json!({
         "openapi": "3.0.0",
         "info": info(),
         "paths": paths::of(&served, Dialect::V3),
-        "components": { "schemas": definitions::of(&served, Dialect::V3) },
+        "components": { "schemas": definitions::of(&served.kinds, &served.forms(), Dialect::V3) },
     });
     Some(Document::new(
         document.to_string().into_bytes(),
@@ -132,12 +176,12 @@ pub fn v2_protobuf() -> Document {
 }
 
 fn v2() -> Value {
-    let served: Vec<&Kind> = kinds().iter().collect();
+    let served = Served::all();
     json!({
         "swagger": "2.0",
         "info": info(),
         "paths": paths::of(&served, Dialect::V2),
-        "definitions": definitions::of(&served, Dialect::V2),
+        "definitions": definitions::of(&served.kinds, &served.forms(), Dialect::V2),
     })
 }
 

@@ -6,6 +6,14 @@ fn core() -> Value {
     serde_json::from_slice(&v3_document("api/v1").unwrap().body).unwrap()
 }
 
+fn places() -> BTreeSet<String> {
+    let Served { kinds, reviews } = Served::all();
+    let forms = reviews.iter().map(|review| &review.form);
+    let forms = forms.map(|form| place(form.group, form.version));
+    let kinds = kinds.iter().map(|kind| place(kind.group, kind.version));
+    kinds.chain(forms).collect()
+}
+
 /// Every `$ref` below a value.
 fn references(value: &Value, found: &mut Vec<String>) {
     match value {
@@ -27,20 +35,17 @@ fn references(value: &Value, found: &mut Vec<String>) {
 fn the_index_names_every_group_with_its_hash() {
     let index: Value = serde_json::from_slice(&v3_index().body).unwrap();
     let paths = index["paths"].as_object().unwrap();
-    for kind in kinds() {
-        let url = paths[&place(kind)]["serverRelativeURL"].as_str().unwrap();
-        let document = v3_document(&place(kind)).unwrap();
-        assert_eq!(
-            url,
-            format!("/openapi/v3/{}?hash={}", place(kind), document.etag)
-        );
+    for place in places() {
+        let url = paths[&place]["serverRelativeURL"].as_str().unwrap();
+        let document = v3_document(&place).unwrap();
+        assert_eq!(url, format!("/openapi/v3/{place}?hash={}", document.etag));
     }
     assert!(v3_document("apis/example.com/v1").is_none());
 }
 
 #[test]
 fn every_reference_leads_somewhere() {
-    for place in kinds().iter().map(place) {
+    for place in places() {
         let document: Value = serde_json::from_slice(&v3_document(&place).unwrap().body).unwrap();
         let mut found = Vec::new();
         references(&document, &mut found);
@@ -179,4 +184,65 @@ fn protobuf_and_json_say_the_same() {
         .find(|one| one.name == "x-kubernetes-patch-merge-key")
         .unwrap();
     assert_eq!(key.value.as_ref().unwrap().yaml, "\"name\"");
+}
+
+/// What discovery lists has a path with an operation about its kind, whose definition is there and says its kind: that is how
+/// `kubectl explain` finds it. The same holds for subresources, each verb included.
+#[test]
+fn everything_that_discovery_lists_is_described() {
+    let http = |verb: &str| match verb {
+        "create" => "post",
+        "update" => "put",
+        "patch" => "patch",
+        "delete" => "delete",
+        _ => "get",
+    };
+    for place in places() {
+        let document: Value = serde_json::from_slice(&v3_document(&place).unwrap().body).unwrap();
+        let (group, version) = place.rsplit_once('/').unwrap();
+        let group = group.strip_prefix("apis/").unwrap_or_default();
+        let list = crate::api::discovery::resource_list(group, version).unwrap();
+        for resource in list["resources"].as_array().unwrap() {
+            let name = resource["name"].as_str().unwrap();
+            let (plural, sub) = name.split_once('/').unwrap_or((name, ""));
+            let namespaced = resource["namespaced"] == true;
+            let middle = if namespaced {
+                "/namespaces/{namespace}"
+            } else {
+                ""
+            };
+            let mut path = format!("/{place}{middle}/{plural}");
+            if !sub.is_empty() {
+                path = format!("{path}/{{name}}/{sub}");
+            }
+            let item = &document["paths"][&path];
+            for verb in resource["verbs"].as_array().unwrap() {
+                let verb = verb.as_str().unwrap();
+                let on_object = sub.is_empty() && matches!(verb, "get" | "update" | "patch");
+                let item = if on_object {
+                    &document["paths"][format!("{path}/{{name}}")]
+                } else {
+                    item
+                };
+                let operation = &item[http(verb)];
+                let about = &operation["x-kubernetes-group-version-kind"];
+                assert_eq!(about["kind"], resource["kind"], "{verb} {path}");
+            }
+            let kind = json!({
+                "group": resource.get("group").cloned().unwrap_or_else(|| json!(group)),
+                "kind": resource["kind"],
+                "version": resource.get("version").cloned().unwrap_or_else(|| json!(version)),
+            });
+            if resource["kind"].as_str().unwrap().ends_with("Options") {
+                continue;
+            }
+            let schemas = document["components"]["schemas"].as_object().unwrap();
+            let described =
+                |schema: &&Value| schema["x-kubernetes-group-version-kind"] == json!([kind]);
+            assert!(
+                schemas.values().any(|schema| described(&schema)),
+                "{name} of {place}"
+            );
+        }
+    }
 }

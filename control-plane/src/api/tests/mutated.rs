@@ -21,12 +21,12 @@ use super::*;
 const HANGS: Duration = Duration::from_secs(60);
 
 const JSON: &str = "application/json";
-const MERGE: &str = "application/merge-patch+json";
-const STRATEGIC: &str = "application/strategic-merge-patch+json";
-const APPLY: &str = "application/apply-patch+yaml";
+pub(super) const MERGE: &str = "application/merge-patch+json";
+pub(super) const STRATEGIC: &str = "application/strategic-merge-patch+json";
+pub(super) const APPLY: &str = "application/apply-patch+yaml";
 
 /// What `kubectl create configmap conf --from-literal=k=v` sends as protobuf.
-const PROTOBUF: &[u8] = b"k8s\0\n\x0f\n\x02v1\x12\x09ConfigMap\x12*\n\x14\n\x04conf\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\n\n\x03bin\x12\x03a\0b\x12\x06\n\x01k\x12\x01v\x1a\0\"\0";
+pub(super) const PROTOBUF: &[u8] = b"k8s\0\n\x0f\n\x02v1\x12\x09ConfigMap\x12*\n\x14\n\x04conf\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\n\n\x03bin\x12\x03a\0b\x12\x06\n\x01k\x12\x01v\x1a\0\"\0";
 
 /// What readers of text stumble over.
 const PIECES: &[&str] = &[
@@ -404,6 +404,11 @@ fn edited(mut text: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
         }
     }
     text
+}
+
+/// A text with some changes.
+pub(super) fn changed(text: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    vec(edit(), 0..5).prop_map(move |edits| edited(text.clone(), &edits))
 }
 
 /// A request, and where it is changed. One place at a time is likeliest to come far.

@@ -81,7 +81,7 @@ async fn a_second_start_finds_what_the_first_one_made() {
     assert_eq!(before["spec"]["clusterIP"], "10.96.0.1");
     let ranges = testing::SERVICES.parse().expect("a range");
     let moved = "192.0.2.2:7443".parse().expect("an address");
-    bootstrap::ensure(&f.api.registry, &ranges, moved)
+    bootstrap::ensure(&f.api.registry, &ranges, &[moved].into())
         .await
         .expect("the system's objects");
     let after = f.get(uri).await.body;
@@ -92,7 +92,7 @@ async fn a_second_start_finds_what_the_first_one_made() {
     assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.2"]));
 
     let six = "[2001:db8::2]:6443".parse().expect("an address");
-    bootstrap::ensure(&f.api.registry, &ranges, six)
+    bootstrap::ensure(&f.api.registry, &ranges, &[six].into())
         .await
         .expect("the system's objects");
     let slice = f.get(slices).await.body;
@@ -101,7 +101,7 @@ async fn a_second_start_finds_what_the_first_one_made() {
 
     // Nobody else reaches a loopback address: it is no endpoint, and the server runs all the same.
     let alone = "127.0.0.1:6443".parse().expect("an address");
-    bootstrap::ensure(&f.api.registry, &ranges, alone)
+    bootstrap::ensure(&f.api.registry, &ranges, &[alone].into())
         .await
         .expect("the system's objects");
     assert_eq!(f.get(slices).await.body["endpoints"], json!([]));
@@ -121,7 +121,7 @@ async fn what_somebody_deletes_of_the_systems_is_made_again_and_the_rest_is_not_
     let before = f.get(namespaces).await.body;
     f.call("DELETE", service, Value::Null).await;
     assert_eq!(f.get(service).await.code, 404);
-    bootstrap::ensure(&f.api.registry, &ranges, address)
+    bootstrap::ensure(&f.api.registry, &ranges, &[address].into())
         .await
         .expect("the system's objects");
     assert_eq!(f.get(service).await.body["spec"]["clusterIP"], "10.96.0.1");
@@ -143,7 +143,7 @@ async fn a_start_with_other_ranges_keeps_the_service_and_moves_its_endpoint() {
         let f = Fixture::start_with(left_by(&first), ranges).await;
         let ranges: Ranges = ranges.parse().expect("ranges");
         let advertised: std::net::SocketAddr = advertised.parse().expect("an address");
-        bootstrap::ensure(&f.api.registry, &ranges, advertised)
+        bootstrap::ensure(&f.api.registry, &ranges, &[advertised].into())
             .await
             .unwrap_or_else(|error| panic!("{ranges:?}: {}", error.message));
         let after = f.get(uri).await.body;

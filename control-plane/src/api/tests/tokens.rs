@@ -277,3 +277,34 @@ async fn relying_parties_find_the_keys() {
     let header: Value = serde_json::from_slice(&header).expect("JSON");
     assert_eq!(header["kid"], keys["keys"][0]["kid"]);
 }
+
+#[tokio::test]
+async fn bootstrap_tokens_are_those_of_secrets() {
+    let f = Fixture::new().await;
+    let secrets = "/api/v1/namespaces/kube-system/secrets";
+    let token = "abcdef.0123456789abcdef";
+    assert_eq!(f.bearer(token).await, Err(401));
+    let secret = json!({
+        "metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": "system:bootstrappers:workers",
+        },
+    });
+    let made = f.call("POST", secrets, secret).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    let user = f.bearer(token).await.expect("a bearer");
+    assert_eq!(user["username"], "system:bootstrap:abcdef");
+    let groups = user["groups"].as_array().expect("groups");
+    assert!(groups.contains(&json!("system:bootstrappers:workers")));
+    assert_eq!(f.bearer("abcdef.0123456789abcdeg").await, Err(401));
+
+    let over = json!({"stringData": {"expiration": "2020-01-01T00:00:00Z"}});
+    let url = format!("{secrets}/bootstrap-token-abcdef");
+    let merge = "application/merge-patch+json";
+    let patched = f
+        .call_as(admin(), "PATCH", &url, merge, &over.to_string())
+        .await;
+    assert_eq!(patched.code, 200, "{}", patched.message());
+    assert_eq!(f.bearer(token).await, Err(401));
+}

@@ -118,8 +118,14 @@ impl Keys {
         })
     }
 
-    pub(super) fn id(&self) -> &str {
+    /// Of the key that signs.
+    pub fn id(&self) -> &str {
         &self.verifiers[0].id
+    }
+
+    /// Whether the key of this id is among those that verify.
+    pub fn verifies(&self, id: &str) -> bool {
+        self.verifiers.iter().any(|key| key.id == id)
     }
 
     pub(super) fn algorithm(&self) -> &'static str {

@@ -1,25 +1,26 @@
 //! DaemonSet: one pod on each node that suits it.
 
-mod history;
 mod nodes;
 mod plan;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use serde_json::json;
+use kube::api::{Api, PostParams};
 
-use self::history::{Newest, newest, outdated};
+use self::nodes::REVISION;
 use self::plan::plan;
 use super::cache::Key;
 use super::driver::{Queue, Result, drive, queue};
 use super::events::reference;
 use super::pod_control::PodControl;
 use super::pods::{controller_of, orphans_in, owned_by, selects, uid};
+use super::revisions::{Kept, keep, newest, outdated, remove};
 use super::{Caches, Context};
 
 const WORKERS: usize = 4;
@@ -96,6 +97,15 @@ fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {
     });
 }
 
+/// Which template something is of, by its label.
+fn of(meta: &ObjectMeta) -> Option<&str> {
+    meta.labels.as_ref()?.get(REVISION).map(String::as_str)
+}
+
+fn hash_of(revision: &ControllerRevision) -> &str {
+    of(&revision.metadata).unwrap_or_default()
+}
+
 /// All of a node that says whether a pod may be there.
 fn place_of(node: &Node) -> impl PartialEq + use<> {
     let spec = node.spec.as_ref();
@@ -116,16 +126,22 @@ impl Controller {
         };
         let owner = uid(&set.metadata);
         let revisions = caches.controller_revisions.by_index(&owned_by(owner));
-        let newest = newest(&set, spec, &revisions);
-        let revision = newest.hash();
-        if set.metadata.deletion_timestamp.is_none() && !self.keep(&set, newest).await? {
+        let collisions = set.status.as_ref().and_then(|it| it.collision_count);
+        let newest = newest(&*set, &spec.template, collisions, REVISION, &revisions);
+        let revision = hash_of(newest.revision());
+        if set.metadata.deletion_timestamp.is_none()
+            && keep(&self.context, &key.namespace, &newest).await? == Kept::NameTaken
+        {
+            let mut status = set.status.clone().unwrap_or_default();
+            *status.collision_count.get_or_insert(0) += 1;
+            self.write_status(&set, status).await?;
             return Ok(None);
         }
         let wait = self.pods.wait(owner);
         let mut pods = caches.pods.by_index(&owned_by(owner));
         pods.extend(caches.pods.by_index(&orphans_in(&key.namespace)));
         let (nodes, now) = (caches.nodes.list(), Timestamp::now());
-        let plan = plan(&set, &revision, &pods, &nodes, wait.is_none(), now);
+        let plan = plan(&set, revision, &pods, &nodes, wait.is_none(), now);
         if wait.is_none() {
             self.pods.claim(&*set, &plan.claims, None).await?;
             for (severity, reason, message) in plan.events {
@@ -136,55 +152,21 @@ impl Controller {
             let deleted = self.pods.delete(&*set, &plan.delete).await;
             let created = self.pods.create(&*set, &plan.create).await;
             deleted.and(created)?;
-            for old in outdated(spec, &revisions, &revision, &plan.claims.own) {
-                let name = old.metadata.name.as_deref().unwrap_or_default();
-                let api = self.revisions(&key.namespace);
-                api.delete(name, &DeleteParams::default()).await?;
-            }
+            let live: BTreeSet<&str> = plan
+                .claims
+                .own
+                .iter()
+                .filter_map(|pod| of(&pod.metadata))
+                .collect();
+            let is_live = |one: &ControllerRevision| {
+                let hash = hash_of(one);
+                hash == revision || live.contains(hash)
+            };
+            let old = outdated(spec.revision_history_limit, &revisions, is_live);
+            remove(&self.context, &key.namespace, &old).await?;
         }
         self.write_status(&set, plan.status).await?;
         Ok([wait, plan.look_again].into_iter().flatten().min())
-    }
-
-    fn revisions(&self, namespace: &str) -> Api<ControllerRevision> {
-        Api::namespaced(self.context.client.clone(), namespace)
-    }
-
-    /// Keeps the present template as the newest revision. False: its name is taken, and another one is tried next.
-    async fn keep(&self, set: &DaemonSet, newest: Newest) -> Result<bool> {
-        let Key { namespace, .. } = Key::of(set);
-        let api = self.revisions(&namespace);
-        let written = match newest {
-            Newest::Is(_) => return Ok(true),
-            Newest::Renumber(revision, number) => {
-                let name = revision.metadata.name.as_deref().unwrap_or_default();
-                let patch = json!({"revision": number});
-                api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
-                    .await?
-            }
-            Newest::Make(revision) => {
-                match api.create(&PostParams::default(), &revision).await {
-                    Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                        let name = revision.metadata.name.as_deref().unwrap_or_default();
-                        let there = api.get(name).await?;
-                        // Ours, which the cache does not show yet.
-                        if there.data == revision.data
-                            && there.metadata.owner_references == revision.metadata.owner_references
-                        {
-                            return Ok(true);
-                        }
-                        let mut status = set.status.clone().unwrap_or_default();
-                        *status.collision_count.get_or_insert(0) += 1;
-                        self.write_status(set, status).await?;
-                        return Ok(false);
-                    }
-                    outcome => outcome?,
-                }
-            }
-        };
-        let caches = &self.context.caches;
-        caches.controller_revisions.wait_for(&written).await;
-        Ok(true)
     }
 
     async fn write_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<()> {

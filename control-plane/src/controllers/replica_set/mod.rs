@@ -1,20 +1,22 @@
-//! ReplicaSet: as many pods as asked for, no more and no fewer.
+//! ReplicaSet and ReplicationController: as many pods as asked for, no more and no fewer.
 
+mod kind;
 mod plan;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, PostParams};
 
+use self::kind::Replicated;
 use self::plan::{Plan, plan, pod_of, with_failure};
 use super::cache::Key;
 use super::driver::{Queue, Result, drive, queue};
 use super::pod_control::{PodControl, said};
-use super::pods::{controller_of, orphans_in, owned_by, selects, uid};
+use super::pods::{controlled_by, controller_of, orphans_in, owned_by, selects, uid};
 use super::{Caches, Context};
 
 const WORKERS: usize = 16;
@@ -27,11 +29,19 @@ struct Controller {
     pods: PodControl,
 }
 
-/// Registers with the caches; the returned future works until shutdown.
+/// Registers with the caches for both kinds; the returned future works until shutdown.
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
+    let sets = start_of::<ReplicaSet>(context);
+    let controllers = start_of::<ReplicationController>(context);
+    async move {
+        tokio::join!(sets, controllers);
+    }
+}
+
+fn start_of<K: Replicated>(context: &Context) -> impl Future<Output = ()> + use<K> {
     let (keys, wakeups) = queue();
-    let pods = PodControl::start(context, "ReplicaSet", "replicaset-controller");
-    subscribe(&context.caches, &keys, &pods);
+    let pods = PodControl::start(context, K::KIND, K::CONTROLLER);
+    subscribe::<K>(&context.caches, &keys, &pods);
     let shutdown = context.shutdown.clone();
     let controller = Arc::new(Controller {
         context: context.clone(),
@@ -39,19 +49,19 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     });
     async move {
         controller.context.caches.wait_synced().await;
-        drive("replicaset", wakeups, WORKERS, shutdown, move |key| {
+        drive(K::CONTROLLER, wakeups, WORKERS, shutdown, move |key| {
             let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
+            async move { controller.reconcile::<K>(&key).await }
         })
         .await;
     }
 }
 
-fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {
+fn subscribe<K: Replicated>(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {
     let (queue, control) = (keys.clone(), pods.clone());
-    caches.replica_sets.on_change(move |old, new| {
+    K::cache(caches).on_change(move |old, new| {
         if let (Some(old), None) = (old, new) {
-            control.forget(uid(&old.metadata));
+            control.forget(uid(old.meta()));
         }
         queue.add(Key::of(
             &**new.or(old).expect("a change is about something"),
@@ -65,13 +75,10 @@ fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {
                 Some((key, _)) => queue.add(key),
                 None if controller_of(&pod.metadata).is_none() => {
                     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                    for set in all.replica_sets.list_in(namespace) {
-                        if set
-                            .spec
-                            .as_ref()
-                            .is_some_and(|spec| selects(&spec.selector, &pod.metadata))
-                        {
-                            queue.add(Key::of(&*set));
+                    for owner in K::cache(&all).list_in(namespace) {
+                        let spec = owner.as_set().spec;
+                        if spec.is_some_and(|spec| selects(&spec.selector, &pod.metadata)) {
+                            queue.add(Key::of(&*owner));
                         }
                     }
                 }
@@ -82,23 +89,23 @@ fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {
 }
 
 impl Controller {
-    async fn reconcile(&self, key: &Key) -> Result<Option<Duration>> {
-        let Some(set) = self.context.caches.replica_sets.get(key) else {
+    async fn reconcile<K: Replicated>(&self, key: &Key) -> Result<Option<Duration>> {
+        let caches = &self.context.caches;
+        let Some(owner) = K::cache(caches).get(key) else {
             return Ok(None);
         };
-        let owner = uid(&set.metadata);
-        let wait = self.pods.wait(owner);
-        let caches = &self.context.caches;
-        let mut pods = caches.pods.by_index(&owned_by(owner));
+        let set = owner.as_set();
+        let wait = self.pods.wait(uid(&set.metadata));
+        let mut pods = caches.pods.by_index(&owned_by(uid(&set.metadata)));
         pods.extend(caches.pods.by_index(&orphans_in(&key.namespace)));
         let now = Timestamp::now();
         let mut plan = plan(&set, &pods, &self.related(&set, &pods), now);
         let mut outcome = Ok(());
         if wait.is_none() {
-            outcome = self.pods.claim(&*set, &plan.claims, None).await;
+            outcome = self.pods.claim(&*owner, &plan.claims, None).await;
         }
         if wait.is_none() && outcome.is_ok() {
-            let scaled = self.scale(&set, &plan).await;
+            let scaled = self.scale(&*owner, &set, &plan).await;
             // A conflict says only that our copy was old.
             if !matches!(&scaled, Err((_, kube::Error::Api(status))) if status.is_conflict()) {
                 let failure = scaled.as_ref().err();
@@ -107,7 +114,9 @@ impl Controller {
             }
             outcome = scaled.map_err(|(_, error)| error.into());
         }
-        self.write_status(&set, plan.status).await?;
+        if set.status.as_ref() != Some(&plan.status) {
+            self.write_status(&*owner, plan.status).await?;
+        }
         outcome?;
         Ok([wait, plan.look_again].into_iter().flatten().min())
     }
@@ -133,28 +142,23 @@ impl Controller {
     }
 
     /// Creates and deletes. The error comes with the reason that people read.
-    async fn scale(&self, set: &ReplicaSet, plan: &Plan) -> Scaled {
-        let owner = uid(&set.metadata);
-        self.pods.expect(owner, plan.create, &plan.delete);
-        let created = self.pods.create(set, &vec![pod_of(set); plan.create]).await;
+    async fn scale<K: Replicated>(&self, owner: &K, set: &ReplicaSet, plan: &Plan) -> Scaled {
+        self.pods
+            .expect(uid(&set.metadata), plan.create, &plan.delete);
+        let pod = pod_of(set, controlled_by(owner));
+        let created = self.pods.create(owner, &vec![pod; plan.create]).await;
         created.map_err(|error| ("FailedCreate", error))?;
-        let deleted = self.pods.delete(set, &plan.delete).await;
+        let deleted = self.pods.delete(owner, &plan.delete).await;
         deleted.map_err(|error| ("FailedDelete", error))
     }
 
-    async fn write_status(&self, set: &ReplicaSet, status: ReplicaSetStatus) -> Result<()> {
-        if set.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
-        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-        let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), namespace);
-        let mut set = set.clone();
-        set.status = Some(status);
-        let name = Key::of(&set).name;
+    async fn write_status<K: Replicated>(&self, owner: &K, status: ReplicaSetStatus) -> Result<()> {
+        let Key { namespace, name } = Key::of(owner);
+        let api: Api<K> = Api::namespaced(self.context.client.clone(), &namespace);
         let written = api
-            .replace_status(&name, &PostParams::default(), &set)
+            .replace_status(&name, &PostParams::default(), &owner.with_status(status))
             .await?;
-        self.context.caches.replica_sets.wait_for(&written).await;
+        K::cache(&self.context.caches).wait_for(&written).await;
         Ok(())
     }
 }

@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::controllers::pods::{
-    Claims, available_in, claims, controlled_by, is_active, is_ready, node_of, phase, ready_since,
-    uid,
+    Claims, available_in, claims, is_active, is_ready, node_of, phase, ready_since, uid,
 };
 
 /// No more pods than this are created or deleted in one pass; the rest follows when those were seen.
@@ -219,7 +218,7 @@ pub(super) fn with_failure(
 }
 
 /// The pod that the template describes. The server completes its name.
-pub(super) fn pod_of(set: &ReplicaSet) -> Pod {
+pub(super) fn pod_of(set: &ReplicaSet, owner: OwnerReference) -> Pod {
     let template = set
         .spec
         .as_ref()
@@ -235,6 +234,6 @@ pub(super) fn pod_of(set: &ReplicaSet) -> Pod {
     pod.metadata.labels = described.labels;
     pod.metadata.annotations = described.annotations;
     pod.metadata.finalizers = described.finalizers;
-    pod.metadata.owner_references = Some(vec![controlled_by(set)]);
+    pod.metadata.owner_references = Some(vec![owner]);
     pod
 }

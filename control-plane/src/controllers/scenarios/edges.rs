@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::json;
 
 use super::{Cluster, list, until};
@@ -126,7 +127,8 @@ async fn pods_that_shun_each_other_get_a_node_each() {
             .flat_map(|pod| pod.status?.conditions)
             .flatten();
         let mut messages = conditions.filter_map(|it| it.message);
-        let expected = "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules.";
+        let expected = "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules. \
+             preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod.";
         messages.any(|it| it == expected).then_some(())
     })
     .await;
@@ -148,6 +150,55 @@ async fn pods_that_shun_each_other_get_a_node_each() {
         let bound = bound().await;
         let took = |(on, name): &(String, String)| on == node && name != gone;
         bound.iter().any(took).then_some(())
+    })
+    .await;
+}
+
+/// A node is full of what matters less.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_more_important_pod_drives_others_away() {
+    let cluster = Cluster::new(&["node-1"]).await;
+    let pods: Api<Pod> = cluster.default_namespace();
+    let pod = |name: &str, class: Option<&str>| {
+        json!({
+            "metadata": {"name": name, "labels": {"app": "crowd"}},
+            "spec": {
+                "priorityClassName": class,
+                "terminationGracePeriodSeconds": 0,
+                "containers": [{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "2"}}}],
+            },
+        })
+    };
+    for name in ["one", "two"] {
+        cluster.apply::<Pod>(pod(name, None)).await;
+    }
+    let running = async |wanted: usize| {
+        until("they run", async || {
+            let pods = list(&pods, "app=crowd").await;
+            let ready = pods
+                .iter()
+                .filter(|pod| crate::controllers::pods::is_ready(pod));
+            (ready.count() == wanted && pods.len() == wanted).then_some(pods)
+        })
+        .await
+    };
+    running(2).await;
+    let classes: Api<PriorityClass> = cluster.cluster_wide();
+    let class = serde_json::from_value(json!({"metadata": {"name": "high"}, "value": 1000}));
+    classes
+        .create(&PostParams::default(), &class.unwrap())
+        .await
+        .unwrap();
+    cluster.apply::<Pod>(pod("urgent", Some("high"))).await;
+    let left = running(2).await;
+    assert!(left.iter().any(|pod| pod.name_any() == "urgent"));
+    let events: Api<Event> = cluster.default_namespace();
+    until("the one that went is told why", async || {
+        let events = list(&events, "").await;
+        let mut events = events
+            .iter()
+            .filter(|event| event.reason.as_deref() == Some("Preempted"));
+        events.next().map(|_| ())
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! Jobs from their first pod to their end.
 
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 
 use super::*;
 
@@ -97,6 +97,43 @@ async fn pods_of_a_job_that_is_deleted_are_held_for_nobody() {
         .unwrap();
     until("the pod is gone", async || {
         list(&pods, "job-name=work").await.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cron_job_starts_jobs_and_forgets_those_that_are_over() {
+    let cluster = Cluster::new(&["node-1"]).await;
+    cluster
+        .apply::<CronJob>(json!({
+            "metadata": {"name": "tick"},
+            "spec": {
+                "schedule": "@every 1s",
+                "concurrencyPolicy": "Forbid",
+                "successfulJobsHistoryLimit": 1,
+                "jobTemplate": {
+                    "metadata": {"labels": {"app": "tick"}},
+                    "spec": job("done")["spec"],
+                },
+            },
+        }))
+        .await;
+    let jobs: Api<Job> = cluster.default_namespace();
+    let cron_jobs: Api<CronJob> = cluster.default_namespace();
+    until("a job is over", async || {
+        let status = cron_jobs.get("tick").await.unwrap().status?;
+        status.last_successful_time.and(status.last_schedule_time)
+    })
+    .await;
+    let made = list(&jobs, "app=tick").await.remove(0);
+    assert!(made.name_any().starts_with("tick-"));
+    assert_eq!(made.owner_references()[0].kind, "CronJob");
+    cron_jobs
+        .delete("tick", &DeleteParams::background())
+        .await
+        .unwrap();
+    until("its jobs go with it", async || {
+        list(&jobs, "app=tick").await.is_empty().then_some(())
     })
     .await;
 }

@@ -6,6 +6,7 @@ mod edges;
 mod jobs;
 mod load_balancers;
 mod quotas;
+mod stateful;
 mod stories;
 mod workloads;
 

@@ -190,7 +190,8 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_when_there_is_room() {
     cluster.apply::<Pod>(pod).await;
     let pods = cluster.default_namespace::<Pod>();
     // Until the node's controller has seen that it is ready, it has a taint.
-    let why = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.";
+    let why = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. \
+               preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
     until("the pod says why", || async {
         let status = pods.get("big").await.unwrap().status?;
         let condition = status

@@ -1,7 +1,7 @@
 //! Disruption budgets with their pods, and what becomes of all kinds of workloads when their namespace goes.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, ReplicationController};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::EvictParams;
 use kube::core::DynamicObject;
@@ -166,4 +166,44 @@ async fn what_a_workload_owns_goes_with_it() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replication_controller_has_its_pods() {
+    let cluster = Cluster::new(&["node-1"]).await;
+    let controllers: Api<ReplicationController> = cluster.default_namespace();
+    let scaled = async |replicas: i32| {
+        let patch = json!({"spec": {"replicas": replicas}});
+        controllers
+            .patch("web", &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+    };
+    let available = async |replicas: i32| {
+        until("the pods are there", async || {
+            let status = controllers.get("web").await.unwrap().status?;
+            let numbers = (
+                status.replicas,
+                status.available_replicas.unwrap_or_default(),
+            );
+            (numbers == (replicas, replicas)).then_some(())
+        })
+        .await;
+    };
+    cluster
+        .apply::<ReplicationController>(
+            json!({"metadata": {"name": "web"}, "spec": {"replicas": 2, "template": template("Always")}}),
+        )
+        .await;
+    available(2).await;
+    let pods: Api<Pod> = cluster.default_namespace();
+    for pod in list(&pods, "app=web").await {
+        let owner = pod.owner_references()[0].clone();
+        assert_eq!(
+            (owner.api_version.as_str(), owner.kind.as_str()),
+            ("v1", "ReplicationController")
+        );
+    }
+    scaled(1).await;
+    available(1).await;
 }

@@ -2,8 +2,10 @@
 
 use std::ops::RangeInclusive;
 
+use k8s_openapi::jiff::tz::TimeZone;
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ScheduleError {
+pub(crate) enum ScheduleError {
     #[error("empty spec string")]
     Empty,
     #[error("expected exactly 5 fields, found {}: [{}]", .0.len(), .0.join(" "))]
@@ -64,86 +66,156 @@ const FIELDS: [Field; 5] = [
     },
 ];
 
-/// Whether the text is a schedule.
-pub(super) fn check(text: &str) -> Result<(), ScheduleError> {
+/// When something happens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Schedule {
+    /// Whose times these are, where the text says it.
+    pub(super) zone: Option<TimeZone>,
+    pub(super) when: When,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum When {
+    /// So many seconds after the last time; one at least.
+    Every(u32),
+    At(Fields),
+}
+
+/// A bit for each number that fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fields {
+    pub(super) minutes: u64,
+    pub(super) hours: u64,
+    pub(super) days: u64,
+    pub(super) months: u64,
+    /// From Sunday on.
+    pub(super) weekdays: u64,
+    /// Days of the month and of the week: either is enough, unless one of them is any.
+    pub(super) either_day: bool,
+}
+
+/// Reads a schedule.
+pub(crate) fn parse(text: &str) -> Result<Schedule, ScheduleError> {
     let mut text = text;
+    let mut zone = None;
     if text.is_empty() {
         return Err(ScheduleError::Empty);
     }
     if text.starts_with("TZ=") || text.starts_with("CRON_TZ=") {
-        let (zone, rest) = text.split_once(' ').unwrap_or((text, ""));
-        let zone = zone.split_once('=').map_or("", |(_, zone)| zone);
-        if k8s_openapi::jiff::tz::TimeZone::get(zone).is_err() {
-            return Err(ScheduleError::Zone(zone.to_owned()));
-        }
-        text = rest.trim();
+        let (named, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let name = named.split_once('=').map_or("", |(_, zone)| zone);
+        let found = TimeZone::get(name).map_err(|_| ScheduleError::Zone(name.to_owned()))?;
+        (zone, text) = (Some(found), rest.trim());
     }
-    if text.starts_with('@') {
-        return descriptor(text);
-    }
+    let when = if text.starts_with('@') {
+        descriptor(text)?
+    } else {
+        When::At(fields(text)?)
+    };
+    Ok(Schedule { zone, when })
+}
+
+fn fields(text: &str) -> Result<Fields, ScheduleError> {
     let parts: Vec<&str> = text.split_whitespace().collect();
     if parts.len() != FIELDS.len() {
         let parts = parts.into_iter().map(str::to_owned);
         return Err(ScheduleError::Fields(parts.collect()));
     }
-    for (part, field) in parts.into_iter().zip(&FIELDS) {
+    let mut found = [Matches::default(); FIELDS.len()];
+    for ((part, field), found) in parts.into_iter().zip(&FIELDS).zip(&mut found) {
         for one in part.split(',').filter(|one| !one.is_empty()) {
-            range(one, field)?;
+            let more = range(one, field)?;
+            found.numbers |= more.numbers;
+            found.any |= more.any;
         }
     }
-    Ok(())
+    let [minutes, hours, days, months, weekdays] = found;
+    Ok(Fields {
+        minutes: minutes.numbers,
+        hours: hours.numbers,
+        days: days.numbers,
+        months: months.numbers,
+        weekdays: weekdays.numbers,
+        either_day: !days.any && !weekdays.any,
+    })
 }
 
-fn descriptor(text: &str) -> Result<(), ScheduleError> {
-    const KNOWN: [&str; 7] = [
-        "@yearly",
-        "@annually",
-        "@monthly",
-        "@weekly",
-        "@daily",
-        "@midnight",
-        "@hourly",
-    ];
-    if KNOWN.contains(&text) {
-        return Ok(());
-    }
-    match text.strip_prefix("@every ") {
-        Some(duration) if is_duration(duration) => Ok(()),
-        Some(duration) => Err(ScheduleError::Duration(
-            text.to_owned(),
-            duration.to_owned(),
-        )),
-        None => Err(ScheduleError::Descriptor(text.to_owned())),
-    }
+fn descriptor(text: &str) -> Result<When, ScheduleError> {
+    let at = match text {
+        "@yearly" | "@annually" => "0 0 1 1 *",
+        "@monthly" => "0 0 1 * *",
+        "@weekly" => "0 0 * * 0",
+        "@daily" | "@midnight" => "0 0 * * *",
+        "@hourly" => "0 * * * *",
+        _ => {
+            let Some(duration) = text.strip_prefix("@every ") else {
+                return Err(ScheduleError::Descriptor(text.to_owned()));
+            };
+            return match seconds(duration) {
+                Some(seconds) => Ok(When::Every(seconds.max(1))),
+                None => Err(ScheduleError::Duration(
+                    text.to_owned(),
+                    duration.to_owned(),
+                )),
+            };
+        }
+    };
+    Ok(When::At(fields(at)?))
 }
 
-/// A duration as Go writes it: `1h30m`, `-1.5s`, `0`.
-fn is_duration(text: &str) -> bool {
+/// The whole seconds of a duration as Go writes it: `1h30m`, `-1.5s`, `0`. What is negative counts as none.
+fn seconds(text: &str) -> Option<u32> {
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if rest == "0" {
-        return true;
+    if rest.is_empty() {
+        return None;
     }
+    if rest == "0" {
+        return Some(0);
+    }
+    let mut sum = 0.0;
     while !rest.is_empty() {
         let number = rest.len()
             - rest
                 .trim_start_matches(|c: char| c.is_ascii_digit() || c == '.')
                 .len();
         let (digits, after) = rest.split_at(number);
-        let is_number =
-            digits.bytes().any(|byte| byte.is_ascii_digit()) && digits.matches('.').count() <= 1;
-        let units = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"];
+        let number: f64 = digits.parse().ok()?;
         // The longest first: `ms` is no `m`.
-        let unit = units.into_iter().filter(|unit| after.starts_with(unit));
-        match unit.max_by_key(|unit| unit.len()) {
-            Some(unit) if is_number => rest = &after[unit.len()..],
-            _ => return false,
-        }
+        let units = UNITS.iter().filter(|(unit, _)| after.starts_with(unit));
+        let (unit, worth) = units.max_by_key(|(unit, _)| unit.len())?;
+        sum += number * worth;
+        rest = &after[unit.len()..];
     }
-    !text.is_empty() && !text.ends_with(['-', '+'])
+    // Longer than a century is as good as a century.
+    Some(if text.starts_with('-') {
+        0
+    } else {
+        sum.min(3e9) as u32
+    })
+}
+
+/// Go's units, in seconds.
+const UNITS: [(&str, f64); 8] = [
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("µs", 1e-6),
+    ("μs", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("h", 3600.0),
+];
+
+/// The numbers that a part of a field stands for.
+#[derive(Clone, Copy, Default)]
+struct Matches {
+    numbers: u64,
+    /// It leaves nothing out.
+    any: bool,
 }
 
 /// `*`, `?`, `n`, `a-b`, and each of them with `/step`.
-fn range(text: &str, field: &Field) -> Result<(), ScheduleError> {
+fn range(text: &str, field: &Field) -> Result<Matches, ScheduleError> {
     let own = || text.to_owned();
     let mut steps = text.split('/');
     let (limits, step, more) = (steps.next().unwrap_or_default(), steps.next(), steps.next());
@@ -178,10 +250,13 @@ fn range(text: &str, field: &Field) -> Result<(), ScheduleError> {
     if start > end {
         return Err(ScheduleError::Order(start, end, own()));
     }
-    match step {
-        0 => Err(ScheduleError::Step(own())),
-        _ => Ok(()),
+    if step == 0 {
+        return Err(ScheduleError::Step(own()));
     }
+    let all = usize::try_from(step).unwrap_or(usize::MAX);
+    let numbers = (start..=end).step_by(all).fold(0, |bits, n| bits | 1 << n);
+    let any = matches!(first, "*" | "?") && step == 1;
+    Ok(Matches { numbers, any })
 }
 
 fn number(text: &str, field: &Field) -> Result<u32, ScheduleError> {
@@ -216,7 +291,7 @@ mod tests {
             "TZ=UTC 0 0 * * *",
             "  0   0 * * *  ",
         ] {
-            assert_eq!(check(fine), Ok(()), "{fine}");
+            assert_eq!(parse(fine).err(), None, "{fine}");
         }
     }
 
@@ -251,20 +326,20 @@ mod tests {
                 "provided bad location X/Y: unknown time zone X/Y",
             ),
         ] {
-            assert_eq!(check(text).map_err(|e| e.to_string()), Err(why.to_owned()));
+            assert_eq!(parse(text).map_err(|e| e.to_string()), Err(why.to_owned()));
         }
     }
 
     proptest! {
         #[test]
         fn nothing_makes_it_panic(text in "\\PC{0,40}") {
-            let _ = check(&text);
+            let _ = parse(&text);
         }
 
         #[test]
         fn whatever_is_in_range_is_fine(minute in 0_u32..60, hour in 0_u32..24, day in 1_u32..32, month in 1_u32..13, weekday in 0_u32..7) {
             let schedule = format!("{minute} {hour} {day} {month} {weekday}");
-            prop_assert_eq!(check(&schedule), Ok(()));
+            prop_assert!(parse(&schedule).is_ok());
         }
     }
 }

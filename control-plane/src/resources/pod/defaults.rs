@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{
     Volume,
 };
 
-use super::ephemeral;
+use super::{ephemeral, resize};
 use crate::resources::quantity::{self, Amounts};
 
 const FILE_MODE: i32 = 0o644;
@@ -43,6 +43,10 @@ pub fn pod(spec: &mut PodSpec) {
         let resources = container.resources.get_or_insert_default();
         fill(&mut resources.requests, resources.limits.as_ref());
     }
+    let sidecars = spec.init_containers.iter_mut().flatten();
+    let sidecars = sidecars.filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    let resized = spec.containers.iter_mut().chain(sidecars);
+    resized.for_each(resize::default_policies);
 }
 
 /// Limits that have no request beside them are requests too.

@@ -8,6 +8,7 @@ pub mod defaults;
 pub mod ephemeral;
 pub mod qos;
 pub mod requests;
+pub mod resize;
 mod update;
 pub mod validate;
 mod volumes;
@@ -34,6 +35,7 @@ impl Strategy for Pod {
         Subresource::Attach,
         Subresource::PortForward,
         Subresource::EphemeralContainers,
+        Subresource::Resize,
         Subresource::Proxy,
     ];
     const COLUMNS: &'static [Column] = columns::COLUMNS;

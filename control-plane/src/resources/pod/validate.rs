@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Toleration};
 
 pub use super::affinity::node_selector;
-use super::{affinity, containers, volumes};
+use super::{affinity, containers, resize, volumes};
 use crate::resources::validate::{self, FieldError, Path, labels, names};
 
 const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
@@ -49,6 +49,11 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
             seconds,
             format!("must be between 1 and {}, inclusive", i32::MAX),
         ));
+    }
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        let path = path.child("securityContext").child("shareProcessNamespace");
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.push(path.invalid(true, detail));
     }
     errors.extend(labels::labels(
         &path.child("nodeSelector"),
@@ -151,6 +156,14 @@ fn all_containers(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
             if !container.name.is_empty() && !seen.insert(container.name.as_str()) {
                 errors.push(path.child("name").duplicate(container.name.as_str()));
             }
+        }
+    }
+    let never = spec.restart_policy.as_deref() == Some("Never");
+    for (path, list) in &lists {
+        for (index, container) in list.iter().enumerate() {
+            let path = path.index(index).child("resizePolicy");
+            let policies = container.resize_policy.as_deref().unwrap_or_default();
+            errors.extend(resize::policy_errors(&path, policies, never));
         }
     }
     let (path, init) = &lists[1];
@@ -316,6 +329,19 @@ mod tests {
             [
                 "spec.containers[0].name: Required value",
                 "spec.containers[0].image: Required value"
+            ]
+        );
+    }
+
+    #[test]
+    fn processes_are_shared_among_containers_or_with_the_node() {
+        let spec = json!({
+            "containers": [{ "name": "a", "image": "b" }], "shareProcessNamespace": true, "hostPID": true,
+        });
+        assert_eq!(
+            texts(spec),
+            [
+                "spec.securityContext.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled"
             ]
         );
     }

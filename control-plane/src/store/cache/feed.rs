@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use super::{Cache, Index, Object, PREFIX};
+use super::{Cache, Index, Object, PAST, PREFIX, PRIVATE};
 use crate::store::{Entry, Event, Revision, Store, StoreError, Watched};
 
 /// How many entries are asked for at a time: it bounds the memory that loading takes.
@@ -13,13 +13,31 @@ const PAGE: usize = 1_000;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
-/// Everything, as of one revision.
-pub(super) async fn load(
+/// Everything, as of [`PAST`] revisions before `present`, or of fewer where the store has forgotten that.
+pub(super) async fn load_past(
     store: &dyn Store,
     index: Index,
+    present: Revision,
+) -> Result<(Vec<Object>, Revision), StoreError> {
+    let mut past = PAST;
+    while past > 0 {
+        let at = Revision(present.0.saturating_sub(past).max(1));
+        match load(store, index, Some(at)).await {
+            Err(StoreError::Compacted { .. }) => past /= 4,
+            outcome => return outcome,
+        }
+    }
+    load(store, index, None).await
+}
+
+/// Everything, as of one revision, which is the present if none is said.
+async fn load(
+    store: &dyn Store,
+    index: Index,
+    mut at: Option<Revision>,
 ) -> Result<(Vec<Object>, Revision), StoreError> {
     let mut objects = Vec::new();
-    let (mut after, mut at): (Option<String>, Option<Revision>) = (None, None);
+    let mut after: Option<String> = None;
     loop {
         let page = store.range(PREFIX, after.as_deref(), PAGE, at).await?;
         after = page.entries.last().map(|entry| entry.key.clone());
@@ -35,8 +53,11 @@ pub(super) async fn load(
     }
 }
 
-/// None, and an error in the log, for what is no JSON: it was not written by this control plane.
+/// None for what is no object; and, with an error in the log, for what is no JSON: it was not written by this control plane.
 fn object(entry: Entry, index: Index) -> Option<Object> {
+    if entry.key.starts_with(PRIVATE) {
+        return None;
+    }
     let key = entry.key.clone();
     Object::from_entry(entry, index)
         .inspect_err(|error| tracing::error!(key, %error, "the store holds what is no JSON; it is not served"))
@@ -60,7 +81,7 @@ pub(super) async fn follow(cache: Weak<Cache>, mut at: Revision) {
             error,
             StoreError::Compacted { .. } | StoreError::Future { .. }
         );
-        if history_is_gone && let Ok((objects, revision)) = load(&*store, index).await {
+        if history_is_gone && let Ok((objects, revision)) = load(&*store, index, None).await {
             at = revision;
             if let Some(cache) = cache.upgrade() {
                 cache.update(|state| state.reset(objects, revision));
@@ -79,9 +100,21 @@ async fn watch(
     index: Index,
     at: &mut Revision,
 ) -> Result<(), StoreError> {
+    let Some(stalled) = cache.upgrade().map(|cache| cache.stalled.clone()) else {
+        return Ok(());
+    };
     let mut changes = store.watch(PREFIX, *at).await?;
-    while let Some(change) = changes.next().await {
-        let change = change?;
+    loop {
+        // Cancel-safe: both lose nothing when polled in vain.
+        let change = tokio::select! {
+            change = changes.next() => change,
+            () = stalled.notified() => return Err(StoreError::Unavailable(
+                "the watch is behind what the store says".to_owned(),
+            )),
+        };
+        let Some(change) = change.transpose()? else {
+            break;
+        };
         let Some(cache) = cache.upgrade() else {
             return Ok(());
         };

@@ -1,9 +1,11 @@
 //! The cache's state, without I/O: objects by key, a ring of recent changes, watchers by what they watch.
 
 use std::borrow::Borrow;
-use std::cmp::Ordering;
+use std::cmp;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
 
@@ -13,8 +15,10 @@ use crate::store::Revision;
 /// How many changes, and how many bytes of JSON in them, the ring keeps for watchers that resume.
 const RING_CHANGES: usize = 16_384;
 const RING_BYTES: usize = 8 << 20;
-/// How many changes a watcher may lag behind before it is ended.
+/// How many changes, and how many bytes of JSON in them, a watcher may lag behind before it is ended. One change may be
+/// larger.
 const LAG: usize = 1_024;
+const LAG_BYTES: usize = 8 << 20;
 
 /// An object ordered by its key, so that the key is kept once.
 struct ByKey(Arc<Object>);
@@ -34,13 +38,13 @@ impl PartialEq for ByKey {
 impl Eq for ByKey {}
 
 impl PartialOrd for ByKey {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for ByKey {
-    fn cmp(&self, other: &Self) -> Ordering {
+    fn cmp(&self, other: &Self) -> cmp::Ordering {
         self.0.key.cmp(&other.0.key)
     }
 }
@@ -48,6 +52,43 @@ impl Ord for ByKey {
 struct Watcher {
     after: Revision,
     changes: mpsc::Sender<Change>,
+    /// Bytes of what was sent and is not received.
+    queued: Arc<AtomicUsize>,
+}
+
+impl Watcher {
+    /// False when the client is gone or too slow.
+    fn send(&self, change: &Change) -> bool {
+        let weight = weight(change);
+        let before = self.queued.fetch_add(weight, Ordering::Relaxed);
+        let fits = before == 0 || before + weight <= LAG_BYTES;
+        fits && self.changes.try_send(change.clone()).is_ok()
+    }
+}
+
+/// Where a watcher gets what follows.
+pub(super) struct Live {
+    changes: mpsc::Receiver<Change>,
+    queued: Arc<AtomicUsize>,
+}
+
+impl Live {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Change>> {
+        let next = self.changes.poll_recv(cx);
+        if let Poll::Ready(Some(change)) = &next {
+            self.queued.fetch_sub(weight(change), Ordering::Relaxed);
+        }
+        next
+    }
+
+    /// Whether nothing is waiting, and more may come.
+    pub(super) fn is_abreast(&self) -> bool {
+        self.changes.is_empty() && !self.changes.is_closed()
+    }
+
+    pub(super) fn close(&mut self) {
+        self.changes.close();
+    }
 }
 
 pub(super) struct State {
@@ -140,9 +181,7 @@ impl State {
                 continue;
             };
             // A watcher that is gone or too slow is let go; its stream ends once it has read what it was sent.
-            watchers.retain(|w| {
-                change.revision() <= w.after || w.changes.try_send(change.clone()).is_ok()
-            });
+            watchers.retain(|w| change.revision() <= w.after || w.send(change));
             if watchers.is_empty() {
                 self.watchers.remove(prefix);
             }
@@ -154,7 +193,7 @@ impl State {
         &mut self,
         prefix: &str,
         after: Option<Revision>,
-    ) -> Result<(VecDeque<Change>, mpsc::Receiver<Change>), Expired> {
+    ) -> Result<(VecDeque<Change>, Live), Expired> {
         let after = after.unwrap_or(self.revision);
         if after < self.oldest {
             return Err(Expired {
@@ -170,9 +209,18 @@ impl State {
             key == prefix || (prefix.ends_with('/') && key.starts_with(prefix))
         };
         let replay = self.ring.range(first..).filter(matches).cloned().collect();
-        let (changes, live) = mpsc::channel(LAG);
+        let (changes, received) = mpsc::channel(LAG);
+        let queued = Arc::new(AtomicUsize::new(0));
+        let live = Live {
+            changes: received,
+            queued: queued.clone(),
+        };
         let watchers = self.watchers.entry(prefix.to_owned()).or_default();
-        watchers.push(Watcher { after, changes });
+        watchers.push(Watcher {
+            after,
+            changes,
+            queued,
+        });
         Ok((replay, live))
     }
 

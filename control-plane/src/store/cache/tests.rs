@@ -151,13 +151,55 @@ async fn an_idle_watch_has_bookmarks() {
 }
 
 #[tokio::test]
-async fn what_was_before_the_cache_is_expired() {
+async fn a_cache_that_starts_anew_tells_watchers_what_came_before() {
+    let (_dir, store, before) = fixture().await;
+    let first = store.put(KEY, pod("a", "x"), Expect::Absent).await.unwrap();
+    let expect = Expect::Modified(first);
+    let second = store.put(KEY, pod("a", "y"), expect).await.unwrap();
+    let private = format!("{PRIVATE}reserved");
+    let hidden = store.put(&private, "x".into(), Expect::Absent);
+    hidden.await.unwrap();
+    let third = store.delete(KEY, second).await.unwrap();
+    drop(before);
+
+    let revisions = |watch: Watch, count| async move {
+        let changes: Vec<Change> = watch.take(count).collect().await;
+        let revisions = changes.iter().map(Change::revision);
+        revisions.collect::<Vec<_>>()
+    };
+    let again = Cache::start(store.clone(), index).await.unwrap();
+    let watch = again.watch("/registry/", Some(first)).unwrap();
+    assert_eq!(revisions(watch, 2).await, [second, third]);
+    assert_eq!(again.revision(), third);
+    assert!(again.read(|state| state.list("/registry/")).is_empty());
+
+    // What the store has forgotten is gone for the cache, too; the rest is not.
+    store.compact(second).await.unwrap();
+    let last = store.put(KEY, pod("a", "z"), Expect::Absent).await.unwrap();
+    let late = Cache::start(store.clone(), index).await.unwrap();
+    assert!(late.watch("/registry/", Some(first)).is_err());
+    assert_eq!(late.revision(), last);
+    assert_eq!(late.read(|state| state.list("/registry/")).len(), 1);
+}
+
+#[tokio::test]
+async fn a_watcher_does_not_hold_more_than_some_megabytes() {
+    const LARGE: usize = 1 << 20;
     let (_dir, store, cache) = fixture().await;
-    let written = store.put(KEY, pod("a", "x"), Expect::Absent).await.unwrap();
-    drop(cache);
-    let cache = Cache::start(store, index).await.unwrap();
-    assert!(matches!(
-        cache.watch("/registry/pods/", Some(Revision(1))),
-        Err(Expired { oldest, .. }) if oldest == written
-    ));
+    let mut slow = cache.watch("/registry/pods/", None).unwrap();
+    let mut quick = cache.watch("/registry/pods/", None).unwrap();
+    let object = pod("a", &"x".repeat(LARGE));
+    let mut expect = Expect::Absent;
+    for _ in 0..20 {
+        let written = store.put(KEY, object.clone(), expect).await.unwrap();
+        assert_eq!(quick.next().await.map(|it| it.revision()), Some(written));
+        expect = Expect::Modified(written);
+    }
+    let mut held = 0;
+    while slow.next().await.is_some() {
+        held += 1;
+    }
+    assert_eq!(held, 7, "as many as fit, and then it is ended");
+    // The ring holds no more either.
+    assert!(cache.watch("/registry/pods/", Some(Revision(8))).is_err());
 }

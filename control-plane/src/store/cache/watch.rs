@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::state::Live;
 use super::{Cache, Change};
 use crate::store::Revision;
 
@@ -26,7 +26,7 @@ pub struct Watch {
     cache: Arc<Cache>,
     prefix: String,
     replay: VecDeque<Change>,
-    live: mpsc::Receiver<Change>,
+    live: Live,
     bookmarks: Option<Interval>,
 }
 
@@ -42,7 +42,7 @@ impl Watch {
         cache: Arc<Cache>,
         prefix: String,
         replay: VecDeque<Change>,
-        live: mpsc::Receiver<Change>,
+        live: Live,
     ) -> Self {
         Self {
             cache,
@@ -66,8 +66,7 @@ impl Watch {
         // The state's lock orders the two: what happened up to `revision` has been sent when it is read, so an empty queue
         // afterwards has been read to the end. `reached` may lag behind the state, never lead it.
         let revision = self.cache.revision();
-        (self.replay.is_empty() && self.live.is_empty() && !self.live.is_closed())
-            .then_some(revision)
+        (self.replay.is_empty() && self.live.is_abreast()).then_some(revision)
     }
 }
 
@@ -78,7 +77,7 @@ impl Stream for Watch {
         if let Some(change) = self.replay.pop_front() {
             return Poll::Ready(Some(change));
         }
-        if let Poll::Ready(next) = self.live.poll_recv(cx) {
+        if let Poll::Ready(next) = self.live.poll_next(cx) {
             return Poll::Ready(next);
         }
         while let Some(ticks) = &mut self.bookmarks {

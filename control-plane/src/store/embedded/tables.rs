@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use redb::{ReadableTable, TableDefinition};
 
-use crate::store::{Entry, Event, Expect, Range, Revision, StoreError};
+use crate::store::{Entry, Event, Range, Revision, StoreError, Write};
 
 /// Key and revision to a version: one byte (0: deleted, 1: live), the revision of the key's creation (8 bytes, little-endian),
 /// the value.
@@ -213,31 +213,28 @@ impl<'t> WriteTables<'t> {
         })
     }
 
-    /// Writes `value`, or deletes the key when it is None, as revision `next`, if the key is as expected.
-    pub(super) fn write(
+    /// Does all of the writes, as revision `next` and those after it, if each key is as expected.
+    pub(super) fn commit(
         &mut self,
-        key: &str,
-        value: Option<&[u8]>,
-        expect: Expect,
+        writes: &[Write],
         next: Revision,
     ) -> Result<Result<(), StoreError>, redb::Error> {
-        let current = self.get(key)?;
-        let as_expected = match (&current, expect) {
-            (None, Expect::Absent) => true,
-            (Some(entry), Expect::Modified(revision)) => entry.modified == revision,
-            _ => false,
-        };
-        if !as_expected {
-            return Ok(Err(StoreError::Conflict {
-                key: key.to_owned(),
-                current,
-            }));
+        let mut before = Vec::with_capacity(writes.len());
+        for write in writes {
+            let current = self.get(&write.key)?;
+            if !write.expect.is_met_by(current.as_ref()) {
+                let key = write.key.clone();
+                return Ok(Err(StoreError::Conflict { key, current }));
+            }
+            before.push(current.map(|entry| (entry.created, entry.modified)));
         }
-        let created = current.as_ref().map_or(next, |entry| entry.created);
-        let before = current.as_ref().map_or(0, |entry| entry.modified.0);
-        let record = encode(value.is_some(), created, value.unwrap_or_default());
-        self.versions.insert((key, next.0), record.as_slice())?;
-        self.log.insert(next.0, (key, before))?;
+        for (revision, (write, before)) in (next.0..).zip(writes.iter().zip(before)) {
+            let (created, modified) = before.unwrap_or((Revision(revision), Revision(0)));
+            let (key, value) = (write.key.as_str(), write.value.as_deref());
+            let record = encode(value.is_some(), created, value.unwrap_or_default());
+            self.versions.insert((key, revision), record.as_slice())?;
+            self.log.insert(revision, (key, modified.0))?;
+        }
         Ok(Ok(()))
     }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::*;
+use crate::store::Expect;
 
 fn value(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())

@@ -1,30 +1,26 @@
 //! The one thread that writes. All writes that wait when it is free share a transaction, and so one flush to disk.
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::database::{Handle, failed};
 use super::tables::{COMPACTED, WriteTables};
-use crate::store::{Expect, Revision, StoreError};
+use crate::store::{Revision, StoreError, Write};
 
-/// How many writes share a transaction at most: it bounds the memory and the wait of the first.
+/// How many commits share a transaction at most: it bounds the memory and the wait of the first.
 const BATCH: usize = 512;
 /// How many records of history one transaction forgets: compaction must not hold up writers.
 const FORGET: usize = 1_000;
 
 pub(super) enum Command {
-    Write(Write),
+    Commit(Commit),
     Compact {
         to: Revision,
         reply: oneshot::Sender<Result<(), StoreError>>,
     },
 }
 
-pub(super) struct Write {
-    pub(super) key: String,
-    /// None deletes.
-    pub(super) value: Option<Bytes>,
-    pub(super) expect: Expect,
+pub(super) struct Commit {
+    pub(super) writes: Vec<Write>,
     pub(super) reply: oneshot::Sender<Result<Revision, StoreError>>,
 }
 
@@ -52,10 +48,10 @@ pub(super) fn run(
         {
             queue.push(command);
         }
-        let mut writes = Vec::with_capacity(queue.len());
+        let mut commits = Vec::with_capacity(queue.len());
         for command in queue.drain(..) {
             match command {
-                Command::Write(write) => writes.push(write),
+                Command::Commit(commit) => commits.push(commit),
                 Command::Compact { to, reply } => {
                     let done = handle.recovering(|| compact(handle, to));
                     if matches!(done, Ok(Ok(()))) {
@@ -65,8 +61,8 @@ pub(super) fn run(
                 }
             }
         }
-        if !writes.is_empty() {
-            commit(handle, writes, newest);
+        if !commits.is_empty() {
+            perform(handle, commits, newest);
         }
         if let Some(to) = forget {
             match handle.recovering(|| forget_some(handle, to)) {
@@ -82,22 +78,21 @@ pub(super) fn run(
     }
 }
 
-fn commit(handle: &Handle, writes: Vec<Write>, newest: &watch::Sender<Revision>) {
+fn perform(handle: &Handle, commits: Vec<Commit>, newest: &watch::Sender<Revision>) {
     let result = handle.recovering(|| {
         let transaction = handle.begin_write()?;
-        let mut results = Vec::with_capacity(writes.len());
-        let mut next;
+        let mut results = Vec::with_capacity(commits.len());
+        let mut newest;
         {
             let mut tables = WriteTables::open(&transaction)?;
-            next = tables.revision()?;
-            for write in &writes {
-                let revision = Revision(next.0 + 1);
-                let value = write.value.as_deref();
-                let written = tables.write(&write.key, value, write.expect, revision)?;
+            newest = tables.revision()?;
+            for commit in &commits {
+                let first = Revision(newest.0 + 1);
+                let written = tables.commit(&commit.writes, first)?;
                 if written.is_ok() {
-                    next = revision;
+                    newest.0 += commit.writes.len() as u64;
                 }
-                results.push(written.map(|()| revision));
+                results.push(written.map(|()| first));
             }
         }
         if results.iter().any(Result::is_ok) {
@@ -105,14 +100,14 @@ fn commit(handle: &Handle, writes: Vec<Write>, newest: &watch::Sender<Revision>)
         } else {
             transaction.abort()?;
         }
-        Ok((results, next))
+        Ok((results, newest))
     });
     match result {
         Ok((results, revision)) => {
             announce(newest, revision);
-            for (write, result) in writes.into_iter().zip(results) {
+            for (commit, result) in commits.into_iter().zip(results) {
                 // The writer may have given up waiting.
-                let _ = write.reply.send(result);
+                let _ = commit.reply.send(result);
             }
         }
         Err(error) => {
@@ -120,8 +115,8 @@ fn commit(handle: &Handle, writes: Vec<Write>, newest: &watch::Sender<Revision>)
             if let Ok(revision) = handle.read().and_then(|tables| tables.revision()) {
                 announce(newest, revision);
             }
-            for write in writes {
-                let _ = write.reply.send(Err(failed(&error)));
+            for commit in commits {
+                let _ = commit.reply.send(Err(failed(&error)));
             }
         }
     }

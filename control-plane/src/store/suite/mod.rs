@@ -1,6 +1,7 @@
 //! One suite for every store: random histories run against the real one and against [`model`], which is too simple to be
 //! wrong, and the answers must be the same.
 
+mod commit;
 mod crash;
 mod etcd_server;
 mod faults;

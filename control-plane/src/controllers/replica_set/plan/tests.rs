@@ -187,7 +187,10 @@ fn a_failure_is_told_once_for_each_reason_and_generation() {
 
 #[test]
 fn a_pod_carries_the_template_and_its_owner() {
-    let pod = pod_of(&set(1));
+    let pod = {
+        let set = set(1);
+        pod_of(&set, crate::controllers::pods::controlled_by(&set))
+    };
     assert_eq!(pod.metadata.generate_name.as_deref(), Some("web-"));
     assert_eq!(
         controller_of(&pod.metadata).map(|owner| owner.uid.as_str()),

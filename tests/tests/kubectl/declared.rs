@@ -1,0 +1,77 @@
+//! Commands of those who keep their objects in files: diff, replace, and apply with its variants.
+
+use kernelet_tests::host;
+
+use crate::client::Client;
+
+fn map(name: &str, value: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, labels: {{kept-in: files}}}}\ndata: {{key: {value}}}\n"
+    )
+}
+
+pub fn diff_and_replace_compare_with_what_is_there(client: &Client) {
+    let file = client.file("map.yaml");
+    let path = file.display();
+    host::write(&file, map("one", "before")).unwrap();
+    client.says(&format!("apply -f {path}"));
+    assert_eq!(client.says(&format!("diff -f {path}")), "");
+
+    host::write(&file, map("one", "after")).unwrap();
+    let mut diff = client.command(&["diff", "-f", &path.to_string()]);
+    let differs = diff.output().unwrap();
+    let shown = String::from_utf8(differs.stdout).unwrap();
+    assert_eq!(differs.status.code(), Some(1), "{shown}");
+    assert!(
+        shown.contains("-  key: before") && shown.contains("+  key: after"),
+        "{shown}"
+    );
+    let said = client.says(&format!("replace --save-config -f {path}"));
+    assert_eq!(said, "configmap/one replaced\n");
+    assert_eq!(client.says(&format!("diff -f {path}")), "");
+    let said = client.says(&format!("replace --save-config --force -f {path}"));
+    assert!(said.ends_with("configmap/one replaced\n"), "{said}");
+
+    // Who replaced it owns it, so that another value is in its way.
+    host::write(&file, map("one", "mine")).unwrap();
+    let refused = client.refuses(&format!("apply --server-side --field-manager=me -f {path}"));
+    assert!(refused.contains(".data.key"), "{refused}");
+    let forced = format!("apply --server-side --field-manager=me --force-conflicts -f {path}");
+    assert_eq!(client.says(&forced), "configmap/one serverside-applied\n");
+    assert_eq!(client.get("configmap one")["data"]["key"], "mine");
+}
+
+/// Debian's kubectl asks for kinds that were only ever beta then.
+pub fn apply_prunes_what_is_in_no_file_any_more(client: &Client) {
+    let apply = "apply --prune -l kept-in=files --prune-allowlist=core/v1/ConfigMap -f -";
+    let both = format!("{}---\n{}", map("one", "a"), map("two", "a"));
+    client.fed(apply, &both);
+    assert_eq!(
+        client.fed(apply, &map("one", "a")),
+        "configmap/one unchanged\nconfigmap/two pruned\n"
+    );
+}
+
+pub fn set_changes_one_thing(client: &Client) {
+    client.says("create deployment idle --image=backend:v0.0.1 --replicas=0");
+    client.says("set env deployment idle A=b");
+    client.says("set resources deployment idle --limits=cpu=100m");
+    client.says("set serviceaccount deployment idle default");
+    let pod = &client.get("deployment idle")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(container["env"][0]["value"], "b");
+    assert_eq!(container["resources"]["limits"]["cpu"], "100m");
+    assert_eq!(pod["serviceAccountName"], "default");
+    client.says("expose deployment idle --port=80");
+    client.says("set selector service idle app=other");
+    assert_eq!(
+        client.get("service idle")["spec"]["selector"]["app"],
+        "other"
+    );
+    client.says("autoscale deployment idle --max=3");
+    client.says("create role reads --verb=get --resource=pods");
+    client.says("create rolebinding reads --role=reads --user=one");
+    client.says("set subject rolebinding reads --user=two");
+    assert_eq!(client.says("auth can-i get pods --as=two"), "yes\n");
+    client.says("delete deployment,service,hpa,role,rolebinding -l app!=backend --wait=false");
+}
