@@ -1,5 +1,7 @@
 //! What unit tests share.
 
+pub(crate) mod steps;
+
 /// Whether this test may do what only root can. Says why it skips; where the environment has `CI` it fails instead, so
 /// that nothing is skipped silently where everything has to run.
 pub(crate) fn root_or_skip(reason: &str) -> bool {

@@ -25,6 +25,8 @@ pub enum Action {
     Resize,
     /// Start a container that was made before.
     Start { id: String },
+    /// Do what is to be done after a container's start.
+    PostStart { id: String },
     /// Write down how a container ended.
     Reap { id: String },
     /// Ask a container to stop, or kill it.

@@ -3,8 +3,9 @@
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
 
 use super::env::expand;
+use super::hooks;
 use super::paths::Paths;
-use super::spec::{PodView, QosClass, container_id, request, spec_hash};
+use super::spec::{PodView, QosClass, request, spec_hash};
 use super::volumes;
 use super::{resize, resources};
 use crate::network::namespaces::Namespace;
@@ -26,6 +27,7 @@ pub(super) fn own_namespaces(pod: &PodView) -> Vec<Namespace> {
 pub(super) struct Parts<'a> {
     pub(super) pod: &'a PodView,
     pub(super) container: &'a Container,
+    pub(super) id: String,
     pub(super) attempt: u32,
     pub(super) streak: u32,
     pub(super) env: Vec<(String, String)>,
@@ -41,6 +43,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
     let Parts {
         pod,
         container,
+        id,
         attempt,
         streak,
         env,
@@ -58,7 +61,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
     let own = own_namespaces(pod);
     let path = |namespace| own.contains(&namespace).then(|| paths.pin(namespace, uid));
     Ok(ContainerConfig {
-        id: container_id(uid, &container.name, attempt),
+        id: id.clone(),
         pod: pod.id.clone(),
         name: container.name.clone(),
         attempt,
@@ -75,9 +78,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),
         },
-        cgroup: paths
-            .cgroup(uid, pod.qos())
-            .join(container_id(uid, &container.name, attempt)),
+        cgroup: paths.cgroup(uid, pod.qos()).join(id),
         resources: resources::of_container(container),
         given: resize::note(container),
         oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
@@ -88,6 +89,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
         },
+        hook_due: hooks::has_post_start(container),
     })
 }
 

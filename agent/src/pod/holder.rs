@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Container as ContainerSpec, PodSpec};
 use super::config::own_namespaces;
 use super::observed::Observed;
 use super::paths::Paths;
-use super::spec::{PodView, container_id, spec_hash};
+use super::spec::{PodView, spec_hash};
 use crate::network::namespaces::Namespace;
 use crate::runtime::{
     BindMount, Container, ContainerConfig, NamespacePaths, Resources, Security, Stdio,
@@ -76,12 +76,12 @@ pub(super) fn install(paths: &Paths) -> io::Result<()> {
 pub(super) fn config(
     pod: &PodView,
     spec: &ContainerSpec,
+    id: String,
     attempt: u32,
     streak: u32,
     paths: &Paths,
 ) -> ContainerConfig {
     let uid = &pod.id.uid;
-    let id = container_id(uid, NAME, attempt);
     let own = own_namespaces(pod);
     let path = |namespace| own.contains(&namespace).then(|| paths.pin(namespace, uid));
     ContainerConfig {
@@ -120,6 +120,7 @@ pub(super) fn config(
             ..Security::default()
         },
         stdio: Stdio::default(),
+        hook_due: false,
         id,
     }
 }

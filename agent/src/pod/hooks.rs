@@ -1,8 +1,8 @@
 //! Lifecycle hooks: what a container asks to be done after it was started, and before it is asked to stop.
 //!
 //! Each runs in a task of its own, so that the pod's worker goes on meanwhile. A container counts as running while its
-//! postStart hook does. A preStop hook has the time until the container is killed; an agent that begins anew meanwhile runs
-//! it again.
+//! postStart hook does. A preStop hook has the time until the container is killed. An agent that begins anew meanwhile runs
+//! either again: a hook runs at least once.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -64,6 +64,12 @@ impl Hook {
     }
 }
 
+/// Whether something is to be done after a container's start.
+pub(super) fn has_post_start(spec: &ContainerSpec) -> bool {
+    let lifecycle = spec.lifecycle.as_ref();
+    lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some())
+}
+
 /// The hooks of a container: after its start and before its stop.
 fn hooks(pod: &PodView, name: &str, address: IpAddr) -> (Option<Hook>, Option<Hook>) {
     let Some(spec) = pod.all_containers().find(|spec| spec.name == name) else {
@@ -103,6 +109,9 @@ pub(super) fn after_start(
     let (pod, grace, container) = (pod.id.clone(), pod.grace(), container.clone());
     tokio::spawn(async move {
         let Err(why) = hook.run(&container.id, LONG, &runtime).await else {
+            if let Err(error) = runtime.note_hook(&container.id).await {
+                tracing::warn!(%error, "the next agent runs it again");
+            }
             return;
         };
         let text = format!("PostStartHook failed: {why}");

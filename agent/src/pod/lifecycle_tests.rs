@@ -61,6 +61,7 @@ fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
         stop_signal: 15,
         created_at: at(0),
         earlier_boot: false,
+        hook_due: false,
         state,
     }
 }
@@ -124,6 +125,38 @@ fn a_running_pod_stays_in_service_when_its_sandbox_or_a_volume_fails() {
     let stopped = tell(&pod, &observed, &before);
     assert_eq!(stopped.pod_ip, None);
     assert_eq!(stopped.message.as_deref(), Some("no"));
+}
+
+#[test]
+fn a_container_that_an_earlier_agent_did_not_start_is_made_anew_by_its_other_id() {
+    let pod = one("Never");
+    let mut observed = Observed {
+        sandbox: ready(),
+        volumes: Volumes::Ready,
+        containers: vec![container(&pod, "main", ContainerState::Created)],
+        contents: Contents::FreshUntil(at(70)),
+        ..Observed::default()
+    };
+    observed.images.insert("i:1".into(), ImageState::Present);
+    let actions = |observed: &Observed| plan(Some(&pod), Goal::Run, observed, at(10)).actions;
+    let id = container_id("u", "main", 0);
+    assert_eq!(actions(&observed), [Action::Start { id: id.clone() }]);
+    observed.stale.insert(id.clone());
+    assert_eq!(actions(&observed), [Action::Delete { id: id.clone() }]);
+    observed.remove(&id);
+    let run = Action::Run {
+        container: "main".into(),
+        attempt: 0,
+        streak: 0,
+    };
+    assert_eq!(actions(&observed), [run], "it is no restart");
+    let other = observed.next_id("u", "main", 0);
+    assert_ne!(other, id);
+    let mut second = container(&pod, "main", ContainerState::Created);
+    second.id.clone_from(&other);
+    observed.put(second);
+    observed.remove(&other);
+    assert_eq!(observed.next_id("u", "main", 0), id);
 }
 
 #[test]

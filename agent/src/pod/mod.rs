@@ -10,12 +10,16 @@
 //! it and plans again until nothing is left to do. It may be stopped at any point: everything that it observed can be
 //! observed again from the runtime, and every action may be repeated.
 
+#[cfg(test)]
+mod absence_tests;
 pub mod action;
 mod archives;
 mod backoff;
 mod check;
 mod conditions;
 mod config;
+#[cfg(test)]
+mod crash_tests;
 mod deletion;
 mod demand;
 pub mod disk;

@@ -3,14 +3,14 @@
 //! Only the containers matter for correctness. The rest is memory that saves work or explains a wait; a worker that
 //! starts anew begins without it and finds it again by acting.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 
 use super::demand::Eviction;
 use super::resize::Room;
-use super::spec::Question;
+use super::spec::{Question, container_id, spare_container_id};
 use crate::runtime::{Container, ContainerState};
 
 /// What is known of a pod on this node.
@@ -27,6 +27,13 @@ pub struct Observed {
     pub failures: BTreeMap<String, Failure>,
     /// Containers that were asked to stop, by id.
     pub stops: BTreeMap<String, Stop>,
+    /// Containers, by id, that an earlier agent made and did not start. It may have been killed while it did, and the runtime
+    /// still be busy with that.
+    pub stale: BTreeSet<String>,
+    /// Containers, by their name in the spec, that are made by their spare id.
+    pub spare: BTreeSet<String>,
+    /// Containers, by id, whose hook after the start this agent has begun to run.
+    pub hooked: BTreeSet<String>,
     /// The node could not have the pod.
     pub is_rejected: bool,
     /// It has to go for want of something.
@@ -164,8 +171,13 @@ impl Observed {
             .max_by_key(|container| container.attempt)
     }
 
-    /// Notes why a container could not be made.
+    /// Notes why a container could not be made, or started: then it is removed by now.
     pub fn fail(&mut self, container: String, failure: Failure) {
+        let named = |unstarted: &&Container| unstarted.name == container;
+        let removed = self.unstarted().find(named).map(|it| it.id.clone());
+        if let Some(id) = removed {
+            self.remove(&id);
+        }
         if failure.reason == CREATE_ERROR {
             // An image may have been removed since it was looked at.
             self.images.retain(|_, state| *state != ImageState::Present);
@@ -209,15 +221,46 @@ impl Observed {
         }
     }
 
-    /// Removes a container that is no more.
+    /// Removes a container that is no more. The successor of one that was never started is the same attempt, by the other of
+    /// its two ids: the runtime may not be done with what it began to start under this one.
     pub fn remove(&mut self, id: &str) {
+        let unstarted = self.unstarted().find(|unstarted| unstarted.id == id);
+        let successor = unstarted.map(
+            |Container {
+                 pod, name, attempt, ..
+             }| {
+                let is_first = id == container_id(&pod.uid, name, *attempt);
+                (name.clone(), is_first)
+            },
+        );
+        match successor {
+            Some((name, true)) => _ = self.spare.insert(name),
+            Some((name, false)) => _ = self.spare.remove(&name),
+            None => {}
+        }
+        self.stale.remove(id);
         self.containers.retain(|container| container.id != id);
         self.forget_run(id);
     }
 
     fn forget_run(&mut self, id: &str) {
         self.stops.remove(id);
+        self.hooked.remove(id);
         self.probes.retain(|probe, _| probe.container != id);
+    }
+
+    /// The containers that were made and not started.
+    pub fn unstarted(&self) -> impl Iterator<Item = &Container> {
+        let all = self.containers.iter();
+        all.filter(|container| container.state == ContainerState::Created)
+    }
+
+    /// The id of a container that is to be made.
+    pub fn next_id(&self, uid: &str, name: &str, attempt: u32) -> String {
+        match self.spare.contains(name) {
+            true => spare_container_id(uid, name, attempt),
+            false => container_id(uid, name, attempt),
+        }
     }
 
     /// Puts a container, or replaces what was known of it.

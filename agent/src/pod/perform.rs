@@ -55,6 +55,10 @@ pub(super) enum Outcome {
     Deleted {
         id: String,
     },
+    /// What is to be done after its start has begun.
+    Hooked {
+        id: String,
+    },
     /// Containers have other limits now: by id, with the note of it; and why not all of them.
     Resized {
         given: Vec<(String, String)>,
@@ -260,6 +264,7 @@ pub(super) async fn run_container(
     let parts = Parts {
         pod,
         container: spec,
+        id: observed.next_id(&pod.id.uid, &spec.name, attempt),
         attempt,
         streak,
         env,
@@ -297,7 +302,7 @@ pub(super) async fn run_container(
         "Created",
         format!("Created container: {}", spec.name),
     );
-    match start_container(shared, pod, observed, &made).await {
+    match start_container(shared, pod, &made).await {
         Ok(state) => Outcome::Container(Container { state, ..made }),
         // It is made; starting it is the next plan's first thing.
         Err(_) => Outcome::Container(made),
@@ -350,13 +355,14 @@ async fn run_holder(
             paths.holder().display()
         ));
     }
-    let config = holder::config(pod, spec, attempt, streak, paths);
+    let id = observed.next_id(&pod.id.uid, &spec.name, attempt);
+    let config = holder::config(pod, spec, id, attempt, streak, paths);
     let made = match shared.runtime.create(&config).await {
         Ok(made) => made,
         Err(error) if error.is_unreachable() => return error.into(),
         Err(error) => return fail(error.to_string()),
     };
-    match start_container(shared, pod, observed, &made).await {
+    match start_container(shared, pod, &made).await {
         Ok(state) => Outcome::Container(Container { state, ..made }),
         // It is made; starting it is the next plan's first thing.
         Err(_) => Outcome::Container(made),
@@ -367,7 +373,6 @@ async fn run_holder(
 pub(super) async fn start_container(
     shared: &Shared,
     view: &PodView,
-    observed: &Observed,
     container: &Container,
 ) -> Result<ContainerState, RuntimeError> {
     let pod = &view.id;
@@ -391,7 +396,6 @@ pub(super) async fn start_container(
             shared
                 .events
                 .send(pod, Some(&container.name), Kind::Normal, "Started", text);
-            hooks::after_start(shared, view, observed, container);
             Ok(state)
         }
         Err(RuntimeError::Start(reason)) => {
@@ -421,7 +425,7 @@ pub(super) async fn start_made(
     container: &Container,
     observed: &Observed,
 ) -> Outcome {
-    let error = match start_container(shared, pod, observed, container).await {
+    let error = match start_container(shared, pod, container).await {
         Ok(state) => {
             return Outcome::State {
                 id: container.id.clone(),

@@ -281,6 +281,13 @@ fn advance(
                 return false;
             }
             ContainerState::Running { .. } => {
+                // It may ask for the pod's address, so it comes after the sandbox.
+                let is_connected = matches!(observed.sandbox, Sandbox::Ready { .. });
+                if container.hook_due && is_connected && !observed.hooked.contains(&container.id) {
+                    plan.actions.push(Action::PostStart {
+                        id: container.id.clone(),
+                    });
+                }
                 if let Some((question, grace)) = probe::fatal(pod, spec, container, observed) {
                     let restarts = is_sidecar(spec) || pod.restart_policy() != RestartPolicy::Never;
                     let why = StopReason::Unhealthy { question, restarts };
@@ -290,7 +297,9 @@ fn advance(
             }
             ContainerState::Stopped => return false,
             ContainerState::Created
-                if changed(container) || holder::is_outlived(container, pod, observed) =>
+                if changed(container)
+                    || observed.stale.contains(&container.id)
+                    || holder::is_outlived(container, pod, observed) =>
             {
                 plan.actions.push(Action::Delete {
                     id: container.id.clone(),

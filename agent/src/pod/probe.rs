@@ -311,6 +311,7 @@ mod tests {
             stop_signal: 15,
             created_at: Timestamp::UNIX_EPOCH,
             earlier_boot: false,
+            hook_due: false,
             state: ContainerState::Running { pid: 1 },
         };
         let mut observed = Observed {

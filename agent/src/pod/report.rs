@@ -103,10 +103,11 @@ pub(super) async fn run(
             Err(error) if is_gone(&error) => return,
             Err(error) => {
                 tracing::warn!(pod = pod.name, namespace = pod.namespace, %error, "the pod's status was not taken; trying again");
+                // A newer report is no reason to wait less, but its sender's end is one to stop.
+                let end = async { while reports.changed().await.is_ok() {} };
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    // A newer report is no reason to wait less, but its sender's end is one to stop.
-                    result = reports.changed() => if result.is_err() { return },
+                    () = end => return,
                 }
                 wait = (wait * 2).min(RETRY.1);
             }

@@ -32,6 +32,7 @@ fn observed(was: &PodView) -> Observed {
         stop_signal: 15,
         created_at: Timestamp::UNIX_EPOCH,
         earlier_boot: false,
+        hook_due: false,
         state: ContainerState::Running { pid: 1 },
     };
     let other = json!({"requests": {"cpu": "3", "memory": "2Gi"}});

@@ -263,6 +263,10 @@ impl World {
                 self.assert_alone(id);
                 self.containers.get_mut(id).unwrap().state = ContainerState::Running { pid: 1 };
             }
+            Action::PostStart { id } => {
+                self.observed.hooked.insert(id.clone());
+                self.containers.get_mut(id).unwrap().hook_due = false;
+            }
             Action::Reap { id } => {
                 let now = self.now;
                 let container = self.containers.get_mut(id).unwrap();
@@ -348,6 +352,7 @@ impl World {
             stop_signal: 15,
             created_at: self.now,
             earlier_boot: false,
+            hook_due: name.starts_with("main"),
             state: ContainerState::Running { pid: 1 },
         };
         self.containers.insert(id.clone(), container);
@@ -426,6 +431,9 @@ proptest! {
             .count();
         let held = world.running_holder().is_some();
         prop_assert_eq!(held, shares && phase == Phase::Active);
+        let mut containers = world.containers.values();
+        let is_without_hook = |c: &Container| c.hook_due && matches!(c.state, ContainerState::Running { .. });
+        prop_assert!(!containers.any(is_without_hook), "a hook runs at least once");
         if phase == Phase::Active {
             prop_assert!(running > 0, "a pod that goes on has something running");
             if policy == "Always" {
@@ -452,6 +460,33 @@ proptest! {
         prop_assert!(world.finished);
         prop_assert!(world.containers.is_empty());
     }
+}
+
+#[test]
+fn for_an_hour_without_the_api_containers_restart_by_policy_and_no_more_of_them_are_kept() {
+    // The object never changes: nobody takes a status, and no news come.
+    let mut world = World::new(pod("Always", 1, false, 2));
+    world.settle();
+    world.end(0, 0);
+    world.settle();
+    let begin = world.now;
+    let mut restarts = 0;
+    while world.now.duration_since(begin) < SignedDuration::from_hours(1) {
+        world.pass(5);
+        world.end(0, 1);
+        world.look();
+        world.settle();
+        restarts += 1;
+        let running = |c: &&Container| matches!(c.state, ContainerState::Running { .. });
+        assert_eq!(world.containers.values().filter(running).count(), 2);
+        assert!(
+            world.containers.len() <= 1 + 2 * 2,
+            "one before each at most"
+        );
+        assert!(world.observed.stops.is_empty() && world.observed.failures.is_empty());
+    }
+    // By waits of 10, 20 … 160 and then 300 seconds, for two containers that take turns or one that fails alone.
+    assert!((12..40).contains(&restarts), "{restarts}");
 }
 
 #[test]

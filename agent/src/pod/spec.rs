@@ -232,6 +232,11 @@ pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
     hex(&Sha256::digest(format!("{uid}/{name}/{attempt}")))
 }
 
+/// The other id that a container may have; see [`super::observed::Observed::remove`].
+pub fn spare_container_id(uid: &str, name: &str, attempt: u32) -> String {
+    hex(&Sha256::digest(format!("{uid}/{name}/{attempt}/spare")))
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, byte| {

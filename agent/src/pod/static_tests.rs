@@ -8,9 +8,9 @@ use super::spec::{CONFIG_HASH, CONFIG_MIRROR};
 use super::tests::{FOREVER, Node, is_ready};
 use crate::runtime::{ContainerState, Runtime};
 
-const NAME: &str = "static-node-1";
+pub(super) const NAME: &str = "static-node-1";
 
-fn manifest(script: &str) -> String {
+pub(super) fn manifest(script: &str) -> String {
     serde_json::json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "static"},
         "spec": {
@@ -23,7 +23,7 @@ fn manifest(script: &str) -> String {
 
 impl Node {
     /// Puts the file of a pod, whole at once.
-    fn put_manifest(&self, text: Option<&str>) {
+    pub(super) fn put_manifest(&self, text: Option<&str>) {
         let directory = self.daemon.path().join("manifests");
         std::fs::create_dir_all(&directory).unwrap();
         let file = directory.join("static.yaml");
@@ -37,7 +37,7 @@ impl Node {
         }
     }
 
-    async fn running(&self) -> Vec<String> {
+    pub(super) async fn running(&self) -> Vec<String> {
         let all = self.daemon.client().list().await.unwrap();
         let running = all
             .into_iter()
@@ -45,7 +45,7 @@ impl Node {
         running.map(|container| container.id).collect()
     }
 
-    async fn mirror(&self, wanted: impl Fn(&Pod) -> bool) -> Pod {
+    pub(super) async fn mirror(&self, wanted: impl Fn(&Pod) -> bool) -> Pod {
         for _ in 0..1500 {
             if let Some(pod) = self.api.pod(NAME)
                 && wanted(&pod)
@@ -58,7 +58,7 @@ impl Node {
     }
 }
 
-fn ready(pod: &Pod) -> bool {
+pub(super) fn ready(pod: &Pod) -> bool {
     is_ready(&pod.status.clone().unwrap_or_default())
 }
 

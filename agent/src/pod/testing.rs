@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
+use crate::testing::steps::Steps;
+
 /// The objects, and everyone who watches them. Clones are the same server.
 #[derive(Clone)]
 pub(super) struct FakeApi {
@@ -46,10 +48,22 @@ impl FakeApi {
     }
 
     pub(super) fn client(&self) -> Client {
+        self.client_by(Arc::default())
+    }
+
+    /// A client whose writes are steps, but for Events, which are sent whenever there is time.
+    pub(super) fn client_by(&self, steps: Arc<Steps>) -> Client {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
-            let api = api.clone();
-            async move { Ok::<_, Infallible>(api.answer(request).await) }
+            let (api, steps) = (api.clone(), steps.clone());
+            async move {
+                let step = step(&request);
+                let answer = api.answer(request);
+                Ok::<_, Infallible>(match step {
+                    Some(step) => steps.take(&step, answer).await,
+                    None => answer.await,
+                })
+            }
         });
         Client::new(service, "default")
     }
@@ -322,6 +336,15 @@ impl FakeApi {
 /// same directory of runc's: so it differs from process to process.
 pub(super) fn uid(name: &str) -> String {
     format!("{}-{name}", std::process::id())
+}
+
+/// The name of a request that changes something.
+fn step(request: &Request<Body>) -> Option<String> {
+    let mut parts = request.uri().path().trim_matches('/').split('/').skip(4);
+    let kind = parts.next().filter(|kind| *kind != "events")?;
+    let (_, part) = (parts.next(), parts.next().unwrap_or_default());
+    let is_look = request.method() == Method::GET;
+    (!is_look).then(|| format!("{} {kind}/{part}", request.method()))
 }
 
 fn ok(value: Value) -> Answer {

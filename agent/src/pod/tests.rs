@@ -22,7 +22,7 @@ use crate::runtime::{ContainerState, Runtime};
 
 /// Connects nothing; hands out addresses in order and remembers who has one. Panics once if the flag is set.
 #[derive(Default)]
-pub(super) struct FakeNetwork(Mutex<Vec<String>>, pub(super) AtomicBool);
+pub(super) struct FakeNetwork(pub(super) Mutex<Vec<String>>, pub(super) AtomicBool);
 
 #[async_trait::async_trait]
 impl PodNetwork for FakeNetwork {
@@ -64,6 +64,16 @@ impl Node {
 
     /// A new agent, which knows nothing of earlier ones.
     pub(super) fn agent(&self) -> Manager {
+        Manager::start(
+            self.api.client(),
+            self.settings(),
+            Arc::new(self.daemon.client()),
+            self.network.clone(),
+            PodTable::default(),
+        )
+    }
+
+    pub(super) fn settings(&self) -> Settings {
         let cluster = Cluster::default();
         cluster.update(|view| {
             let service = Service {
@@ -80,7 +90,7 @@ impl Node {
             view.set_service(key, Some(service)).into_iter().collect()
         });
         cluster.set_synced();
-        let settings = Settings {
+        Settings {
             node_name: "node-1".into(),
             host_addresses: vec!["192.0.2.1".parse().unwrap()],
             paths: Paths::new(
@@ -97,15 +107,7 @@ impl Node {
                 domain: "cluster.local".into(),
                 node: ResolvConf::default(),
             }),
-        };
-        let runtime: Arc<dyn Runtime> = Arc::new(self.daemon.client());
-        Manager::start(
-            self.api.client(),
-            settings,
-            runtime,
-            self.network.clone(),
-            PodTable::default(),
-        )
+        }
     }
 
     pub(super) async fn pids(&self) -> Vec<u32> {

@@ -29,10 +29,10 @@ use super::prober::{Probers, Tried};
 use super::report::{self, Report};
 use super::resize::{self, Room};
 use super::shared::{Order, Shared};
-use super::spec::{Goal, PodView, container_id};
+use super::spec::{Goal, PodView};
 use super::status::{Surroundings, status};
 use super::table::PodSummary;
-use super::{mirror, pull, sandbox, termination_message};
+use super::{hooks, mirror, pull, sandbox, termination_message};
 use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
@@ -98,6 +98,11 @@ pub(super) async fn run(
     }
     // What was listed at the start may have changed by now.
     worker.look().await;
+    worker.observed.stale = worker
+        .observed
+        .unstarted()
+        .map(|container| container.id.clone())
+        .collect();
     tokio::select! {
         () = worker.work() => {}
         // As if the worker itself had: another one begins with both.
@@ -448,7 +453,7 @@ impl Worker {
                 attempt,
                 streak,
             } => {
-                let id = container_id(&self.id.uid, container, *attempt);
+                let id = observed.next_id(&self.id.uid, container, *attempt);
                 shared.pokes.listen(&id, &self.poke);
                 perform::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
                     .await
@@ -456,6 +461,10 @@ impl Worker {
             Action::Resize => perform::resize(shared, pod?, observed).await,
             Action::Start { id } => {
                 perform::start_made(shared, pod?, container(id)?, observed).await
+            }
+            Action::PostStart { id } => {
+                hooks::after_start(shared, pod?, observed, container(id)?);
+                Outcome::Hooked { id: id.clone() }
             }
             Action::Reap { id } => match shared.runtime.reap(id).await {
                 Ok(state) => Outcome::State {
@@ -509,6 +518,9 @@ impl Worker {
                 self.observed.remove(&id);
                 self.surroundings.termination_messages.remove(&id);
                 self.shared.pokes.forget(&id);
+            }
+            Outcome::Hooked { id } => {
+                self.observed.hooked.insert(id);
             }
             Outcome::Stopping { id, how, why } => {
                 let mut all = self.observed.containers.iter_mut();

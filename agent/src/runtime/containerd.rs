@@ -14,6 +14,7 @@ use containerd_client::services::v1::{
     UpdateTaskRequest, container::Runtime as RuntimeOptions,
 };
 use containerd_client::types::v1::{Process as Task, Status as TaskStatus};
+use futures::future::join_all;
 use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 use prost_types::{Any, FieldMask};
@@ -68,22 +69,17 @@ impl Containerd {
         }
     }
 
-    /// Ends the commands that an earlier agent ran for clients: nobody reads what they write.
+    /// Ends the commands that an earlier agent ran, for clients, probes or hooks: nobody waits for them.
     pub async fn end_orphans(&self) {
-        for process in process::orphans(&self.scratch) {
-            let end = async {
-                process::signal(&self.channel, &process, libc::SIGKILL).await?;
-                // Only what has ended can be removed. One that is gone already is not waited for.
-                let ended = process::wait(&self.channel, &process);
-                let _ = tokio::time::timeout(LOOK_PATIENCE, ended).await;
-                Ok::<_, tonic::Status>(())
-            };
-            if let Err(status) = end.await {
+        let orphans = process::orphans(&self.scratch);
+        let ends = orphans.iter().map(async |process| {
+            if let Err(status) = process::end(&self.channel, process).await {
                 let container = &process.container;
                 tracing::warn!(%status, "a command is left in container {container}");
             }
-            process::remove(&self.channel, &self.scratch, &process).await;
-        }
+            process::remove(&self.channel, &self.scratch, process).await;
+        });
+        join_all(ends).await;
     }
 
     /// Has the logs written on whose writers have ended with an earlier agent.
@@ -302,6 +298,7 @@ impl Containerd {
             stop_signal,
             created_at: Timestamp::now(),
             earlier_boot: false,
+            hook_due: config.hook_due,
             state: ContainerState::Created,
         })
     }
@@ -345,17 +342,7 @@ impl Containerd {
     /// Writes down that the container was started: should its task be lost, it is not taken for one that never ran. Nobody
     /// waits for it: an agent that is killed before leaves it to the next one.
     fn note_start(&self, id: &str) {
-        let (key, value) = labels::STARTED;
-        let message = UpdateContainerRequest {
-            container: Some(StoredContainer {
-                id: id.to_owned(),
-                labels: [(key.to_owned(), value.to_owned())].into(),
-                ..StoredContainer::default()
-            }),
-            update_mask: Some(FieldMask {
-                paths: vec![format!("labels.{key}")],
-            }),
-        };
+        let message = with_label(id, labels::STARTED);
         let (id, mut containers) = (id.to_owned(), self.containers());
         tokio::spawn(async move {
             match containers.update(request(message, None)).await {
@@ -624,6 +611,17 @@ impl Runtime for Containerd {
         }
     }
 
+    async fn note_hook(&self, id: &str) -> Result<(), RuntimeError> {
+        let message = with_label(id, labels::HOOK_DONE);
+        match self.containers().update(request(message, None)).await {
+            Err(status) if status.code() != Code::NotFound => {
+                let what = format!("write down that the postStart hook of container {id} is done");
+                self.located(Err(failed(what, &status)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn update(&self, id: &str, resources: &Resources) -> Result<(), RuntimeError> {
         self.located(self.update_container(id, resources).await)
     }
@@ -710,6 +708,20 @@ impl Runtime for Containerd {
         let (sender, receiver) = mpsc::channel(256);
         tokio::spawn(events::forward(self.channel.clone(), sender));
         receiver
+    }
+}
+
+/// Sets one label of a container, and leaves the others.
+fn with_label(id: &str, (key, value): (&str, &str)) -> UpdateContainerRequest {
+    UpdateContainerRequest {
+        container: Some(StoredContainer {
+            id: id.to_owned(),
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..StoredContainer::default()
+        }),
+        update_mask: Some(FieldMask {
+            paths: vec![format!("labels.{key}")],
+        }),
     }
 }
 

@@ -12,6 +12,7 @@ use prost_types::Any;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::process::Pipes;
 use super::rpc::{failed, percent_encode, request, within};
 use super::{ExecResult, RuntimeError};
 
@@ -41,45 +42,37 @@ pub(super) async fn run(
     let value = serde_json::to_vec(&process)
         .map_err(|error| RuntimeError::Config(format!("command {command:?}: {error}")))?;
 
-    tokio::fs::create_dir_all(scratch)
-        .await
-        .map_err(|error| RuntimeError::Failed {
-            action: format!("make the directory {}", scratch.display()),
-            reason: error.to_string(),
-        })?;
     let exec_id = uuid::Uuid::new_v4().simple().to_string();
-    let output = scratch.join(&exec_id);
+    let files = Pipes::new(scratch, &exec_id);
+    // An agent that finds them ends the command, which may have been a probe or a hook of one that was killed.
+    files.belong_to(id).map_err(|error| RuntimeError::Failed {
+        action: format!("run {command:?} in container {id}"),
+        reason: format!("a directory for its output: {error}"),
+    })?;
+    let output = files.output();
     let uri = format!("file://{}", percent_encode(&output.to_string_lossy()));
     let mut tasks = TasksClient::new(channel.clone());
-    tasks
-        .exec(request(
-            ExecProcessRequest {
-                container_id: id.to_owned(),
-                exec_id: exec_id.clone(),
-                stdout: uri.clone(),
-                stderr: uri,
-                spec: Some(Any {
-                    type_url: PROCESS_TYPE.to_owned(),
-                    value,
-                }),
-                ..ExecProcessRequest::default()
-            },
-            None,
-        ))
-        .await
-        .map_err(|status| fail(&status))?;
+    let named = || (id.to_owned(), exec_id.clone());
     let run = async {
-        let named = || (id.to_owned(), exec_id.clone());
         let (container_id, exec) = named();
-        tasks
-            .start(request(
-                StartRequest {
-                    container_id,
-                    exec_id: exec,
-                },
-                None,
-            ))
-            .await?;
+        let message = ExecProcessRequest {
+            container_id,
+            exec_id: exec,
+            stdout: uri.clone(),
+            stderr: uri,
+            spec: Some(Any {
+                type_url: PROCESS_TYPE.to_owned(),
+                value,
+            }),
+            ..ExecProcessRequest::default()
+        };
+        tasks.exec(request(message, None)).await?;
+        let (container_id, exec) = named();
+        let start = StartRequest {
+            container_id,
+            exec_id: exec,
+        };
+        tasks.start(request(start, None)).await?;
         let (container_id, exec) = named();
         let wait = WaitRequest {
             container_id,
@@ -113,7 +106,9 @@ pub(super) async fn run(
     // It is gone with its container in any case.
     let _ = tasks.delete_process(request(delete, None)).await;
     let mut text = tokio::fs::read(&output).await.unwrap_or_default();
-    let _ = tokio::fs::remove_file(&output).await;
+    if let Err(error) = files.remove() {
+        tracing::warn!(%error, "the output of a command is left in {}", scratch.display());
+    }
     text.truncate(EXEC_OUTPUT_LIMIT);
     match ended {
         Ok(Ok(reply)) => Ok(ExecResult {

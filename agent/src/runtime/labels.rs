@@ -27,6 +27,10 @@ pub(super) const GIVEN: &str = "kernelet.io/given";
 const OWNER: &str = "kernelet.io/owner";
 /// Says that the container's process was started.
 pub(super) const STARTED: (&str, &str) = ("kernelet.io/started", "true");
+/// There when something is to be done after the container's start: whether it is.
+const HOOK: &str = "kernelet.io/post-start";
+const DUE: &str = "due";
+pub(super) const HOOK_DONE: (&str, &str) = (HOOK, "done");
 const EXIT_CODE: &str = "kernelet.io/exit-code";
 const EXIT_AT: &str = "kernelet.io/exit-at";
 const EXIT_CAUSE: &str = "kernelet.io/exit-cause";
@@ -55,6 +59,7 @@ pub(super) struct Identity {
     pub(super) boot_id: String,
     pub(super) cgroup: String,
     pub(super) stdio: Stdio,
+    pub(super) hook_due: bool,
     pub(super) exit: Option<Exit>,
 }
 
@@ -67,9 +72,10 @@ pub(super) fn write(
 ) -> Labels {
     let stdio = config.stdio;
     let stdin = if stdio.stdin_once { "once" } else { "yes" };
-    let stdio = [
+    let some = [
         stdio.stdin.then(|| (STDIN, stdin.to_owned())),
         stdio.tty.then(|| (TTY, "yes".to_owned())),
+        config.hook_due.then(|| (HOOK, DUE.to_owned())),
     ];
     [
         (OWNER, "agent".to_owned()),
@@ -88,7 +94,7 @@ pub(super) fn write(
         (CGROUP, config.cgroup.to_string_lossy().into_owned()),
     ]
     .into_iter()
-    .chain(stdio.into_iter().flatten())
+    .chain(some.into_iter().flatten())
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
 }
@@ -142,6 +148,7 @@ pub(super) fn read(labels: &Labels) -> Option<Identity> {
         boot_id: text(BOOT_ID).unwrap_or_default(),
         cgroup: text(CGROUP).unwrap_or_default(),
         stdio: stdio(labels),
+        hook_due: labels.get(HOOK).is_some_and(|hook| hook == DUE),
         exit: read_exit(labels),
     })
 }

@@ -86,6 +86,8 @@ pub trait Runtime: Send + Sync {
     async fn reap(&self, id: &str) -> Result<ContainerState, RuntimeError>;
     /// Writes down that a container could not be started.
     async fn record_failure(&self, id: &str, exit: &Exit) -> Result<ContainerState, RuntimeError>;
+    /// Writes down that what was to be done after a container's start is done.
+    async fn note_hook(&self, id: &str) -> Result<(), RuntimeError>;
     /// Removes a container that does not run, and its root file system.
     async fn delete(&self, id: &str) -> Result<(), RuntimeError>;
     /// Every container that an agent made, whatever its state.
@@ -171,6 +173,8 @@ pub struct Container {
     pub created_at: Timestamp,
     /// It was made before the machine was last started.
     pub earlier_boot: bool,
+    /// Something is to be done after its start, and nobody wrote down that it is.
+    pub hook_due: bool,
     pub state: ContainerState,
 }
 
@@ -320,6 +324,8 @@ pub struct ContainerConfig {
     pub oom_score_adj: i32,
     pub security: Security,
     pub stdio: Stdio,
+    /// Something is to be done after its start; see [`Runtime::note_hook`].
+    pub hook_due: bool,
 }
 
 /// A file or directory of the node that the container sees.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
-    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest,
-    StartRequest, WaitRequest,
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, GetRequest, KillRequest,
+    ResizePtyRequest, StartRequest, WaitRequest,
 };
+use containerd_client::types::v1::Status as TaskStatus;
 use oci_spec::runtime::Spec;
 use prost_types::Any;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -18,7 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::log_pipe::named;
-use super::rpc::{endless, failed, request};
+use super::rpc::{LOOK_PATIENCE, endless, failed, request, within};
 use super::{Command, Process, RuntimeError, Stdio, Streams, TerminalSize};
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -26,7 +27,7 @@ const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Pr
 /// A link that names the container of a command.
 const OWNER: &str = "container";
 
-/// The commands of an earlier agent, whose clients have gone with it.
+/// The commands of an earlier agent: nobody waits for them any more.
 pub(super) fn orphans(scratch: &Path) -> Vec<Process> {
     let entries = std::fs::read_dir(scratch).into_iter().flatten().flatten();
     let orphans = entries.filter_map(|entry| {
@@ -39,7 +40,7 @@ pub(super) fn orphans(scratch: &Path) -> Vec<Process> {
     orphans.collect()
 }
 
-/// The named pipes of one process, in a directory of their own.
+/// The named pipes of one process, or the file of its output, in a directory of their own.
 pub(super) struct Pipes {
     directory: PathBuf,
 }
@@ -86,8 +87,14 @@ impl Pipes {
     }
 
     /// Notes whose command has these pipes, for an agent that finds them.
-    fn belong_to(&self, container: &str) -> io::Result<()> {
+    pub(super) fn belong_to(&self, container: &str) -> io::Result<()> {
+        std::fs::create_dir_all(&self.directory)?;
         symlink(container, self.directory.join(OWNER))
+    }
+
+    /// Where the output of a command goes that nobody follows.
+    pub(super) fn output(&self) -> PathBuf {
+        self.directory.join("output")
     }
 
     /// What the process reads.
@@ -260,6 +267,29 @@ pub(super) async fn signal(
     };
     let mut tasks = TasksClient::new(channel.clone());
     gone_is_fine(tasks.kill(request(message, None)).await)
+}
+
+/// Kills a command and waits for its end: only what has ended can be removed.
+pub(super) async fn end(channel: &Channel, process: &Process) -> Result<(), Status> {
+    signal(channel, process, libc::SIGKILL).await?;
+    let message = GetRequest {
+        container_id: process.container.clone(),
+        exec_id: process.exec.clone(),
+    };
+    let mut tasks = TasksClient::new(channel.clone());
+    let found = match tasks
+        .get(within(LOOK_PATIENCE, request(message, None)))
+        .await
+    {
+        Err(status) if status.code() == Code::NotFound => return Ok(()),
+        found => found?.into_inner().process,
+    };
+    // One whose agent was killed before it was started never ends.
+    if found.is_some_and(|found| found.status() == TaskStatus::Running) {
+        // Stuck in the kernel, it may not even die.
+        let _ = tokio::time::timeout(LOOK_PATIENCE, wait(channel, process)).await;
+    }
+    Ok(())
 }
 
 pub(super) async fn wait(channel: &Channel, process: &Process) -> Result<i32, Status> {

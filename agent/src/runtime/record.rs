@@ -47,6 +47,7 @@ pub(super) fn container(
         stop_signal: identity.stop_signal,
         created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
         earlier_boot: identity.boot_id != boot_id,
+        hook_due: identity.hook_due,
         state,
     })
 }

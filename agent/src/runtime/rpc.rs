@@ -89,15 +89,16 @@ pub(super) fn is_transport(status: &Status) -> bool {
 
 /// The error of a container that could not be started, apart from the runtime's own troubles.
 pub(super) fn start_failure(id: &str, status: &Status) -> RuntimeError {
-    match (
-        status.code(),
-        failed(format!("start container {id}"), status),
-    ) {
-        // The runtime was too slow or was interrupted: it may yet be started.
-        (Code::DeadlineExceeded | Code::Cancelled | Code::Aborted, error) => error,
-        (_, RuntimeError::Failed { reason, .. }) => RuntimeError::Start(reason),
-        (_, error) => error,
+    let error = failed(format!("start container {id}"), status);
+    let RuntimeError::Failed { reason, .. } = &error else {
+        return error;
+    };
+    // Only runc's word is about the container. Before it is asked, or where an earlier attempt is in the way that containerd
+    // still takes apart because its agent was killed, the container may yet be started.
+    if reason.contains("OCI runtime") && !reason.contains("already exists") {
+        return RuntimeError::Start(reason.clone());
     }
+    error
 }
 
 /// Escapes a path for a URI's path or query value.

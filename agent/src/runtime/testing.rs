@@ -1,5 +1,7 @@
 //! A containerd of a test's own, and images to run in it.
 
+pub(crate) mod relay;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -61,8 +63,17 @@ impl Daemon {
 
     /// A client, with nothing remembered from others.
     pub(crate) fn client(&self) -> Containerd {
+        self.client_at(&self.socket())
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path().join("containerd.sock")
+    }
+
+    /// A client by way of another socket.
+    pub(crate) fn client_at(&self, socket: &Path) -> Containerd {
         Containerd::new(
-            &self.path().join("containerd.sock"),
+            socket,
             Host::probe(),
             &self.path().join("logger"),
             self.path(),
@@ -103,6 +114,63 @@ impl Daemon {
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+    }
+
+    /// Whatever there is of containers: records, tasks, roots, mounts, cgroups, shims, what runc knows, and files of commands.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let ctr = |args: &[&str]| {
+            let mut command = Command::new("ctr");
+            command
+                .arg("--address")
+                .arg(self.socket())
+                .args(["--namespace", "k8s.io"]);
+            let shown = command.args(args).output().unwrap();
+            let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+            let lines = text.lines().map(|line| format!("{args:?}: {line}"));
+            lines.collect::<Vec<_>>()
+        };
+        let mut found = ctr(&["containers", "ls", "-q"]);
+        found.extend(ctr(&["tasks", "ls", "-q"]));
+        let snapshots = ctr(&["snapshots", "ls"]);
+        found.extend(
+            snapshots
+                .into_iter()
+                .filter(|line| !line.contains("Committed") && !line.contains("KIND")),
+        );
+        let own = self.path().to_string_lossy().into_owned();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        found.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&own))
+                .map(str::to_owned),
+        );
+        for hierarchy in cgroup::mounted() {
+            let kubepods = hierarchy
+                .mount
+                .join(self.path().file_name().unwrap_or_default())
+                .join("kubepods");
+            for class in ["", "burstable", "besteffort"] {
+                let entries = fs::read_dir(kubepods.join(class))
+                    .into_iter()
+                    .flatten()
+                    .flatten();
+                let pods =
+                    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("pod"));
+                found.extend(pods.map(|entry| entry.path().display().to_string()));
+            }
+        }
+        found.extend(
+            processes(|line| line.contains("containerd-shim") && line.contains(&own))
+                .iter()
+                .map(|pid| format!("shim {pid:?}")),
+        );
+        let is_id =
+            |name: &str| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let entries = fs::read_dir(self.path()).into_iter().flatten().flatten();
+        let commands = entries.filter(|entry| is_id(&entry.file_name().to_string_lossy()));
+        found.extend(commands.map(|entry| entry.path().display().to_string()));
+        found
     }
 
     async fn wait_until_it_answers(&self) {
@@ -215,17 +283,21 @@ fn end_processes_of(dir: &Path) {
 
 /// Ends the processes whose command line, with blanks between the arguments, is as asked.
 fn end_processes(is_one: impl Fn(&str) -> bool) {
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if is_one(&String::from_utf8_lossy(&line).replace('\0', " "))
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
+    for pid in processes(is_one) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
+}
+
+/// The processes whose command line is as asked.
+fn processes(is_one: impl Fn(&str) -> bool) -> Vec<rustix::process::Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let found = entries.filter_map(|entry| {
+        let pid = entry.file_name().to_string_lossy().parse::<i32>().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        is_one(&line).then(|| rustix::process::Pid::from_raw(pid))?
+    });
+    found.collect()
 }
 
 /// Writes an OCI archive with one image of one layer: a static busybox and the links to it.

@@ -58,6 +58,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             ..Security::default()
         },
         stdio: Stdio::default(),
+        hook_due: false,
     }
 }
 
@@ -356,6 +357,25 @@ fn a_registry_that_hangs_is_no_absent_containerd() {
     assert!(rpc::failed("look", &status).is_unreachable());
     let away = tonic::Status::unavailable("connection refused");
     assert!(pull::pull_failure("busybox:1", &away).is_unreachable());
+}
+
+#[test]
+fn only_what_runc_says_is_the_containers_own_failure() {
+    let of = |message: &str| rpc::start_failure("id", &tonic::Status::unknown(message));
+    let runc = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start \
+        container process: exec: \"/no/such\": stat /no/such: no such file or directory: unknown";
+    assert!(matches!(of(runc), RuntimeError::Start(_)));
+    for passing in [
+        "failed to start shim: mkdir /run/containerd/io.containerd.runtime.v2.task/k8s.io/id: file exists",
+        "failed to create shim task: ttrpc: closed: unknown",
+        "failed to create shim task: OCI runtime create failed: container with given ID already exists: unknown",
+    ] {
+        assert!(
+            matches!(of(passing), RuntimeError::Failed { .. }),
+            "{passing}"
+        );
+    }
+    assert!(of("context deadline exceeded").is_unreachable());
 }
 
 async fn read_all(pipe: Option<tokio::net::unix::pipe::Receiver>) -> String {

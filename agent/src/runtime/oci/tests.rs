@@ -53,6 +53,7 @@ fn config() -> ContainerConfig {
             ..Security::default()
         },
         stdio: Stdio::default(),
+        hook_due: false,
     }
 }
 
