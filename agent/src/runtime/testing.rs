@@ -116,7 +116,8 @@ impl Daemon {
         }
     }
 
-    /// Whatever there is of containers: records, tasks, roots, mounts, cgroups, shims, what runc knows, and files of commands.
+    /// Whatever there is of containers: records, tasks, roots, mounts, cgroups and files of commands. Shims are not counted:
+    /// containerd 1.6 may leave one without a container when the creation of a task is cut off, and knows nothing of it.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let ctr = |args: &[&str]| {
             let mut command = Command::new("ctr");
@@ -160,11 +161,6 @@ impl Daemon {
                 found.extend(pods.map(|entry| entry.path().display().to_string()));
             }
         }
-        found.extend(
-            processes(|line| line.contains("containerd-shim") && line.contains(&own))
-                .iter()
-                .map(|pid| format!("shim {pid:?}")),
-        );
         let is_id =
             |name: &str| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let entries = fs::read_dir(self.path()).into_iter().flatten().flatten();
