@@ -136,14 +136,15 @@ impl Roads for Arrival {
     fn take(&mut self, packet: &Network, flow: &FlowKey, by: u32) -> bool {
         let size = (packet.end - packet.at) as u16;
         let ctx = self.ctx.ctx.cast();
-        let (way, found) = match by {
-            0 => {
-                let mut way = Way::of(self.link, packet, flow, size);
-                let found = way.look(ctx);
-                (way, found)
-            }
-            by => Way::by(ctx, by, packet, flow, size),
-        };
+        let mut way = Way::of(self.link, packet, flow, size);
+        let mut found = Found::Nothing;
+        if by != 0 {
+            (way, found) = Way::by(ctx, by, packet, flow, size);
+        }
+        if found == Found::Nothing {
+            way = Way::of(self.link, packet, flow, size);
+            found = way.look(ctx);
+        }
         if found != Found::Neighbour {
             return false;
         }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use axum::Router;
@@ -28,12 +28,14 @@ use kernelet_control_plane::store::Store;
 use kernelet_control_plane::store::cache::Cache;
 use kernelet_control_plane::store::compaction;
 use kernelet_control_plane::store::embedded::Embedded;
-use kernelet_control_plane::store::etcd::{Etcd, EtcdConfig};
+use kernelet_control_plane::store::etcd::{ConnectError, Etcd, EtcdConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Between two looks at whether history has to be shortened.
 const COMPACTION: Duration = Duration::from_secs(30);
+/// How long etcd is waited for at a start. Upstream's server takes about as long.
+const PATIENCE_WITH_ETCD: Duration = Duration::from_secs(20);
 
 /// A Kubernetes control plane: API server, scheduler and controllers in one process.
 #[derive(Debug, Parser)]
@@ -281,7 +283,18 @@ async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
         cert_file: args.etcd_certfile.clone(),
         key_file: args.etcd_keyfile.clone(),
     };
-    Ok(Arc::new(Etcd::connect(&config).await?))
+    let give_up = Instant::now() + PATIENCE_WITH_ETCD;
+    loop {
+        match Etcd::connect(&config).await {
+            Ok(etcd) => return Ok(Arc::new(etcd)),
+            // Machines that start together do not start their programs in an order.
+            Err(error @ ConnectError::Unreachable { .. }) if Instant::now() < give_up => {
+                tracing::warn!(%error, "etcd does not answer yet");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Scheduler and controllers: clients of the API like any other, but without a socket in between.

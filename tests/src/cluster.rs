@@ -18,6 +18,8 @@ use crate::{Error, Result};
 
 /// How long a part may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// When a node is short of something: how full the machine's disk is says nothing about the code.
+const SHORT: &str = "memory.available<100Mi,nodefs.available<1%,imagefs.available<1%";
 /// How long a part may take to end before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -494,6 +496,7 @@ impl Cluster {
                     .arg("--cgroup-parent")
                     .arg(format!("/{}", node.cgroup));
                 command.arg("--containerd").arg(node.containerd_socket());
+                command.args(["--eviction-hard", SHORT]);
                 command.args(&self.spec.agent_args);
                 command
             }

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use super::log_pipe::{self, HEAD};
 
@@ -19,12 +21,19 @@ pub enum OutputStream {
     Err,
 }
 
+/// How long the log's writer may take to let somebody in. One that an earlier agent started says nothing.
+const JOINING: Duration = Duration::from_secs(1);
+
 /// A container's output from now on.
 #[derive(Debug)]
-pub struct Output(UnixStream);
+pub struct Output {
+    stream: UnixStream,
+    /// Said before it was asked for.
+    heard: Option<(OutputStream, Bytes)>,
+}
 
 impl Output {
-    /// Joins those who follow `log`.
+    /// Joins those who follow `log`: what is written after this returns is heard.
     pub(super) async fn follow(log: &Path) -> io::Result<Output> {
         let socket = log_pipe::socket(log);
         let connect = move || {
@@ -36,13 +45,25 @@ impl Output {
         };
         let connected = tokio::task::spawn_blocking(connect).await;
         let stream = connected.map_err(io::Error::other)??;
-        UnixStream::from_std(stream).map(Output)
+        let stream = UnixStream::from_std(stream)?;
+        let mut output = Output {
+            stream,
+            heard: None,
+        };
+        // A connection is there before its other end knows of it.
+        if let Ok(first) = timeout(JOINING, output.next()).await {
+            output.heard = first?.filter(|(_, text)| !text.is_empty());
+        }
+        Ok(output)
     }
 
     /// What was written next; `None` at the end.
     pub async fn next(&mut self) -> io::Result<Option<(OutputStream, Bytes)>> {
+        if let Some(heard) = self.heard.take() {
+            return Ok(Some(heard));
+        }
         let mut head = [0; HEAD];
-        match self.0.read_exact(&mut head).await {
+        match self.stream.read_exact(&mut head).await {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             read => read?,
         };
@@ -57,7 +78,7 @@ impl Output {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let mut text = BytesMut::zeroed(length);
-        self.0.read_exact(&mut text).await?;
+        self.stream.read_exact(&mut text).await?;
         Ok(Some((stream, text.freeze())))
     }
 }

@@ -72,20 +72,21 @@ assert scale.spec.replicas in (0, None) and scale.status.selector == "by=python"
 apps.patch_namespaced_deployment_scale(name, namespace, {"spec": {"replicas": 0}})
 apps.delete_namespaced_deployment(name, namespace, propagation_policy="Foreground")
 
+container = core.read_namespaced_pod("reached", namespace).spec.containers[0].name
 said = stream(
-    core.connect_get_namespaced_pod_exec, "reached", namespace,
+    core.connect_get_namespaced_pod_exec, "reached", namespace, container=container,
     command=["/bin/sh", "-c", "echo out; echo err >&2"], stdout=True, stderr=True,
 )
 assert said.split() == ["out", "err"], said
 shell = stream(
-    core.connect_get_namespaced_pod_exec, "reached", namespace,
+    core.connect_get_namespaced_pod_exec, "reached", namespace, container=container,
     command=["/bin/sh", "-c", "read line; echo $line; exit 3"],
     stdin=True, stdout=True, stderr=True, _preload_content=False,
 )
 shell.write_stdin("a line\n")
 shell.run_forever(timeout=60)
 assert shell.read_stdout() == "a line\n" and shell.returncode == 3, shell.returncode
-assert isinstance(core.read_namespaced_pod_log("reached", namespace), str)
+assert isinstance(core.read_namespaced_pod_log("reached", namespace, container=container), str)
 assert client.VersionApi().get_code().major == "1"
 review = client.AuthorizationV1Api().create_self_subject_access_review(
     {"spec": {"resourceAttributes": {"verb": "get", "resource": "pods", "namespace": namespace}}}

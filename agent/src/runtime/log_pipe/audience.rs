@@ -1,6 +1,7 @@
 //! Who follows a container's output as it comes: each connects to a socket beside the log.
 //!
-//! A message is the stream's number (1 or 2), the length of what follows (4 bytes, big-endian), and that.
+//! A message is the stream's number (1 or 2), the length of what follows (4 bytes, big-endian), and that. The first one is
+//! empty: it says that from now on nothing is missed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -19,6 +20,8 @@ const MOST: usize = 16;
 
 /// Length of what stands before each message's text.
 pub const HEAD: usize = 5;
+
+const WELCOME: [u8; HEAD] = [1, 0, 0, 0, 0];
 
 /// The listeners to one container.
 pub(super) struct Audience {
@@ -48,12 +51,12 @@ impl Audience {
 
     fn accept(&self, listener: &UnixListener) {
         // The process ends with the container's output, and this thread with it.
-        while let Ok((stream, _)) = listener.accept() {
+        while let Ok((mut stream, _)) = listener.accept() {
             if stream.set_write_timeout(Some(PATIENCE)).is_err() {
                 continue;
             }
             let mut followers = self.lock();
-            if followers.len() < MOST {
+            if followers.len() < MOST && stream.write_all(&WELCOME).is_ok() {
                 followers.push(stream);
             }
         }
@@ -130,9 +133,9 @@ mod tests {
         let audience = Audience::open(&log);
         audience.tell(Stream::Out, b"before");
         let mut follower = by_short_name(&socket(&log), |name| UnixStream::connect(name)).unwrap();
-        while audience.lock().is_empty() {
-            std::thread::yield_now();
-        }
+        let mut welcome = [0; HEAD];
+        follower.read_exact(&mut welcome).unwrap();
+        assert_eq!(welcome, WELCOME);
         audience.tell(Stream::Out, b"one");
         audience.tell(Stream::Err, b"two");
         audience.lock().clear();
