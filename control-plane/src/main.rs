@@ -285,14 +285,20 @@ async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
     };
     let give_up = Instant::now() + PATIENCE_WITH_ETCD;
     loop {
-        match Etcd::connect(&config).await {
-            Ok(etcd) => return Ok(Arc::new(etcd)),
-            // Machines that start together do not start their programs in an order.
-            Err(error @ ConnectError::Unreachable { .. }) if Instant::now() < give_up => {
-                tracing::warn!(%error, "etcd does not answer yet");
-            }
+        let error = match Etcd::connect(&config).await {
+            // While its members have no leader, nothing can be read.
+            Ok(etcd) => match etcd.revision().await {
+                Ok(_) => return Ok(Arc::new(etcd)),
+                Err(error) => anyhow::Error::new(error),
+            },
+            Err(error @ ConnectError::Unreachable { .. }) => error.into(),
             Err(error) => return Err(error.into()),
+        };
+        if Instant::now() >= give_up {
+            return Err(error);
         }
+        // Machines that start together do not start their programs in an order.
+        tracing::warn!(error = explain(&error), "etcd does not answer yet");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -132,6 +132,8 @@ pub fn form(
         )));
     }
     fields.shift_remove("apiVersion");
+    // It is the server's to say, and clients send it half filled: kubectl a token that expires at no time.
+    fields.shift_remove("status");
     let duplicates = repeated(bytes, encoding, validation);
     checked(
         (form.kind, form.version, form.decode),

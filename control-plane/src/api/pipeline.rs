@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::{CompressionLayer, Predicate};
@@ -166,6 +167,9 @@ async fn receive(
         let body = body::read(body).await?;
         return reviews::create(api, &user, review, &target, (&query, &parts.headers), &body).await;
     }
+    if asks_for_definitions(&target) {
+        return Ok(Json(no_definitions()).into_response());
+    }
     let kind = kind.ok_or_else(ApiError::no_route)?;
     if let Some(stream) = streams::Stream::of(kind, &target) {
         return streams::serve(api, &user, kind, &target, stream, request).await;
@@ -196,6 +200,21 @@ async fn receive(
     .unwrap_or_else(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(error) => Err(ApiError::internal(error)),
+    })
+}
+
+/// Whether custom resources' definitions are listed, as kubectl does before it validates what cannot be patched.
+fn asks_for_definitions(target: &ResourceRequest) -> bool {
+    let resource = (&*target.group, &*target.version, &*target.resource);
+    let is_theirs = resource == ("apiextensions.k8s.io", "v1", "customresourcedefinitions");
+    is_theirs && target.verb == "list" && target.subresource.is_empty()
+}
+
+/// There are no custom resources.
+fn no_definitions() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinitionList",
+        "metadata": {"resourceVersion": "1"}, "items": [],
     })
 }
 

@@ -135,6 +135,15 @@ fn finish(name: &str, schema: &mut Value, dialect: Dialect) {
         }
     }
     adapt(schema, dialect);
+    // The server makes do without, as with reviews, which have no name.
+    if let Some(Value::Array(required)) = schema.get_mut("required") {
+        required.retain(|field| field != "metadata");
+        if required.is_empty()
+            && let Value::Object(fields) = schema
+        {
+            fields.shift_remove("required");
+        }
+    }
     // An amount may be written as a number, but it is text to those who read the schema.
     if name.ends_with("resource.Quantity") && dialect == Dialect::V2 {
         schema["type"] = json!("string");

@@ -7,12 +7,13 @@ const ME: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 const REVIEW: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
 impl Fixture {
-    /// A new token of the account `me`.
+    /// A new token of the account `me`, asked for as kubectl does, with a status that says nothing.
     async fn token(&self, spec: Value) -> Answer {
+        let status = json!({"token": "", "expirationTimestamp": null});
         self.call(
             "POST",
             &format!("{ACCOUNTS}/me/token"),
-            json!({"spec": spec}),
+            json!({"spec": spec, "status": status}),
         )
         .await
     }
