@@ -13,12 +13,12 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Context;
-use super::cache::Key;
-use super::driver::{Error, Result};
+use super::cache::{Cache, Key};
+use super::driver::{Error, Queue, Result};
 use super::events::{Recorder, Severity, reference};
 use super::expectations::Expectations;
 use super::pods::{Claims, controlled_by, controller_of, uid};
+use super::{Caches, Context};
 
 /// How Events tell what was done, as upstream's controllers do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,32 @@ impl PodControl {
         if new.is_none() || pod.metadata.deletion_timestamp.is_some() {
             self.expectations().deleted(&owner, uid(&pod.metadata));
         }
+    }
+
+    /// Queues an owner at each change of its pods, and whoever `takes` a pod that nobody manages.
+    pub(super) fn follow<K>(
+        &self,
+        caches: &Caches,
+        owners: &Arc<Cache<K>>,
+        queue: &Queue<Key>,
+        takes: impl Fn(&K, &Pod) -> bool + Send + Sync + 'static,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (control, owners, queue) = (self.clone(), owners.clone(), queue.clone());
+        caches.pods.on_change(move |old, new| {
+            control.observe(old, new);
+            for pod in [old, new].into_iter().flatten() {
+                if let Some((key, _)) = control.owner_of(pod) {
+                    queue.add(key);
+                } else if controller_of(&pod.metadata).is_none() {
+                    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+                    let mut all = owners.list_in(namespace);
+                    all.retain(|owner| takes(owner, pod));
+                    all.iter().for_each(|owner| queue.add(Key::of(&**owner)));
+                }
+            }
+        });
     }
 
     /// The owner is gone.

@@ -78,22 +78,9 @@ fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {
             queue.add(Key::new(namespace.unwrap_or_default(), owner.name));
         }
     });
-    let (queue, control, sets) = (keys.clone(), pods.clone(), caches.daemon_sets.clone());
-    caches.pods.on_change(move |old, new| {
-        control.observe(old, new);
-        for pod in [old, new].into_iter().flatten() {
-            if let Some((key, _)) = control.owner_of(pod) {
-                queue.add(key);
-            } else if controller_of(&pod.metadata).is_none() {
-                let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                for set in sets.list_in(namespace) {
-                    let spec = set.spec.as_ref();
-                    if spec.is_some_and(|spec| selects(&spec.selector, &pod.metadata)) {
-                        queue.add(Key::of(&*set));
-                    }
-                }
-            }
-        }
+    pods.follow(caches, &caches.daemon_sets, keys, |set, pod| {
+        let spec = set.spec.as_ref();
+        spec.is_some_and(|spec| selects(&spec.selector, &pod.metadata))
     });
 }
 

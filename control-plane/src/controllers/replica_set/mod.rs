@@ -67,24 +67,9 @@ fn subscribe<K: Replicated>(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodC
             &**new.or(old).expect("a change is about something"),
         ));
     });
-    let (queue, control, all) = (keys.clone(), pods.clone(), caches.clone());
-    caches.pods.on_change(move |old, new| {
-        control.observe(old, new);
-        for pod in [old, new].into_iter().flatten() {
-            match control.owner_of(pod) {
-                Some((key, _)) => queue.add(key),
-                None if controller_of(&pod.metadata).is_none() => {
-                    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                    for owner in K::cache(&all).list_in(namespace) {
-                        let spec = owner.as_set().spec;
-                        if spec.is_some_and(|spec| selects(&spec.selector, &pod.metadata)) {
-                            queue.add(Key::of(&*owner));
-                        }
-                    }
-                }
-                None => {}
-            }
-        }
+    pods.follow(caches, K::cache(caches), keys, |owner, pod| {
+        let spec = owner.as_set().spec;
+        spec.is_some_and(|spec| selects(&spec.selector, &pod.metadata))
     });
 }
 
