@@ -8,6 +8,7 @@
 use serde_json::{Value, json};
 
 use super::meta::{self, FOREGROUND, ORPHAN};
+use crate::resources::validate::{FieldError, Path};
 use crate::resources::{Kind, Subresource};
 
 /// What becomes of the objects that the deleted one owns.
@@ -41,7 +42,12 @@ pub enum Step {
 
 impl DeleteOptions {
     /// Takes what `body` (a `DeleteOptions` object, or null) says. The error is for the client.
-    pub fn from_body(body: &Value) -> Result<Self, String> {
+    pub fn from_body(body: &Value) -> Result<Self, FieldError> {
+        if body["propagationPolicy"].is_string() && body["orphanDependents"].is_boolean() {
+            let policy = body["propagationPolicy"].clone();
+            let both = "orphanDependents and deletionPropagation cannot be both set";
+            return Err(Path::new("propagationPolicy").invalid(policy, both));
+        }
         let propagation = match body["propagationPolicy"].as_str() {
             None => match body["orphanDependents"].as_bool() {
                 Some(true) => Some(Propagation::Orphan),
@@ -52,11 +58,9 @@ impl DeleteOptions {
         };
         let grace = match &body["gracePeriodSeconds"] {
             Value::Null => None,
-            value => Some(
-                value
-                    .as_i64()
-                    .ok_or_else(|| format!("gracePeriodSeconds: {value} is not a whole number"))?,
-            ),
+            value => Some(value.as_i64().ok_or_else(|| {
+                Path::new("gracePeriodSeconds").invalid(value.clone(), "must be a whole number")
+            })?),
         };
         let precondition = |name: &str| body["preconditions"][name].as_str().map(str::to_owned);
         Ok(DeleteOptions {
@@ -70,14 +74,13 @@ impl DeleteOptions {
 }
 
 /// Reads a `propagationPolicy`.
-pub fn propagation(text: &str) -> Result<Propagation, String> {
+pub fn propagation(text: &str) -> Result<Propagation, FieldError> {
     match text {
         "Background" => Ok(Propagation::Background),
         "Foreground" => Ok(Propagation::Foreground),
         "Orphan" => Ok(Propagation::Orphan),
-        other => Err(format!(
-            "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Foreground\", \"Background\", \"Orphan\""
-        )),
+        other => Err(Path::new("propagationPolicy")
+            .unsupported(other, &["Background", "Foreground", "Orphan"])),
     }
 }
 
@@ -323,7 +326,13 @@ mod tests {
             decide(kind("configmaps"), &orphaning, &background, 0),
             Step::Remove
         );
-        assert!(DeleteOptions::from_body(&json!({"propagationPolicy": "Sideways"})).is_err());
+        let refused = DeleteOptions::from_body(&json!({"propagationPolicy": "Sideways"}));
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "propagationPolicy: Unsupported value: \"Sideways\": supported values: \"Background\", \"Foreground\", \"Orphan\""
+        );
+        let both = json!({"propagationPolicy": "Orphan", "orphanDependents": false});
+        assert!(DeleteOptions::from_body(&both).is_err());
     }
 
     #[test]
