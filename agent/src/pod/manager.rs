@@ -22,7 +22,7 @@ use super::host_ports::{self, Teller};
 use super::mirror::Mirror;
 use super::paths::is_plain_name;
 use super::shared::{Order, Pokes, Settings, Shared};
-use super::spec::{DEFAULT_GRACE, PodView};
+use super::spec::{CONFIG_SOURCE, DEFAULT_GRACE, PodView};
 use super::static_pods;
 use super::table::PodTable;
 use super::volumes::Tokens;
@@ -237,13 +237,18 @@ impl Pods {
         }
     }
 
-    fn apply(&mut self, pod: Pod) {
+    fn apply(&mut self, mut pod: Pod) {
+        // Whoever writes a pod's annotations does not make it one that a file of this node gave.
+        if let Some(annotations) = &mut pod.metadata.annotations {
+            annotations.remove(CONFIG_SOURCE);
+        }
         let Some(view) = PodView::new(pod) else {
             return;
         };
         match Mirror::of(&view) {
-            Some(mirror) => self.mirrored(mirror),
-            None => self.take(view),
+            // Nor does a pod that runs become a mirror.
+            Some(mirror) if !self.workers.contains_key(&view.id.uid) => self.mirrored(mirror),
+            _ => self.take(view),
         }
     }
 

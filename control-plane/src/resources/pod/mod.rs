@@ -16,6 +16,7 @@ mod volumes;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use serde_json::Value;
 
+pub use self::update::MIRROR;
 use super::{
     Column, FieldError, Strategy, Subresource,
     kind::carry_generation,
@@ -109,6 +110,7 @@ impl Strategy for Pod {
         let spec = self.spec.as_ref().unwrap_or(&empty);
         let mut errors = validate::spec(&path, spec);
         if let Some(old) = old {
+            errors.extend(update::mirror_errors(&self.metadata, &old.metadata));
             errors.extend(update::errors(
                 &path,
                 spec,
