@@ -53,7 +53,7 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
-use crate::observe::{self, Clients, Flows, MapReader, Sources};
+use crate::observe::{self, Clients, Flows, MapReader, Publisher, Sources};
 use crate::pod::{Loads, Manager, Paths, PodTable, Settings};
 use crate::policy::connect::{PolicedNetwork, PolicyGuard};
 use crate::proxy::feedback::Kernel;
@@ -242,8 +242,6 @@ impl Services<'_> {
             proxy.clone(),
             events,
         )));
-        let connections = Connections::new(Maps::open(&dataplane.dir)?);
-        parts.spawn(unfailing(sweep_connections(connections)));
         let stale = StaleSockets::new(Maps::open(&dataplane.dir)?);
         parts.spawn(unfailing(sweep_sockets(stale)));
         let (programs, programs_seen) = watch::channel(Part::Up);
@@ -299,16 +297,20 @@ async fn keep_uplinks(
 }
 
 /// Removes translated connections that are over.
-async fn sweep_connections(mut connections: Connections) {
+async fn sweep_connections(mut connections: Connections, publisher: Publisher) {
     loop {
         tokio::time::sleep(CONNECTION_SWEEP).await;
         match tokio::task::block_in_place(|| connections.sweep(dataplane::monotonic_ns())) {
-            Ok(swept) if swept.is_crowded() => warn!(
-                rows = swept.rows,
-                most = swept.most,
-                "the table of translated connections is nearly full: the longest idle give way to new ones"
-            ),
-            Ok(_) => {}
+            Ok(swept) => {
+                publisher.over(&swept.over);
+                if swept.is_crowded() {
+                    warn!(
+                        rows = swept.rows,
+                        most = swept.most,
+                        "the table of translated connections is nearly full: the longest idle give way to new ones"
+                    );
+                }
+            }
             Err(error) => warn!(
                 error = chain(&error),
                 "cannot look for translated connections that are over"
@@ -572,8 +574,15 @@ impl Observed<'_> {
         let clients = Clients::new(self.pins, self.pods.clone());
         let flows = Flows::new(Box::new(Mutex::new(Maps::open(self.maps)?)))?;
         let events = Events::open(self.maps)?;
-        let (cluster, proxy) = (self.cluster.clone(), self.proxy.clone());
-        let reading = observe::run(events, flows.clone(), clients.clone(), cluster, proxy);
+        let publisher = Publisher {
+            flows: flows.clone(),
+            clients: clients.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+        };
+        let connections = Connections::new(Maps::open(self.maps)?);
+        parts.spawn(unfailing(sweep_connections(connections, publisher.clone())));
+        let reading = observe::run(events, publisher);
         parts.spawn(async { Ok(reading.await?) });
         let sources = Sources {
             node: self.node.clone(),
