@@ -21,7 +21,7 @@ use crate::dataplane::{
 use crate::events;
 use crate::network::{node_addresses, uplinks};
 use crate::node::status::Part;
-use crate::observe::{self, Clients, Flows, MapReader, Sources};
+use crate::observe::{self, Clients, Flows, MapReader, Publisher, Sources};
 use crate::pod::{Loads, PodTable};
 use crate::proxy::feedback::Kernel;
 use crate::proxy::{self, LbState, Metrics, ProxyHandle};
@@ -110,8 +110,6 @@ impl Services<'_> {
             proxy.clone(),
             events,
         )));
-        let connections = Connections::new(Maps::open(&dataplane.dir)?);
-        parts.spawn(unfailing(sweep_connections(connections)));
         let stale = StaleSockets::new(Maps::open(&dataplane.dir)?);
         parts.spawn(unfailing(sweep_sockets(stale)));
         let (programs, programs_seen) = watch::channel(Part::Up);
@@ -167,16 +165,20 @@ async fn keep_uplinks(
 }
 
 /// Removes translated connections that are over.
-async fn sweep_connections(mut connections: Connections) {
+async fn sweep_connections(mut connections: Connections, publisher: Publisher) {
     loop {
         tokio::time::sleep(CONNECTION_SWEEP).await;
         match tokio::task::block_in_place(|| connections.sweep(dataplane::monotonic_ns())) {
-            Ok(swept) if swept.is_crowded() => warn!(
-                rows = swept.rows,
-                most = swept.most,
-                "the table of translated connections is nearly full: the longest idle give way to new ones"
-            ),
-            Ok(_) => {}
+            Ok(swept) => {
+                publisher.over(&swept.over);
+                if swept.is_crowded() {
+                    warn!(
+                        rows = swept.rows,
+                        most = swept.most,
+                        "the table of translated connections is nearly full: the longest idle give way to new ones"
+                    );
+                }
+            }
             Err(error) => warn!(
                 error = chain(&error),
                 "cannot look for translated connections that are over"
@@ -247,8 +249,15 @@ impl Observed<'_> {
         let clients = Clients::new(self.pins, self.pods.clone());
         let flows = Flows::new(Box::new(Mutex::new(Maps::open(self.maps)?)))?;
         let events = Events::open(self.maps)?;
-        let (cluster, proxy) = (self.cluster.clone(), self.proxy.clone());
-        let reading = observe::run(events, flows.clone(), clients.clone(), cluster, proxy);
+        let publisher = Publisher {
+            flows: flows.clone(),
+            clients: clients.clone(),
+            cluster: self.cluster.clone(),
+            proxy: self.proxy.clone(),
+        };
+        let connections = Connections::new(Maps::open(self.maps)?);
+        parts.spawn(unfailing(sweep_connections(connections, publisher.clone())));
+        let reading = observe::run(events, publisher);
         parts.spawn(async { Ok(reading.await?) });
         let sources = Sources {
             node: self.node.clone(),
