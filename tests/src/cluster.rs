@@ -20,6 +20,8 @@ use crate::{Error, Result};
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// When a node is short of something: how full the machine's disk is says nothing about the code.
 const SHORT: &str = "memory.available<100Mi,nodefs.available<1%,imagefs.available<1%";
+/// What containerd's CRI runs to hold a sandbox's namespaces, where one is asked for: Kernelet never does.
+pub const PAUSE: &str = "docker.io/library/pause:v0.0.1";
 /// How long a part may take to end before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -232,6 +234,11 @@ impl Node {
         self.run_directory.join("kernelet")
     }
 
+    /// Where its containerd looks for network plugins, `bin`, and for which to use, `net.d`: Kernelet's pods need none.
+    pub fn cni_directory(&self) -> PathBuf {
+        self.directory.join("cni")
+    }
+
     fn root_directory(&self) -> PathBuf {
         self.directory.join("kernelet")
     }
@@ -240,8 +247,13 @@ impl Node {
         self.directory.join(format!("{program}.log"))
     }
 
+    /// Where its long-running programs are, and what they start outside of pods.
+    pub fn system_cgroup(&self) -> Result<PathBuf> {
+        Ok(host::cgroup2_mount()?.join(&self.cgroup).join("system"))
+    }
+
     fn spawn(&mut self, program: Program, command: &Command) -> Result<()> {
-        let cgroup = host::cgroup2_mount()?.join(&self.cgroup).join("system");
+        let cgroup = self.system_cgroup()?;
         create_dir(&cgroup)?;
         let process = Process::spawn(
             command,
@@ -703,7 +715,13 @@ oom_score = 0
 [plugins."io.containerd.grpc.v1.cri"]
   restrict_oom_score_adj = true
   disable_tcp_service = true
+  sandbox_image = "{PAUSE}"
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "{cni}/bin"
+  conf_dir = "{cni}/net.d"
 "#,
+        cni = node.cni_directory().display(),
         root = root.display(),
         state = state.display(),
         socket = socket.display(),

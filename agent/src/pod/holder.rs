@@ -21,8 +21,8 @@ use crate::runtime::{
 /// What the container is called, as upstream calls that which holds a pod's namespaces. No spec can name one so.
 pub(super) const NAME: &str = "POD";
 
-/// The program, `holder/main.rs`.
-const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holder"));
+/// The program, `holder/main.rs`: it waits, and nothing else.
+pub const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holder"));
 /// Where the container has it, which holds nothing else.
 const PROGRAM_PATH: &str = "/holder";
 /// User and group of no one; upstream's pause runs as the same.

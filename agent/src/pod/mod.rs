@@ -82,6 +82,7 @@ mod worker;
 
 pub use deletion::LEAST as LEAST_GRACE;
 pub use demand::{Demand, Demands, EVICTED, Eviction, TERMINATED};
+pub use holder::PROGRAM as HOLDER;
 pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;
