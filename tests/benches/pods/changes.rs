@@ -126,8 +126,7 @@ pub async fn readiness(cluster: &Cluster, pods: &Pods, report: &mut Report) {
         let patched = pods.api.patch_status(name, &parameters, &patch);
         let seen = async {
             let wanted = u32::from(is_ready);
-            while !matches!(maps.service(&key), Ok(Some(entry)) if u32::from(entry.ready) == wanted)
-            {
+            while !matches!(maps.service(&key), Ok(Some(entry)) if entry.ready == wanted) {
                 assert!(
                     began.elapsed() < LIMIT,
                     "the change never came into the maps"

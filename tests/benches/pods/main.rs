@@ -38,8 +38,10 @@ CRI: RunPodSandbox, CreateContainer, StartContainer; the network by the CNI plug
 CPU: user and kernel time of a start and its removal; node: agent or client, containerd, shims, runc, log writers.";
 
 fn main() {
-    let cluster = Cluster::up(Spec::scenario("kbp", 120, 1), |_| {})
-        .unwrap_or_else(|error| panic!("{error}"));
+    let mut spec = Spec::scenario("kbp", 120, 1);
+    // To the agent the image of CRI's sandboxes is of no use.
+    spec.agent_args = vec!["--image-gc-high-threshold=100".to_owned()];
+    let cluster = Cluster::up(spec, |_| {}).unwrap_or_else(|error| panic!("{error}"));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let report = runtime.block_on(measure(&cluster));
     cluster.down().unwrap_or_else(|error| panic!("{error}"));
@@ -49,7 +51,7 @@ fn main() {
 
 /// What starts and removes containers of the image.
 enum Driver<'a> {
-    Kernelet(Pods),
+    Kernelet(Box<Pods>),
     Ctr(&'a Node),
     Cri(Box<Cri>),
 }
@@ -91,7 +93,7 @@ async fn measure(cluster: &Cluster) -> Report {
     let node = cluster.workers().next().expect("there is a worker");
     let pods = || async { Pods::new(client(cluster).await) };
     let drivers = [
-        Driver::Kernelet(pods().await),
+        Driver::Kernelet(Box::new(pods().await)),
         Driver::Ctr(node),
         Driver::Cri(Box::new(Cri::new(node).await)),
     ];
