@@ -60,6 +60,7 @@ mod resize;
 mod resource_field;
 mod resources;
 mod sandbox;
+mod seccomp;
 mod service_env;
 mod shared;
 #[cfg(test)]
@@ -70,6 +71,7 @@ mod static_pods;
 mod static_tests;
 pub mod status;
 mod stop;
+pub mod sysctls;
 mod table;
 mod termination_message;
 #[cfg(test)]
