@@ -444,6 +444,7 @@ fn settings(node: &Node, gateways: &[IpAddr], facts: &Facts) -> Settings {
         file_check: FILE_CHECK,
         static_pods: node.config.pod_manifest_path.clone(),
         allocatable: allocatable(facts, &node.config.housekeeping.eviction_hard),
+        allowed_sysctls: node.config.allowed_unsafe_sysctls.clone(),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
             addresses: gateway.map_or_else(Vec::new, |it| servers(&cluster.view(), &own, it)),

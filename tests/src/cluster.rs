@@ -22,6 +22,8 @@ pub use self::spec::{Families, Spec};
 
 /// When a node is short of something: how full the machine's disk is says nothing about the code.
 const SHORT: &str = "memory.available<100Mi,nodefs.available<1%,imagefs.available<1%";
+/// What containerd's CRI runs to hold a sandbox's namespaces, where one is asked for: Kernelet never does.
+pub const PAUSE: &str = "docker.io/library/pause:v0.0.1";
 /// How long a part may take to end before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -466,7 +468,13 @@ oom_score = 0
 [plugins."io.containerd.grpc.v1.cri"]
   restrict_oom_score_adj = true
   disable_tcp_service = true
+  sandbox_image = "{PAUSE}"
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "{cni}/bin"
+  conf_dir = "{cni}/net.d"
 "#,
+        cni = node.cni_directory().display(),
         root = root.display(),
         state = state.display(),
         socket = socket.display(),

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
-use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN};
+use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN, SYSCTL_FORBIDDEN};
 use super::events::Events;
 use super::host_ports::{self, Teller};
 use super::mirror::Mirror;
@@ -24,6 +24,7 @@ use super::paths::is_plain_name;
 use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{CONFIG_SOURCE, DEFAULT_GRACE, PodView};
 use super::static_pods;
+use super::sysctls;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use super::worker;
@@ -303,14 +304,17 @@ impl Pods {
         !begun && !self.adopted.contains_key(&pod.id.uid)
     }
 
-    /// The end, before it began, of a new pod that the node is too short of something to take.
+    /// The end, before it began, of a new pod that the node does not take.
     fn refusal(&self, pod: &PodView) -> Option<Eviction> {
         if !self.is_new(pod) {
             return None;
         }
         let (reason, why) = match self.is_shutting_down {
             true => (NODE_SHUTDOWN, SHUTTING_DOWN.to_owned()),
-            false => (EVICTED, self.pressures.refusal(pod)?),
+            false => match sysctls::refusal(pod, &self.shared.settings.allowed_sysctls) {
+                Some(why) => (SYSCTL_FORBIDDEN, why),
+                None => (EVICTED, self.pressures.refusal(pod)?),
+            },
         };
         Some(Eviction {
             reason,

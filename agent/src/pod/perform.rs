@@ -21,6 +21,7 @@ use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, San
 use super::paths::Paths;
 use super::refusals::refusals;
 use super::sandbox;
+use super::seccomp;
 use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
@@ -261,6 +262,10 @@ pub(super) async fn run_container(
             Err(error) => return error.into(),
         },
     };
+    let seccomp = match seccomp::of(pod, spec, &shared.settings.paths) {
+        Ok(seccomp) => seccomp,
+        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
+    };
     let parts = Parts {
         pod,
         container: spec,
@@ -271,6 +276,7 @@ pub(super) async fn run_container(
         paths: &shared.settings.paths,
         node_memory: shared.node_memory,
         target_pid,
+        seccomp,
     };
     let config = match config::container(parts) {
         Ok(config) => config,

@@ -21,14 +21,11 @@ pub(super) fn of_container(container: &Container) -> Resources {
 pub(super) fn of_pod(pod: &PodView) -> Resources {
     let most = |resource: &str| {
         let limited = |container: &Container| limit(container, resource).is_some_and(|l| l > 0.0);
-        pod.all_containers()
-            .all(limited)
-            .then(|| peak(pod, |container| limit(container, resource).unwrap_or(0.0)))
+        let all_are = pod.all_containers().all(limited);
+        all_are.then(|| pod.limits(resource) + pod.overhead(resource))
     };
     Resources {
-        cpu_shares: shares(peak(pod, |container| {
-            request(container, "cpu").unwrap_or(0.0)
-        })),
+        cpu_shares: shares(pod.requests("cpu")),
         cpu_quota_us: most("cpu").map(quota),
         memory_limit: most("memory").map(|bytes| bytes as i64),
     }
@@ -37,11 +34,17 @@ pub(super) fn of_pod(pod: &PodView) -> Resources {
 impl PodView {
     /// What the pod asks for, all in all, in cores, bytes or pieces.
     pub fn requests(&self, resource: &str) -> f64 {
-        let overhead = self.spec().overhead.as_ref();
-        let overhead = overhead.and_then(|all| amount(all.get(resource)?));
         peak(self, |container| {
             request(container, resource).unwrap_or(0.0)
-        }) + overhead.unwrap_or(0.0)
+        }) + self.overhead(resource)
+    }
+
+    /// What running it takes beside its containers.
+    fn overhead(&self, resource: &str) -> f64 {
+        let overhead = self.spec().overhead.as_ref();
+        overhead
+            .and_then(|all| amount(all.get(resource)?))
+            .unwrap_or(0.0)
     }
 
     /// What those of its containers that have a limit may use, all in all.
@@ -131,6 +134,15 @@ mod tests {
             (both.cpu_quota_us, both.memory_limit),
             (Some(100_000), Some(2 << 20))
         );
+        let mut heavier = pod(json!([]), json!([limited, limited]));
+        let spec = heavier.object.spec.as_mut().unwrap();
+        spec.overhead = serde_json::from_value(json!({"cpu": "1", "memory": "1Mi"})).unwrap();
+        let with_overhead = of_pod(&heavier);
+        assert_eq!(
+            (with_overhead.cpu_quota_us, with_overhead.memory_limit),
+            (Some(200_000), Some(3 << 20))
+        );
+        assert_eq!(with_overhead.cpu_shares, 1024);
         let one = of_pod(&pod(json!([]), json!([limited, no_cpu])));
         assert_eq!((one.cpu_quota_us, one.memory_limit), (None, Some(2 << 20)));
     }

@@ -53,6 +53,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
         },
         given: String::new(),
         oom_score_adj: -997,
+        sysctls: Default::default(),
         security: Security {
             allow_privilege_escalation: true,
             ..Security::default()

@@ -92,6 +92,11 @@ impl Node {
         self.run_directory.join("kernelet")
     }
 
+    /// Where its containerd looks for network plugins, `bin`, and for which to use, `net.d`: Kernelet's pods need none.
+    pub fn cni_directory(&self) -> PathBuf {
+        self.directory.join("cni")
+    }
+
     pub(super) fn root_directory(&self) -> PathBuf {
         self.directory.join("kernelet")
     }
@@ -100,8 +105,13 @@ impl Node {
         self.directory.join(format!("{program}.log"))
     }
 
+    /// Where its long-running programs are, and what they start outside of pods.
+    pub fn system_cgroup(&self) -> Result<PathBuf> {
+        Ok(host::cgroup2_mount()?.join(&self.cgroup).join("system"))
+    }
+
     pub(super) fn spawn(&mut self, program: Program, command: &Command) -> Result<()> {
-        let cgroup = host::cgroup2_mount()?.join(&self.cgroup).join("system");
+        let cgroup = self.system_cgroup()?;
         create_dir(&cgroup)?;
         let process = Process::spawn(
             command,
