@@ -120,24 +120,16 @@ fn mounts(
             reason: "the pod has no such volume".into(),
         })?;
         let root = volumes::path(paths, uid, volume);
-        let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
         let pin = paths
             .mounts(uid)
             .join(format!("subpath-{}-{at}", container.name));
-        let read_only = mount.read_only == Some(true) || !writable;
-        list.push(volumes::bind(
-            &volume.name,
-            &root,
-            &mount.mount_path,
-            mount.sub_path.as_deref(),
-            pin,
-            read_only,
-        )?);
+        list.push(volumes::bind(volume, &root, mount, pin)?);
     }
     let bind = |source, destination: &str| BindMount {
         source,
         destination: destination.into(),
         read_only: false,
+        no_exec: false,
     };
     let message = container
         .termination_message_path
