@@ -79,9 +79,13 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             uts: path(Namespace::Uts),
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(id),
-        resources: resources::of_container(container),
+        resources: resources::of_container(pod, container),
         given: resize::note(container),
-        oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
+        oom_score_adj: oom_score_adj(
+            pod.qos(),
+            request(container, "memory").unwrap_or(0.0) + pod.spare_request("memory"),
+            node_memory,
+        ),
         security: security(&pod.object, container),
         env: with_hostname(env, pod),
         stdio: Stdio {
@@ -163,12 +167,12 @@ fn mounts(
 }
 
 /// How readily the kernel kills a container when memory runs out: the less of the node it asked for, the sooner.
-fn oom_score_adj(qos: QosClass, memory_request: Option<f64>, node_memory: f64) -> i32 {
+fn oom_score_adj(qos: QosClass, memory_request: f64, node_memory: f64) -> i32 {
     match qos {
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let share = memory_request.unwrap_or(0.0) / node_memory.max(1.0);
+            let share = memory_request / node_memory.max(1.0);
             ((1000.0 - 1000.0 * share) as i32).clamp(3, 999)
         }
     }

@@ -522,7 +522,7 @@ pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) 
         let limited = sandbox::limit_to(paths, resize::while_changing(pod, observed)).await;
         limited.map_err(|error| error.to_string())?;
         for (spec, container) in resize::to_update(pod, observed) {
-            let resources = resources::of_container(spec);
+            let resources = resources::of_container(pod, spec);
             let cgroup = paths.cgroup(&pod.id.uid, pod.qos()).join(&container.id);
             fits(paths, &cgroup, &resources)?;
             let note = resize::note(spec);
