@@ -539,9 +539,27 @@ async fn images_and_layers_are_measured_and_an_image_goes_with_its_last_name() {
         state = client.reap(&writer.id).await.unwrap();
     }
     client.delete(&writer.id).await.unwrap();
+    assert!(!client.images().await.unwrap()[0].in_use);
+    let volume = ImageVolume {
+        pod_uid: "uid".into(),
+        name: "data".into(),
+    };
+    let layers = client.image_layers(IMAGE, &volume).await.unwrap();
+    assert_eq!(layers.len(), 1, "{layers:?}");
+    assert!(client.images().await.unwrap()[0].in_use, "by a volume");
+
     let digest = images[0].digest.clone();
     client.remove_image(&digest).await.unwrap();
     client.remove_image(&digest).await.unwrap();
     assert_eq!(client.images().await.unwrap(), []);
     assert_eq!(client.image(IMAGE).await.unwrap(), None);
+    // Removing it has waited for the garbage collector.
+    assert!(layers[0].join("bin/busybox").exists(), "a volume keeps it");
+    let holders = async || daemon.client().image_holders().await.unwrap();
+    assert_eq!(holders().await, ["uid".to_owned()].into());
+    client.release_images("another").await.unwrap();
+    assert_eq!(holders().await.len(), 1);
+    client.release_images("uid").await.unwrap();
+    client.release_images("uid").await.unwrap();
+    assert!(holders().await.is_empty());
 }
