@@ -10,6 +10,7 @@ pub mod command;
 pub mod debian;
 pub mod helm;
 pub mod host;
+pub mod image;
 pub mod kernels;
 pub mod links;
 pub mod process;
