@@ -48,7 +48,6 @@ fn options(eviction: &Value, namespace: &str, name: &str) -> Result<DeleteOption
         }
     }
     DeleteOptions::from_body(&eviction["deleteOptions"])
-        .map_err(|wrong| ApiError::invalid_options("DeleteOptions", wrong))
 }
 
 async fn evict(

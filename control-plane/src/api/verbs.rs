@@ -297,8 +297,7 @@ fn delete_options(input: &Input<'_>) -> Result<DeleteOptions, ApiError> {
     } else {
         body::parse(&input.body, content::encoding(input.headers)?)?
     };
-    let invalid = |wrong| ApiError::invalid_options("DeleteOptions", wrong);
-    let mut options = DeleteOptions::from_body(&body).map_err(invalid)?;
+    let mut options = DeleteOptions::from_body(&body)?;
     if options.grace.is_none() {
         options.grace = input
             .query
@@ -307,7 +306,7 @@ fn delete_options(input: &Input<'_>) -> Result<DeleteOptions, ApiError> {
     }
     if options.propagation.is_none() && input.query.has("propagationPolicy") {
         let text = input.query.get("propagationPolicy");
-        options.propagation = Some(deletion::propagation(text).map_err(invalid)?);
+        options.propagation = Some(deletion::propagation(text)?);
     }
     if options.propagation.is_none() && input.query.has("orphanDependents") {
         let orphan = input.query.flag("orphanDependents");
