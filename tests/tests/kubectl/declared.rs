@@ -80,15 +80,15 @@ pub fn certificates_are_signed_when_somebody_approves(client: &Client) {
     host::write(client.file("encoded"), certificate).unwrap();
     let decoded = output(command("base64 -d").arg(client.file("encoded"))).unwrap();
     host::write(&file, decoded).unwrap();
-    let login = format!(
-        "--client-certificate={} --client-key={}",
+    client.says(&format!(
+        "config set-credentials jane --client-certificate={} --client-key={}",
         file.display(),
         key.display()
-    );
-    let refused = client.refuses(&format!("{login} get pods"));
+    ));
+    let refused = client.refuses("get pods --user=jane");
     assert!(refused.contains("User \"jane\" cannot list"), "{refused}");
     client.says("create rolebinding devs --clusterrole=view --group=devs");
-    client.says(&format!("{login} get configmaps"));
+    client.says("get configmaps --user=jane");
     client.says(&format!("delete csr/{name}"));
     client.says("delete rolebinding/devs");
 }
