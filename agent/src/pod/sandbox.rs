@@ -39,19 +39,17 @@ pub(super) enum SandboxError {
     Cancelled,
 }
 
-/// Prepares it; gives the pod's addresses, none for a pod on the node's network.
+/// Prepares it, large enough for the pod as either of `sizes`; gives the pod's addresses, none for a pod on the node's network.
 pub(super) async fn prepare(
     network: &dyn PodNetwork,
     paths: &Paths,
     dns: &ClusterDns,
     settings: &Settings,
     pod: &PodView,
+    sizes: [PodView; 2],
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let uid = pod.id.uid.clone();
-    let limited = {
-        let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || limit(&pod, &resources::of_pod(&pod), &paths))
-    };
+    let limited = limit_to(paths, sizes);
     // Both to their end: what goes on behind a failure could meet the next try.
     let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod));
     limited?;
