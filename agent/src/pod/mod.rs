@@ -27,6 +27,8 @@ mod env;
 mod ephemeral;
 mod events;
 mod files;
+#[cfg(test)]
+mod full_disk_tests;
 mod holder;
 #[cfg(test)]
 mod holder_tests;

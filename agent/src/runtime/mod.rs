@@ -403,6 +403,9 @@ pub enum RuntimeError {
     /// Nothing answers at the socket; a retry may succeed once the runtime is back.
     #[error("containerd does not answer at {socket}: {reason}; is it running?")]
     Unreachable { socket: PathBuf, reason: String },
+    /// No answer came in time; a retry may succeed once the runtime is itself again.
+    #[error("cannot {action}: containerd gave no answer in time")]
+    Late { action: String },
     /// The runtime answered with an error; a retry may help.
     #[error("cannot {action}: {reason}")]
     Failed { action: String, reason: String },
@@ -456,6 +459,9 @@ impl Resources {
 impl RuntimeError {
     /// Whether the runtime itself was away, so that the same request may be made again unchanged.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, RuntimeError::Unreachable { .. })
+        matches!(
+            self,
+            RuntimeError::Unreachable { .. } | RuntimeError::Late { .. }
+        )
     }
 }
