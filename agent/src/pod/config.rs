@@ -6,10 +6,11 @@ use super::env::expand;
 use super::hooks;
 use super::paths::Paths;
 use super::spec::{PodView, QosClass, request, spec_hash};
+use super::sysctls;
 use super::volumes;
 use super::{resize, resources};
 use crate::network::namespaces::Namespace;
-use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Security, Stdio};
+use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Seccomp, Security, Stdio};
 
 /// Which of the pod's namespaces are its own rather than the node's.
 pub(super) fn own_namespaces(pod: &PodView) -> Vec<Namespace> {
@@ -36,6 +37,7 @@ pub(super) struct Parts<'a> {
     pub(super) node_memory: f64,
     /// The process whose process namespace it joins.
     pub(super) target_pid: Option<u32>,
+    pub(super) seccomp: Seccomp,
 }
 
 /// The config of a container.
@@ -50,6 +52,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         paths,
         node_memory,
         target_pid,
+        seccomp,
     } = parts;
     let uid = &pod.id.uid;
     let expanded = |list: &Option<Vec<String>>| {
@@ -86,7 +89,8 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             request(container, "memory").unwrap_or(0.0) + pod.spare_request("memory"),
             node_memory,
         ),
-        security: security(&pod.object, container),
+        sysctls: sysctls::of(pod),
+        security: security(&pod.object, container, seccomp),
         env: with_hostname(env, pod),
         stdio: Stdio {
             stdin: container.stdin == Some(true),
@@ -178,7 +182,7 @@ fn oom_score_adj(qos: QosClass, memory_request: f64, node_memory: f64) -> i32 {
     }
 }
 
-fn security(pod: &Pod, container: &Container) -> Security {
+fn security(pod: &Pod, container: &Container, seccomp: Seccomp) -> Security {
     let own: SecurityContext = container.security_context.clone().unwrap_or_default();
     let of_pod: PodSecurityContext = pod
         .spec
@@ -188,7 +192,6 @@ fn security(pod: &Pod, container: &Container) -> Security {
     let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.unwrap_or_default();
-    let profile = own.seccomp_profile.or(of_pod.seccomp_profile);
     Security {
         user: number(own.run_as_user.or(of_pod.run_as_user)),
         group: number(own.run_as_group.or(of_pod.run_as_group)),
@@ -208,6 +211,6 @@ fn security(pod: &Pod, container: &Container) -> Security {
         allow_privilege_escalation: own.allow_privilege_escalation.unwrap_or(true),
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
-        default_seccomp: profile.is_some_and(|profile| profile.type_ == "RuntimeDefault"),
+        seccomp,
     }
 }

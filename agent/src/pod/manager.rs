@@ -16,14 +16,15 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
-use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN};
+use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN, SYSCTL_FORBIDDEN};
 use super::events::Events;
 use super::host_ports::{self, Teller};
 use super::mirror::Mirror;
 use super::paths::is_plain_name;
 use super::shared::{Order, Pokes, Settings, Shared};
-use super::spec::{DEFAULT_GRACE, PodView};
+use super::spec::{CONFIG_SOURCE, DEFAULT_GRACE, PodView};
 use super::static_pods;
+use super::sysctls;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use super::worker;
@@ -241,13 +242,18 @@ impl Pods {
         }
     }
 
-    fn apply(&mut self, pod: Pod) {
+    fn apply(&mut self, mut pod: Pod) {
+        // Whoever writes a pod's annotations does not make it one that a file of this node gave.
+        if let Some(annotations) = &mut pod.metadata.annotations {
+            annotations.remove(CONFIG_SOURCE);
+        }
         let Some(view) = PodView::new(pod) else {
             return;
         };
         match Mirror::of(&view) {
-            Some(mirror) => self.mirrored(mirror),
-            None => self.take(view),
+            // Nor does a pod that runs become a mirror.
+            Some(mirror) if !self.workers.contains_key(&view.id.uid) => self.mirrored(mirror),
+            _ => self.take(view),
         }
     }
 
@@ -302,14 +308,17 @@ impl Pods {
         !begun && !self.adopted.contains_key(&pod.id.uid)
     }
 
-    /// The end, before it began, of a new pod that the node is too short of something to take.
+    /// The end, before it began, of a new pod that the node does not take.
     fn refusal(&self, pod: &PodView) -> Option<Eviction> {
         if !self.is_new(pod) {
             return None;
         }
         let (reason, why) = match self.is_shutting_down {
             true => (NODE_SHUTDOWN, SHUTTING_DOWN.to_owned()),
-            false => (EVICTED, self.pressures.refusal(pod)?),
+            false => match sysctls::refusal(pod, &self.shared.settings.allowed_sysctls) {
+                Some(why) => (SYSCTL_FORBIDDEN, why),
+                None => (EVICTED, self.pressures.refusal(pod)?),
+            },
         };
         Some(Eviction {
             reason,

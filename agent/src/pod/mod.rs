@@ -63,6 +63,7 @@ mod resize;
 mod resource_field;
 mod resources;
 mod sandbox;
+mod seccomp;
 mod service_env;
 mod shared;
 #[cfg(test)]
@@ -73,6 +74,7 @@ mod static_pods;
 mod static_tests;
 pub mod status;
 mod stop;
+pub mod sysctls;
 mod table;
 mod termination_message;
 #[cfg(test)]
@@ -85,6 +87,7 @@ mod worker;
 
 pub use deletion::LEAST as LEAST_GRACE;
 pub use demand::{Demand, Demands, EVICTED, Eviction, TERMINATED};
+pub use holder::PROGRAM as HOLDER;
 pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;

@@ -24,6 +24,7 @@ use super::observed::{
 use super::paths::Paths;
 use super::refusals::refusals;
 use super::sandbox;
+use super::seccomp;
 use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
@@ -284,6 +285,10 @@ pub(super) async fn run_container(
             Err(error) => return error.into(),
         },
     };
+    let seccomp = match seccomp::of(pod, spec, &shared.settings.paths) {
+        Ok(seccomp) => seccomp,
+        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
+    };
     let parts = Parts {
         pod,
         container: spec,
@@ -294,6 +299,7 @@ pub(super) async fn run_container(
         paths: &shared.settings.paths,
         node_memory: shared.node_memory,
         target_pid,
+        seccomp,
     };
     match image_volumes::mount(shared, pod, spec).await {
         Ok(()) => {}

@@ -20,24 +20,12 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
     refuse(spec.runtime_class_name.is_some(), "runtimeClassName");
     refuse(spec.set_hostname_as_fqdn == Some(true), "setHostnameAsFQDN");
     refuse(
-        of_pod.sysctls.as_ref().is_some_and(|list| !list.is_empty()),
-        "securityContext.sysctls",
-    );
-    refuse(
         of_pod.se_linux_options.is_some() || security.se_linux_options.is_some(),
         "seLinuxOptions",
     );
     refuse(
         matches!(security.proc_mount.as_deref(), Some(kind) if kind != "Default"),
         "procMount other than Default",
-    );
-    let profile = security
-        .seccomp_profile
-        .as_ref()
-        .or(of_pod.seccomp_profile.as_ref());
-    refuse(
-        profile.is_some_and(|profile| profile.type_ == "Localhost"),
-        "a Localhost seccompProfile",
     );
     let armor = security
         .app_armor_profile

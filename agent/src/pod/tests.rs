@@ -101,6 +101,7 @@ impl Node {
             file_check: Duration::from_millis(200),
             static_pods: Some(self.daemon.path().join("manifests")),
             allocatable: BTreeMap::new(),
+            allowed_sysctls: Vec::new(),
             cluster,
             dns: Arc::new(|| ClusterDns {
                 addresses: vec!["10.244.1.1".parse().unwrap()],

@@ -34,7 +34,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -343,6 +343,8 @@ pub struct ContainerConfig {
     /// What `resources` come from, kept for whoever asks.
     pub given: String,
     pub oom_score_adj: i32,
+    /// Kernel parameters of its namespaces.
+    pub sysctls: BTreeMap<String, String>,
     pub security: Security,
     pub stdio: Stdio,
     /// Something is to be done after its start; see [`Runtime::note_hook`].
@@ -393,8 +395,18 @@ pub struct Security {
     /// Names without `CAP_`; `ALL` stands for every one.
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
-    /// Filter system calls with the agent's default profile.
-    pub default_seccomp: bool,
+    pub seccomp: Seccomp,
+}
+
+/// How a container's system calls are filtered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    #[default]
+    Unconfined,
+    /// With the agent's own profile.
+    RuntimeDefault,
+    /// With a profile in the form of the OCI runtime specification, as JSON.
+    Profile(String),
 }
 
 /// Why the runtime did not do as it was asked.

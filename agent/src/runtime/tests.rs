@@ -53,6 +53,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
         },
         given: String::new(),
         oom_score_adj: -997,
+        sysctls: Default::default(),
         security: Security {
             allow_privilege_escalation: true,
             ..Security::default()
@@ -290,6 +291,23 @@ async fn a_command_runs_in_a_container_and_is_ended_in_time() {
             output: "1001\n".into()
         }
     );
+    // More than is kept, on both streams.
+    let much = "i=0; while [ $i -lt 2000 ]; do echo 0123456789012345678901234567890123456789; echo >&2; i=$((i+1)); done";
+    let result = client
+        .exec(&config.id, &command(much), Duration::from_secs(30))
+        .await
+        .unwrap();
+    assert_eq!((result.code, result.output.len()), (0, 10 << 10));
+    // What it leaves behind holds its output open, and keeps nobody.
+    let result = client
+        .exec(
+            &config.id,
+            &command("yes & echo out"),
+            Duration::from_secs(30),
+        )
+        .await
+        .unwrap();
+    assert_eq!(result.code, 0);
     let error = client
         .exec(
             &config.id,

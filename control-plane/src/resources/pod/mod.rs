@@ -17,6 +17,7 @@ pub mod whole;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use serde_json::Value;
 
+pub use self::update::MIRROR;
 use super::{
     Column, FieldError, Strategy, Subresource,
     kind::carry_generation,
@@ -114,6 +115,7 @@ impl Strategy for Pod {
             spec.volumes.as_deref().unwrap_or_default(),
         ));
         if let Some(old) = old {
+            errors.extend(update::mirror_errors(&self.metadata, &old.metadata));
             errors.extend(update::errors(
                 &path,
                 spec,
