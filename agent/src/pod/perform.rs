@@ -17,6 +17,7 @@ use super::ephemeral;
 use super::events::Kind;
 use super::holder;
 use super::hooks;
+use super::hosts;
 use super::image_volumes;
 use super::observed::{
     CREATE_ERROR, Contents, Failure, ImageState, Observed, RUN_ERROR, Sandbox, Volumes,
@@ -298,6 +299,7 @@ pub(super) async fn run_container(
         env,
         paths: &shared.settings.paths,
         node_memory: shared.node_memory,
+        hostname: hosts::machine_name(pod, &(shared.settings.dns)().domain),
         target_pid,
         seccomp,
     };

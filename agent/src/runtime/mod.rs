@@ -352,13 +352,28 @@ pub struct ContainerConfig {
 }
 
 /// A file or directory of the node that the container sees.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BindMount {
     pub source: PathBuf,
     pub destination: PathBuf,
     pub read_only: bool,
+    /// What is mounted below it is read-only, too.
+    pub is_recursive: bool,
     /// Nothing in it runs as a program.
     pub no_exec: bool,
+    pub propagation: Propagation,
+}
+
+/// Who sees what is mounted later below a directory of the node that a container has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Propagation {
+    /// Only who mounts it.
+    #[default]
+    None,
+    /// The container sees what the node mounts.
+    FromNode,
+    /// And the node what the container mounts.
+    Both,
 }
 
 /// Namespaces that the container joins; without a path it has the node's, and a process namespace of its own.
