@@ -16,12 +16,12 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
 use rustix::mount::MountFlags;
 use tokio::sync::Semaphore;
 
-use super::env::Context;
+use super::env::{self, Context};
 use super::mounts::Missing;
 use super::paths::Paths;
 use super::spec::amount;
 use super::{host_path, image_volumes, mounts};
-use crate::runtime::BindMount;
+use crate::runtime::{BindMount, Propagation};
 use crate::slow;
 
 pub(super) use contents::{Sources, has_contents};
@@ -189,6 +189,7 @@ pub(super) fn bind(
     volume: &Volume,
     root: &Path,
     mount: &VolumeMount,
+    sub_path: Option<&str>,
     pin: PathBuf,
 ) -> Result<BindMount, VolumeError> {
     let name = &volume.name;
@@ -198,7 +199,6 @@ pub(super) fn bind(
     } else {
         Missing::Made
     };
-    let sub_path = mount.sub_path.as_deref();
     let source = match sub_path.filter(|path| !path.is_empty()) {
         None => root.to_owned(),
         Some(path) => {
@@ -210,11 +210,46 @@ pub(super) fn bind(
             pin
         }
     };
+    let propagation = match mount.mount_propagation.as_deref() {
+        Some("HostToContainer") => Propagation::FromNode,
+        Some("Bidirectional") => Propagation::Both,
+        _ => Propagation::None,
+    };
+    if propagation > Propagation::None && propagation > mounts::peers(&source).unwrap_or_default() {
+        return Err(VolumeError::Refused {
+            volume: name.clone(),
+            reason: format!(
+                "mountPropagation: {} is on a mount that the node does not share",
+                root.display()
+            ),
+        });
+    }
     let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
     Ok(BindMount {
         source,
         destination: mount.mount_path.clone().into(),
         read_only: mount.read_only == Some(true) || !writable,
+        is_recursive: matches!(
+            mount.recursive_read_only.as_deref(),
+            Some("Enabled" | "IfPossible")
+        ),
         no_exec: is_image,
+        propagation,
     })
+}
+
+/// The part of a volume that a mount is of. In `subPathExpr` each variable has to be known.
+pub(super) fn sub_path(
+    mount: &VolumeMount,
+    env: &[(String, String)],
+) -> Result<Option<String>, VolumeError> {
+    let expression = mount.sub_path_expr.as_deref().unwrap_or_default();
+    if expression.is_empty() {
+        return Ok(mount.sub_path.clone());
+    }
+    let path = env::expand_all(expression, env).map_err(|missing| VolumeError::Refused {
+        volume: mount.name.clone(),
+        reason: format!("subPathExpr {expression}: missing value for {missing:?}"),
+    })?;
+    Ok(Some(path))
 }

@@ -524,11 +524,19 @@ impl Worker {
                 self.after_an_end();
             }
             Outcome::State { id, state } => {
+                let all = &self.observed.containers;
+                let name = all.iter().find(|it| it.id == id).map(|it| it.name.clone());
+                if let (ContainerState::Running { .. }, Some(name)) = (&state, name) {
+                    self.observed.failures.remove(&name);
+                }
                 self.observed.set_state(&id, state);
                 self.after_an_end();
             }
             Outcome::Failed { container, failure } => {
                 self.observed.fail(container, failure);
+            }
+            Outcome::Late { container, failure } => {
+                self.observed.failures.insert(container, failure);
             }
             Outcome::Deleted { id } => {
                 self.observed.remove(&id);

@@ -140,7 +140,7 @@ mod tests {
             json!({ "cpu": "500m", "memory": "1Gi" })
         );
         let asked = json!({ "requests": { "cpu": "1" } });
-        assert_eq!(defaulted(asked.clone(), &[some.clone()]), asked);
+        assert_eq!(defaulted(asked.clone(), std::slice::from_ref(&some)), asked);
         assert_eq!(
             defaulted(json!({}), &[some]),
             json!({}),
