@@ -62,7 +62,7 @@ pub(crate) fn carried(backend: BackendId, sent: u64, received: u64) {
     });
 }
 
-/// A client outside was given the backend.
+/// A client whose packets are translated was given the backend.
 pub(crate) fn opened_outside(backend: BackendId) {
     with_row(&OUTSIDE_OPENS, &backend, &NO_OPENS, |opens| *opens += 1);
 }

@@ -10,8 +10,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use crate::clock::coarse_ns;
 use crate::events;
 use crate::maps::{
-    DROP_RECORDS, IDENTITIES, POLICY_DROPS, POLICY_FLOWS, POLICY_GENERATION, POLICY_PODS,
-    POLICY_RULES,
+    BY_POLICY, IDENTITIES, POLICY_DROPS, POLICY_FLOWS, POLICY_GENERATION, POLICY_PODS,
+    POLICY_RULES, admits,
 };
 use crate::skb::Skb;
 
@@ -51,11 +51,7 @@ pub(crate) fn judge(
 #[inline(always)]
 fn record(link: LinkIndex, direction: Direction, packet: &Packet, why: Refusal) {
     let now = coarse_ns();
-    // SAFETY: this CPU's own row.
-    let admits = DROP_RECORDS
-        .get_ptr_mut(0)
-        .is_some_and(|window| unsafe { (*window).admits(now) });
-    let room = match admits {
+    let room = match admits(BY_POLICY, now) {
         true => POLICY_DROPS.reserve(0),
         false => None,
     };

@@ -1,7 +1,10 @@
-//! Records for people who watch: sampled sockets, and every refusal.
+//! Records for people who watch: sampled sockets and clients outside, and refusals: of sockets every one, of clients outside
+//! not too many.
 
 use agent_ebpf::abi::{
-    EVENT_OPENED, FlowEvent, SOCKET_SAMPLED, ServiceKey, SocketEntry, SocketKey,
+    Connection, DropReason, EVENT_BY_OUTSIDER, EVENT_BY_POD, EVENT_DROPPED, EVENT_HOLE,
+    EVENT_NO_BACKEND, EVENT_OPENED, FlowEvent, FlowKey, SOCKET_SAMPLED, ServiceKey, Side,
+    SocketEntry, SocketKey, begins, is_sampled,
 };
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::bpf_get_current_comm;
@@ -10,8 +13,8 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::ctx;
-use crate::maps::{CONFIG, EVENTS, EVENTS_LOST};
+use crate::maps::{BY_SERVICE, CONFIG, EVENTS, EVENTS_LOST, admits};
+use crate::{clock, ctx};
 
 /// What some kinds of records say beyond what the socket's row says.
 #[derive(Default)]
@@ -24,13 +27,16 @@ pub(crate) struct Event {
 /// Draws whether a new socket's events are recorded.
 #[inline(always)]
 pub(crate) fn drawn() -> bool {
-    match CONFIG.get(0) {
-        Some(config) if config.sample_every != 0 => {
-            // SAFETY: a plain helper call.
-            (unsafe { bpf_get_prandom_u32() }).is_multiple_of(config.sample_every)
-        }
-        _ => false,
+    match sample_every() {
+        0 => false,
+        // SAFETY: a plain helper call.
+        every => (unsafe { bpf_get_prandom_u32() }).is_multiple_of(every),
     }
+}
+
+#[inline(always)]
+fn sample_every() -> u32 {
+    CONFIG.get(0).map_or(0, |config| config.sample_every)
 }
 
 /// Records an event of a socket that has a row, if it is one of those that are recorded.
@@ -73,6 +79,60 @@ pub(crate) fn refused(ctx: &SockAddrContext, dialled: &ServiceKey, service_id: u
     });
 }
 
+/// Records that a client whose packets are translated was given a backend, if its flow is one of those that are recorded.
+#[inline(never)]
+pub(crate) fn given(key: &FlowKey, row: &Connection) {
+    if !is_sampled(row.key_hash, sample_every()) {
+        return;
+    }
+    write(|event| {
+        of_packet(event, EVENT_OPENED, key);
+        event.backend_address = row.destination;
+        event.backend_port = row.destination_port;
+        event.service_id = row.service_id;
+        event.backend = row.backend;
+    });
+}
+
+/// Records that such a client was refused, as its service has no backend, or a row was missing.
+#[inline(never)]
+pub(crate) fn turned_away(key: &FlowKey, service_id: u32, is_hole: bool) {
+    let kind = match is_hole {
+        true => EVENT_HOLE,
+        false => EVENT_NO_BACKEND,
+    };
+    write_some(|event| {
+        of_packet(event, kind, key);
+        event.service_id = service_id;
+    });
+}
+
+/// Records that a connection of such a client was not begun.
+#[inline(never)]
+pub(crate) fn not_begun(key: &FlowKey, reason: DropReason) {
+    if key.side == Side::OUT || !begins(reason) {
+        return;
+    }
+    write_some(|event| {
+        of_packet(event, EVENT_DROPPED, key);
+        event.reason = reason as u8;
+    });
+}
+
+#[inline(always)]
+fn of_packet(event: &mut FlowEvent, kind: u8, key: &FlowKey) {
+    header(event, kind, key.protocol);
+    event.cookie = SocketKey(key.hash().into());
+    event.by = match key.side {
+        Side::FROM_POD => EVENT_BY_POD,
+        _ => EVENT_BY_OUTSIDER,
+    };
+    event.comm = key.source.octets();
+    event.client_port = key.source_port;
+    event.dialled = key.destination;
+    event.dialled_port = key.destination_port;
+}
+
 #[inline(always)]
 fn of_socket(event: &mut FlowEvent, kind: u8, cookie: SocketKey, entry: &SocketEntry) {
     header(event, kind, entry.protocol);
@@ -108,6 +168,15 @@ pub(crate) fn lost() {
     if let Some(lost) = EVENTS_LOST.get_ptr_mut(0) {
         // SAFETY: this CPU's own row.
         unsafe { *lost += 1 };
+    }
+}
+
+/// The same for what a flood of packets could bring about.
+#[inline(always)]
+fn write_some(fill: impl FnOnce(&mut FlowEvent)) {
+    match admits(BY_SERVICE, clock::coarse_ns()) {
+        true => write(fill),
+        false => lost(),
     }
 }
 

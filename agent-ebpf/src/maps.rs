@@ -173,10 +173,22 @@ pub(crate) static CONFIG: Array<ProgramConfig, 1> = Array::new();
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<FlowEvent, { 256 * 1024 }> = RingBuf::new();
 
-/// How many records of drops each CPU has made in a window of time, and when that began, in nanoseconds. Of no use to other
-/// programs, so not pinned.
+/// How many records of what packets were refused each CPU has made in a window of time, and when that began, in nanoseconds: of
+/// policies, and of services. Of no use to other programs, so not pinned.
 #[btf_map]
-pub(crate) static DROP_RECORDS: PerCpuArray<Window, 1> = PerCpuArray::new();
+pub(crate) static DROP_RECORDS: PerCpuArray<Window, 2> = PerCpuArray::new();
+/// Places in it.
+pub(crate) const BY_POLICY: u32 = 0;
+pub(crate) const BY_SERVICE: u32 = 1;
+
+/// Whether what a packet is refused may be recorded now.
+#[inline(always)]
+pub(crate) fn admits(place: u32, now_ns: u64) -> bool {
+    DROP_RECORDS.get_ptr_mut(place).is_some_and(|window| {
+        // SAFETY: this CPU's own row.
+        unsafe { (*window).admits(now_ns) }
+    })
+}
 
 /// Records that found their ring full, or that were too many.
 #[btf_map]

@@ -110,10 +110,10 @@ pub trait Node {
     fn is_near(&self, backend: &Address) -> bool;
     /// The node that answered for a load balancer's address before this one did.
     fn former(&self, address: &Address) -> Option<Address>;
-    /// A backend was given a connection.
-    fn opened(&self, backend: BackendId);
+    /// A client was given a backend, as `row` says of packets of `key`.
+    fn opened(&self, key: &FlowKey, row: &Connection);
     /// A connection is refused; a hole is a row that was missing.
-    fn refused(&self, service_id: u32, is_hole: bool);
+    fn refused(&self, key: &FlowKey, service_id: u32, is_hole: bool);
 }
 
 /// What became of a packet that was to be handed to another node.
@@ -512,7 +512,7 @@ where
             service_id,
             is_hole,
         } => {
-            world.refused(service_id, is_hole);
+            world.refused(&work.key, service_id, is_hole);
             if is_node_port {
                 // Nothing listens there: the node's stack refuses it.
                 return Step::Done;
@@ -652,8 +652,8 @@ where
             Added::Present => {}
             Added::Added if world.put(&work.key, &work.row) => {
                 let is_ours = work.row.kind & CONNECTION_FORMER == 0;
-                if work.key.side == Side::IN && work.row.backend != REFUSED && is_ours {
-                    world.opened(work.row.backend);
+                if work.key.side != Side::OUT && work.row.backend != REFUSED && is_ours {
+                    world.opened(&work.key, &work.row);
                 }
                 return Step::Next;
             }

@@ -1,7 +1,7 @@
 //! The links to other machines, and pods' links: the kernel's side of [`agent_ebpf::nat`].
 
 use agent_ebpf::abi::{
-    Address, BackendId, FlowKey, FragmentKey, FragmentPorts, LinkIndex, Port, Side, TCP,
+    Address, Connection, FlowKey, FragmentKey, FragmentPorts, LinkIndex, Port, Side, TCP,
 };
 use agent_ebpf::checksum::Sum;
 use agent_ebpf::flow::Fragments;
@@ -19,7 +19,7 @@ use crate::packets::{PASS, dropped};
 use crate::shortcut;
 use crate::skb::Skb;
 use crate::way::{Found, Way};
-use crate::{clock, count, rows};
+use crate::{clock, count, events, rows};
 
 /// A packet at one side of an uplink or of a pod's link.
 #[inline(always)]
@@ -48,7 +48,10 @@ pub(crate) fn translated(ctx: &TcContext, side: Side) -> i32 {
         }
         Fate::Pass | Fate::Translated => PASS,
         Fate::Onward => TC_ACT_REDIRECT,
-        Fate::Drop(reason) => dropped(reason),
+        Fate::Drop(reason) => {
+            events::not_begun(&work.key, reason);
+            dropped(reason)
+        }
     }
 }
 
@@ -246,8 +249,9 @@ impl Node for Uplink {
     }
 
     #[inline(always)]
-    fn opened(&self, backend: BackendId) {
-        count::opened_outside(backend);
+    fn opened(&self, key: &FlowKey, row: &Connection) {
+        count::opened_outside(row.backend);
+        events::given(key, row);
     }
 
     #[inline(always)]
@@ -261,11 +265,12 @@ impl Node for Uplink {
     }
 
     #[inline(always)]
-    fn refused(&self, service_id: u32, is_hole: bool) {
+    fn refused(&self, key: &FlowKey, service_id: u32, is_hole: bool) {
         match is_hole {
             true => count::hole(service_id),
             false => count::refused(service_id),
         }
+        events::turned_away(key, service_id, is_hole);
     }
 }
 

@@ -4,7 +4,7 @@
 //! [`crate::uplink`], by the same rows.
 
 use agent_ebpf::abi::{
-    Address, BackendId, FlowKey, FragmentKey, FragmentPorts, LinkIndex, Port, XDP_LINK_TAKES,
+    Address, Connection, FlowKey, FragmentKey, FragmentPorts, LinkIndex, Port, XDP_LINK_TAKES,
 };
 use agent_ebpf::checksum::{Sum, updated};
 use agent_ebpf::flow::Fragments;
@@ -19,7 +19,7 @@ use aya_ebpf::programs::XdpContext;
 use crate::maps::{SCRATCH, XDP_LINKS, port_range};
 use crate::packets::dropped;
 use crate::way::{Found, Way};
-use crate::{clock, count, rows};
+use crate::{clock, count, events, rows};
 
 /// A packet that comes in by an uplink.
 #[inline(always)]
@@ -44,6 +44,7 @@ pub(crate) fn forwarded(ctx: &XdpContext) -> u32 {
             _ => XDP_DROP,
         },
         Course::Drop(reason) => {
+            events::not_begun(&work.key, reason);
             dropped(reason);
             XDP_DROP
         }
@@ -242,8 +243,9 @@ impl Node for Arrival {
     }
 
     #[inline(always)]
-    fn opened(&self, backend: BackendId) {
-        count::opened_outside(backend);
+    fn opened(&self, key: &FlowKey, row: &Connection) {
+        count::opened_outside(row.backend);
+        events::given(key, row);
     }
 
     #[inline(always)]
@@ -258,7 +260,7 @@ impl Node for Arrival {
 
     /// The packet is the stack's, whose program refuses and counts it.
     #[inline(always)]
-    fn refused(&self, _: u32, _: bool) {}
+    fn refused(&self, _: &FlowKey, _: u32, _: bool) {}
 }
 
 rows::with_rows!(Arrival);

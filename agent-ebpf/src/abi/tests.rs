@@ -50,7 +50,7 @@ fn layouts_have_no_implicit_padding() {
     no_padding!(FragmentPorts: source 2, destination 2 => 4);
     no_padding!(FlowEvent: time_ns 8, cookie 8, netns_cookie 8, duration_ns 8, bytes_sent 8, bytes_received 8,
         dialled 16, backend_address 16, dialled_port 2, backend_port 2, service_id 4, backend 4, pid 4, kind 1,
-        protocol 1, pad 6, comm 16 => 120);
+        protocol 1, by 1, reason 1, client_port 2, pad 2, comm 16 => 120);
     assert_eq!(size_of::<BackendId>(), 4);
 }
 

@@ -368,7 +368,7 @@ impl Node for World {
     fn is_own(&self) -> bool {
         self.sender == Sender::Own
     }
-    fn opened(&self, _: BackendId) {
+    fn opened(&self, _: &FlowKey, _: &Connection) {
         self.opened.set(self.opened.get() + 1);
     }
     fn is_near(&self, backend: &Address) -> bool {
@@ -378,7 +378,7 @@ impl Node for World {
     fn former(&self, of: &Address) -> Option<Address> {
         self.former.filter(|_| *of == address(BALANCER))
     }
-    fn refused(&self, _: u32, is_hole: bool) {
+    fn refused(&self, _: &FlowKey, _: u32, is_hole: bool) {
         assert!(!is_hole);
         if self.is_before_stack {
             return;

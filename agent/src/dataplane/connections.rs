@@ -3,6 +3,7 @@
 //! The programs never remove a row. Where the table is full they let the longest idle give way, so this is for tidiness, and
 //! for ports of the node to be free again.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use agent_ebpf::packet::{TCP_ACK, TCP_FIN, TCP_RST};
 use aya::maps::{IterableMap as _, MapError as AyaError};
 
 use super::maps::{MapError, Maps, read};
+use super::outside::{Outside, is_clients};
 use super::sys::each_row;
 
 /// A connection that both ends have confirmed may be silent for a day.
@@ -68,18 +70,45 @@ fn is_young(row: &Connection, now_ns: u64) -> bool {
     now_ns.saturating_sub(row.last_seen_ns) <= SHORTEST.as_nanos() as u64
 }
 
+/// A client's connection, of which one row was found, and maybe the other.
+fn clients(
+    (key, row): (FlowKey, Connection),
+    other: Option<(FlowKey, Connection)>,
+) -> Option<Outside> {
+    let pair = match row.kind & CONNECTION_REPLY {
+        0 => Outside {
+            key,
+            row,
+            answers: other.map(|(_, answers)| answers),
+        },
+        _ => {
+            let (key, client) = other?;
+            Outside {
+                key,
+                row: client,
+                answers: Some(row),
+            }
+        }
+    };
+    is_clients(&pair.row).then_some(pair)
+}
+
 /// The table.
 pub struct Connections {
     maps: Maps,
+    /// Clients' connections that were over at the last look.
+    told: BTreeSet<(FlowKey, u64)>,
 }
 
 /// What one look came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Rows that were there, and how many there may be.
     pub rows: u32,
     pub most: u32,
     pub removed: u32,
+    /// Clients' connections that are over, each told once.
+    pub over: Vec<Outside>,
 }
 
 impl Swept {
@@ -91,10 +120,13 @@ impl Swept {
 
 impl Connections {
     pub fn new(maps: Maps) -> Self {
-        Self { maps }
+        Self {
+            maps,
+            told: BTreeSet::new(),
+        }
     }
 
-    /// Removes what is over at `now_ns`. Reads the table in batches; only rows that were silent for a while are looked at
+    /// Removes what has been over for as long as its state asks at `now_ns`, and says what clients' connections are over. Reads the table in batches; only rows that were silent for a while are looked at
     /// more closely.
     pub fn sweep(&mut self, now_ns: u64) -> Result<Swept, MapError> {
         let failed = |source| read(names::CONNECTIONS, source);
@@ -119,6 +151,7 @@ impl Connections {
             }
         });
         rows.map_err(|error| failed(AyaError::IoError(error)))?;
+        let mut told = BTreeSet::new();
         for (key, row) in idle {
             let other_key = key.answers(&row);
             let other = match self.maps.connections.get(&other_key, 0) {
@@ -126,7 +159,16 @@ impl Connections {
                 Err(AyaError::KeyNotFound) => None,
                 Err(source) => return Err(failed(source)),
             };
-            if is_over(&key, &row, other.as_ref(), now_ns) {
+            let goes = is_over(&key, &row, other.as_ref(), now_ns);
+            if let Some(pair) = clients((key, row), other.map(|other| (other_key, other)))
+                && (goes || pair.is_over())
+            {
+                let it = (pair.key, pair.row.since_ns);
+                if told.insert(it) && !self.told.contains(&it) {
+                    swept.over.push(pair);
+                }
+            }
+            if goes {
                 // The answers' row last: until then the other leads to where it did.
                 let keys = match row.kind & CONNECTION_REPLY {
                     0 => [key, other_key],
@@ -138,6 +180,7 @@ impl Connections {
                 }
             }
         }
+        self.told = told;
         Ok(swept)
     }
 }

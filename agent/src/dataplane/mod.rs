@@ -43,6 +43,8 @@ mod policy_show;
 mod port_bits;
 mod prefixes;
 mod probe;
+#[cfg(test)]
+mod records_tests;
 mod retired;
 mod sock_diag;
 mod sockets;

@@ -7,22 +7,27 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 
 use agent_ebpf::abi::{
-    BackendId, BackendStats, CONNECTION_FORMER, CONNECTION_REPLY, CONNECTION_SERVICE, Connection,
-    FlowKey, TCP, maps as names,
+    BackendId, BackendStats, CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_REPLY,
+    CONNECTION_SERVICE, Connection, FlowKey, TCP, maps as names,
 };
-use agent_ebpf::packet::{TCP_FIN, TCP_RST};
+use agent_ebpf::nat::SEEN;
+use agent_ebpf::packet::{TCP_ACK, TCP_FIN, TCP_RST};
 use aya::maps::{IterableMap as _, MapError as AyaError};
 
 use super::maps::{MapError, Maps, Sum as _, read};
 use super::sys::each_row;
 
-/// Whether a row stands for a connection that a client outside has with a backend. Of each there is one.
-fn is_open(key: &FlowKey, row: &Connection) -> bool {
+/// Whether a row stands for a connection that a client outside has with a backend, or had. Of each there is one.
+pub(super) fn is_clients(row: &Connection) -> bool {
     let is_service = row.kind & (CONNECTION_SERVICE | CONNECTION_REPLY) == CONNECTION_SERVICE;
-    let is_over = key.protocol == TCP && row.seen & (TCP_FIN | TCP_RST) != 0;
     // Another node has counted it.
     let is_ours = row.kind & CONNECTION_FORMER == 0;
-    is_service && is_ours && row.backend != BackendId(0) && !is_over
+    is_service && is_ours && row.backend != BackendId(0)
+}
+
+/// Whether it is open.
+fn is_open(key: &FlowKey, row: &Connection) -> bool {
+    is_clients(row) && !(key.protocol == TCP && row.seen & (TCP_FIN | TCP_RST) != 0)
 }
 
 /// A connection of a client outside with a backend.
@@ -33,6 +38,32 @@ pub struct Outside {
     pub row: Connection,
     /// The row of its answers, unless that gave way.
     pub answers: Option<Connection>,
+}
+
+impl Outside {
+    /// Whether the backend has answered, as far as this node can tell.
+    pub fn was_answered(&self) -> bool {
+        let flag = match self.key.protocol {
+            TCP => TCP_ACK,
+            _ => SEEN,
+        };
+        self.seen_both_ways() & flag != 0
+    }
+
+    /// Whether it is over: reset, or closed by both ends. One that is silent may go on.
+    pub(super) fn is_over(&self) -> bool {
+        let seen = self.row.seen | self.answers.map_or(0, |answers| answers.seen);
+        let closed = self.seen_both_ways() & TCP_FIN != 0;
+        self.key.protocol == TCP && (seen & TCP_RST != 0 || closed)
+    }
+
+    /// What both directions have seen; of one whose answers do not come by this node, the one.
+    fn seen_both_ways(&self) -> u8 {
+        let answers = self
+            .answers
+            .filter(|_| self.row.kind & CONNECTION_DIRECT == 0);
+        answers.map_or(self.row.seen, |answers| self.row.seen & answers.seen)
+    }
 }
 
 /// The counters of connections of which so many were given and are open. Those that another version's programs gave are not

@@ -68,7 +68,7 @@ pub(super) fn packet(random: &mut StdRng) -> Vec<u8> {
 }
 
 /// Verdict and length; `None` where the kernel itself takes no frame so short.
-fn run(program: &SchedClassifier, packet: &[u8]) -> Option<(u32, usize)> {
+pub(super) fn run(program: &SchedClassifier, packet: &[u8]) -> Option<(u32, usize)> {
     const HEADERS: usize = 14 + 40;
     let mut out = vec![0; packet.len() + 64];
     let result = program.test_run(TestRunOptions {
@@ -173,7 +173,7 @@ fn a_flood_of_new_flows_leaves_those_that_are_in_use() {
 
 impl super::LinkPrograms {
     /// Runs `work` with a program.
-    fn with(&self, hook: Hook, work: impl FnOnce(&SchedClassifier)) {
+    pub(super) fn with(&self, hook: Hook, work: impl FnOnce(&SchedClassifier)) {
         let mut programs = self.programs.lock().unwrap();
         match programs.program_mut(hook.program()) {
             Some(Program::SchedClassifier(program)) => work(program),

@@ -32,16 +32,16 @@ const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// The addresses of one family.
-struct Family {
-    client: &'static str,
-    node: &'static str,
-    far: &'static str,
+pub(super) struct Family {
+    pub(super) client: &'static str,
+    pub(super) node: &'static str,
+    pub(super) far: &'static str,
     pod: &'static str,
-    balancer: &'static str,
+    pub(super) balancer: &'static str,
     networks: [&'static str; 3],
 }
 
-const FAMILIES: [Family; 2] = [
+pub(super) const FAMILIES: [Family; 2] = [
     Family {
         client: "198.51.100.2",
         node: "203.0.113.1",
@@ -66,7 +66,7 @@ const FAMILIES: [Family; 2] = [
 
 /// A packet to be made.
 #[derive(Clone, Copy)]
-struct Packet {
+pub(super) struct Packet {
     macs: [[u8; 6]; 2],
     from: SocketAddr,
     to: SocketAddr,
@@ -76,12 +76,12 @@ struct Packet {
     hops: u8,
 }
 
-const SYN: u8 = 2;
-const ACK: u8 = 16;
+pub(super) const SYN: u8 = 2;
+pub(super) const ACK: u8 = 16;
 
 impl Packet {
     /// As it comes to the node.
-    fn new(from: (&str, u16), to: (&str, u16), protocol: u8, flags: u8) -> Self {
+    pub(super) fn new(from: (&str, u16), to: (&str, u16), protocol: u8, flags: u8) -> Self {
         let socket = |(ip, port): (&str, u16)| SocketAddr::new(ip.parse().unwrap(), port);
         Self {
             macs: [NODE_MAC, OTHER_MAC],
@@ -102,7 +102,7 @@ impl Packet {
         }
     }
 
-    fn bytes(self) -> Vec<u8> {
+    pub(super) fn bytes(self) -> Vec<u8> {
         let octets = |ip: IpAddr| match ip {
             IpAddr::V4(ip) => ip.octets().to_vec(),
             IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -149,14 +149,14 @@ impl Packet {
 }
 
 /// The node with its links. They go with the value.
-struct Node {
-    dataplane: Dataplane,
+pub(super) struct Node {
+    pub(super) dataplane: Dataplane,
     /// The node's hardware addresses at `up0` and `far0`.
     macs: [[u8; 6]; 2],
     _lab: Lab,
 }
 
-fn node(scratch: &Scratch) -> Node {
+pub(super) fn node(scratch: &Scratch) -> Node {
     for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         fs::write(format!("/proc/sys/net/{setting}"), "1").unwrap();
     }
@@ -253,7 +253,7 @@ fn hardware_address(name: &str) -> [u8; 6] {
     found
 }
 
-fn key(family: &Family, port: u16, protocol: u8) -> ServiceKey {
+pub(super) fn key(family: &Family, port: u16, protocol: u8) -> ServiceKey {
     ServiceKey {
         address: family.balancer.parse::<IpAddr>().unwrap().into(),
         port: port.to_be_bytes(),
@@ -263,7 +263,7 @@ fn key(family: &Family, port: u16, protocol: u8) -> ServiceKey {
 }
 
 impl Node {
-    fn run(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+    pub(super) fn run(&self, packet: &[u8]) -> (u32, Vec<u8>) {
         self.dataplane
             .link_programs
             .with_xdp(|program| run(program, packet))

@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use agent_ebpf::abi::{EVENT_BY_POD, FlowEvent};
 
 use crate::cluster::ObjectKey;
 use crate::dataplane::netns_cookie;
@@ -24,6 +27,8 @@ pub enum Client {
     Host,
     /// The cookie of a network namespace that is no pod's of this node, or was.
     Other(u64),
+    /// Who has no socket on this node.
+    Outside(SocketAddr),
 }
 
 impl fmt::Display for Client {
@@ -32,6 +37,7 @@ impl fmt::Display for Client {
             Client::Pod(pod) => pod.fmt(f),
             Client::Host => f.write_str("host"),
             Client::Other(cookie) => write!(f, "netns {cookie}"),
+            Client::Outside(address) => address.fmt(f),
         }
     }
 }
@@ -69,6 +75,23 @@ impl Clients {
             pods,
             known: Mutex::new(known),
         }))
+    }
+
+    /// Who dialled.
+    pub fn of(&self, event: &FlowEvent) -> Client {
+        let Some((address, port)) = event.client() else {
+            return self.find(event.netns_cookie);
+        };
+        let ip = address.to_ip();
+        let is_its = |pod: &PodSummary| !pod.host_network && pod.addresses.contains(&ip);
+        let pod = match event.by {
+            EVENT_BY_POD => self.0.pods.list().into_iter().find(is_its),
+            _ => None,
+        };
+        match pod {
+            Some(pod) => Client::Pod(ObjectKey::new(pod.namespace, pod.name)),
+            None => Client::Outside(SocketAddr::new(ip, u16::from_be_bytes(port))),
+        }
     }
 
     /// Who has the network namespace with this cookie.

@@ -6,8 +6,6 @@ use std::collections::HashMap;
 use agent_ebpf::abi::{
     CONNECTION_DIRECT, Scope, ServiceKey, Side, SocketEntry, SocketKey, TCP, UDP,
 };
-use agent_ebpf::nat::SEEN;
-use agent_ebpf::packet::TCP_ACK;
 
 use super::clients::Client;
 use super::names::{Names, is_asked_for, protocol, socket_address};
@@ -74,12 +72,7 @@ fn translated(open: &Outside, names: Names<'_>, now_ns: u64) -> api::Connection 
     let peer = names.peer(owner, row.destination);
     // Of those that the backend's node answers itself nothing comes back by this one.
     let answers = answers.filter(|_| row.kind & CONNECTION_DIRECT == 0);
-    let seen = answers.map_or(row.seen, |answers| row.seen & answers.seen);
-    let is_answered = match key.protocol {
-        TCP => seen & TCP_ACK != 0,
-        _ => seen & SEEN != 0,
-    };
-    let state = match (key.protocol, is_answered) {
+    let state = match (key.protocol, open.was_answered()) {
         (_, true) => "ESTAB",
         (TCP, false) => "SYN-SENT",
         (_, false) => "UNREPLIED",
@@ -167,7 +160,8 @@ fn state(protocol: u8, state: u8) -> &'static str {
 #[cfg(test)]
 mod tests {
     use agent_ebpf::abi::{CONNECTION_SERVICE, Connection, FlowKey};
-    use agent_ebpf::packet::TCP_SYN;
+    use agent_ebpf::nat::SEEN;
+    use agent_ebpf::packet::{TCP_ACK, TCP_SYN};
 
     use super::super::testing::World;
     use super::*;

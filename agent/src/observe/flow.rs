@@ -1,13 +1,15 @@
 //! One flow event under the cluster's names, and whether a watcher wants it. Pure.
 
 use agent_ebpf::abi::{
-    EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_FAILED, EVENT_HOLE, EVENT_NO_BACKEND, EVENT_OPENED,
-    FlowEvent, Scope, ServiceKey, TCP,
+    DropReason, EVENT_BY_OUTSIDER, EVENT_BY_POD, EVENT_BY_SOCKET, EVENT_CLOSED, EVENT_DROPPED,
+    EVENT_ESTABLISHED, EVENT_FAILED, EVENT_HOLE, EVENT_NO_BACKEND, EVENT_OPENED, FlowEvent, Scope,
+    ServiceKey, Side, SocketKey, TCP,
 };
 use jiff::{SignedDuration, Timestamp};
 
 use super::clients::Client;
 use super::names::{Names, is_asked_for, protocol, socket_address};
+use crate::dataplane::Outside;
 use crate::introspection as api;
 
 /// What a watcher may ask for.
@@ -21,7 +23,7 @@ pub const VERDICTS: [&str; 7] = [
     DROPPED,
 ];
 
-/// A packet at a pod's link that a network policy refused.
+/// A packet at a pod's link that a network policy refused, or a connection from outside that was not let in.
 pub const DROPPED: &str = "dropped";
 
 /// What became of the socket.
@@ -33,13 +35,62 @@ pub(super) fn verdict(kind: u8) -> &'static str {
         EVENT_CLOSED => VERDICTS[3],
         EVENT_NO_BACKEND => VERDICTS[4],
         EVENT_HOLE => VERDICTS[5],
+        EVENT_DROPPED => DROPPED,
         _ => "unknown",
     }
 }
 
 /// Whether the kernel refused what the application asked for.
 pub(super) fn is_refusal(kind: u8) -> bool {
-    matches!(kind, EVENT_NO_BACKEND | EVENT_HOLE)
+    matches!(kind, EVENT_NO_BACKEND | EVENT_HOLE | EVENT_DROPPED)
+}
+
+/// Why: the verdict, and of what was dropped the reason by which that is counted.
+pub(super) fn reason(event: &FlowEvent) -> &'static str {
+    match event.kind {
+        EVENT_DROPPED => {
+            let mut all = DropReason::ALL.into_iter();
+            let found = all.find(|reason| *reason as u32 == u32::from(event.reason));
+            found.map_or("unknown", DropReason::name)
+        }
+        kind => verdict(kind),
+    }
+}
+
+/// The end of a connection whose client has no socket here, as the table's rows tell it. Nobody else does: the programs see
+/// packets only.
+pub(super) fn ended(open: &Outside) -> FlowEvent {
+    let Outside { key, row, answers } = open;
+    let seen = answers.map_or(0, |answers| answers.last_seen_ns);
+    let last = row.last_seen_ns.max(seen);
+    FlowEvent {
+        time_ns: last,
+        cookie: SocketKey(row.key_hash.into()),
+        netns_cookie: 0,
+        duration_ns: last.saturating_sub(row.since_ns),
+        bytes_sent: row.bytes,
+        bytes_received: answers.map_or(0, |answers| answers.bytes),
+        dialled: key.destination,
+        backend_address: row.destination,
+        dialled_port: key.destination_port,
+        backend_port: row.destination_port,
+        service_id: row.service_id,
+        backend: row.backend,
+        pid: 0,
+        kind: match open.was_answered() {
+            false if key.protocol == TCP => EVENT_FAILED,
+            _ => EVENT_CLOSED,
+        },
+        protocol: key.protocol,
+        by: match key.side {
+            Side::FROM_POD => EVENT_BY_POD,
+            _ => EVENT_BY_OUTSIDER,
+        },
+        reason: 0,
+        client_port: key.source_port,
+        pad: [0; 2],
+        comm: key.source.octets(),
+    }
 }
 
 /// The kernel's monotonic clock beside the people's, read at one moment.
@@ -63,7 +114,10 @@ pub(super) fn dialled(event: &FlowEvent) -> ServiceKey {
         address: event.dialled,
         port: event.dialled_port,
         protocol: event.protocol,
-        scope: Scope::CLUSTER,
+        scope: match event.by {
+            EVENT_BY_OUTSIDER => Scope::EXTERNAL,
+            _ => Scope::CLUSTER,
+        },
     }
 }
 
@@ -75,19 +129,25 @@ pub(super) fn flow(
 ) -> api::Flow {
     let service = names.service(&dialled(event));
     let refused = is_refusal(event.kind);
+    let is_socket = event.by == EVENT_BY_SOCKET;
     let peer = if refused {
         Default::default()
     } else {
         names.peer(service.map(|(service, _)| service), event.backend_address)
     };
     let timed = matches!(event.kind, EVENT_ESTABLISHED | EVENT_FAILED | EVENT_CLOSED);
-    let carried = event.kind == EVENT_CLOSED && event.protocol == TCP;
+    // Of UDP sockets nobody counts them, of packets the rows do.
+    let counted = event.protocol == TCP || !is_socket;
+    let carried = event.kind == EVENT_CLOSED && counted;
     api::Flow {
         time: clock.at(event.time_ns).to_string(),
         verdict: verdict(event.kind).to_owned(),
         protocol: protocol(event.protocol),
         client: client.to_string(),
-        process: process(&event.comm),
+        process: match is_socket {
+            true => process(&event.comm),
+            false => String::new(),
+        },
         pid: event.pid,
         dialled: socket_address(event.dialled, event.dialled_port),
         service: service.map(|(it, _)| it.to_string()).unwrap_or_default(),
@@ -105,7 +165,10 @@ pub(super) fn flow(
         seconds: timed.then(|| event.duration_ns as f64 / 1e9),
         bytes_sent: carried.then_some(event.bytes_sent),
         bytes_received: carried.then_some(event.bytes_received),
-        reason: String::new(),
+        reason: match event.kind {
+            EVENT_DROPPED => reason(event).to_owned(),
+            _ => String::new(),
+        },
     }
 }
 

@@ -1,4 +1,5 @@
-use agent_ebpf::abi::{Address, BackendId, SocketKey, UDP};
+use agent_ebpf::abi::{Address, BackendId, Connection, FlowKey, SocketKey, UDP};
+use agent_ebpf::packet::{TCP_ACK, TCP_RST, TCP_SYN};
 use proptest::prelude::*;
 
 use super::super::testing::{World, dialled as address};
@@ -26,7 +27,10 @@ fn event(kind: u8) -> FlowEvent {
         pid: 42,
         kind,
         protocol: TCP,
-        pad: [0; 6],
+        by: EVENT_BY_SOCKET,
+        reason: 0,
+        client_port: [0; 2],
+        pad: [0; 2],
         comm,
     }
 }
@@ -97,6 +101,76 @@ fn what_is_over_tells_what_it_carried_if_anybody_counted() {
         ..event(EVENT_CLOSED)
     });
     assert_eq!((udp.bytes_sent, udp.seconds), (None, Some(0.000_25)));
+}
+
+/// A connection of a client outside to `shop/web`, of which packets with these flags were seen.
+fn outside(protocol: u8, seen: u8, answered: u8) -> Outside {
+    let dialled = address(1, 80);
+    let key = FlowKey {
+        source: Address::v4([198, 51, 100, 2]),
+        destination: dialled.address,
+        source_port: 4000_u16.to_be_bytes(),
+        destination_port: dialled.port,
+        protocol,
+        side: Side::IN,
+        ..FlowKey::EMPTY
+    };
+    let row = Connection {
+        destination: Address::v4([10, 244, 0, 2]),
+        destination_port: 8080_u16.to_be_bytes(),
+        seen,
+        bytes: 700,
+        since_ns: 1_000_000_000,
+        last_seen_ns: 1_500_000_000,
+        ..Connection::EMPTY
+    };
+    let answers = Connection {
+        seen: answered,
+        bytes: 900,
+        last_seen_ns: 2_000_000_000,
+        ..row
+    };
+    Outside {
+        key,
+        row,
+        answers: Some(answers),
+    }
+}
+
+#[test]
+fn the_end_of_a_connection_from_outside_has_its_clients_address_and_what_it_carried() {
+    let both = TCP_SYN | TCP_ACK;
+    let event = ended(&outside(TCP, both, both));
+    assert_eq!(
+        event.client(),
+        Some((Address::v4([198, 51, 100, 2]), 4000_u16.to_be_bytes()))
+    );
+    let flow = named(&event);
+    assert_eq!((flow.verdict.as_str(), flow.seconds), ("closed", Some(1.0)));
+    assert_eq!(
+        (flow.bytes_sent, flow.bytes_received),
+        (Some(700), Some(900))
+    );
+    assert_eq!(flow.time, "1970-01-01T00:01:39Z", "its last packet");
+    assert_eq!((flow.process.as_str(), flow.pid), ("", 0));
+    let verdict = |protocol, seen, answered| ended(&outside(protocol, seen, answered)).kind;
+    assert_eq!(verdict(TCP, TCP_SYN, TCP_RST | TCP_ACK), EVENT_FAILED);
+    assert_eq!(verdict(UDP, 0, 0), EVENT_CLOSED);
+}
+
+#[test]
+fn what_was_dropped_says_why() {
+    let dropped = FlowEvent {
+        by: EVENT_BY_OUTSIDER,
+        reason: DropReason::SourceRange as u8,
+        ..event(EVENT_DROPPED)
+    };
+    let flow = named(&dropped);
+    assert_eq!(
+        (flow.verdict.as_str(), flow.reason.as_str()),
+        ("dropped", "source-range")
+    );
+    assert_eq!((flow.backend.as_str(), flow.process.as_str()), ("", ""));
 }
 
 #[test]

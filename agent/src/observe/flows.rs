@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use agent_ebpf::abi::FlowEvent;
+use agent_ebpf::abi::{FlowEvent, is_sampled};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::clients::Clients;
-use super::flow::{Clock, dialled, flow, is_drawn, is_refusal, verdict, wanted};
+use super::flow::{Clock, dialled, ended, flow, is_drawn, is_refusal, reason, wanted};
 use super::names::Names;
 use super::refusals::Refusals;
 use crate::chain::chain;
 use crate::cluster::Cluster;
-use crate::dataplane::{Events, MapError, Maps, monotonic_ns};
+use crate::dataplane::{Events, MapError, Maps, Outside, monotonic_ns};
 use crate::introspection as api;
 use crate::proxy::ProxyHandle;
 
@@ -209,65 +209,84 @@ impl Drop for Watch {
     }
 }
 
+/// Gives events the cluster's names, and to those who watch. Clones share the watchers.
+#[derive(Clone)]
+pub struct Publisher {
+    pub flows: Flows,
+    pub clients: Clients,
+    pub cluster: Cluster,
+    pub proxy: ProxyHandle,
+}
+
+impl Publisher {
+    /// To those who watch.
+    fn publish(&self, events: &[FlowEvent]) {
+        let clock = Clock {
+            monotonic_ns: monotonic_ns(),
+            wall: Timestamp::now(),
+        };
+        for event in events {
+            let client = self.clients.of(event);
+            // In the order in which the others take them.
+            let view = self.cluster.view();
+            let inner = self.proxy.read();
+            let names = Names {
+                view: &view,
+                state: &inner.state,
+            };
+            let flow = flow(event, &client, names, clock);
+            self.flows.publish(&flow, is_refusal(event.kind));
+        }
+    }
+
+    /// Tells of connections that are over, whose clients have no socket here: of those that the kernel would have told of.
+    pub fn over(&self, over: &[Outside]) {
+        let drawn = self.flows.watchers().drawn;
+        let events = over.iter().map(ended);
+        let events: Vec<FlowEvent> = events
+            .filter(|event| is_sampled(event.cookie.0 as u32, drawn))
+            .collect();
+        self.publish(&events);
+    }
+}
+
 /// Reads what the kernel records, as long as the agent runs: for the log, and for whoever watches.
-pub async fn run(
-    mut events: Events,
-    flows: Flows,
-    clients: Clients,
-    cluster: Cluster,
-    proxy: ProxyHandle,
-) -> Result<(), MapError> {
+pub async fn run(mut events: Events, publisher: Publisher) -> Result<(), MapError> {
     let mut refusals = Refusals::default();
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         batch.clear();
         events.next(&mut batch, BATCH).await?;
-        let clock = Clock {
-            monotonic_ns: monotonic_ns(),
-            wall: Timestamp::now(),
-        };
-        let watched = flows.is_watched();
-        for event in &batch {
-            let refused = is_refusal(event.kind);
-            if !(watched || refused) {
-                continue;
-            }
-            let client = clients.find(event.netns_cookie);
-            if refused {
-                log(&mut refusals, event, &client, &proxy);
-            }
-            if watched {
-                // In the order in which the others take them.
-                let view = cluster.view();
-                let inner = proxy.read();
-                let names = Names {
-                    view: &view,
-                    state: &inner.state,
-                };
-                flows.publish(&flow(event, &client, names, clock), refused);
-            }
+        for event in batch.iter().filter(|event| is_refusal(event.kind)) {
+            log(&mut refusals, event, &publisher);
+        }
+        if publisher.flows.is_watched() {
+            publisher.publish(&batch);
         }
         tokio::task::yield_now().await;
     }
 }
 
-fn log(refusals: &mut Refusals, event: &FlowEvent, client: &super::Client, proxy: &ProxyHandle) {
+fn log(refusals: &mut Refusals, event: &FlowEvent, publisher: &Publisher) {
     let dialled = dialled(event);
-    let service = proxy
+    let service = publisher
+        .proxy
         .read()
         .state
-        .frontend(&dialled)
+        .dialled(&dialled)
         .and_then(|live| live.owner.clone());
-    let Some(count) = refusals.note(service.clone(), event.kind, Instant::now()) else {
+    let reason = reason(event);
+    let Some(count) = refusals.note(service.clone(), reason, Instant::now()) else {
         return;
     };
+    let client = publisher.clients.of(event);
     let name = service.map_or_else(|| "-".to_owned(), |service| service.to_string());
     let address = super::names::socket_address(dialled.address, dialled.port);
     warn!(
         service = name,
         address,
         %client,
-        reason = verdict(event.kind),
+        reason,
         refused = count,
         "connections to a service are refused"
     );

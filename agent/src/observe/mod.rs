@@ -32,7 +32,7 @@ pub use clients::{Client, Clients};
 pub use connections::{Open, connections, outside};
 pub use destination::{TraceError, destinations};
 pub use flow::{Clock, DROPPED, VERDICTS};
-pub use flows::{Flows, Recorder, Watch, run};
+pub use flows::{Flows, Publisher, Recorder, Watch, run};
 pub use handshake::quantile;
 pub use metrics::{Sources, register};
 pub use names::Names;

@@ -12,7 +12,7 @@ const MOST: usize = 4096;
 
 /// What has been said of which service.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(BTreeMap<(Option<ObjectKey>, u8), Said>);
+pub(super) struct Refusals(BTreeMap<(Option<ObjectKey>, &'static str), Said>);
 
 #[derive(Debug)]
 struct Said {
@@ -26,10 +26,10 @@ impl Refusals {
     pub(super) fn note(
         &mut self,
         service: Option<ObjectKey>,
-        kind: u8,
+        reason: &'static str,
         now: Instant,
     ) -> Option<u64> {
-        let key = (service, kind);
+        let key = (service, reason);
         if let Some(said) = self.0.get_mut(&key) {
             said.more += 1;
             if now.saturating_duration_since(said.at) < QUIET {
@@ -54,8 +54,13 @@ mod tests {
     fn the_first_is_said_at_once_and_the_rest_in_one_line() {
         let (mut refusals, start) = (Refusals::default(), Instant::now());
         let service = |name: &str| Some(ObjectKey::new("shop", name));
-        let mut at =
-            |name, seconds| refusals.note(service(name), 5, start + Duration::from_secs(seconds));
+        let mut at = |name, seconds| {
+            refusals.note(
+                service(name),
+                "no-backend",
+                start + Duration::from_secs(seconds),
+            )
+        };
         assert_eq!(at("web", 0), Some(1));
         assert_eq!(at("web", 1), None);
         assert_eq!(at("db", 1), Some(1), "another service has its own line");
@@ -63,7 +68,7 @@ mod tests {
         assert_eq!(at("web", 10), Some(3));
         assert_eq!(at("web", 11), None);
         assert_eq!(
-            refusals.note(service("web"), 6, start),
+            refusals.note(service("web"), "hole", start),
             Some(1),
             "another reason"
         );

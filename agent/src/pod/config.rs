@@ -82,9 +82,13 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             uts: path(Namespace::Uts),
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(id),
-        resources: resources::of_container(container),
+        resources: resources::of_container(pod, container),
         given: resize::note(container),
-        oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
+        oom_score_adj: oom_score_adj(
+            pod.qos(),
+            request(container, "memory").unwrap_or(0.0) + pod.spare_request("memory"),
+            node_memory,
+        ),
         sysctls: sysctls::of(pod),
         security: security(&pod.object, container, seccomp),
         env: with_hostname(env, pod),
@@ -124,24 +128,16 @@ fn mounts(
             reason: "the pod has no such volume".into(),
         })?;
         let root = volumes::path(paths, uid, volume);
-        let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
         let pin = paths
             .mounts(uid)
             .join(format!("subpath-{}-{at}", container.name));
-        let read_only = mount.read_only == Some(true) || !writable;
-        list.push(volumes::bind(
-            &volume.name,
-            &root,
-            &mount.mount_path,
-            mount.sub_path.as_deref(),
-            pin,
-            read_only,
-        )?);
+        list.push(volumes::bind(volume, &root, mount, pin)?);
     }
     let bind = |source, destination: &str| BindMount {
         source,
         destination: destination.into(),
         read_only: false,
+        no_exec: false,
     };
     let message = container
         .termination_message_path
@@ -175,12 +171,12 @@ fn mounts(
 }
 
 /// How readily the kernel kills a container when memory runs out: the less of the node it asked for, the sooner.
-fn oom_score_adj(qos: QosClass, memory_request: Option<f64>, node_memory: f64) -> i32 {
+fn oom_score_adj(qos: QosClass, memory_request: f64, node_memory: f64) -> i32 {
     match qos {
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let share = memory_request.unwrap_or(0.0) / node_memory.max(1.0);
+            let share = memory_request / node_memory.max(1.0);
             ((1000.0 - 1000.0 * share) as i32).clamp(3, 999)
         }
     }

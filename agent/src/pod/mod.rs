@@ -36,6 +36,7 @@ mod host_ports;
 mod hosts;
 #[cfg(test)]
 mod housekeeping_tests;
+mod image_volumes;
 mod insecure;
 #[cfg(test)]
 mod lifecycle_tests;

@@ -514,15 +514,16 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
         )?);
     }
     for bind in binds {
+        let access = if bind.read_only { "ro" } else { "rw" };
+        let mut options = vec!["rbind", "rprivate", access];
+        if bind.no_exec {
+            options.push("noexec");
+        }
         list.push(mount(
             &bind.destination.to_string_lossy(),
             "bind",
             &bind.source.to_string_lossy(),
-            &[
-                "rbind",
-                "rprivate",
-                if bind.read_only { "ro" } else { "rw" },
-            ],
+            &options,
         )?);
     }
     Ok(list)

@@ -211,19 +211,20 @@ fn deeper_mounts_come_after_shallower_ones() {
         source: "/src".into(),
         destination: destination.into(),
         read_only,
+        no_exec: read_only,
     };
     config.mounts = vec![bind("/a/b", true), bind("/a", false)];
     let spec = made(&config, &image());
     let mounts = spec.mounts().clone().unwrap();
     let at = |path: &str| mounts.iter().position(|m| m.destination() == path).unwrap();
     assert!(at("/a") < at("/a/b"));
-    assert!(
-        mounts[at("/a/b")]
-            .options()
-            .clone()
-            .unwrap()
-            .contains(&"ro".to_owned())
-    );
+    let has = |path, option: &str| {
+        let options = mounts[at(path)].options().clone().unwrap();
+        options.iter().any(|it| it == option)
+    };
+    for option in ["ro", "noexec"] {
+        assert!(has("/a/b", option) && !has("/a", option), "{option}");
+    }
     assert!(mounts.iter().any(|mount| mount.destination() == "/dev/shm"));
 }
 
