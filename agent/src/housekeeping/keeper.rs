@@ -385,12 +385,7 @@ impl Keeper {
 
     /// Tells people of the node, who ask it what happened.
     fn tell(&self, reason: &'static str, text: String) {
-        let subject = Subject {
-            kind: "Node",
-            namespace: "default".to_owned(),
-            name: self.node.clone(),
-            uid: self.node.clone(),
-        };
+        let subject = Subject::node(&self.node);
         self.events.send(subject, None, Kind::Warning, reason, text);
     }
 }

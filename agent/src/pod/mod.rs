@@ -94,5 +94,6 @@ pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;
 pub use probe_counts::{BUCKETS, ProbeCount, ProbeCounts, ProbeSeries};
+pub use sandbox::limit_all;
 pub use shared::Settings;
 pub use table::{ContainerSummary, PodSummary, PodTable};

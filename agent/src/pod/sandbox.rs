@@ -110,6 +110,12 @@ async fn connect(
     Ok(network.attach(uid, &paths.pin(Namespace::Net, uid)).await?)
 }
 
+/// Makes the cgroup that holds all pods' ones, which keeps them from what is not for pods.
+pub fn limit_all(paths: &Paths, resources: &Resources) -> io::Result<()> {
+    let all = paths.class_cgroup(QosClass::Guaranteed);
+    cgroup::create(&paths.hierarchies, &all, resources)
+}
+
 /// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
 fn limit(pod: &PodView, resources: &Resources, paths: &Paths) -> Result<(), SandboxError> {
     let qos = pod.qos();
