@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A program that changes its packet finds the changed one at the next run, so addresses are chosen to change into themselves:
-//! the backend has the service's address and port, the node's packets have the client's. All work is done all the same. By
+//! the backend has the service's address and port, the node's packets have the client's. All work is done all the same, but for the checksum of ports, which costs where one
+//! changes. By
 //! XDP a packet loses a hop at each run, so it has many. Beside each figure is that of a program which does nothing.
 
 use std::collections::BTreeMap;
