@@ -16,6 +16,7 @@ use crate::dataplane::{DEFAULT_CONNECTIONS, DEFAULT_SERVICES};
 use crate::network::node_addresses::NodePortAddresses;
 use crate::network::tunnel::{DEFAULT_PORT, DEFAULT_VNI};
 use crate::network::xdp::Xdp;
+use crate::pod::sysctls::Allowed;
 
 pub use configz::KUBELET_PORT;
 pub use housekeeping::HousekeepingConfig;
@@ -180,6 +181,14 @@ pub struct AgentConfig {
     /// Directory of files each of which is a pod that the node runs whatever the API says; the API shows a mirror of it
     #[arg(long, env = "KERNELET_POD_MANIFEST_PATH", value_name = "DIR")]
     pub pod_manifest_path: Option<PathBuf>,
+    /// Kernel parameters that pods may set for their own namespaces beyond the safe ones: NAME or PREFIX*,…
+    #[arg(
+        long,
+        env = "KERNELET_ALLOWED_UNSAFE_SYSCTLS",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    pub allowed_unsafe_sysctls: Vec<Allowed>,
     #[command(flatten)]
     pub housekeeping: HousekeepingConfig,
     #[command(flatten)]

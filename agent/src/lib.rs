@@ -9,6 +9,7 @@ pub mod config;
 pub mod dataplane;
 pub mod dns;
 pub mod events;
+mod heap;
 pub mod housekeeping;
 pub mod network;
 pub mod node;

@@ -12,10 +12,11 @@
 mod connect;
 mod policy;
 mod proxy_only;
+mod services;
+mod status;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
@@ -24,16 +25,14 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::info;
 
+use self::services::Services;
+use self::status::{show_health, shown};
 use crate::announce::{Announcements, Announcer, Pulse};
-use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
 use crate::config::{AgentConfig, KUBELET_PORT};
-use crate::dataplane::{
-    self, ClosingMaps, Connections, Events, Feature, Fill, LoadError, MapError, MapSizes, Maps,
-    PodLinks, Probe, ProbeError, Retired, ServiceMaps as _, StaleSockets, TakeOver, Uplinks,
-};
+use crate::dataplane::{self, LoadError, MapError, Maps, ProbeError};
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::DnsError;
 use crate::events;
@@ -41,10 +40,7 @@ use crate::housekeeping::keeper::{self, Keeper};
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork};
 use crate::network::routes::Peers;
-use crate::network::xdp::Why;
-use crate::network::{
-    LinkGuard, NetworkError, PodNetwork, masquerade, near, node_addresses, uplinks,
-};
+use crate::network::{LinkGuard, NetworkError, PodNetwork, masquerade, near};
 use crate::node::credentials::{CredentialsError, NodeClient};
 use crate::node::facts::{Facts, FactsError};
 use crate::node::follow::follow;
@@ -53,32 +49,23 @@ use crate::node::rotation::{
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
-use crate::observe::{self, Clients, Flows, MapReader, Publisher, Sources};
-use crate::pod::{Loads, Manager, Paths, PodTable, Settings};
+use crate::pod::{Manager, Paths, PodTable, Settings};
 use crate::policy::connect::{PolicedNetwork, PolicyGuard};
-use crate::proxy::feedback::Kernel;
-use crate::proxy::{self, LbState, Metrics, ProxyHandle};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
 use crate::runtime::{Runtime, RuntimeError};
+use crate::server::ComponentHealth;
 use crate::server::access::Access;
 use crate::server::https::{self, HttpsError, KubeletApi};
-use crate::server::introspection::{self, Introspection};
+use crate::server::introspection::Introspection;
 use crate::server::socket::{self, SocketError};
 use crate::server::streaming::routes::Sessions;
-use crate::server::{ComponentHealth, health_checks};
 use crate::shutdown::{Watcher, logind};
 
 /// Between two looks at whether the runtime answers.
 const RUNTIME_CHECK: Duration = Duration::from_secs(10);
 /// How often the files of static pods are read, as upstream.
 const FILE_CHECK: Duration = Duration::from_secs(20);
-/// Between two attempts to let new service programs take over.
-const TAKE_OVER_RETRY: Duration = Duration::from_secs(5);
-/// Between two looks for rows of sockets that the programs cannot remove: longer than an ended connection may linger.
-const SOCKET_SWEEP: Duration = Duration::from_secs(1800);
-/// Between two looks for translated connections that are over.
-const CONNECTION_SWEEP: Duration = Duration::from_secs(15);
 /// The node's own resolvers, for names outside of the cluster.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -165,201 +152,6 @@ struct Node {
     addresses: Vec<IpAddr>,
     cluster: Cluster,
     paths: Paths,
-}
-
-/// The half of the agent that routes services.
-struct Services<'a> {
-    config: &'a AgentConfig,
-    node: &'a Name,
-    cluster: &'a Cluster,
-    /// The node's addresses among those of its uplinks.
-    addresses: &'a [IpAddr],
-    /// Directory of the pins of the pods' network namespaces.
-    namespaces: PathBuf,
-}
-
-impl Services<'_> {
-    /// Brings the programs into the kernel, and starts what keeps their maps as the cluster wants them. Gives what shows
-    /// them to people.
-    fn start(
-        self,
-        probe: Probe,
-        client: &kube::Client,
-        pods: PodTable,
-        registry: &mut Registry,
-        parts: &mut Parts,
-    ) -> Result<(Introspection, PodLinks, PathBuf), RunError> {
-        let mut dataplane = dataplane::start(
-            &dataplane::Config {
-                bpf_dir: self.config.bpf_dir.clone(),
-                cgroup: probe.cgroup.clone(),
-                sizes: MapSizes::for_services(self.config.max_services)
-                    .with_connections(self.config.max_connections),
-            },
-            &probe,
-        )?;
-        info!(
-            adopted = dataplane.adopted,
-            "the service programs are in the kernel"
-        );
-        let (first, last) = self.config.service_node_port_range;
-        dataplane.maps.set_node_ports(first, last)?;
-        let pinned = dataplane.maps.dump()?;
-        dataplane.maps.forget_counters(&pinned)?;
-        let proxy = ProxyHandle::new(LbState::adopt(pinned, rand::random()));
-        proxy.set_waiting(dataplane.take_over.is_some());
-        for watch in self.cluster.watches(client) {
-            parts.spawn(unfailing(watch));
-        }
-        let counters = Arc::new(Maps::open(&dataplane.dir)?);
-        let retired = Retired::default();
-        let maps = ClosingMaps::new(dataplane.maps, self.namespaces.clone());
-        let events = events::Events::start(client.clone(), "kernelet", self.node.to_string());
-        let settings = proxy::Settings {
-            node: self.node.clone(),
-            locality: self.config.locality,
-            events: Some(events.clone()),
-        };
-        parts.spawn(unfailing(proxy::run(
-            self.cluster.clone(),
-            settings,
-            proxy.clone(),
-            Metrics::new(registry),
-            maps.telling(retired.clone()),
-            Kernel::new(counters, Loads::new(pods.clone(), paths(self.config))),
-        )));
-        let keeping = node_addresses::run(
-            self.cluster.clone(),
-            self.node.clone(),
-            self.addresses.to_vec(),
-            self.config.nodeport_addresses.clone(),
-            Maps::open(&dataplane.dir)?,
-        );
-        parts.spawn(async { Ok(keeping.await?) });
-        parts.spawn(unfailing(health_checks::run(
-            self.cluster.clone(),
-            self.node.clone(),
-            proxy.clone(),
-            events,
-        )));
-        let stale = StaleSockets::new(Maps::open(&dataplane.dir)?);
-        parts.spawn(unfailing(sweep_sockets(stale)));
-        let (programs, programs_seen) = watch::channel(Part::Up);
-        if let Some(take_over) = dataplane.take_over {
-            let taken = take_over_when_complete(take_over, proxy.clone(), programs);
-            parts.spawn(unfailing(taken));
-        }
-        let observed = Observed {
-            node: self.node,
-            cluster: self.cluster,
-            proxy: &proxy,
-            maps: &dataplane.dir,
-            pins: self.namespaces,
-            retired,
-            pods,
-            features: probe.features,
-        };
-        let mut introspection = observed.start(registry, parts)?;
-        let uplinks = Uplinks::new(dataplane.link_programs.clone(), &dataplane.dir)?;
-        let (left, left_seen) = watch::channel(uplinks::LeftOut::default());
-        let (paths, paths_seen) = watch::channel(uplinks::Paths::default());
-        let settings = uplinks::Settings {
-            addresses: self.addresses.to_vec(),
-            xdp: self.config.xdp,
-            paths,
-            left,
-        };
-        parts.spawn(keep_uplinks(settings, uplinks, programs_seen.clone()));
-        introspection.component("xdp", move || ways(&paths_seen.borrow()));
-        introspection.component("uplinks", move || {
-            let left = left_seen.borrow();
-            ComponentHealth {
-                healthy: !left.is_own,
-                detail: left.to_string(),
-            }
-        });
-        introspection.component("programs", move || shown(&programs_seen.borrow()));
-        let pod_links = PodLinks::new(dataplane.link_programs, &dataplane.dir)?;
-        pod_links.refuse_at(self.addresses)?;
-        Ok((introspection, pod_links, dataplane.dir))
-    }
-}
-
-/// Keeps the programs at the uplinks, from when the tables that they read are complete.
-async fn keep_uplinks(
-    settings: uplinks::Settings,
-    uplinks: Uplinks,
-    mut programs: watch::Receiver<Part>,
-) -> Result<(), RunError> {
-    // An error means that nobody will say more: they are up then.
-    let _ = programs.wait_for(|part| *part == Part::Up).await;
-    Ok(uplinks::run(settings, uplinks).await?)
-}
-
-/// Removes translated connections that are over.
-async fn sweep_connections(
-    mut connections: Connections,
-    publisher: Publisher,
-    shown: watch::Sender<Fill>,
-) {
-    loop {
-        match tokio::task::block_in_place(|| connections.sweep(dataplane::monotonic_ns())) {
-            Ok(swept) => {
-                publisher.over(&swept.over);
-                if swept.fill.is_crowded() {
-                    warn!("the table of translated connections has {}", swept.fill);
-                }
-                shown.send_replace(swept.fill);
-            }
-            Err(error) => warn!(
-                error = chain(&error),
-                "cannot look for translated connections that are over"
-            ),
-        }
-        tokio::time::sleep(CONNECTION_SWEEP).await;
-    }
-}
-
-/// Removes rows of sockets that the programs cannot remove.
-async fn sweep_sockets(mut stale: StaleSockets) {
-    loop {
-        tokio::time::sleep(SOCKET_SWEEP).await;
-        match tokio::task::block_in_place(|| stale.sweep()) {
-            Ok(0) => {}
-            Ok(rows) => info!(rows, "removed the rows of sockets that ended unheard"),
-            Err(error) => warn!(
-                error = chain(&error),
-                "cannot look for rows of ended sockets"
-            ),
-        }
-    }
-}
-
-/// Lets the new programs serve once their tables are complete. Until then those of another version do.
-async fn take_over_when_complete(
-    mut take_over: TakeOver,
-    proxy: ProxyHandle,
-    programs: watch::Sender<Part>,
-) {
-    const WAITING: &str = "those of another version serve until the new tables are complete";
-    info!("service programs: {WAITING}");
-    programs.send_replace(Part::Down(WAITING.to_owned()));
-    proxy.complete().await;
-    // System calls only, and some of them for each open socket.
-    while let Err(error) = tokio::task::block_in_place(|| take_over.run()) {
-        let error = chain(&error);
-        warn!(
-            error,
-            "the new service programs cannot take over; trying again"
-        );
-        programs.send_replace(Part::Down(format!("cannot take over: {error}")));
-        tokio::time::sleep(TAKE_OVER_RETRY).await;
-    }
-    proxy.set_waiting(false);
-    programs.send_replace(Part::Up);
-    // The links hold the programs.
-    drop(take_over);
-    std::future::pending().await
 }
 
 /// Runs the agent that holds the introspection socket: there is no other in this run directory.
@@ -555,69 +347,6 @@ fn paths(config: &AgentConfig) -> Paths {
     )
 }
 
-/// The services, as people and Prometheus see them.
-struct Observed<'a> {
-    node: &'a Name,
-    cluster: &'a Cluster,
-    proxy: &'a ProxyHandle,
-    /// Where the maps are pinned.
-    maps: &'a Path,
-    /// Directory of the pins of the pods' network namespaces.
-    pins: PathBuf,
-    retired: Retired,
-    pods: PodTable,
-    features: Vec<Feature>,
-}
-
-impl Observed<'_> {
-    fn start(self, registry: &mut Registry, parts: &mut Parts) -> Result<Introspection, RunError> {
-        let maps: Arc<dyn MapReader> = Arc::new(Maps::open(self.maps)?);
-        let clients = Clients::new(self.pins, self.pods.clone());
-        let flows = Flows::new(Box::new(Mutex::new(Maps::open(self.maps)?)))?;
-        let events = Events::open(self.maps)?;
-        let publisher = Publisher {
-            flows: flows.clone(),
-            clients: clients.clone(),
-            cluster: self.cluster.clone(),
-            proxy: self.proxy.clone(),
-        };
-        let connections = Connections::new(Maps::open(self.maps)?);
-        let (fill, fill_seen) = watch::channel(Fill::default());
-        let sweeping = sweep_connections(connections, publisher.clone(), fill);
-        parts.spawn(unfailing(sweeping));
-        let reading = observe::run(events, publisher);
-        parts.spawn(async { Ok(reading.await?) });
-        let sources = Sources {
-            node: self.node.clone(),
-            cluster: self.cluster.clone(),
-            proxy: self.proxy.clone(),
-            maps: maps.clone(),
-            retired: self.retired,
-            flows: flows.clone(),
-            pods: self.pods.clone(),
-        };
-        observe::register(registry, sources);
-        let mut introspection = Introspection::new(introspection::Parts {
-            node: self.node.clone(),
-            cluster: self.cluster.clone(),
-            proxy: self.proxy.clone(),
-            maps,
-            features: self.features,
-            pods: self.pods,
-            clients,
-            flows,
-        });
-        introspection.component("connections", move || {
-            let fill = *fill_seen.borrow();
-            ComponentHealth {
-                healthy: !fill.is_crowded(),
-                detail: fill.to_string(),
-            }
-        });
-        Ok(introspection)
-    }
-}
-
 /// A part that cannot fail: it ends by a panic, or because it is stopped.
 async fn unfailing(part: impl Future<Output = ()>) -> Result<(), RunError> {
     part.await;
@@ -715,6 +444,7 @@ fn settings(node: &Node, gateways: &[IpAddr], facts: &Facts) -> Settings {
         file_check: FILE_CHECK,
         static_pods: node.config.pod_manifest_path.clone(),
         allocatable: allocatable(facts, &node.config.housekeeping.eviction_hard),
+        allowed_sysctls: node.config.allowed_unsafe_sysctls.clone(),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
             addresses: gateway.map_or_else(Vec::new, |it| servers(&cluster.view(), &own, it)),
@@ -750,39 +480,6 @@ async fn watch_runtime(runtime: Arc<dyn Runtime>, health: watch::Sender<Health>)
             *health != before
         });
         tokio::time::sleep(RUNTIME_CHECK).await;
-    }
-}
-
-/// Adds the parts that [`Health`] knows to what `kernelet status` shows.
-fn show_health(introspection: &mut Introspection, health: &watch::Receiver<Health>) {
-    let (runtime, network) = (health.clone(), health.clone());
-    introspection.component("runtime", move || shown(&runtime.borrow().runtime));
-    introspection.component("network", move || shown(&network.borrow().network));
-}
-
-/// Where packets go round the network stack, and why not elsewhere: neither is amiss.
-fn ways(paths: &uplinks::Paths) -> ComponentHealth {
-    let way = |(link, why): (&String, &Option<Why>)| match why {
-        None => format!("{link}: native"),
-        Some(why) => format!("{link}: none, {why}"),
-    };
-    let ways: Vec<String> = paths.iter().map(way).collect();
-    ComponentHealth {
-        healthy: true,
-        detail: ways.join("; "),
-    }
-}
-
-fn shown(part: &Part) -> ComponentHealth {
-    match part {
-        Part::Up => ComponentHealth {
-            healthy: true,
-            detail: String::new(),
-        },
-        Part::Down(why) => ComponentHealth {
-            healthy: false,
-            detail: why.clone(),
-        },
     }
 }
 

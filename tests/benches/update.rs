@@ -44,7 +44,13 @@ fn main() {
         let keys = runtime.block_on(keys(&cluster));
         await_all(&cluster, &keys);
         let mut samples = runtime.block_on(change(&cluster, &keys));
-        report.add_latency("request sent to map entry", count, &mut samples, "ms");
+        report.add_latency(
+            "request sent to map entry",
+            count,
+            &mut samples,
+            &["p50", "p99"],
+            "ms",
+        );
         report.add(
             "agent start to first full sync",
             count,

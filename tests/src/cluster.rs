@@ -1,7 +1,10 @@
 //! Bringing a cluster up, finding it again, and taking it down.
 
+mod node;
+mod spec;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,124 +13,19 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::command::output;
-use crate::host::{self, create_dir, netns_path};
-use crate::links::Links;
-use crate::process::Process;
-use crate::sweep::{Residue, sweep};
+use crate::host::{self, create_dir};
 use crate::{Error, Result};
 
-/// How long a part may take until it answers.
-const START_LIMIT: Duration = Duration::from_secs(30);
+use self::node::START_LIMIT;
+pub use self::node::{Node, Program, Role};
+pub use self::spec::{Families, Spec};
+
 /// When a node is short of something: how full the machine's disk is says nothing about the code.
 const SHORT: &str = "memory.available<100Mi,nodefs.available<1%,imagefs.available<1%";
+/// What containerd's CRI runs to hold a sandbox's namespaces, where one is asked for: Kernelet never does.
+pub const PAUSE: &str = "docker.io/library/pause:v0.0.1";
 /// How long a part may take to end before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-
-/// What kind of cluster is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
-    /// First part of every name that the cluster gives. At most six characters, for the sake of link names.
-    pub prefix: String,
-    /// Third byte of the nodes' addresses, `172.30.N.0/24`: clusters that run at the same time need different ones.
-    pub subnet: u8,
-    pub workers: u8,
-    /// Where its data, logs and kubeconfig go.
-    pub directory: PathBuf,
-    /// Where `kernelet` and `kernelet-control-plane` are.
-    pub binaries: PathBuf,
-    /// OCI archives that every worker is given.
-    pub images: Vec<PathBuf>,
-    /// More arguments for `kernelet-control-plane`.
-    pub control_plane_args: Vec<String>,
-    /// More arguments for `kernelet run`.
-    pub agent_args: Vec<String>,
-    /// Of what nodes, pods and services have addresses. The nodes' IPv6 addresses are in `fd72:30:N::/64`.
-    #[serde(default)]
-    pub families: Families,
-    /// So many of the workers, the last ones, are on a second link, `172.31.N.0/24`, behind a router.
-    #[serde(default)]
-    pub far: u8,
-}
-
-/// The families of a cluster's addresses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Families {
-    #[default]
-    V4,
-    /// IPv4 first.
-    Dual,
-    /// Nothing is told of the machines' IPv4 addresses.
-    V6,
-}
-
-impl Families {
-    /// Where pods and services get their addresses, as `kernelet-control-plane` is told.
-    fn ranges(self) -> &'static [&'static str] {
-        match self {
-            Families::V4 => &[],
-            Families::Dual => &[
-                "--pod-cidr",
-                "10.244.0.0/16,fd00:10:244::/48",
-                "--service-cidr",
-                "10.96.0.0/12,fd00:10:96::/108",
-            ],
-            Families::V6 => &[
-                "--pod-cidr",
-                "fd00:10:244::/48",
-                "--service-cidr",
-                "fd00:10:96::/108",
-            ],
-        }
-    }
-}
-
-impl Spec {
-    /// A cluster for a scenario, with the sample application's images.
-    pub fn scenario(prefix: &str, subnet: u8, workers: u8) -> Spec {
-        Spec {
-            prefix: prefix.to_owned(),
-            subnet,
-            workers,
-            directory: target().join("scenarios").join(prefix),
-            binaries: binaries(),
-            images: ["frontend", "backend"]
-                .map(|name| target().join(format!("images/{name}.tar")))
-                .into(),
-            control_plane_args: Vec::new(),
-            agent_args: Vec::new(),
-            families: Families::V4,
-            far: 0,
-        }
-    }
-
-    fn links(&self) -> Links<'_> {
-        Links {
-            prefix: &self.prefix,
-            subnet: self.subnet,
-            with_v6: self.families != Families::V4,
-        }
-    }
-
-    fn run_directory(&self) -> PathBuf {
-        Path::new("/run").join(&self.prefix)
-    }
-
-    fn bpf_directory(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf").join(&self.prefix)
-    }
-
-    fn sweep(&self) -> Result<()> {
-        let directories = [
-            self.run_directory(),
-            self.bpf_directory(),
-            self.directory.clone(),
-        ];
-        sweep(&Residue {
-            prefix: &self.prefix,
-            directories: &directories,
-        })
-    }
-}
 
 /// The workspace's `target` directory.
 pub fn target() -> PathBuf {
@@ -153,139 +51,6 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
         .find(|candidate| candidate.is_file())
-}
-
-/// What a node is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Role {
-    ControlPlane,
-    Worker,
-}
-
-/// A long-running program of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Program {
-    ControlPlane,
-    Containerd,
-    Agent,
-}
-
-impl Program {
-    /// The name of its executable and of its log.
-    pub fn name(self) -> &'static str {
-        match self {
-            Program::ControlPlane => "kernelet-control-plane",
-            Program::Containerd => "containerd",
-            Program::Agent => "kernelet",
-        }
-    }
-}
-
-/// One machine of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
-    pub name: String,
-    pub role: Role,
-    pub address: Ipv4Addr,
-    /// In a cluster with IPv6.
-    #[serde(default)]
-    pub address_v6: Option<Ipv6Addr>,
-    /// Its network namespace, by `ip netns` name.
-    pub netns: String,
-    /// Its cgroup, from the root of every hierarchy, without a leading slash.
-    pub cgroup: String,
-    /// Sockets and pins.
-    pub run_directory: PathBuf,
-    /// Data and logs.
-    pub directory: PathBuf,
-    /// The programs that were started, whether or not they still run.
-    pub processes: BTreeMap<Program, Process>,
-}
-
-impl Node {
-    /// A command that will run in the node's network namespace.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        let mut net = std::ffi::OsString::from("--net=");
-        net.push(netns_path(&self.netns));
-        command.arg(net).arg(program);
-        command
-    }
-
-    /// Runs `work` on a thread in the node's network namespace.
-    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        host::in_netns(&netns_path(&self.netns), work)
-    }
-
-    /// Runs `work` on a thread in the network namespace of one of its pods.
-    pub fn inside_pod<T: Send>(&self, uid: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
-        host::in_netns(&self.agent_run_directory().join("netns").join(uid), work)
-    }
-
-    /// The socket of its containerd.
-    pub fn containerd_socket(&self) -> PathBuf {
-        self.run_directory.join("containerd.sock")
-    }
-
-    /// The directory of the agent's sockets and pins.
-    pub fn agent_run_directory(&self) -> PathBuf {
-        self.run_directory.join("kernelet")
-    }
-
-    fn root_directory(&self) -> PathBuf {
-        self.directory.join("kernelet")
-    }
-
-    fn log(&self, program: &str) -> PathBuf {
-        self.directory.join(format!("{program}.log"))
-    }
-
-    fn spawn(&mut self, program: Program, command: &Command) -> Result<()> {
-        let cgroup = host::cgroup2_mount()?.join(&self.cgroup).join("system");
-        create_dir(&cgroup)?;
-        let process = Process::spawn(
-            command,
-            &netns_path(&self.netns),
-            &cgroup,
-            &self.log(program.name()),
-        )?;
-        self.processes.insert(program, process);
-        Ok(())
-    }
-
-    /// Waits until `ready` says yes; a program that ended before is an error that shows its last words.
-    fn await_start(&self, program: Program, mut ready: impl FnMut() -> bool) -> Result<()> {
-        let log = self.log(program.name());
-        let deadline = Instant::now() + START_LIMIT;
-        while !ready() {
-            let alive = self.processes.get(&program).is_some_and(Process::alive);
-            if !alive {
-                return Err(Error::Unexpected(format!(
-                    "{} on {} ended: {}",
-                    program.name(),
-                    self.name,
-                    last_line(&log)
-                )));
-            }
-            if Instant::now() > deadline {
-                return Err(Error::Timeout {
-                    what: format!("the start of {} on {}", program.name(), self.name),
-                    seconds: START_LIMIT.as_secs(),
-                    hint: format!("see {}", log.display()),
-                });
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-}
-
-fn last_line(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    text.lines()
-        .next_back()
-        .unwrap_or("it said nothing")
-        .to_owned()
 }
 
 /// A running cluster, or one that ran.
@@ -703,7 +468,13 @@ oom_score = 0
 [plugins."io.containerd.grpc.v1.cri"]
   restrict_oom_score_adj = true
   disable_tcp_service = true
+  sandbox_image = "{PAUSE}"
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "{cni}/bin"
+  conf_dir = "{cni}/net.d"
 "#,
+        cni = node.cni_directory().display(),
         root = root.display(),
         state = state.display(),
         socket = socket.display(),

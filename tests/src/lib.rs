@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod command;
 pub mod debian;
 pub mod host;
+pub mod image;
 pub mod kernels;
 pub mod links;
 pub mod process;

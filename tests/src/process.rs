@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// The kernel's `USER_HZ`, in which it tells programs of time, whatever its own clock.
+const TICKS_PER_SECOND: u32 = 100;
+
 /// A process that was started once. It may have ended since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -104,6 +107,12 @@ impl Process {
         true
     }
 
+    /// Processor time that it has spent, its children's apart; `None` when it has gone.
+    pub fn processor_time(&self) -> Option<Duration> {
+        let ticks = stat(self.pid)?.ticks;
+        Some(Duration::from_secs(ticks) / TICKS_PER_SECOND)
+    }
+
     /// Resident memory in bytes; `None` when it has gone.
     pub fn resident(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
@@ -118,6 +127,8 @@ impl Process {
 /// What `/proc/PID/stat` says of a process.
 struct Stat {
     state: char,
+    /// Processor time, in clock ticks.
+    ticks: u64,
     threads: u64,
     /// In clock ticks since boot.
     started: u64,
@@ -136,6 +147,7 @@ fn stat(pid: i32) -> Option<Stat> {
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
     Some(Stat {
         state: fields.first()?.chars().next()?,
+        ticks: fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?,
         threads: fields.get(17)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
     })

@@ -15,7 +15,7 @@ pub enum Bench {
     Connect,
     /// From an accepted EndpointSlice change to the map entry in the kernel; first full sync.
     Update,
-    /// From POST of a bound pod to Running, beside `ctr run`.
+    /// From POST of a bound pod to Running, beside `ctr run` and CRI; processor time of pods; ends and readiness until known.
     Pods,
     /// Pod to pod, on one node and between two: beside bare veth pairs, and beside a bridge with masquerade rules.
     PodNetwork,

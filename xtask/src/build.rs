@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, anyhow};
 use kernelet_tests::cluster::target;
+use kernelet_tests::image::Image;
 
 use crate::bpf::Toolchain;
-use crate::image::Image;
 use crate::shell::{self, cargo, run_quietly, spinner};
 
 /// The samples: each is one static program in an image of the same name.

@@ -5,7 +5,6 @@ mod bpf;
 mod build;
 mod cluster;
 mod demo;
-mod image;
 mod lint;
 mod setup;
 mod shell;

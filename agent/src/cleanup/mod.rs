@@ -5,6 +5,7 @@ mod files;
 mod pods;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,10 @@ pub enum Residue {
         id: String,
         of: String,
     },
+    /// The snapshots of the images that a pod has as volumes.
+    Images {
+        pod_uid: String,
+    },
     Network(Leftover),
     /// The programs at a network link, where they are filters.
     Filters(String),
@@ -71,6 +76,7 @@ impl fmt::Display for Residue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Residue::Container { id, of } => write!(f, "container {id} ({of})"),
+            Residue::Images { pod_uid } => write!(f, "images of volumes of pod {pod_uid}"),
             Residue::Network(leftover) => leftover.fmt(f),
             Residue::Filters(link) => write!(f, "BPF filters at link {link}"),
             Residue::Mount(path) => write!(f, "mount {}", path.display()),
@@ -99,9 +105,12 @@ pub struct Found {
 pub async fn find(places: &Places) -> Found {
     let mut found = Found::default();
     let mut pods = pods::uids(places);
+    let mut image_holders = BTreeSet::new();
     match containers(places).await {
-        Ok(containers) => {
+        Ok((containers, holders)) => {
             pods.extend(containers.iter().map(|it| it.pod.uid.clone()));
+            pods.extend(holders.iter().cloned());
+            image_holders = holders;
             found.residues.extend(containers.into_iter().map(residue));
         }
         Err(why) => {
@@ -133,6 +142,10 @@ pub async fn find(places: &Places) -> Found {
         })
     });
     found.residues.extend(mounts);
+    // Once they are mounted no more.
+    let images = image_holders.into_iter();
+    let images = images.map(|pod_uid| Residue::Images { pod_uid });
+    found.residues.extend(images);
     found.residues.extend(pods::cgroups(places, &pods));
     found.residues.extend(pins);
     found.residues.extend(directories);
@@ -144,6 +157,10 @@ pub async fn remove(residue: &Residue, places: &Places) -> Result<(), String> {
     let io = |result: io::Result<()>| result.map_err(|error| chain(&error));
     match residue {
         Residue::Container { id, .. } => end(&runtime(places), id)
+            .await
+            .map_err(|error| chain(&error)),
+        Residue::Images { pod_uid } => runtime(places)
+            .release_images(pod_uid)
             .await
             .map_err(|error| chain(&error)),
         Residue::Network(leftover) => leftovers::remove(leftover)
@@ -163,7 +180,8 @@ fn runtime(places: &Places) -> Containerd {
     Containerd::new(&places.containerd, Host::probe(), unused, unused)
 }
 
-async fn containers(places: &Places) -> Result<Vec<Container>, String> {
+/// The containers of agents, and the pods for whose volumes images are held.
+async fn containers(places: &Places) -> Result<(Vec<Container>, BTreeSet<String>), String> {
     let socket = &places.containerd;
     let absent = !socket
         .try_exists()
@@ -175,9 +193,10 @@ async fn containers(places: &Places) -> Result<Vec<Container>, String> {
         ));
     }
     if absent {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     }
-    let listed = runtime(places).list().await;
+    let runtime = runtime(places);
+    let listed = tokio::try_join!(runtime.list(), runtime.image_holders());
     listed.map_err(|error| chain(&error))
 }
 

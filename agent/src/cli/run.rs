@@ -6,6 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::CliError;
 use crate::config::AgentConfig;
+use crate::heap;
 
 /// Enough for one node's events; every thread costs memory.
 const WORKERS: usize = 2;
@@ -14,7 +15,7 @@ const BLOCKING: usize = 16;
 const LOG: &str = "info,kube_client=off";
 
 pub(super) fn run(config: AgentConfig) -> Result<(), CliError> {
-    share_one_heap();
+    heap::share();
     let filter = EnvFilter::try_from_env("KERNELET_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -28,15 +29,6 @@ pub(super) fn run(config: AgentConfig) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
+    runtime.spawn(heap::give_back());
     Ok(runtime.block_on(crate::run::run(config))?)
-}
-
-/// Has all threads allocate from one heap. glibc gives each its own, which costs megabytes and buys speed that an agent with
-/// few threads does not need.
-fn share_one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it only sets a parameter of the allocator, and there is one thread yet.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
 }

@@ -25,6 +25,7 @@ impl AgentConfig {
             "shutdownGracePeriod": self.shutdown.shutdown_grace_period.to_string(),
             "shutdownGracePeriodCriticalPods": self.shutdown.shutdown_grace_period_critical_pods.to_string(),
             "staticPodPath": self.pod_manifest_path,
+            "allowedUnsafeSysctls": self.allowed_unsafe_sysctls,
             "fileCheckFrequency": "20s",
             "enableServer": true,
             "port": KUBELET_PORT,

@@ -8,8 +8,9 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 
-use futures::TryStreamExt;
+use futures::{TryStream, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
@@ -18,6 +19,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 use rustix::io::Errno;
+use tokio::sync::Mutex;
 
 use super::addresses::Mac;
 use super::messages;
@@ -80,6 +82,8 @@ pub struct VethPair<'a> {
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
+    /// Held by who asks for a whole table: of those the kernel answers one at a time on a socket, and refuses others.
+    tables: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -88,7 +92,23 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection()
             .map_err(|source| NetlinkError::new("open a netlink socket", source))?;
         tokio::spawn(connection);
-        Ok(Netlink { handle })
+        Ok(Netlink {
+            handle,
+            tables: Arc::default(),
+        })
+    }
+
+    /// A whole table, of which `request` begins the answer.
+    async fn table<T, S>(
+        &self,
+        what: &str,
+        request: impl FnOnce() -> S,
+    ) -> Result<Vec<T>, NetlinkError>
+    where
+        S: TryStream<Ok = T, Error = rtnetlink::Error>,
+    {
+        let _turn = self.tables.lock().await;
+        request().try_collect().await.map_err(doing(what))
     }
 
     /// Connects to the namespace that is pinned at `path`.
@@ -117,14 +137,8 @@ impl Netlink {
 
     /// Every link, the oldest first.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let messages: Vec<_> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(doing("list links"))?;
+        let request = || self.handle.link().get().execute();
+        let messages = self.table("list links", request).await?;
         let mut links: Vec<_> = messages.into_iter().map(Link::read).collect();
         links.sort_by_key(|link| link.index);
         Ok(links)
@@ -259,8 +273,8 @@ impl Netlink {
     }
 
     async fn address_messages(&self) -> Result<Vec<AddressMessage>, NetlinkError> {
-        let request = self.handle.address().get().execute();
-        request.try_collect().await.map_err(doing("list addresses"))
+        let request = || self.handle.address().get().execute();
+        self.table("list addresses", request).await
     }
 
     /// Tells for good which hardware address `address` has behind a link, so that nothing depends on asking for it.
@@ -284,14 +298,8 @@ impl Netlink {
 
     /// The neighbours behind a link that [`Netlink::put_neighbour`] was told of.
     pub async fn neighbours(&self, index: u32) -> Result<BTreeMap<IpAddr, Vec<u8>>, NetlinkError> {
-        let messages: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(doing("list neighbours"))?;
+        let request = || self.handle.neighbours().get().execute();
+        let messages = self.table("list neighbours", request).await?;
         let lasting = messages.iter().filter(|message| {
             message.header.ifindex == index && message.header.state == NeighbourState::Permanent
         });
@@ -313,14 +321,8 @@ impl Netlink {
         index: u32,
         address: IpNet,
     ) -> Result<(), NetlinkError> {
-        let found = self.handle.address().get().execute();
-        let of_link = found.try_filter(|message| {
-            std::future::ready(messages::address(message) == Some((index, address)))
-        });
-        let found: Vec<_> = of_link
-            .try_collect()
-            .await
-            .map_err(doing("list addresses"))?;
+        let mut found = self.address_messages().await?;
+        found.retain(|message| messages::address(message) == Some((index, address)));
         for message in found {
             let deleted = self.handle.address().del(message).execute().await;
             let what = format!("take the address {address} from link {index}");

@@ -22,6 +22,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct VethNetwork {
     pool: Mutex<AddressPool>,
     /// Where the pods are that were attached, by the name of their link.
     attached: Mutex<BTreeMap<String, PathBuf>>,
+    /// The largest packet of a pod, when the uplink was last looked at.
+    mtu: AtomicU32,
     settings: Settings,
     guard: Option<Arc<dyn LinkGuard>>,
 }
@@ -107,6 +110,7 @@ impl VethNetwork {
             netlink,
             pool,
             attached: Mutex::default(),
+            mtu: AtomicU32::new(mtu),
             settings,
             guard: None,
         })
@@ -169,6 +173,7 @@ impl VethNetwork {
         let links = self.netlink.links().await?;
         let uplink = uplink(&addresses, &links, &self.settings)?;
         let mtu = mtu(&self.settings, uplink);
+        self.mtu.store(mtu, Ordering::Relaxed);
         for link in &links {
             let Some(pod) = link.pod() else {
                 continue;
@@ -262,15 +267,14 @@ impl VethNetwork {
             path: netns.to_owned(),
             source,
         })?;
-        let links = self.netlink.links().await?;
-        let uplink = uplink(&self.netlink.addresses().await?, &links, &self.settings)?.clone();
+        // Should it be another by now, the next pass of `restore` follows it.
         let pair = VethPair {
             host_name: name,
             host_mac: host_mac(addresses),
             pod_name: POD_LINK,
             pod_mac: pod_mac(addresses),
             pod_netns: file.as_fd(),
-            mtu: mtu(&self.settings, &uplink),
+            mtu: self.mtu.load(Ordering::Relaxed),
         };
         self.netlink.add_veth(pair).await?;
         let link = existing(&self.netlink, name).await?;

@@ -86,6 +86,23 @@ fn addresses_of_both_families_are_told_with_their_scope() {
     }
 }
 
+#[test]
+fn whole_tables_can_be_asked_for_at_once() {
+    if !root_or_skip("network namespaces need root") {
+        return;
+    }
+    let mut lab = Lab::new();
+    let node = lab.netns("node");
+    let found = on_node(&node, || async {
+        let netlink = Netlink::open().unwrap();
+        let all = (0..50).map(|_| async { tokio::join!(netlink.links(), netlink.host_routes()) });
+        futures::future::join_all(all).await
+    });
+    for (links, routes) in found {
+        assert_eq!((links.unwrap().len(), routes.unwrap().len()), (1, 0));
+    }
+}
+
 /// Runs a future as an agent on that node would: on a runtime whose threads are in its namespace.
 fn on_node<T: Send + 'static, F: Future<Output = T>>(
     node: &Path,

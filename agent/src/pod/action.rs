@@ -15,6 +15,8 @@ pub enum Action {
     RefreshVolumes,
     /// Make sure the container's image is there.
     FetchImage { container: String },
+    /// Make sure that the image of a volume is there.
+    FetchVolumeImage { volume: String },
     /// Make and start the container.
     Run {
         container: String,

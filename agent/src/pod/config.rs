@@ -6,10 +6,11 @@ use super::env::expand;
 use super::hooks;
 use super::paths::Paths;
 use super::spec::{PodView, QosClass, request, spec_hash};
+use super::sysctls;
 use super::volumes;
 use super::{resize, resources};
 use crate::network::namespaces::Namespace;
-use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Security, Stdio};
+use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Seccomp, Security, Stdio};
 
 /// Which of the pod's namespaces are its own rather than the node's.
 pub(super) fn own_namespaces(pod: &PodView) -> Vec<Namespace> {
@@ -36,6 +37,7 @@ pub(super) struct Parts<'a> {
     pub(super) node_memory: f64,
     /// The process whose process namespace it joins.
     pub(super) target_pid: Option<u32>,
+    pub(super) seccomp: Seccomp,
 }
 
 /// The config of a container.
@@ -50,6 +52,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         paths,
         node_memory,
         target_pid,
+        seccomp,
     } = parts;
     let uid = &pod.id.uid;
     let expanded = |list: &Option<Vec<String>>| {
@@ -79,10 +82,15 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             uts: path(Namespace::Uts),
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(id),
-        resources: resources::of_container(container),
+        resources: resources::of_container(pod, container),
         given: resize::note(container),
-        oom_score_adj: oom_score_adj(pod.qos(), request(container, "memory"), node_memory),
-        security: security(&pod.object, container),
+        oom_score_adj: oom_score_adj(
+            pod.qos(),
+            request(container, "memory").unwrap_or(0.0) + pod.spare_request("memory"),
+            node_memory,
+        ),
+        sysctls: sysctls::of(pod),
+        security: security(&pod.object, container, seccomp),
         env: with_hostname(env, pod),
         stdio: Stdio {
             stdin: container.stdin == Some(true),
@@ -120,24 +128,16 @@ fn mounts(
             reason: "the pod has no such volume".into(),
         })?;
         let root = volumes::path(paths, uid, volume);
-        let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
         let pin = paths
             .mounts(uid)
             .join(format!("subpath-{}-{at}", container.name));
-        let read_only = mount.read_only == Some(true) || !writable;
-        list.push(volumes::bind(
-            &volume.name,
-            &root,
-            &mount.mount_path,
-            mount.sub_path.as_deref(),
-            pin,
-            read_only,
-        )?);
+        list.push(volumes::bind(volume, &root, mount, pin)?);
     }
     let bind = |source, destination: &str| BindMount {
         source,
         destination: destination.into(),
         read_only: false,
+        no_exec: false,
     };
     let message = container
         .termination_message_path
@@ -171,18 +171,18 @@ fn mounts(
 }
 
 /// How readily the kernel kills a container when memory runs out: the less of the node it asked for, the sooner.
-fn oom_score_adj(qos: QosClass, memory_request: Option<f64>, node_memory: f64) -> i32 {
+fn oom_score_adj(qos: QosClass, memory_request: f64, node_memory: f64) -> i32 {
     match qos {
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let share = memory_request.unwrap_or(0.0) / node_memory.max(1.0);
+            let share = memory_request / node_memory.max(1.0);
             ((1000.0 - 1000.0 * share) as i32).clamp(3, 999)
         }
     }
 }
 
-fn security(pod: &Pod, container: &Container) -> Security {
+fn security(pod: &Pod, container: &Container, seccomp: Seccomp) -> Security {
     let own: SecurityContext = container.security_context.clone().unwrap_or_default();
     let of_pod: PodSecurityContext = pod
         .spec
@@ -192,7 +192,6 @@ fn security(pod: &Pod, container: &Container) -> Security {
     let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.unwrap_or_default();
-    let profile = own.seccomp_profile.or(of_pod.seccomp_profile);
     Security {
         user: number(own.run_as_user.or(of_pod.run_as_user)),
         group: number(own.run_as_group.or(of_pod.run_as_group)),
@@ -212,6 +211,6 @@ fn security(pod: &Pod, container: &Container) -> Security {
         allow_privilege_escalation: own.allow_privilege_escalation.unwrap_or(true),
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
-        default_seccomp: profile.is_some_and(|profile| profile.type_ == "RuntimeDefault"),
+        seccomp,
     }
 }

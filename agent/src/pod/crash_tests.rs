@@ -102,9 +102,13 @@ fn pod(notes: &Path) -> Value {
     let mounts = json!([
         {"name": "notes", "mountPath": "/notes"}, {"name": "account", "mountPath": "/account"},
         {"name": "memory", "mountPath": "/memory", "subPath": "part"},
+        {"name": "image", "mountPath": "/image"},
     ]);
     let container = |name: &str, then: &str| {
-        let script = format!("test -s /account/token || exit 9; {}; {then}", note(name));
+        let script = format!(
+            "test -s /account/token -a -s /image/etc/passwd || exit 9; {}; {then}",
+            note(name)
+        );
         json!({"name": name, "image": "busybox:test", "args": [script], "volumeMounts": mounts})
     };
     let mut main = container("main", FOREVER);
@@ -122,6 +126,7 @@ fn pod(notes: &Path) -> Value {
                 {"configMap": {"name": "authority"}},
             ]}},
             {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "image", "image": {"reference": "busybox:test", "pullPolicy": "IfNotPresent"}},
         ],
         "initContainers": [container("init", "true")],
         "containers": [main],

@@ -14,6 +14,8 @@ pub const EVICTED: &str = "Evicted";
 pub const TERMINATED: &str = "Terminated";
 /// That of one that came too late for that.
 pub(super) const NODE_SHUTDOWN: &str = "NodeShutdown";
+/// That of one that asks for kernel parameters which it may not set.
+pub(super) const SYSCTL_FORBIDDEN: &str = "SysctlForbidden";
 
 /// A pod has to go for a reason of the node's, and fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +47,7 @@ pub enum Demand {
 
 /// Whether this is the reason of a pod that had to go.
 pub(super) fn is_eviction(reason: &str) -> bool {
-    [EVICTED, TERMINATED, NODE_SHUTDOWN].contains(&reason)
+    [EVICTED, TERMINATED, NODE_SHUTDOWN, SYSCTL_FORBIDDEN].contains(&reason)
 }
 
 /// Asks workers.

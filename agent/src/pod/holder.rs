@@ -3,6 +3,7 @@
 //! It is a container like the others, so a new agent finds it, and an end or a leftover of it is dealt with as theirs. To the
 //! plan it is a sidecar that comes before all and goes after all. No status shows it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
@@ -15,14 +16,14 @@ use super::paths::Paths;
 use super::spec::{PodView, spec_hash};
 use crate::network::namespaces::Namespace;
 use crate::runtime::{
-    BindMount, Container, ContainerConfig, NamespacePaths, Resources, Security, Stdio,
+    BindMount, Container, ContainerConfig, NamespacePaths, Resources, Seccomp, Security, Stdio,
 };
 
 /// What the container is called, as upstream calls that which holds a pod's namespaces. No spec can name one so.
 pub(super) const NAME: &str = "POD";
 
-/// The program, `holder/main.rs`.
-const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holder"));
+/// The program, `holder/main.rs`: it waits, and nothing else.
+pub const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holder"));
 /// Where the container has it, which holds nothing else.
 const PROGRAM_PATH: &str = "/holder";
 /// User and group of no one; upstream's pause runs as the same.
@@ -96,6 +97,7 @@ pub(super) fn config(
             source: paths.holder(),
             destination: PROGRAM_PATH.into(),
             read_only: true,
+            no_exec: false,
         }],
         command: vec![PROGRAM_PATH.to_owned()],
         args: Vec::new(),
@@ -111,12 +113,13 @@ pub(super) fn config(
         resources: Resources::LEAST,
         given: String::new(),
         oom_score_adj: OOM_SCORE_ADJ,
+        sysctls: BTreeMap::new(),
         security: Security {
             user: Some(NOBODY),
             group: Some(NOBODY),
             read_only_root: true,
             drop_capabilities: vec!["ALL".to_owned()],
-            default_seccomp: true,
+            seccomp: Seccomp::RuntimeDefault,
             ..Security::default()
         },
         stdio: Stdio::default(),

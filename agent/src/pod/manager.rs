@@ -16,14 +16,15 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
-use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN};
+use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN, SYSCTL_FORBIDDEN};
 use super::events::Events;
 use super::host_ports::{self, Teller};
 use super::mirror::Mirror;
 use super::paths::is_plain_name;
 use super::shared::{Order, Pokes, Settings, Shared};
-use super::spec::{DEFAULT_GRACE, PodView};
+use super::spec::{CONFIG_SOURCE, DEFAULT_GRACE, PodView};
 use super::static_pods;
+use super::sysctls;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use super::worker;
@@ -203,12 +204,16 @@ async fn run(
     }
 }
 
-/// The containers of earlier agents. Waits for the runtime: without it nothing can be decided.
+/// The containers of earlier agents, by pod; none of a pod of which only images of its volumes are left. Waits for the runtime: without it nothing can be decided.
 async fn adopt(runtime: &dyn Runtime) -> BTreeMap<String, Vec<Container>> {
     loop {
-        match runtime.list().await {
-            Ok(containers) => {
-                let mut by_pod: BTreeMap<String, Vec<Container>> = BTreeMap::new();
+        let found = tokio::try_join!(runtime.list(), runtime.image_holders());
+        match found {
+            Ok((containers, image_holders)) => {
+                let mut by_pod: BTreeMap<String, Vec<Container>> = image_holders
+                    .into_iter()
+                    .map(|uid| (uid, Vec::new()))
+                    .collect();
                 for container in containers {
                     by_pod
                         .entry(container.pod.uid.clone())
@@ -237,13 +242,18 @@ impl Pods {
         }
     }
 
-    fn apply(&mut self, pod: Pod) {
+    fn apply(&mut self, mut pod: Pod) {
+        // Whoever writes a pod's annotations does not make it one that a file of this node gave.
+        if let Some(annotations) = &mut pod.metadata.annotations {
+            annotations.remove(CONFIG_SOURCE);
+        }
         let Some(view) = PodView::new(pod) else {
             return;
         };
         match Mirror::of(&view) {
-            Some(mirror) => self.mirrored(mirror),
-            None => self.take(view),
+            // Nor does a pod that runs become a mirror.
+            Some(mirror) if !self.workers.contains_key(&view.id.uid) => self.mirrored(mirror),
+            _ => self.take(view),
         }
     }
 
@@ -298,14 +308,17 @@ impl Pods {
         !begun && !self.adopted.contains_key(&pod.id.uid)
     }
 
-    /// The end, before it began, of a new pod that the node is too short of something to take.
+    /// The end, before it began, of a new pod that the node does not take.
     fn refusal(&self, pod: &PodView) -> Option<Eviction> {
         if !self.is_new(pod) {
             return None;
         }
         let (reason, why) = match self.is_shutting_down {
             true => (NODE_SHUTDOWN, SHUTTING_DOWN.to_owned()),
-            false => (EVICTED, self.pressures.refusal(pod)?),
+            false => match sysctls::refusal(pod, &self.shared.settings.allowed_sysctls) {
+                Some(why) => (SYSCTL_FORBIDDEN, why),
+                None => (EVICTED, self.pressures.refusal(pod)?),
+            },
         };
         Some(Eviction {
             reason,
@@ -421,13 +434,17 @@ impl Pods {
         self.shared.host_ports.expect(self.workers.keys().cloned());
     }
 
-    /// Pods without a worker of which containers, pins, logs or directories are left.
+    /// Pods without a worker of which containers, images of volumes, pins, logs or directories are left.
     fn orphans(&self) -> Vec<PodRef> {
-        let of_containers = self
-            .adopted
-            .values()
-            .flatten()
-            .map(|container| container.pod.clone());
+        let unnamed = |uid: &String| PodRef {
+            uid: uid.clone(),
+            namespace: String::new(),
+            name: String::new(),
+        };
+        let of_containers = self.adopted.iter().map(|(uid, containers)| {
+            let first = containers.first();
+            first.map_or_else(|| unnamed(uid), |container| container.pod.clone())
+        });
         let paths = &self.shared.settings.paths;
         let of_logs = paths.all_logs().into_iter().map(|(_, pod)| pod);
         let mut found: BTreeMap<String, PodRef> = of_logs
@@ -439,11 +456,7 @@ impl Pods {
         for directory in pins.into_iter().chain([paths.pods()]) {
             for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
                 let uid = entry.file_name().to_string_lossy().into_owned();
-                found.entry(uid.clone()).or_insert_with(|| PodRef {
-                    uid,
-                    namespace: String::new(),
-                    name: String::new(),
-                });
+                found.entry(uid).or_insert_with_key(unnamed);
             }
         }
         found

@@ -36,6 +36,7 @@ mod host_ports;
 mod hosts;
 #[cfg(test)]
 mod housekeeping_tests;
+mod image_volumes;
 mod insecure;
 #[cfg(test)]
 mod lifecycle_tests;
@@ -60,6 +61,7 @@ mod resize;
 mod resource_field;
 mod resources;
 mod sandbox;
+mod seccomp;
 mod service_env;
 mod shared;
 #[cfg(test)]
@@ -70,6 +72,7 @@ mod static_pods;
 mod static_tests;
 pub mod status;
 mod stop;
+pub mod sysctls;
 mod table;
 mod termination_message;
 #[cfg(test)]
@@ -82,6 +85,7 @@ mod worker;
 
 pub use deletion::LEAST as LEAST_GRACE;
 pub use demand::{Demand, Demands, EVICTED, Eviction, TERMINATED};
+pub use holder::PROGRAM as HOLDER;
 pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;

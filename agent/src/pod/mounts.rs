@@ -1,4 +1,5 @@
-//! Mounts that the agent makes for a pod: memory-backed directories, and parts of volumes that containers ask for by path.
+//! Mounts that the agent makes for a pod: memory-backed directories, images, and parts of volumes that containers ask for by
+//! path.
 //!
 //! They are all below one directory of the pod's, apart from its files: whatever removes the files never meets a mount,
 //! behind which may be the node's own. They outlive the agent, like the pod's namespaces, and every function may be
@@ -8,14 +9,14 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fchmod, fstat,
     mkdirat, open, openat, openat2, statx,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 /// How often a path is looked up again that changes meanwhile.
 const LOOKUPS: usize = 16;
@@ -44,18 +45,74 @@ pub(super) fn memory(
     )?)
 }
 
-/// Mounts what is at `path` below `root` at `target`, whatever was mounted there before. What is missing is made, as
-/// directories with the mode of `root`.
+/// Mounts the file system that these directories make, the topmost first, for reading only; nothing in it runs as a program.
+/// What is mounted there already stays.
+pub(super) fn layers(path: &Path, layers: &[PathBuf]) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if !is_mounted(path)? {
+        match layers {
+            [] => return Err(io::Error::other("the image has no files")),
+            [only] => mount_bind(only, path)?,
+            many => overlay(path, many)?,
+        }
+    }
+    // Of a bind mount that an earlier agent left half done, too.
+    let flags = MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
+    Ok(mount_remount(path, MountFlags::BIND | flags, c"")?)
+}
+
+fn overlay(path: &Path, layers: &[PathBuf]) -> io::Result<()> {
+    let open = |layer: &PathBuf| {
+        open(
+            layer,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    };
+    let opened: Vec<OwnedFd> = layers.iter().map(open).collect::<Result<_, _>>()?;
+    // The kernel reads one page of options: the paths of many layers would not fit.
+    let directories = opened
+        .iter()
+        .map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd()));
+    let lower = directories.collect::<Vec<_>>().join(":");
+    let options = CString::new(format!("lowerdir={lower}"))?;
+    Ok(mount(
+        "overlay",
+        path,
+        "overlay",
+        MountFlags::RDONLY,
+        Some(options.as_c_str()),
+    )?)
+}
+
+/// What becomes of a part of a volume that is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// It is made, as directories with the mode of the volume's.
+    Made,
+    /// Nobody can make it.
+    Refused,
+}
+
+/// Mounts what is at `path` below `root` at `target`, whatever was mounted there before.
 ///
 /// A container that has the volume may change it meanwhile: nothing outside of `root` is made or mounted all the same.
-pub(super) fn sub_path(root: &Path, path: &Path, target: &Path) -> io::Result<()> {
+pub(super) fn sub_path(
+    root: &Path,
+    path: &Path,
+    target: &Path,
+    missing: Missing,
+) -> io::Result<()> {
     let root = open(
         root,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
     // From here on it is this file that counts, not its name.
-    let found = find_or_make(&root, path)?;
+    let found = match missing {
+        Missing::Made => find_or_make(&root, path)?,
+        Missing::Refused => beneath(&root, path)?,
+    };
     detach(target)?;
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent)?;
@@ -123,7 +180,7 @@ fn find_or_make(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
         found => return Ok(found?),
     }
     let mode = Mode::from_raw_mode(fstat(root)?.st_mode);
-    let mut reached = std::path::PathBuf::new();
+    let mut reached = PathBuf::new();
     let mut directory = root.try_clone()?;
     for part in path.components() {
         let name = match part {
@@ -175,7 +232,6 @@ fn make(parent: impl AsFd, name: &Path, mode: Mode) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::PathBuf;
 
     use super::*;
     use crate::testing::root_or_skip;
@@ -202,7 +258,8 @@ mod tests {
 
         fn sub_path(&self, path: &str) -> io::Result<()> {
             let target = self.path("mounts/sub");
-            sub_path(&self.path("volume"), Path::new(path), &target)
+            let volume = self.path("volume");
+            sub_path(&volume, Path::new(path), &target, Missing::Made)
         }
     }
 
@@ -210,6 +267,45 @@ mod tests {
         fn drop(&mut self) {
             let _ = remove_all(&self.path("mounts"));
         }
+    }
+
+    #[test]
+    fn layers_are_one_file_system_that_is_for_reading_only() {
+        let Some(place) = Place::new() else { return };
+        for (layer, files) in [("upper", ["both", "above"]), ("lower", ["both", "below"])] {
+            fs::create_dir(place.path(layer)).unwrap();
+            for file in files {
+                fs::write(place.path(layer).join(file), layer).unwrap();
+                let mode = fs::Permissions::from_mode(0o755);
+                fs::set_permissions(place.path(layer).join(file), mode).unwrap();
+            }
+        }
+        for (name, of) in [("two", &["upper", "lower"][..]), ("one", &["upper"][..])] {
+            let of: Vec<PathBuf> = of.iter().map(|layer| place.path(layer)).collect();
+            let target = place.path("mounts").join(name);
+            for _ in 0..2 {
+                layers(&target, &of).unwrap();
+                assert_eq!(fs::read_to_string(target.join("both")).unwrap(), "upper");
+                assert!(target.join("above").exists());
+                assert_eq!(target.join("below").exists(), name == "two");
+                let written = fs::write(target.join("new"), "").unwrap_err();
+                assert_eq!(written.kind(), io::ErrorKind::ReadOnlyFilesystem);
+                let run = std::process::Command::new(target.join("above")).spawn();
+                let denied = run.unwrap_err().kind();
+                assert_eq!(denied, io::ErrorKind::PermissionDenied);
+            }
+        }
+        // What is not there cannot be made, and what is there can be pinned.
+        let pin = |path: &str| {
+            let (root, target) = (place.path("mounts/two"), place.path("mounts/sub"));
+            sub_path(&root, Path::new(path), &target, Missing::Refused)
+        };
+        assert_eq!(pin("none").unwrap_err().kind(), io::ErrorKind::NotFound);
+        pin("below").unwrap();
+        let nothing = layers(&place.path("mounts/none"), &[]).unwrap_err();
+        assert!(nothing.to_string().contains("no files"));
+        remove_all(&place.path("mounts")).unwrap();
+        assert!(place.path("upper/both").exists());
     }
 
     #[test]

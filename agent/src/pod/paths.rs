@@ -39,6 +39,11 @@ impl Paths {
         self.root_dir.join("holder")
     }
 
+    /// A file with a filter of system calls, which pods name relative to a directory.
+    pub(super) fn seccomp_profile(&self, name: &str) -> PathBuf {
+        self.root_dir.join("seccomp").join(name)
+    }
+
     pub(super) fn pods(&self) -> PathBuf {
         self.root_dir.join("pods")
     }

@@ -17,10 +17,12 @@ use super::ephemeral;
 use super::events::Kind;
 use super::holder;
 use super::hooks;
+use super::image_volumes;
 use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::paths::Paths;
 use super::refusals::refusals;
 use super::sandbox;
+use super::seccomp;
 use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
@@ -261,6 +263,10 @@ pub(super) async fn run_container(
             Err(error) => return error.into(),
         },
     };
+    let seccomp = match seccomp::of(pod, spec, &shared.settings.paths) {
+        Ok(seccomp) => seccomp,
+        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
+    };
     let parts = Parts {
         pod,
         container: spec,
@@ -271,7 +277,13 @@ pub(super) async fn run_container(
         paths: &shared.settings.paths,
         node_memory: shared.node_memory,
         target_pid,
+        seccomp,
     };
+    match image_volumes::mount(shared, pod, spec).await {
+        Ok(()) => {}
+        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
+    }
     let config = match config::container(parts) {
         Ok(config) => config,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
@@ -516,7 +528,7 @@ pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) 
         let limited = sandbox::limit_to(paths, resize::while_changing(pod, observed)).await;
         limited.map_err(|error| error.to_string())?;
         for (spec, container) in resize::to_update(pod, observed) {
-            let resources = resources::of_container(spec);
+            let resources = resources::of_container(pod, spec);
             let cgroup = paths.cgroup(&pod.id.uid, pod.qos()).join(&container.id);
             fits(paths, &cgroup, &resources)?;
             let note = resize::note(spec);
@@ -592,11 +604,21 @@ pub(super) async fn delete_container(
     }
 }
 
-pub(super) async fn remove_sandbox(shared: &Shared, pod: &PodRef) -> Outcome {
-    match sandbox::release(shared.network.as_ref(), &shared.settings.paths, pod).await {
-        Ok(()) => Outcome::Sandbox(Sandbox::Gone),
-        Err(error) => Outcome::Trouble(error.to_string()),
+pub(super) async fn remove_sandbox(
+    shared: &Shared,
+    pod: &PodRef,
+    view: Option<&PodView>,
+) -> Outcome {
+    let paths = &shared.settings.paths;
+    if let Err(error) = sandbox::release(shared.network.as_ref(), paths, pod).await {
+        return Outcome::Trouble(error.to_string());
     }
+    if image_volumes::may_have(view)
+        && let Err(error) = shared.runtime.release_images(&pod.uid).await
+    {
+        return error.into();
+    }
+    Outcome::Sandbox(Sandbox::Gone)
 }
 
 /// Removes the volumes that are on the disk; those in memory have gone with the sandbox.

@@ -14,6 +14,7 @@ use super::demand::is_eviction;
 use super::ephemeral;
 use super::holder;
 use super::host_ports::NODE_PORTS;
+use super::image_volumes;
 use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, Volumes};
 use super::probe;
 use super::resize::{self, was_stopped};
@@ -329,26 +330,45 @@ fn advance(
     if waits(plan, observed, &spec.name, now) {
         return false;
     }
-    let image = spec.image.clone().unwrap_or_default();
-    let state = match holder::is_one(&spec.name) {
-        true => Some(&ImageState::Present),
-        false => observed.images.get(&image),
-    };
-    match state {
-        Some(ImageState::Present) if ready => plan.actions.push(Action::Run {
+    if has_images(plan, pod, spec, observed, now) && ready {
+        plan.actions.push(Action::Run {
             container: spec.name.clone(),
             attempt,
             streak,
-        }),
-        Some(ImageState::Present) => {}
-        Some(ImageState::Failed(failure)) if is_early(plan, failure, now) => {}
-        None | Some(ImageState::Failed(_)) => {
-            plan.actions.push(Action::FetchImage {
-                container: spec.name.clone(),
-            });
-        }
+        });
     }
     true
+}
+
+/// Whether the images of a container and of its volumes are there; those that are not are fetched, if it is not too early.
+fn has_images(
+    plan: &mut Plan,
+    pod: &PodView,
+    spec: &ContainerSpec,
+    observed: &Observed,
+    now: Timestamp,
+) -> bool {
+    let own = (!holder::is_one(&spec.name)).then(|| {
+        let container = spec.name.clone();
+        let image = spec.image.as_deref().unwrap_or_default();
+        (image, Action::FetchImage { container })
+    });
+    let of_volumes = image_volumes::of(pod, spec).map(|(volume, source)| {
+        let volume = volume.to_owned();
+        let image = image_volumes::reference(source);
+        (image, Action::FetchVolumeImage { volume })
+    });
+    let mut all_there = true;
+    for (image, fetch) in own.into_iter().chain(of_volumes) {
+        match observed.images.get(image) {
+            Some(ImageState::Present) => continue,
+            Some(ImageState::Failed(failure)) if is_early(plan, failure, now) => {}
+            None | Some(ImageState::Failed(_)) if plan.actions.contains(&fetch) => {}
+            None | Some(ImageState::Failed(_)) => plan.actions.push(fetch),
+        }
+        all_there = false;
+    }
+    all_there
 }
 
 /// Whether an earlier failure to make the container says to wait.

@@ -1,9 +1,9 @@
-//! Getting the images of containers.
+//! Getting the images of containers and of volumes.
 
-use k8s_openapi::api::core::v1::Container as ContainerSpec;
-
+use super::action::Action;
 use super::backoff;
 use super::events::Kind;
+use super::image_volumes;
 use super::observed::{Failure, ImageState};
 use super::perform::{Outcome, failure};
 use super::pull_secrets;
@@ -11,33 +11,73 @@ use super::shared::Shared;
 use super::spec::PodView;
 use crate::runtime::{RegistryLogin, RuntimeError};
 
-/// Finds or pulls the image of a container.
+/// An image that a pod needs.
+pub(super) struct Wanted {
+    /// Its name in the spec.
+    pub(super) image: String,
+    policy: PullPolicy,
+    /// The container that Events are about; those of a volume's image are about the pod.
+    container: Option<String>,
+}
+
+impl Wanted {
+    /// What a planned action is to fetch, if it is there to fetch anything.
+    pub(super) fn by(pod: &PodView, action: &Action) -> Option<Wanted> {
+        match action {
+            Action::FetchImage { container } => {
+                let mut all = pod.every_container();
+                let spec = all.find(|spec| spec.name == *container)?;
+                let image = spec.image.clone().unwrap_or_default();
+                Some(Wanted {
+                    policy: pull_policy(spec.image_pull_policy.as_deref(), &image),
+                    image,
+                    container: Some(container.clone()),
+                })
+            }
+            Action::FetchVolumeImage { volume } => {
+                let source = image_volumes::source(pod, volume)?;
+                let image = image_volumes::reference(source).to_owned();
+                Some(Wanted {
+                    policy: pull_policy(source.pull_policy.as_deref(), &image),
+                    image,
+                    container: None,
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Finds or pulls an image.
 pub(super) async fn fetch_image(
     shared: &Shared,
     pod: &PodView,
-    spec: &ContainerSpec,
+    wanted: Wanted,
     tries: u32,
 ) -> Outcome {
-    let name = spec.image.clone().unwrap_or_default();
-    let state = match image_state(shared, pod, spec, &name, tries).await {
+    let state = match image_state(shared, pod, &wanted, tries).await {
         Ok(state) => state,
         Err(error) => return error.into(),
     };
-    Outcome::Image { name, state }
+    Outcome::Image {
+        name: wanted.image,
+        state,
+    }
 }
 
 async fn image_state(
     shared: &Shared,
     pod: &PodView,
-    spec: &ContainerSpec,
-    name: &str,
+    wanted: &Wanted,
     tries: u32,
 ) -> Result<ImageState, RuntimeError> {
-    let warn = |reason, message: String| {
+    let (name, container) = (&*wanted.image, wanted.container.as_deref());
+    let tell = |kind, reason, message: String| {
         shared
             .events
-            .send(&pod.id, Some(&spec.name), Kind::Warning, reason, message);
+            .send(&pod.id, container, kind, reason, message);
     };
+    let warn = |reason, message: String| tell(Kind::Warning, reason, message);
     let mut imported = shared.archives_imported.clone();
     // The image may be in an archive that is being read. An error means that nobody imports any more.
     let _ = imported.wait_for(|done| *done).await;
@@ -55,12 +95,8 @@ async fn image_state(
         }
         result => result?.is_some(),
     };
-    let normal = |reason, message: String| {
-        shared
-            .events
-            .send(&pod.id, Some(&spec.name), Kind::Normal, reason, message);
-    };
-    match (pull_policy(spec), present) {
+    let normal = |reason, message: String| tell(Kind::Normal, reason, message);
+    match (wanted.policy, present) {
         (PullPolicy::IfNotPresent | PullPolicy::Never, true) => {
             normal(
                 "Pulled",
@@ -143,13 +179,12 @@ enum PullPolicy {
     Never,
 }
 
-fn pull_policy(spec: &ContainerSpec) -> PullPolicy {
-    match spec.image_pull_policy.as_deref() {
+fn pull_policy(policy: Option<&str>, image: &str) -> PullPolicy {
+    match policy {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
         Some(_) => PullPolicy::IfNotPresent,
         None => {
-            let image = spec.image.as_deref().unwrap_or_default();
             let last = image.rsplit('/').next().unwrap_or(image);
             let floating = last.ends_with(":latest") || !last.contains([':', '@']);
             if floating {

@@ -313,6 +313,7 @@ async fn a_container_that_was_half_made_is_made_anew() {
         resources: Resources::default(),
         given: String::new(),
         oom_score_adj: 0,
+        sysctls: Default::default(),
         security: Security::default(),
         stdio: Stdio::default(),
         hook_due: false,

@@ -1,6 +1,6 @@
 //! What this node does not support of a pod's spec. Pure.
 
-use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
+use k8s_openapi::api::core::v1::Container;
 
 use super::spec::PodView;
 
@@ -20,24 +20,12 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
     refuse(spec.runtime_class_name.is_some(), "runtimeClassName");
     refuse(spec.set_hostname_as_fqdn == Some(true), "setHostnameAsFQDN");
     refuse(
-        of_pod.sysctls.as_ref().is_some_and(|list| !list.is_empty()),
-        "securityContext.sysctls",
-    );
-    refuse(
         of_pod.se_linux_options.is_some() || security.se_linux_options.is_some(),
         "seLinuxOptions",
     );
     refuse(
         matches!(security.proc_mount.as_deref(), Some(kind) if kind != "Default"),
         "procMount other than Default",
-    );
-    let profile = security
-        .seccomp_profile
-        .as_ref()
-        .or(of_pod.seccomp_profile.as_ref());
-    refuse(
-        profile.is_some_and(|profile| profile.type_ == "Localhost"),
-        "a Localhost seccompProfile",
     );
     let armor = security
         .app_armor_profile
@@ -46,10 +34,6 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
     refuse(
         armor.is_some_and(|profile| profile.type_ != "Unconfined"),
         "an appArmorProfile other than Unconfined",
-    );
-    refuse(
-        spec.resources.as_ref().is_some_and(names_amounts),
-        "a limit or request of the pod as a whole",
     );
     let lifecycle = container.lifecycle.clone().unwrap_or_default();
     refuse(lifecycle.stop_signal.is_some(), "lifecycle.stopSignal");
@@ -82,21 +66,11 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         }),
         "mountPropagation",
     );
-    let limits = container
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.limits.as_ref());
+    let resources = container.resources.iter().chain(&spec.resources);
+    let mut limits = resources.filter_map(|resources| resources.limits.as_ref());
     refuse(
-        limits.is_some_and(|limits| limits.keys().any(|name| name.starts_with("hugepages-"))),
+        limits.any(|limits| limits.keys().any(|name| name.starts_with("hugepages-"))),
         "a hugepages limit",
     );
     found
-}
-
-/// Whether a pod names amounts for all its containers together.
-fn names_amounts(resources: &ResourceRequirements) -> bool {
-    [&resources.requests, &resources.limits]
-        .into_iter()
-        .flatten()
-        .any(|amounts| !amounts.is_empty())
 }

@@ -2,33 +2,40 @@
 
 use k8s_openapi::api::core::v1::Container;
 
-use super::spec::{PodView, amount, is_sidecar, limit, request};
+use super::spec::{
+    LIMITS, PodView, REQUESTS, Side, amount, get, is_resourced, is_sidecar, limit, request,
+};
 use crate::runtime::Resources;
 use crate::runtime::oci::CPU_PERIOD_US;
 
-/// What a container may use.
-pub(super) fn of_container(container: &Container) -> Resources {
+/// What a container of the pod may use. Without a limit of its own it has the pod's, which some programs go by.
+pub(super) fn of_container(pod: &PodView, container: &Container) -> Resources {
+    let most = |resource: &str| {
+        let own = limit(container, resource).filter(positive);
+        own.or_else(|| as_a_whole(pod, LIMITS, resource))
+    };
     Resources {
         cpu_shares: shares(request(container, "cpu").unwrap_or(0.0)),
-        cpu_quota_us: limit(container, "cpu").filter(positive).map(quota),
-        memory_limit: limit(container, "memory")
-            .filter(positive)
-            .map(|bytes| bytes as i64),
+        cpu_quota_us: most("cpu").map(quota),
+        memory_limit: most("memory").map(|bytes| bytes as i64),
     }
 }
 
-/// What a pod's containers may use together: at least what they ask for, at most their limits if each has one.
+/// What a pod's containers may use together: at least what they ask for, at most what the pod says, or else their limits if
+/// each has one. The pod's overhead is on top.
 pub(super) fn of_pod(pod: &PodView) -> Resources {
     let most = |resource: &str| {
         let limited = |container: &Container| limit(container, resource).is_some_and(|l| l > 0.0);
-        pod.all_containers()
-            .all(limited)
-            .then(|| peak(pod, |container| limit(container, resource).unwrap_or(0.0)))
+        let together = || {
+            pod.all_containers()
+                .all(limited)
+                .then(|| peak(pod, |container| limit(container, resource).unwrap_or(0.0)))
+        };
+        let most = as_a_whole(pod, LIMITS, resource).or_else(together);
+        most.map(|most| most + overhead(pod, resource))
     };
     Resources {
-        cpu_shares: shares(peak(pod, |container| {
-            request(container, "cpu").unwrap_or(0.0)
-        })),
+        cpu_shares: shares(pod.requests("cpu")),
         cpu_quota_us: most("cpu").map(quota),
         memory_limit: most("memory").map(|bytes| bytes as i64),
     }
@@ -37,17 +44,50 @@ pub(super) fn of_pod(pod: &PodView) -> Resources {
 impl PodView {
     /// What the pod asks for, all in all, in cores, bytes or pieces.
     pub fn requests(&self, resource: &str) -> f64 {
-        let overhead = self.spec().overhead.as_ref();
-        let overhead = overhead.and_then(|all| amount(all.get(resource)?));
-        peak(self, |container| {
-            request(container, resource).unwrap_or(0.0)
-        }) + overhead.unwrap_or(0.0)
+        asked(self, resource) + overhead(self, resource)
     }
 
-    /// What those of its containers that have a limit may use, all in all.
+    /// What the pod, or those of its containers that have a limit, may use, all in all.
     pub fn limits(&self, resource: &str) -> f64 {
-        peak(self, |container| limit(container, resource).unwrap_or(0.0))
+        as_a_whole(self, LIMITS, resource)
+            .unwrap_or_else(|| peak(self, |container| limit(container, resource).unwrap_or(0.0)))
     }
+
+    /// What it asks for as a whole, beyond what its containers ask for, shared out among them.
+    pub(super) fn spare_request(&self, resource: &str) -> f64 {
+        if !is_resourced(self.spec()) {
+            return 0.0;
+        }
+        let spare = asked(self, resource) - of_containers(self, resource);
+        // There is a container in each pod.
+        spare.max(0.0) / self.all_containers().count().max(1) as f64
+    }
+}
+
+/// What a pod requests, without its overhead. One that says something as a whole, and not this, requests what its containers
+/// do, or else its limit.
+pub(super) fn asked(pod: &PodView, resource: &str) -> f64 {
+    as_a_whole(pod, REQUESTS, resource).unwrap_or_else(|| {
+        let together = of_containers(pod, resource);
+        match as_a_whole(pod, LIMITS, resource) {
+            Some(limit) if together <= 0.0 => limit,
+            _ => together,
+        }
+    })
+}
+
+fn of_containers(pod: &PodView, resource: &str) -> f64 {
+    peak(pod, |container| request(container, resource).unwrap_or(0.0))
+}
+
+pub(super) fn as_a_whole(pod: &PodView, side: Side, resource: &str) -> Option<f64> {
+    get(pod.spec().resources.as_ref(), side, resource).filter(positive)
+}
+
+fn overhead(pod: &PodView, resource: &str) -> f64 {
+    let overhead = pod.spec().overhead.as_ref();
+    let overhead = overhead.and_then(|all| amount(all.get(resource)?));
+    overhead.unwrap_or(0.0)
 }
 
 /// The most that is used at one time: init containers run one after the other, beside the sidecars before them.
@@ -82,6 +122,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::pod::spec::QosClass;
 
     fn pod(init: Value, containers: Value) -> PodView {
         let object = json!({
@@ -133,5 +174,65 @@ mod tests {
         );
         let one = of_pod(&pod(json!([]), json!([limited, no_cpu])));
         assert_eq!((one.cpu_quota_us, one.memory_limit), (None, Some(2 << 20)));
+        let mut over = pod(json!([]), json!([limited, no_cpu]));
+        let overhead = json!({"cpu": "1", "memory": "1Mi"});
+        over.object.spec.as_mut().unwrap().overhead = serde_json::from_value(overhead).unwrap();
+        let over = of_pod(&over);
+        assert_eq!(
+            (over.cpu_shares, over.cpu_quota_us, over.memory_limit),
+            (1536, None, Some(3 << 20))
+        );
+    }
+
+    fn resourced(whole: Value, containers: Value) -> PodView {
+        let mut pod = pod(json!([]), containers);
+        let resources = serde_json::from_value(whole).unwrap();
+        pod.object.spec.as_mut().unwrap().resources = Some(resources);
+        pod
+    }
+
+    #[test]
+    fn what_a_pod_says_as_a_whole_counts() {
+        let some = asks(json!({"cpu": "500m", "memory": "1Mi"}), json!({}));
+        let bounded = asks(json!({}), json!({"cpu": "500m", "memory": "1Mi"}));
+        let whole = json!({"requests": {"cpu": "2", "memory": "7Mi"}, "limits": {"cpu": "3", "memory": "8Mi"}});
+        let pod = resourced(whole.clone(), json!([some, bounded, {"name": "c"}]));
+        let together = Resources {
+            cpu_shares: 2048,
+            cpu_quota_us: Some(300_000),
+            memory_limit: Some(8 << 20),
+        };
+        assert_eq!(of_pod(&pod), together);
+        let each = |at: usize| of_container(&pod, &pod.containers()[at]);
+        assert_eq!(
+            (each(0).cpu_shares, each(0).memory_limit),
+            (512, Some(8 << 20))
+        );
+        assert_eq!(each(1).memory_limit, Some(1 << 20));
+        assert_eq!(
+            (each(2).cpu_shares, each(2).cpu_quota_us),
+            (2, Some(300_000))
+        );
+        let mebibyte = f64::from(1 << 20);
+        assert_eq!(pod.requests("memory"), 7.0 * mebibyte);
+        assert_eq!(pod.limits("memory"), 8.0 * mebibyte);
+        assert_eq!(pod.spare_request("memory"), 5.0 / 3.0 * mebibyte);
+        assert_eq!(pod.qos(), QosClass::Burstable);
+
+        // As the API server fills it in, of a pod from a file.
+        let limited = json!({"limits": {"cpu": "3", "memory": "8Mi"}});
+        let alone = resourced(limited.clone(), json!([{"name": "c"}]));
+        assert_eq!(alone.requests("cpu"), 3.0);
+        assert_eq!(alone.qos(), QosClass::Guaranteed);
+        let asking = resourced(limited, json!([some]));
+        assert_eq!(
+            (asking.requests("cpu"), asking.qos()),
+            (0.5, QosClass::Burstable)
+        );
+        let none = resourced(json!({}), json!([some]));
+        assert_eq!(
+            (none.spare_request("memory"), none.qos()),
+            (0.0, QosClass::Burstable)
+        );
     }
 }

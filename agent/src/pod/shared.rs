@@ -17,6 +17,7 @@ use super::mirror::Mirror;
 use super::paths::Paths;
 use super::resize::Grants;
 use super::spec::PodView;
+use super::sysctls::Allowed;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use crate::cluster::Cluster;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub file_check: Duration,
     /// What the node gives its pods, by resource.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// Kernel parameters that pods may set beyond the safe ones.
+    pub allowed_sysctls: Vec<Allowed>,
     /// Tells which services there are.
     pub cluster: Cluster,
     /// What the node offers its pods, as of the call.

@@ -249,6 +249,7 @@ impl World {
             }
             Action::Resize => panic!("no pod here is resized"),
             Action::RefreshVolumes => panic!("no volume here has contents"),
+            Action::FetchVolumeImage { .. } => panic!("no volume here is an image"),
             Action::FetchImage { .. } => {
                 self.observed
                     .images

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sha2::{Digest, Sha256};
 
-use super::{ephemeral, holder};
+use super::{ephemeral, holder, resources};
 use crate::runtime::PodRef;
 
 /// The grace period where the spec names none.
@@ -195,7 +195,7 @@ impl PodView {
     }
 
     pub fn qos(&self) -> QosClass {
-        qos(self.spec())
+        qos(self)
     }
 
     /// The host name that the pod's processes see.
@@ -246,20 +246,23 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn qos(spec: &PodSpec) -> QosClass {
-    let containers = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .chain(&spec.containers);
-    let (mut any, mut guaranteed) = (false, true);
-    for container in containers {
-        for resource in ["cpu", "memory"] {
-            let request = request(container, resource).filter(|amount| *amount > 0.0);
-            let limit = limit(container, resource).filter(|amount| *amount > 0.0);
-            any |= request.is_some() || limit.is_some();
-            guaranteed &= limit.is_some() && request == limit;
+/// By what the pod says as a whole, if it says anything, or else by what its containers do.
+fn qos(pod: &PodView) -> QosClass {
+    let mut said = Vec::new();
+    for resource in ["cpu", "memory"] {
+        if is_resourced(pod.spec()) {
+            let limit = resources::as_a_whole(pod, LIMITS, resource);
+            said.push((Some(resources::asked(pod, resource)), limit));
+        } else {
+            let of = |it| (request(it, resource), limit(it, resource));
+            said.extend(pod.all_containers().map(of));
         }
+    }
+    let (mut any, mut guaranteed) = (false, true);
+    for (request, limit) in said {
+        let [request, limit] = [request, limit].map(|it| it.filter(|amount| *amount > 0.0));
+        any |= request.is_some() || limit.is_some();
+        guaranteed &= limit.is_some() && request == limit;
     }
     match (any, guaranteed) {
         (false, _) => QosClass::BestEffort,
@@ -270,25 +273,34 @@ fn qos(spec: &PodSpec) -> QosClass {
 
 /// The limit of a container, in cores or bytes.
 pub fn limit(container: &Container, resource: &str) -> Option<f64> {
-    amount(
-        container
-            .resources
-            .as_ref()?
-            .limits
-            .as_ref()?
-            .get(resource)?,
-    )
+    get(container.resources.as_ref(), LIMITS, resource)
 }
 
 /// The request of a container, in cores or bytes; where only a limit is given, that.
 pub fn request(container: &Container, resource: &str) -> Option<f64> {
-    let resources = container.resources.as_ref()?;
-    resources
-        .requests
-        .as_ref()
-        .and_then(|requests| requests.get(resource))
-        .and_then(amount)
-        .or_else(|| limit(container, resource))
+    let request = get(container.resources.as_ref(), REQUESTS, resource);
+    request.or_else(|| limit(container, resource))
+}
+
+pub(super) type Side = fn(&ResourceRequirements) -> Option<&BTreeMap<String, Quantity>>;
+
+pub(super) const LIMITS: Side = |resources| resources.limits.as_ref();
+pub(super) const REQUESTS: Side = |resources| resources.requests.as_ref();
+
+/// One amount of what a container, or a pod, says of resources, in cores or bytes.
+pub(super) fn get(
+    resources: Option<&ResourceRequirements>,
+    side: Side,
+    resource: &str,
+) -> Option<f64> {
+    side(resources?)?.get(resource).and_then(amount)
+}
+
+/// Whether a pod says anything of the resources of its containers together (KEP-2837).
+pub(super) fn is_resourced(spec: &PodSpec) -> bool {
+    let resources = spec.resources.iter();
+    let mut sides = resources.flat_map(|resources| [LIMITS(resources), REQUESTS(resources)]);
+    sides.any(|amounts| amounts.is_some_and(|amounts| !amounts.is_empty()))
 }
 
 /// The value of a quantity such as `250m`, `1Gi` or `1e3`.

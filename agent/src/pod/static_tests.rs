@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::spec::{CONFIG_HASH, CONFIG_MIRROR};
-use super::tests::{FOREVER, Node, is_ready};
+use super::tests::{FOREVER, Node, is_ready, spec};
 use crate::runtime::{ContainerState, Runtime};
 
 pub(super) const NAME: &str = "static-node-1";
@@ -138,4 +138,31 @@ async fn a_mirror_whose_file_went_while_no_agent_ran_goes_with_its_pod() {
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
     assert_eq!(node.daemon.client().list().await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_annotation_makes_a_pod_of_the_api_one_of_a_file_or_a_mirror() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let annotated = |key: &'static str, value: &'static str| {
+        move |pod: &mut serde_json::Value| pod["metadata"]["annotations"][key] = value.into()
+    };
+    node.api.create("annotated", spec(FOREVER, "Always"));
+    let source = annotated("kubernetes.io/config.source", "file");
+    node.api.change("annotated", source);
+    let _agent = node.agent();
+    node.api.wait("annotated", "ready", is_ready).await;
+    node.api
+        .change("annotated", annotated(CONFIG_MIRROR, "a-hash"));
+    // A change that is heard after that one.
+    node.api.create("later", spec(FOREVER, "Always"));
+    node.api.wait("later", "ready", is_ready).await;
+    assert!(node.api.pod("annotated").is_some());
+    assert_eq!(node.running().await.len(), 2);
+    node.api.delete("later", 1);
+    node.api.delete("annotated", 1);
+    node.api.wait_gone("annotated").await;
+    node.api.wait_gone("later").await;
+    assert_eq!(node.running().await, Vec::<String>::new());
 }

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::host_ports::{NODE_PORTS, NOT_FREE};
+use super::image_volumes;
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
 use super::plan::{Phase, is_initialized, phase, restart};
 use super::probe;
@@ -261,11 +262,14 @@ impl View<'_> {
             ..ApiState::default()
         };
         let failure = || {
-            let image = spec.image.as_deref().unwrap_or_default();
-            let of_image = match self.observed.images.get(image) {
+            let of_volumes = image_volumes::of(self.pod, spec);
+            let of_volumes = of_volumes.map(|(_, source)| image_volumes::reference(source));
+            let own = spec.image.as_deref().unwrap_or_default();
+            let mut images = std::iter::once(own).chain(of_volumes);
+            let of_image = images.find_map(|image| match self.observed.images.get(image) {
                 Some(ImageState::Failed(failure)) => Some(failure),
                 _ => None,
-            };
+            });
             of_image.or(self.observed.failures.get(&spec.name))
         };
         let Some(container) = latest else {

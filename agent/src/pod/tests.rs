@@ -101,6 +101,7 @@ impl Node {
             file_check: Duration::from_millis(200),
             static_pods: Some(self.daemon.path().join("manifests")),
             allocatable: BTreeMap::new(),
+            allowed_sysctls: Vec::new(),
             cluster,
             dns: Arc::new(|| ClusterDns {
                 addresses: vec!["10.244.1.1".parse().unwrap()],
@@ -351,7 +352,8 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "restartPolicy": "Never",
         "nodeName": "node-1",
         "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "settings"}},
-            {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
+            {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "image", "image": {"reference": "busybox:test", "pullPolicy": "Never"}}],
         "initContainers": [{
             "name": "first", "image": "busybox:test",
             "args": ["echo made > /shared/file; echo in-memory > /dev/shm/first"],
@@ -361,7 +363,8 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
             "name": "main", "image": "busybox:test",
             "args": ["cat /shared/file /conf/file /etc/hosts /dev/shm/first; hostname; echo $GREETING $IP $ME; \
                 echo api $KUBERNETES_SERVICE_HOST $API; \
-                echo sub-path > /sub/file && cat /shared/a/b/file; mount | grep /fast; id -u; cat /sys/x"],
+                echo sub-path > /sub/file && cat /shared/a/b/file; mount | grep /fast; \
+                cat /accounts/group; touch /image/new || echo not-written; /image/bin/true || echo not-run; id -u; cat /sys/x"],
             "env": [
                 {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}},
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -372,7 +375,8 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
             "securityContext": {"runAsUser": 1001, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
             "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
             "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "conf", "mountPath": "/conf"},
-                {"name": "shared", "mountPath": "/sub", "subPath": "a/b"}, {"name": "fast", "mountPath": "/fast"}],
+                {"name": "shared", "mountPath": "/sub", "subPath": "a/b"}, {"name": "fast", "mountPath": "/fast"},
+                {"name": "image", "mountPath": "/image"}, {"name": "image", "mountPath": "/accounts", "subPath": "etc"}],
         }],
     }));
     let status = node
@@ -392,6 +396,9 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "api 10.96.0.1 <443>",
         "F sub-path",
         "size=1024k",
+        "team:x:1003",
+        "not-written",
+        "not-run",
     ] {
         assert!(log.contains(text), "{text}: {log}");
     }
@@ -461,6 +468,38 @@ async fn what_cannot_be_honoured_is_refused_with_a_reason() {
             waiting(status).as_deref() == Some("ErrImageNeverPull")
         })
         .await;
+
+    // Of a volume's image: only the container that has it waits.
+    let mut data = spec("test -s /data/etc/passwd && sleep 1000", "Always");
+    data["volumes"] =
+        json!([{"name": "data", "image": {"reference": "absent:v1", "pullPolicy": "Never"}}]);
+    let mut other = data["containers"][0].clone();
+    other["name"] = json!("other");
+    other["args"] = json!([FOREVER]);
+    data["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    data["containers"].as_array_mut().unwrap().push(other);
+    let mut lost = data.clone();
+    lost["volumes"][0]["image"]["reference"] = json!("busybox:test");
+    lost["containers"][0]["volumeMounts"][0]["subPath"] = json!("no/such");
+    for (name, spec, reason) in [
+        ("data", data, "ErrImageNeverPull"),
+        ("lost", lost, "CreateContainerConfigError"),
+    ] {
+        node.api.create(name, spec);
+        let waits = |status: &PodStatus| {
+            let containers = status.container_statuses.iter().flatten();
+            let others = containers.skip(1).filter_map(|it| it.state.as_ref());
+            waiting(status).as_deref() == Some(reason)
+                && others.into_iter().all(|state| state.running.is_some())
+        };
+        node.api.wait(name, reason, waits).await;
+    }
+    told(
+        &node,
+        "Failed: Error: volume \"data\": subPath no/such: No such file or directory",
+    )
+    .await;
+
     busybox_archive(
         &node.daemon.path().join("images/late.tar"),
         "absent:v1",
@@ -471,6 +510,9 @@ async fn what_cannot_be_honoured_is_refused_with_a_reason() {
     });
     node.api
         .wait("never", "ready once the image was dropped in", is_ready)
+        .await;
+    node.api
+        .wait("data", "ready with its image", is_ready)
         .await;
 
     let mut broken = spec("true", "Never");
@@ -492,7 +534,7 @@ async fn what_cannot_be_honoured_is_refused_with_a_reason() {
         (end.exit_code, end.reason.as_deref()),
         (128, Some("StartError"))
     );
-    for pod in ["labelled", "missing", "never", "broken"] {
+    for pod in ["labelled", "missing", "never", "data", "lost", "broken"] {
         node.api.delete(pod, 0);
         node.api.wait_gone(pod).await;
     }

@@ -11,13 +11,14 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
 use rustix::mount::MountFlags;
 
 use super::env::Context;
+use super::mounts::Missing;
 use super::paths::Paths;
 use super::spec::amount;
-use super::{host_path, mounts};
+use super::{host_path, image_volumes, mounts};
 use crate::runtime::BindMount;
 
 pub(super) use contents::{Sources, has_contents};
@@ -67,6 +68,7 @@ pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
         (_, Some(empty)) if in_memory(empty) => {
             paths.mounts(uid).join(format!("memory-{}", volume.name))
         }
+        _ if volume.image.is_some() => image_volumes::path(paths, uid, &volume.name),
         _ if contents::is_secret(volume) => {
             paths.mounts(uid).join(format!("secret-{}", volume.name))
         }
@@ -102,6 +104,10 @@ pub(super) async fn prepare(
             .map(|()| None)
             .map_err(|error| refuse(format!("hostPath {}: {error}", path.display())));
     }
+    if volume.image.is_some() {
+        // Mounted for the first container that has it: until then the image may be on its way.
+        return Ok(None);
+    }
     let group = fs_group(context.pod);
     if let Some(empty) = &volume.empty_dir {
         let medium = empty.medium.as_deref().unwrap_or_default();
@@ -121,7 +127,7 @@ pub(super) async fn prepare(
     }
     let Some(contents) = contents::read(sources, context, volume).await? else {
         return Err(refuse(
-            "only emptyDir, hostPath, configMap, secret, downwardAPI and projected volumes are supported on this node".into(),
+            "only emptyDir, hostPath, configMap, secret, downwardAPI, projected and image volumes are supported on this node".into(),
         ));
     };
     if contents::is_secret(volume) {
@@ -168,27 +174,35 @@ fn empty_dir(path: &Path, empty: &EmptyDirVolumeSource) -> io::Result<()> {
 /// What a container mounts of the volume at `root`. A part of it is mounted at `pin` first, which pins it: whatever becomes
 /// of the name in the volume, the container gets this and nothing else.
 pub(super) fn bind(
-    volume: &str,
+    volume: &Volume,
     root: &Path,
-    destination: &str,
-    sub_path: Option<&str>,
+    mount: &VolumeMount,
     pin: PathBuf,
-    read_only: bool,
 ) -> Result<BindMount, VolumeError> {
+    let name = &volume.name;
+    let is_image = volume.image.is_some();
+    let missing = if is_image {
+        Missing::Refused
+    } else {
+        Missing::Made
+    };
+    let sub_path = mount.sub_path.as_deref();
     let source = match sub_path.filter(|path| !path.is_empty()) {
         None => root.to_owned(),
         Some(path) => {
-            let path = inside(volume, path)?;
-            mounts::sub_path(root, &path, &pin).map_err(|error| VolumeError::Refused {
-                volume: volume.to_owned(),
+            let path = inside(name, path)?;
+            mounts::sub_path(root, &path, &pin, missing).map_err(|error| VolumeError::Refused {
+                volume: name.clone(),
                 reason: format!("subPath {}: {error}", path.display()),
             })?;
             pin
         }
     };
+    let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
     Ok(BindMount {
         source,
-        destination: destination.into(),
-        read_only,
+        destination: mount.mount_path.clone().into(),
+        read_only: mount.read_only == Some(true) || !writable,
+        no_exec: is_image,
     })
 }

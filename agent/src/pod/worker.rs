@@ -26,6 +26,7 @@ use super::plan::{plan, restart};
 use super::probe::{self, Rules, Try};
 use super::probe_counts::ProbeSeries;
 use super::prober::{Probers, Tried};
+use super::pull::Wanted;
 use super::report::{self, Report};
 use super::resize::{self, Room};
 use super::shared::{Order, Shared};
@@ -366,12 +367,15 @@ impl Worker {
     }
 
     async fn perform(&mut self, plan: Plan) -> Progress {
-        let (fetches, rest): (Vec<Action>, Vec<Action>) = plan
-            .actions
-            .into_iter()
-            .partition(|action| matches!(action, Action::FetchImage { .. }));
+        let (fetches, rest): (Vec<Action>, Vec<Action>) =
+            plan.actions.into_iter().partition(|action| {
+                matches!(
+                    action,
+                    Action::FetchImage { .. } | Action::FetchVolumeImage { .. }
+                )
+            });
         for action in fetches {
-            self.fetch(action);
+            self.fetch(&action);
         }
         if rest.is_empty() {
             return Progress::None;
@@ -388,32 +392,24 @@ impl Worker {
         trouble.map_or(Progress::Some, Progress::Trouble)
     }
 
-    fn fetch(&mut self, action: Action) {
-        let Action::FetchImage { container } = action else {
-            return;
-        };
+    fn fetch(&mut self, action: &Action) {
         let Some(pod) = self.order.pod.clone() else {
             return;
         };
-        let Some(spec) = pod
-            .every_container()
-            .find(|spec| spec.name == container)
-            .cloned()
-        else {
+        let Some(wanted) = Wanted::by(&pod, action) else {
             return;
         };
-        let image = spec.image.clone().unwrap_or_default();
-        if self.fetching.contains(&image) {
+        if self.fetching.contains(&wanted.image) {
             return;
         }
-        let tries = match self.observed.images.get(&image) {
+        let tries = match self.observed.images.get(&wanted.image) {
             Some(ImageState::Failed(failure)) => failure.tries + 1,
             _ => 1,
         };
-        self.fetching.push(image);
+        self.fetching.push(wanted.image.clone());
         let shared = self.shared.clone();
         self.fetches
-            .spawn(async move { pull::fetch_image(&shared, &pod, &spec, tries).await });
+            .spawn(async move { pull::fetch_image(&shared, &pod, wanted, tries).await });
     }
 
     async fn fetched(&mut self, outcome: Outcome) {
@@ -480,10 +476,12 @@ impl Worker {
             Action::Delete { id } => {
                 perform::delete_container(shared, &self.id, container(id)?).await
             }
-            Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id).await,
+            Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id, pod).await,
             Action::RemoveVolumes => perform::remove_volumes(shared, &self.id).await,
             // Handled apart: the first beside everything else, the second after everything.
-            Action::FetchImage { .. } | Action::Finish => return None,
+            Action::FetchImage { .. } | Action::FetchVolumeImage { .. } | Action::Finish => {
+                return None;
+            }
         })
     }
 

@@ -10,7 +10,8 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::info;
 
-use super::{Parts, RunError, Services, introspect, outcome, text, told_to_end, unfailing};
+use super::services::Services;
+use super::{Parts, RunError, introspect, outcome, text, told_to_end, unfailing};
 use crate::cluster::Cluster;
 use crate::config::AgentConfig;
 use crate::dataplane;

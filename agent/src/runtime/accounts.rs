@@ -13,6 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat
 use rustix::io::Errno;
 
 use super::RuntimeError;
+use super::image_volumes::directories;
 use super::oci::Accounts;
 
 /// The largest account file that is read, in bytes.
@@ -20,19 +21,7 @@ const LIMIT: u64 = 4 << 20;
 
 /// The account files of the root file system that `mounts` would make. Blocks.
 pub(super) fn read(mounts: &[Mount]) -> Result<Accounts, RuntimeError> {
-    let layers: Vec<&str> = mounts
-        .iter()
-        .flat_map(|mount| match mount.r#type.as_str() {
-            "overlay" => mount
-                .options
-                .iter()
-                .find_map(|option| option.strip_prefix("lowerdir="))
-                .map(|dirs| dirs.split(':').collect())
-                .unwrap_or_default(),
-            // An image of one layer is a plain bind mount.
-            _ => vec![mount.source.as_str()],
-        })
-        .collect();
+    let layers: Vec<&str> = directories(mounts).collect();
     let text = |file: &str| {
         topmost(&layers, file).map_err(|error| {
             RuntimeError::Config(format!("the image's /{file} cannot be read: {error}"))

@@ -1,5 +1,6 @@
 //! The [`Runtime`] over containerd's native API, in the namespace that its CRI half uses too.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,9 +33,9 @@ use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_
 use super::store::{self, SNAPSHOTTER};
 use super::{
     Attached, Command, Container, ContainerConfig, ContainerState, DiskUsage, ExecResult, Exit,
-    ExitCause, Image, ImageSummary, Output, Process, RegistryLogin, Resources, Runtime,
-    RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events, exec,
-    images, import, labels, oci, process, pull,
+    ExitCause, Image, ImageSummary, ImageVolume, Output, Process, RegistryLogin, Resources,
+    Runtime, RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events,
+    exec, image_volumes, images, import, labels, oci, process, pull,
 };
 
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -566,6 +567,32 @@ impl Runtime for Containerd {
 
     async fn remove_image(&self, digest: &str) -> Result<(), RuntimeError> {
         self.located(images::remove(&self.channel, digest).await)
+    }
+
+    async fn image_layers(
+        &self,
+        reference: &str,
+        volume: &ImageVolume,
+    ) -> Result<Vec<PathBuf>, RuntimeError> {
+        let name = normalize(reference)?;
+        let found = self.located(self.manifests.of(&self.channel, &name).await)?;
+        let Some((digest, manifest)) = found else {
+            return Err(RuntimeError::Failed {
+                action: format!("prepare volume {}", volume.name),
+                reason: format!("image {name} is not present"),
+            });
+        };
+        let layers = image_volumes::layers(&self.channel, volume, &digest, &manifest);
+        self.located(layers.await)
+    }
+
+    async fn release_images(&self, pod_uid: &str) -> Result<(), RuntimeError> {
+        self.located(image_volumes::release(&self.channel, pod_uid).await)
+    }
+
+    async fn image_holders(&self) -> Result<BTreeSet<String>, RuntimeError> {
+        let listed = self.located(image_volumes::list(&self.channel).await)?;
+        Ok(listed.into_keys().collect())
     }
 
     async fn image_directory(&self) -> Result<Option<PathBuf>, RuntimeError> {

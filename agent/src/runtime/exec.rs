@@ -9,11 +9,13 @@ use containerd_client::services::v1::{
 };
 use oci_spec::runtime::Spec;
 use prost_types::Any;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
 use tonic::Status;
 use tonic::transport::Channel;
 
 use super::process::Pipes;
-use super::rpc::{failed, percent_encode, request, within};
+use super::rpc::{failed, request, within};
 use super::{ExecResult, RuntimeError};
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -25,7 +27,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const EXEC_OUTPUT_LIMIT: usize = 10 << 10;
 
 /// Runs a command in a container and waits for its end, at most for `timeout`. `spec` is the container's own;
-/// the output passes through a file in `scratch`.
+/// the output passes through a pipe in `scratch`.
 pub(super) async fn run(
     channel: &Channel,
     scratch: &Path,
@@ -49,67 +51,72 @@ pub(super) async fn run(
         action: format!("run {command:?} in container {id}"),
         reason: format!("a directory for its output: {error}"),
     })?;
-    let output = files.output();
-    let uri = format!("file://{}", percent_encode(&output.to_string_lossy()));
+    let mut output = files.open_output().map_err(|error| RuntimeError::Failed {
+        action: format!("run {command:?} in container {id}"),
+        reason: format!("the pipe of its output: {error}"),
+    })?;
+    let path = files.output().to_string_lossy().into_owned();
     let mut tasks = TasksClient::new(channel.clone());
-    let named = || (id.to_owned(), exec_id.clone());
-    let run = async {
-        let (container_id, exec) = named();
-        let message = ExecProcessRequest {
-            container_id,
-            exec_id: exec,
-            stdout: uri.clone(),
-            stderr: uri,
-            spec: Some(Any {
-                type_url: PROCESS_TYPE.to_owned(),
-                value,
-            }),
-            ..ExecProcessRequest::default()
+    let work = async {
+        let named = || (id.to_owned(), exec_id.clone());
+        let run = async {
+            let (container_id, exec) = named();
+            let message = ExecProcessRequest {
+                container_id,
+                exec_id: exec,
+                stdout: path.clone(),
+                stderr: path,
+                spec: Some(Any {
+                    type_url: PROCESS_TYPE.to_owned(),
+                    value,
+                }),
+                ..ExecProcessRequest::default()
+            };
+            tasks.exec(request(message, None)).await?;
+            let (container_id, exec) = named();
+            let start = StartRequest {
+                container_id,
+                exec_id: exec,
+            };
+            tasks.start(request(start, None)).await?;
+            let (container_id, exec) = named();
+            let wait = WaitRequest {
+                container_id,
+                exec_id: exec,
+            };
+            // A little longer than the caller waits, who is to be the one that gives up.
+            let patience = timeout + KILL_PATIENCE;
+            tasks.wait(within(patience, request(wait, None))).await
         };
-        tasks.exec(request(message, None)).await?;
-        let (container_id, exec) = named();
-        let start = StartRequest {
-            container_id,
-            exec_id: exec,
-        };
-        tasks.start(request(start, None)).await?;
-        let (container_id, exec) = named();
-        let wait = WaitRequest {
-            container_id,
-            exec_id: exec,
-        };
-        // A little longer than the caller waits, who is to be the one that gives up.
-        let patience = timeout + KILL_PATIENCE;
-        tasks.wait(within(patience, request(wait, None))).await
-    };
-    let ended = tokio::time::timeout(timeout, run).await;
-    if ended.is_err() {
-        let kill = KillRequest {
+        let ended = tokio::time::timeout(timeout, run).await;
+        if ended.is_err() {
+            let kill = KillRequest {
+                container_id: id.to_owned(),
+                exec_id: exec_id.clone(),
+                signal: libc::SIGKILL as u32,
+                all: false,
+            };
+            let _ = tasks.kill(request(kill, None)).await;
+            let wait = WaitRequest {
+                container_id: id.to_owned(),
+                exec_id: exec_id.clone(),
+            };
+            // Stuck in the kernel, it may not even die.
+            let wait = within(KILL_PATIENCE, request(wait, None));
+            let _ = tasks.wait(wait).await;
+        }
+        let delete = DeleteProcessRequest {
             container_id: id.to_owned(),
             exec_id: exec_id.clone(),
-            signal: libc::SIGKILL as u32,
-            all: false,
         };
-        let _ = tasks.kill(request(kill, None)).await;
-        let wait = WaitRequest {
-            container_id: id.to_owned(),
-            exec_id: exec_id.clone(),
-        };
-        // Stuck in the kernel, it may not even die.
-        let wait = within(KILL_PATIENCE, request(wait, None));
-        let _ = tasks.wait(wait).await;
-    }
-    let delete = DeleteProcessRequest {
-        container_id: id.to_owned(),
-        exec_id,
+        // It is gone with its container in any case.
+        let _ = tasks.delete_process(request(delete, None)).await;
+        ended
     };
-    // It is gone with its container in any case.
-    let _ = tasks.delete_process(request(delete, None)).await;
-    let mut text = tokio::fs::read(&output).await.unwrap_or_default();
+    let (ended, text) = heard(&mut output, work).await;
     if let Err(error) = files.remove() {
         tracing::warn!(%error, "the output of a command is left in {}", scratch.display());
     }
-    text.truncate(EXEC_OUTPUT_LIMIT);
     match ended {
         Ok(Ok(reply)) => Ok(ExecResult {
             code: i32::try_from(reply.into_inner().exit_status).unwrap_or(255),
@@ -121,4 +128,30 @@ pub(super) async fn run(
             timeout,
         }),
     }
+}
+
+/// The first bytes that come through the pipe until `work` is done, and what came of that. The rest is read, so that the
+/// command can go on, and dropped.
+async fn heard<T>(output: &mut pipe::Receiver, work: impl Future<Output = T>) -> (T, Vec<u8>) {
+    let (mut kept, mut chunk) = (Vec::new(), vec![0; 4096]);
+    let mut keep = |chunk: &[u8]| {
+        let room = EXEC_OUTPUT_LIMIT - kept.len();
+        kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        kept.len() < EXEC_OUTPUT_LIMIT
+    };
+    let mut work = std::pin::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            // Cancel-safe: what is not read now stays in the pipe. It never ends, as this side holds it open.
+            Ok(count) = output.read(&mut chunk) => {
+                keep(&chunk[..count]);
+            }
+        }
+    };
+    // What it left behind may write on for ever.
+    while let Ok(count @ 1..) = output.try_read(&mut chunk)
+        && keep(&chunk[..count])
+    {}
+    (done, kept)
 }

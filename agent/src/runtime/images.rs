@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 
 use super::rpc::{failed, request};
 use super::store::SNAPSHOTTER;
-use super::{DiskUsage, ImageSummary, RuntimeError};
+use super::{DiskUsage, ImageSummary, RuntimeError, image_volumes};
 
 /// The label, and its value, by which containerd's CRI half knows what is not to be collected.
 pub(super) const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
@@ -38,21 +38,23 @@ async fn named(channel: &Channel, filters: Vec<String>) -> Result<Vec<StoredImag
     Ok(reply.into_inner().images)
 }
 
-/// The names from which containers are made, also those of others than this agent.
+/// What is used: the names from which containers are made, also those of others than this agent, and the digests of what
+/// pods have as volumes.
 pub(super) async fn used(channel: &Channel) -> Result<BTreeSet<String>, RuntimeError> {
     let message = ListContainersRequest {
         filters: Vec::new(),
     };
     let mut client = ContainersClient::new(channel.clone());
-    let reply = client
-        .list(request(message, None))
-        .await
-        .map_err(|status| failed("list containers", &status))?;
-    let containers = reply.into_inner().containers;
-    Ok(containers
-        .into_iter()
-        .map(|container| container.image)
-        .collect())
+    let (listed, volumes) = tokio::join!(
+        client.list(request(message, None)),
+        image_volumes::list(channel)
+    );
+    let containers = listed
+        .map_err(|status| failed("list containers", &status))?
+        .into_inner()
+        .containers;
+    let names = containers.into_iter().map(|container| container.image);
+    Ok(names.chain(volumes?.into_values().flatten()).collect())
 }
 
 /// Puts together the names of each image. containerd's CRI half keeps extra names, by digest alone; they are shown only
@@ -72,7 +74,7 @@ pub(super) fn by_digest(
             };
             (summary, target)
         });
-        summary.in_use |= used.contains(&image.name);
+        summary.in_use |= used.contains(&image.name) || used.contains(&summary.digest);
         let pinned = image.labels.get(PINNED.0);
         summary.is_pinned |= pinned.is_some_and(|value| value == PINNED.1);
         summary.names.push(image.name);
@@ -178,12 +180,14 @@ mod tests {
             stored("sha256:1", "a", true),
             stored("r/web@a", "a", false),
             stored("sha256:2", "b", false),
+            stored("r/data:1", "c", false),
         ];
-        let found = by_digest(all, &["r/web@a".to_owned()].into());
+        let found = by_digest(all, &["r/web@a".to_owned(), "c".to_owned()].into());
         let found: Vec<_> = found.into_iter().map(|(image, _)| image).collect();
         assert_eq!(found[0].names, ["r/web:2", "r/web@a"]);
         assert!(found[0].in_use && found[0].is_pinned);
         assert_eq!(found[1].names, ["sha256:2"]);
         assert!(!found[1].in_use && !found[1].is_pinned);
+        assert!(found[2].in_use, "it is a volume");
     }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{ContainerConfig, Exit, ExitCause, PodRef, Stdio};
 
-const POD_UID: &str = "io.kubernetes.pod.uid";
+pub(super) const POD_UID: &str = "io.kubernetes.pod.uid";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_NAME: &str = "io.kubernetes.pod.name";
 const NAME: &str = "io.kubernetes.container.name";

@@ -15,6 +15,7 @@ mod events;
 mod exec;
 pub mod host;
 pub mod image;
+mod image_volumes;
 mod images;
 mod import;
 mod labels;
@@ -33,6 +34,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -64,6 +66,17 @@ pub trait Runtime: Send + Sync {
     async fn images(&self) -> Result<Vec<ImageSummary>, RuntimeError>;
     /// Removes every name of the image with this digest, and what nothing else needs of it.
     async fn remove_image(&self, digest: &str) -> Result<(), RuntimeError>;
+    /// The directories of which the file system of an image is made, the topmost first, for a volume of a pod. The image and
+    /// they stay until they are released.
+    async fn image_layers(
+        &self,
+        reference: &str,
+        volume: &ImageVolume,
+    ) -> Result<Vec<PathBuf>, RuntimeError>;
+    /// Releases the images of a pod's volumes, which are mounted no more.
+    async fn release_images(&self, pod_uid: &str) -> Result<(), RuntimeError>;
+    /// The uids of the pods for whose volumes images are held.
+    async fn image_holders(&self) -> Result<BTreeSet<String>, RuntimeError>;
     /// Where images and containers' writable layers are; `None` where the runtime does not say.
     async fn image_directory(&self) -> Result<Option<PathBuf>, RuntimeError>;
     /// What a container has written; `None` when there is no such container.
@@ -123,6 +136,14 @@ pub trait Runtime: Send + Sync {
 
     /// Starts to listen to the runtime's events. The stream ends with its receiver.
     fn events(&self) -> mpsc::Receiver<RuntimeEvent>;
+}
+
+/// A volume of a pod that is an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageVolume {
+    pub pod_uid: String,
+    /// Its name in the pod's spec.
+    pub name: String,
 }
 
 /// Room on a disk.
@@ -322,6 +343,8 @@ pub struct ContainerConfig {
     /// What `resources` come from, kept for whoever asks.
     pub given: String,
     pub oom_score_adj: i32,
+    /// Kernel parameters of its namespaces.
+    pub sysctls: BTreeMap<String, String>,
     pub security: Security,
     pub stdio: Stdio,
     /// Something is to be done after its start; see [`Runtime::note_hook`].
@@ -334,6 +357,8 @@ pub struct BindMount {
     pub source: PathBuf,
     pub destination: PathBuf,
     pub read_only: bool,
+    /// Nothing in it runs as a program.
+    pub no_exec: bool,
 }
 
 /// Namespaces that the container joins; without a path it has the node's, and a process namespace of its own.
@@ -370,8 +395,18 @@ pub struct Security {
     /// Names without `CAP_`; `ALL` stands for every one.
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
-    /// Filter system calls with the agent's default profile.
-    pub default_seccomp: bool,
+    pub seccomp: Seccomp,
+}
+
+/// How a container's system calls are filtered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    #[default]
+    Unconfined,
+    /// With the agent's own profile.
+    RuntimeDefault,
+    /// With a profile in the form of the OCI runtime specification, as JSON.
+    Profile(String),
 }
 
 /// Why the runtime did not do as it was asked.

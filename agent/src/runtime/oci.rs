@@ -1,20 +1,20 @@
 //! The OCI runtime spec of a container, from its config, its image and the machine. Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
     LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder, RootBuilder,
-    Spec, SpecBuilder, User, UserBuilder,
+    LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp, Mount, MountBuilder, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
 use super::host::Host;
 use super::image::ImageConfig;
 use super::process::with_terminal;
-use super::{ContainerConfig, Resources, RuntimeError, Security, seccomp};
+use super::{ContainerConfig, Resources, RuntimeError, Seccomp, Security, seccomp};
 
 /// What containers may do as root by default; the set that Docker and containerd settled on.
 const DEFAULT_CAPABILITIES: [Capability; 14] = [
@@ -124,7 +124,8 @@ pub fn spec(
     let args = command_line(config, image)?;
     let user = user(&config.security, &image.user, accounts)?;
     let capabilities = capabilities(&config.security, host)?;
-    build(config, image, args, user, capabilities, host)
+    let filter = filter(&config.security)?;
+    build(config, image, args, user, capabilities, filter, host)
         .map_err(|error| RuntimeError::Config(format!("no valid OCI spec: {error}")))
 }
 
@@ -134,6 +135,7 @@ fn build(
     args: Vec<String>,
     user: User,
     capabilities: HashSet<Capability>,
+    filter: Option<LinuxSeccomp>,
     host: &Host,
 ) -> Result<Spec, OciSpecError> {
     let security = &config.security;
@@ -184,8 +186,13 @@ fn build(
         )
         .masked_paths(paths(MASKED_PATHS, security.privileged))
         .readonly_paths(paths(READ_ONLY_PATHS, security.privileged));
-    if security.default_seccomp && !security.privileged {
-        linux = linux.seccomp(seccomp::default_profile()?);
+    if let Some(filter) = filter {
+        linux = linux.seccomp(filter);
+    }
+    if !config.sysctls.is_empty() {
+        let all = config.sysctls.iter();
+        let all = all.map(|(name, value)| (name.clone(), value.clone()));
+        linux = linux.sysctl(all.collect::<HashMap<_, _>>());
     }
 
     if config.stdio.tty {
@@ -206,6 +213,22 @@ fn build(
     // The builder's default names a host; ours is set once, in the namespace that the pod's containers share.
     spec.set_hostname(None);
     Ok(spec)
+}
+
+/// What the container's system calls are filtered with; nothing holds back a privileged one.
+fn filter(security: &Security) -> Result<Option<LinuxSeccomp>, RuntimeError> {
+    let invalid = |error: &dyn std::error::Error| {
+        RuntimeError::Config(format!("no valid seccomp profile: {error}"))
+    };
+    match &security.seccomp {
+        _ if security.privileged => Ok(None),
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::RuntimeDefault => {
+            let profile = seccomp::default_profile(&security.add_capabilities);
+            profile.map(Some).map_err(|error| invalid(&error))
+        }
+        Seccomp::Profile(text) => serde_json::from_str(text).map_err(|error| invalid(&error)),
+    }
 }
 
 fn command_line(
@@ -491,15 +514,16 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
         )?);
     }
     for bind in binds {
+        let access = if bind.read_only { "ro" } else { "rw" };
+        let mut options = vec!["rbind", "rprivate", access];
+        if bind.no_exec {
+            options.push("noexec");
+        }
         list.push(mount(
             &bind.destination.to_string_lossy(),
             "bind",
             &bind.source.to_string_lossy(),
-            &[
-                "rbind",
-                "rprivate",
-                if bind.read_only { "ro" } else { "rw" },
-            ],
+            &options,
         )?);
     }
     Ok(list)

@@ -40,7 +40,7 @@ pub(super) fn orphans(scratch: &Path) -> Vec<Process> {
     orphans.collect()
 }
 
-/// The named pipes of one process, or the file of its output, in a directory of their own.
+/// The named pipes of one process, in a directory of their own.
 pub(super) struct Pipes {
     directory: PathBuf,
 }
@@ -95,6 +95,14 @@ impl Pipes {
     /// Where the output of a command goes that nobody follows.
     pub(super) fn output(&self) -> PathBuf {
         self.directory.join("output")
+    }
+
+    /// Makes that pipe and opens it for reading, in a way that it has no end.
+    pub(super) fn open_output(&self) -> io::Result<pipe::Receiver> {
+        make(&self.output())?;
+        pipe::OpenOptions::new()
+            .read_write(true)
+            .open_receiver(self.output())
     }
 
     /// What the process reads.

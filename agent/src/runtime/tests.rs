@@ -53,6 +53,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
         },
         given: String::new(),
         oom_score_adj: -997,
+        sysctls: Default::default(),
         security: Security {
             allow_privilege_escalation: true,
             ..Security::default()
@@ -290,6 +291,23 @@ async fn a_command_runs_in_a_container_and_is_ended_in_time() {
             output: "1001\n".into()
         }
     );
+    // More than is kept, on both streams.
+    let much = "i=0; while [ $i -lt 2000 ]; do echo 0123456789012345678901234567890123456789; echo >&2; i=$((i+1)); done";
+    let result = client
+        .exec(&config.id, &command(much), Duration::from_secs(30))
+        .await
+        .unwrap();
+    assert_eq!((result.code, result.output.len()), (0, 10 << 10));
+    // What it leaves behind holds its output open, and keeps nobody.
+    let result = client
+        .exec(
+            &config.id,
+            &command("yes & echo out"),
+            Duration::from_secs(30),
+        )
+        .await
+        .unwrap();
+    assert_eq!(result.code, 0);
     let error = client
         .exec(
             &config.id,
@@ -521,9 +539,27 @@ async fn images_and_layers_are_measured_and_an_image_goes_with_its_last_name() {
         state = client.reap(&writer.id).await.unwrap();
     }
     client.delete(&writer.id).await.unwrap();
+    assert!(!client.images().await.unwrap()[0].in_use);
+    let volume = ImageVolume {
+        pod_uid: "uid".into(),
+        name: "data".into(),
+    };
+    let layers = client.image_layers(IMAGE, &volume).await.unwrap();
+    assert_eq!(layers.len(), 1, "{layers:?}");
+    assert!(client.images().await.unwrap()[0].in_use, "by a volume");
+
     let digest = images[0].digest.clone();
     client.remove_image(&digest).await.unwrap();
     client.remove_image(&digest).await.unwrap();
     assert_eq!(client.images().await.unwrap(), []);
     assert_eq!(client.image(IMAGE).await.unwrap(), None);
+    // Removing it has waited for the garbage collector.
+    assert!(layers[0].join("bin/busybox").exists(), "a volume keeps it");
+    let holders = async || daemon.client().image_holders().await.unwrap();
+    assert_eq!(holders().await, ["uid".to_owned()].into());
+    client.release_images("another").await.unwrap();
+    assert_eq!(holders().await.len(), 1);
+    client.release_images("uid").await.unwrap();
+    client.release_images("uid").await.unwrap();
+    assert!(holders().await.is_empty());
 }

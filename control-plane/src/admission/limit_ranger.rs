@@ -14,7 +14,7 @@ use super::{Operation, Review};
 use crate::api::error::ApiError;
 use crate::api::meta;
 use crate::api::registry::RESIZE;
-use crate::resources::pod::requests;
+use crate::resources::pod::{requests, whole};
 use crate::resources::quantity::{self, Amounts, Quantity, Sums};
 
 /// Says on a pod what was set.
@@ -170,7 +170,7 @@ fn of_pod(spec: &PodSpec, items: &[LimitRangeItem]) -> Vec<String> {
     wrong
 }
 
-/// What the pod takes of what each of its containers says something of: else nobody can say how much it is.
+/// What the pod takes of what it, or each of its containers, says something of: else nobody can say how much it is.
 fn of_all(spec: &PodSpec, requested: bool) -> Sums {
     let mut total = match requested {
         true => requests::requests(spec),
@@ -184,10 +184,13 @@ fn of_all(spec: &PodSpec, requested: bool) -> Sums {
         });
         amounts.is_some_and(|amounts| amounts.contains_key(name))
     };
+    let as_a_whole = match requested {
+        true => whole::requests(spec),
+        false => whole::limits(spec),
+    };
     total.retain(|name, _| {
-        spec.containers
-            .iter()
-            .all(|container| says(container, name))
+        let mut containers = spec.containers.iter();
+        as_a_whole.contains_key(name) || containers.all(|container| says(container, name))
     });
     total
 }

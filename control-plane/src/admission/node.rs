@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::service_account::MIRROR;
 use super::{Operation, Review};
 use crate::api::error::ApiError;
 use crate::auth::{self, MASTERS, Referenced};
+use crate::resources::pod::MIRROR;
 
 /// Labels in the domains of Kubernetes that a node sets on itself.
 const OWN_LABELS: [&str; 11] = [

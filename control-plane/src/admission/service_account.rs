@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Operation, Review};
 use crate::api::error::ApiError;
 use crate::api::{meta, stored};
+use crate::resources::pod::MIRROR;
 use crate::resources::{self, Kind};
 use crate::store::Store;
 
@@ -21,8 +22,6 @@ const DEFAULT: &str = "default";
 /// The account `default` of a new namespace is made a moment after it.
 const ATTEMPTS: usize = 10;
 const PAUSE: Duration = Duration::from_millis(100);
-/// On a pod that a node tells of and runs by itself.
-pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Names the account of a new pod where it names none, refuses one that is not there, and gives the pod what the account has.
 pub(super) async fn admit(

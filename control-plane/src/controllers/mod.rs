@@ -115,8 +115,15 @@ impl Context {
     ) where
         F: AsyncFn(&Self, &Key) -> driver::Result<Option<Duration>>,
     {
-        self.caches.wait_synced().await;
         let shutdown = self.shutdown.clone();
+        // Cancel-safe: it only waits.
+        if shutdown
+            .run_until_cancelled(self.caches.wait_synced())
+            .await
+            .is_none()
+        {
+            return;
+        }
         driver::drive(controller, wakeups, workers, shutdown, |key| {
             let (context, reconcile) = (&self, &reconcile);
             async move { reconcile(context, &key).await }

@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::quantity::{milli, whole};
 use super::terms::{Labels, Namespaces, SpreadRule, Terms};
 use crate::resources::pod::requests::peak;
+use crate::resources::pod::whole;
 
 /// Amounts by resource name: `cpu` in thousandths, everything else in whole units.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -190,6 +191,9 @@ fn requests(spec: &PodSpec) -> Resources {
         Resources::of(resources.and_then(|resources| resources.requests.as_ref()))
     };
     let mut total = peak(spec, of, Resources::add, Resources::max);
+    total
+        .0
+        .extend(Resources::of(Some(&whole::requests(spec))).0);
     total.add(&Resources::of(spec.overhead.as_ref()));
     total
 }

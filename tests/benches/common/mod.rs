@@ -72,12 +72,13 @@ impl Report {
         });
     }
 
-    /// Adds the median and the 99th percentile of durations, in a unit of `scale` seconds.
+    /// Adds percentiles of durations, such as `p50`.
     pub fn add_latency(
         &mut self,
         case: &str,
         services: u64,
         samples: &mut [Duration],
+        metrics: &[&'static str],
         unit: &'static str,
     ) {
         let scale = match unit {
@@ -85,14 +86,11 @@ impl Report {
             "µs" => 1e6,
             _ => 1.0,
         };
-        for (metric, percent) in [("p50", 50), ("p99", 99)] {
-            self.add(
-                case,
-                services,
-                metric,
-                percentile(samples, percent).as_secs_f64() * scale,
-                unit,
-            );
+        for metric in metrics {
+            let percent = metric.strip_prefix('p').and_then(|it| it.parse().ok());
+            let percent = percent.expect("a percentile is called p and its number");
+            let value = percentile(samples, percent).as_secs_f64() * scale;
+            self.add(case, services, metric, value, unit);
         }
     }
 

@@ -10,3 +10,4 @@ mod node_ports;
 mod policies;
 mod seeing;
 mod serving;
+mod workloads;

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
@@ -143,9 +142,9 @@ impl Netlink {
     }
 
     async fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>, NetlinkError> {
-        let dump = empty(family == AddressFamily::Inet);
-        let routes = self.handle.route().get(dump).execute();
-        routes.try_collect().await.map_err(doing("list routes"))
+        let any = empty(family == AddressFamily::Inet);
+        let request = || self.handle.route().get(any).execute();
+        self.table("list routes", request).await
     }
 
     async fn put_route(&self, route: RouteMessage, what: String) -> Result<(), NetlinkError> {

@@ -48,6 +48,7 @@ fn config() -> ContainerConfig {
         },
         given: String::new(),
         oom_score_adj: 1000,
+        sysctls: Default::default(),
         security: Security {
             allow_privilege_escalation: true,
             ..Security::default()
@@ -210,19 +211,20 @@ fn deeper_mounts_come_after_shallower_ones() {
         source: "/src".into(),
         destination: destination.into(),
         read_only,
+        no_exec: read_only,
     };
     config.mounts = vec![bind("/a/b", true), bind("/a", false)];
     let spec = made(&config, &image());
     let mounts = spec.mounts().clone().unwrap();
     let at = |path: &str| mounts.iter().position(|m| m.destination() == path).unwrap();
     assert!(at("/a") < at("/a/b"));
-    assert!(
-        mounts[at("/a/b")]
-            .options()
-            .clone()
-            .unwrap()
-            .contains(&"ro".to_owned())
-    );
+    let has = |path, option: &str| {
+        let options = mounts[at(path)].options().clone().unwrap();
+        options.iter().any(|it| it == option)
+    };
+    for option in ["ro", "noexec"] {
+        assert!(has("/a/b", option) && !has("/a", option), "{option}");
+    }
     assert!(mounts.iter().any(|mount| mount.destination() == "/dev/shm"));
 }
 
@@ -230,17 +232,42 @@ fn deeper_mounts_come_after_shallower_ones() {
 fn privilege_escalation_and_system_calls_are_barred_when_asked() {
     let mut config = config();
     config.security.allow_privilege_escalation = false;
-    config.security.default_seccomp = true;
+    config.security.seccomp = Seccomp::RuntimeDefault;
     let spec = made(&config, &image());
     assert_eq!(
         spec.process().as_ref().unwrap().no_new_privileges(),
         Some(true)
     );
-    let filter = spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
-    let mounts = filter.syscalls().clone().unwrap();
-    assert!(
-        mounts
+    let bars = |spec: &Spec, name: &str| {
+        let filter = spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
+        let calls = filter.syscalls().clone().unwrap_or_default();
+        calls
             .iter()
-            .any(|call| call.names().contains(&"mount".to_owned()))
-    );
+            .any(|call| call.names().iter().any(|it| it == name))
+    };
+    assert!(bars(&spec, "mount") && bars(&spec, "clone") && bars(&spec, "reboot"));
+
+    // Who may mount has to be able to call it.
+    config.security.add_capabilities = vec!["CAP_SYS_ADMIN".to_owned()];
+    let spec = made(&config, &image());
+    assert!(!bars(&spec, "mount") && !bars(&spec, "clone") && bars(&spec, "reboot"));
+
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]}"#;
+    config.security.seccomp = Seccomp::Profile(profile.to_owned());
+    assert!(bars(&made(&config, &image()), "chmod"));
+    config.security.seccomp = Seccomp::Profile("{}x".to_owned());
+    assert!(super::spec(&config, &image(), &Accounts::default(), &host()).is_err());
+    config.security.privileged = true;
+    let spec = made(&config, &image());
+    assert!(spec.linux().as_ref().unwrap().seccomp().is_none());
+}
+
+#[test]
+fn kernel_parameters_are_the_containers_namespaces() {
+    let mut config = config();
+    let parameter = ("net.ipv4.tcp_syncookies".to_owned(), "0".to_owned());
+    config.sysctls = [parameter.clone()].into();
+    let spec = made(&config, &image());
+    let set = spec.linux().as_ref().unwrap().sysctl().clone().unwrap();
+    assert_eq!(set, [parameter].into());
 }

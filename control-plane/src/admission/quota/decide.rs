@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::resources::Kind;
+use crate::resources::pod::whole;
 use crate::resources::quantity::{self, Quantity, Sums};
 use crate::resources::resourcequota::{scopes, usage};
 
@@ -110,6 +111,9 @@ fn unsaid(change: &Change<'_>, concerned: &BTreeSet<&String>) -> Option<String> 
         return None;
     }
     let spec = Pod::deserialize(change.new).ok()?.spec?;
+    if whole::is_set(&spec) {
+        return None;
+    }
     let mut missing: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let init = spec.init_containers.iter().flatten();
     for container in spec.containers.iter().chain(init) {

@@ -16,7 +16,7 @@ use kube::api::{Api, PostParams};
 use self::nodes::REVISION;
 use self::plan::plan;
 use super::cache::Key;
-use super::driver::{Queue, Result, drive, queue};
+use super::driver::{Queue, Result, queue};
 use super::events::reference;
 use super::pod_control::PodControl;
 use super::pods::{controller_of, orphans_in, owned_by, selects, uid};
@@ -35,19 +35,14 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (keys, wakeups) = queue();
     let pods = PodControl::start(context, "DaemonSet", "daemonset-controller");
     subscribe(&context.caches, &keys, &pods);
-    let shutdown = context.shutdown.clone();
-    let controller = Arc::new(Controller {
+    let controller = Controller {
         context: context.clone(),
         pods,
-    });
-    async move {
-        controller.context.caches.wait_synced().await;
-        drive("daemonset", wakeups, WORKERS, shutdown, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
-    }
+    };
+    let context = context.clone();
+    context.drive("daemonset", wakeups, WORKERS, async move |_, key| {
+        controller.reconcile(key).await
+    })
 }
 
 fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {

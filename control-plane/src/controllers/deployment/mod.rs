@@ -28,7 +28,7 @@ use serde_json::json;
 use self::plan::{Change, Plan, plan};
 use self::sets::{REVISION, Set, is_recreate};
 use super::cache::Key;
-use super::driver::{Queue, Result, drive, is_namespace_going, queue};
+use super::driver::{Queue, Result, is_namespace_going, queue};
 use super::events::{Recorder, Severity, reference};
 use super::pods::{controlled_by, controller_of, has_ended, owned_by, selects, uid};
 use super::{Caches, Context};
@@ -45,19 +45,14 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (keys, wakeups) = queue();
     subscribe(&context.caches, &keys);
     let events = Recorder::start(context.client.clone(), "deployment-controller");
-    let shutdown = context.shutdown.clone();
-    let controller = Arc::new(Controller {
+    let controller = Controller {
         context: context.clone(),
         events,
-    });
-    async move {
-        controller.context.caches.wait_synced().await;
-        drive("deployment", wakeups, WORKERS, shutdown, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
-    }
+    };
+    let context = context.clone();
+    context.drive("deployment", wakeups, WORKERS, async move |_, key| {
+        controller.reconcile(key).await
+    })
 }
 
 fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>) {

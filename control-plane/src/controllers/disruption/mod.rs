@@ -14,7 +14,7 @@ use kube::api::{Api, PostParams, Resource};
 
 use self::plan::{Plan, Scale, plan};
 use super::cache::{Cache, Key};
-use super::driver::{Queue, Result, drive, queue};
+use super::driver::{Queue, Result, queue};
 use super::events::{Recorder, Severity, reference};
 use super::pods::{controller_of, selects, uid};
 use super::{Caches, Context};
@@ -30,19 +30,14 @@ struct Controller {
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (keys, wakeups) = queue();
     subscribe(&context.caches, &keys);
-    let shutdown = context.shutdown.clone();
-    let controller = Arc::new(Controller {
+    let controller = Controller {
         context: context.clone(),
         events: Recorder::start(context.client.clone(), "controllermanager"),
-    });
-    async move {
-        controller.context.caches.wait_synced().await;
-        drive("disruption", wakeups, WORKERS, shutdown, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
-    }
+    };
+    let context = context.clone();
+    context.drive("disruption", wakeups, WORKERS, async move |_, key| {
+        controller.reconcile(key).await
+    })
 }
 
 fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>) {

@@ -205,6 +205,8 @@ async fn follow_one(
             Some(Ok(watcher::Event::InitApply(object))) => {
                 put(&object.metadata);
                 listed.insert(uid(&object.metadata).to_owned());
+                // A list that breaks off is followed by another, which may not name it any more.
+                known.insert(uid(&object.metadata).to_owned());
             }
             Some(Ok(watcher::Event::InitDone)) => {
                 for gone in known.difference(&listed) {

@@ -25,6 +25,8 @@ use super::events::{Recorder, Severity};
 use super::kinds::ServedKind;
 
 const WORKERS: usize = 16;
+/// An owner that exists and is not in the graph may go before its kind's watch begins, so that no event tells of it.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 struct Controller {
     context: Context,
@@ -90,7 +92,8 @@ impl Controller {
             return Ok(None);
         };
         match action {
-            Action::Nothing => Ok(None),
+            Action::Nothing if present.is_empty() => Ok(None),
+            Action::Nothing => Ok(Some(LOOK_AGAIN)),
             // The graph changed meanwhile; look again.
             Action::Verify(_) => Ok(Some(Duration::from_millis(1))),
             Action::Delete { foreground } => self.delete(uid, &place, foreground).await,

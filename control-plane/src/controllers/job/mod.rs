@@ -17,7 +17,7 @@ use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use self::plan::{Plan, plan};
 use self::pods::{JOB_NAME, TRACKED, is_tracked};
 use super::cache::Key;
-use super::driver::{Queue, Result, drive, queue};
+use super::driver::{Queue, Result, queue};
 use super::events::reference;
 use super::pod_control::{PodControl, let_go};
 use super::pods::{controller_of, orphans_in, owned_by, selects, uid};
@@ -37,19 +37,14 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (keys, wakeups) = queue();
     let pods = PodControl::start(context, "Job", "job-controller");
     subscribe(&context.caches, &keys, &pods);
-    let shutdown = context.shutdown.clone();
-    let controller = Arc::new(Controller {
+    let controller = Controller {
         context: context.clone(),
         pods,
-    });
-    async move {
-        controller.context.caches.wait_synced().await;
-        drive("job", wakeups, WORKERS, shutdown, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
-    }
+    };
+    let context = context.clone();
+    context.drive("job", wakeups, WORKERS, async move |_, key| {
+        controller.reconcile(key).await
+    })
 }
 
 fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {

@@ -23,7 +23,7 @@ use self::plan::{Trouble, matters, plan};
 use self::pools::{PoolError, Pools};
 use super::Context;
 use super::cache::{Key, version};
-use super::driver::{Queue, Result, drive, queue};
+use super::driver::{Queue, Result, queue};
 use super::events::{Recorder, Severity, reference};
 
 /// The ConfigMap that names the pools.
@@ -55,15 +55,10 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
         events: Recorder::start(context.client.clone(), "load-balancer-controller"),
         memory: Mutex::default(),
     };
-    async move {
-        controller.context.caches.wait_synced().await;
-        let shutdown = controller.context.shutdown.clone();
-        drive("load-balancer", wakeups, 1, shutdown, |_: Key| {
-            let controller = &controller;
-            async move { controller.pass().await }
-        })
-        .await;
-    }
+    let context = context.clone();
+    context.drive("load-balancer", wakeups, 1, async move |_, _| {
+        controller.pass().await
+    })
 }
 
 fn subscribe(context: &Context, keys: &Queue<Key>) {

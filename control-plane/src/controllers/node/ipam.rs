@@ -13,7 +13,7 @@ use serde_json::json;
 use super::ranges::PodRanges;
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
-use crate::controllers::driver::{Error, Result, drive, queue};
+use crate::controllers::driver::{Error, Result, queue};
 use crate::controllers::events::{Recorder, Severity, reference};
 
 /// Ranges by node.
@@ -43,15 +43,10 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     });
     let context = context.clone();
     let events = Recorder::start(context.client.clone(), "node-ipam-controller");
-    async move {
-        context.caches.wait_synced().await;
-        // One at a time: each has to know what the one before took.
-        drive("node-ipam", wakeups, 1, context.shutdown.clone(), |key| {
-            let (context, given, events) = (&context, &given, &events);
-            async move { reconcile(context, given, events, &key).await }
-        })
-        .await;
-    }
+    // One at a time: each has to know what the one before took.
+    context.drive("node-ipam", wakeups, 1, async move |context, key| {
+        reconcile(context, &given, &events, key).await
+    })
 }
 
 fn lock(given: &Mutex<Given>) -> std::sync::MutexGuard<'_, Given> {

@@ -22,7 +22,7 @@ use super::eviction::{FirstSeen, Stay, stay};
 use super::health::{NO_EXECUTE, Readiness, UNREACHABLE, condition, readiness, silenced, taints};
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
-use crate::controllers::driver::{Queue, Result, drive, queue};
+use crate::controllers::driver::{Queue, Result, queue};
 use crate::controllers::events::{Recorder, Severity, reference};
 use crate::controllers::pods::{is_active, is_ready, node_of, on_node};
 
@@ -43,23 +43,17 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let (keys, wakeups) = queue();
     let signs = Signs::default();
     subscribe(context, &keys, &signs);
-    let context = context.clone();
     let events = Recorder::start(context.client.clone(), "node-controller");
     let controller = Controller {
-        context,
+        context: context.clone(),
         events,
         signs,
         tainted: Mutex::default(),
     };
-    async move {
-        controller.context.caches.wait_synced().await;
-        let shutdown = controller.context.shutdown.clone();
-        drive("node-lifecycle", wakeups, WORKERS, shutdown, |key: Key| {
-            let controller = &controller;
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
-    }
+    let context = context.clone();
+    context.drive("node-lifecycle", wakeups, WORKERS, async move |_, key| {
+        controller.reconcile(key).await
+    })
 }
 
 fn subscribe(context: &Context, keys: &Queue<Key>, signs: &Signs) {

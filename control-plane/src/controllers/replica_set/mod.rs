@@ -14,7 +14,7 @@ use kube::api::{Api, PostParams};
 use self::kind::Replicated;
 use self::plan::{Plan, plan, pod_of, with_failure};
 use super::cache::Key;
-use super::driver::{Queue, Result, drive, queue};
+use super::driver::{Queue, Result, queue};
 use super::pod_control::{PodControl, said};
 use super::pods::{controlled_by, controller_of, orphans_in, owned_by, selects, uid};
 use super::{Caches, Context};
@@ -42,19 +42,14 @@ fn start_of<K: Replicated>(context: &Context) -> impl Future<Output = ()> + use<
     let (keys, wakeups) = queue();
     let pods = PodControl::start(context, K::KIND, K::CONTROLLER);
     subscribe::<K>(&context.caches, &keys, &pods);
-    let shutdown = context.shutdown.clone();
-    let controller = Arc::new(Controller {
+    let controller = Controller {
         context: context.clone(),
         pods,
-    });
-    async move {
-        controller.context.caches.wait_synced().await;
-        drive(K::CONTROLLER, wakeups, WORKERS, shutdown, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile::<K>(&key).await }
-        })
-        .await;
-    }
+    };
+    let context = context.clone();
+    context.drive(K::CONTROLLER, wakeups, WORKERS, async move |_, key| {
+        controller.reconcile::<K>(key).await
+    })
 }
 
 fn subscribe<K: Replicated>(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {

@@ -1,7 +1,7 @@
-//! Disruption budgets with their pods, and what becomes of all kinds of workloads when their namespace goes.
+//! Disruption budgets with their pods, and what becomes of the owned when their owner or namespace goes.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, ReplicationController};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, ReplicationController};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::EvictParams;
 use kube::core::DynamicObject;
@@ -166,6 +166,37 @@ async fn what_a_workload_owns_goes_with_it() {
         })
         .await;
     }
+}
+
+/// No watch tells of an event, nor of an owner that goes before the watch of its kind begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_owned_by_an_object_that_nobody_watches_goes_with_it() {
+    let cluster = Cluster::new(&[]).await;
+    let events: Api<Event> = cluster.default_namespace();
+    let owner = cluster
+        .apply::<Event>(json!({
+            "metadata": {"name": "owner"}, "type": "Normal", "reason": "Test", "message": "an owner",
+            "involvedObject": {"kind": "Namespace", "name": "default", "namespace": "default"},
+        }))
+        .await;
+    let owned = json!({
+        "metadata": {"name": "owned", "ownerReferences": [
+            {"apiVersion": "v1", "kind": "Event", "name": "owner", "uid": owner.metadata.uid},
+        ]},
+    });
+    cluster.apply::<ConfigMap>(owned).await;
+    let maps: Api<ConfigMap> = cluster.default_namespace();
+    // Time enough to find the owner there.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(maps.get_opt("owned").await.unwrap().is_some());
+    events
+        .delete("owner", &DeleteParams::default())
+        .await
+        .unwrap();
+    until("the owned object is gone", async || {
+        maps.get_opt("owned").await.unwrap().is_none().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use serde_json::json;
 use self::identity::revision_of;
 use self::plan::{Picture, Plan, Revision, plan};
 use super::cache::Key;
-use super::driver::{Queue, Result, drive, queue};
+use super::driver::{Queue, Result, queue};
 use super::events::{Severity, reference};
 use super::pod_control::{PodControl, Wording, said};
 use super::pods::{controller_of, orphans_in, owned_by, selects, uid};
@@ -40,19 +40,14 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     let pods = PodControl::start(context, KIND, "statefulset-controller");
     let pods = pods.worded(Wording::PodInOwner);
     subscribe(&context.caches, &keys, &pods);
-    let shutdown = context.shutdown.clone();
-    let controller = Arc::new(Controller {
+    let controller = Controller {
         context: context.clone(),
         pods,
-    });
-    async move {
-        controller.context.caches.wait_synced().await;
-        drive("statefulset", wakeups, WORKERS, shutdown, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
-    }
+    };
+    let context = context.clone();
+    context.drive("statefulset", wakeups, WORKERS, async move |_, key| {
+        controller.reconcile(key).await
+    })
 }
 
 fn subscribe(caches: &Arc<Caches>, keys: &Queue<Key>, pods: &PodControl) {

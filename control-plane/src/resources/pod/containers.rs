@@ -16,7 +16,7 @@ use crate::resources::{
     validate::{self, FieldError, Path, names, not_negative, resource_names},
 };
 
-const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
+pub(super) const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 const MESSAGE_POLICIES: &[&str] = &["FallbackToLogsOnError", "File"];
 
 pub(super) fn errors(
@@ -224,6 +224,13 @@ fn resources(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
         }
         errors.extend(quantity::errors(&path, amounts.as_ref()));
     }
+    errors.extend(beyond_limits(path, resources));
+    errors
+}
+
+/// Nobody asks for more than the limit.
+pub(super) fn beyond_limits(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
+    let mut errors = Vec::new();
     for (name, limit) in resources.limits.iter().flatten() {
         let Some(request) = resources
             .requests

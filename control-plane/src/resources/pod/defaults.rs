@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{
     Volume,
 };
 
-use super::{ephemeral, resize};
+use super::{ephemeral, resize, whole};
 use crate::resources::quantity::{self, Amounts};
 
 const FILE_MODE: i32 = 0o644;
@@ -43,6 +43,7 @@ pub fn pod(spec: &mut PodSpec) {
         let resources = container.resources.get_or_insert_default();
         fill(&mut resources.requests, resources.limits.as_ref());
     }
+    whole::default_requests(spec);
     let sidecars = spec.init_containers.iter_mut().flatten();
     let sidecars = sidecars.filter(|it| it.restart_policy.as_deref() == Some("Always"));
     let resized = spec.containers.iter_mut().chain(sidecars);
@@ -71,6 +72,10 @@ pub fn template(spec: &mut PodSpec) {
         spec.service_account_name.clone_from(&spec.service_account);
     }
     spec.service_account.clone_from(&spec.service_account_name);
+    if let Some(resources) = &mut spec.resources {
+        quantity::canonicalize(resources.limits.as_mut());
+        quantity::canonicalize(resources.requests.as_mut());
+    }
     let on_host = spec.host_network == Some(true);
     for container in spec
         .containers
@@ -206,6 +211,12 @@ fn default_volume(volume: &mut Volume) {
                 .for_each(field_ref);
         }
     }
+    if let Some(source) = &mut volume.image
+        && source.pull_policy.as_deref().unwrap_or_default().is_empty()
+    {
+        let reference = source.reference.as_deref().unwrap_or_default();
+        source.pull_policy = Some(pull_policy(reference).to_owned());
+    }
     if let Some(source) = &mut volume.host_path {
         source.type_.get_or_insert_default();
     }
@@ -273,7 +284,8 @@ mod tests {
                     "readinessProbe": { "httpGet": { "port": 80 } },
                     "env": [{ "name": "IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } }],
                 }],
-                "volumes": [{ "name": "scratch" }, { "name": "config", "configMap": { "name": "c" } }],
+                "volumes": [{ "name": "scratch" }, { "name": "config", "configMap": { "name": "c" } },
+                    { "name": "data", "image": { "reference": "data:1" } }, { "name": "new", "image": { "reference": "data" } }],
             }),
             pod,
         );
@@ -298,6 +310,8 @@ mod tests {
             json!([
                 { "name": "scratch", "emptyDir": {} },
                 { "name": "config", "configMap": { "name": "c", "defaultMode": 420 } },
+                { "name": "data", "image": { "reference": "data:1", "pullPolicy": "IfNotPresent" } },
+                { "name": "new", "image": { "reference": "data", "pullPolicy": "Always" } },
             ])
         );
     }

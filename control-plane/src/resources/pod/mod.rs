@@ -12,10 +12,12 @@ pub mod resize;
 mod update;
 pub mod validate;
 mod volumes;
+pub mod whole;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use serde_json::Value;
 
+pub use self::update::MIRROR;
 use super::{
     Column, FieldError, Strategy, Subresource,
     kind::carry_generation,
@@ -108,7 +110,12 @@ impl Strategy for Pod {
         let empty = PodSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&empty);
         let mut errors = validate::spec(&path, spec);
+        errors.extend(volumes::unnamed_images(
+            &path.child("volumes"),
+            spec.volumes.as_deref().unwrap_or_default(),
+        ));
         if let Some(old) = old {
+            errors.extend(update::mirror_errors(&self.metadata, &old.metadata));
             errors.extend(update::errors(
                 &path,
                 spec,

@@ -1,27 +1,31 @@
 //! The quality-of-service class: how firmly a pod's resources are promised.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 
+use super::whole;
 use crate::resources::quantity::{Amounts, Quantity};
 
-/// `Guaranteed`, `Burstable` or `BestEffort`.
+/// `Guaranteed`, `Burstable` or `BestEffort`. What the pod says as a whole counts, if it says anything.
 pub fn class(spec: &PodSpec) -> &'static str {
-    let containers = || {
-        spec.containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
+    let all: Vec<Option<&ResourceRequirements>> = match whole::is_set(spec) {
+        true => vec![spec.resources.as_ref()],
+        false => containers.map(|it| it.resources.as_ref()).collect(),
     };
-    if containers().all(asks_nothing) {
+    let each = || all.iter().copied();
+    if each().all(asks_nothing) {
         "BestEffort"
-    } else if containers().all(is_guaranteed) {
+    } else if each().all(is_guaranteed) {
         "Guaranteed"
     } else {
         "Burstable"
     }
 }
 
-fn amounts(container: &Container) -> (Option<&Amounts>, Option<&Amounts>) {
-    let resources = container.resources.as_ref();
+fn amounts(resources: Option<&ResourceRequirements>) -> (Option<&Amounts>, Option<&Amounts>) {
     (
         resources.and_then(|resources| resources.requests.as_ref()),
         resources.and_then(|resources| resources.limits.as_ref()),
@@ -37,16 +41,16 @@ fn amount(amounts: Option<&Amounts>, name: &str) -> Option<Quantity> {
         .filter(|quantity: &Quantity| !quantity.is_zero())
 }
 
-fn asks_nothing(container: &Container) -> bool {
-    let (requests, limits) = amounts(container);
+fn asks_nothing(resources: Option<&ResourceRequirements>) -> bool {
+    let (requests, limits) = amounts(resources);
     ["cpu", "memory"]
         .iter()
         .all(|name| amount(requests, name).is_none() && amount(limits, name).is_none())
 }
 
 /// CPU and memory are limited, to just what is requested.
-fn is_guaranteed(container: &Container) -> bool {
-    let (requests, limits) = amounts(container);
+fn is_guaranteed(resources: Option<&ResourceRequirements>) -> bool {
+    let (requests, limits) = amounts(resources);
     ["cpu", "memory"].iter().all(|name| {
         let (request, limit) = (amount(requests, name), amount(limits, name));
         limit.is_some() && (request.is_none() || request == limit)
@@ -80,6 +84,16 @@ mod tests {
             "Guaranteed"
         );
         assert_eq!(of(&[full.clone(), json!({})]), "Burstable");
-        assert_eq!(of(&[full, some]), "Burstable");
+        assert_eq!(of(&[full.clone(), some.clone()]), "Burstable");
+
+        let as_a_whole = |resources: &Value, container: &Value| {
+            let containers = [json!({ "name": "a", "resources": container })];
+            let spec = json!({ "containers": containers, "resources": resources });
+            class(&serde_json::from_value(spec).unwrap())
+        };
+        assert_eq!(as_a_whole(&full, &some), "Guaranteed");
+        assert_eq!(as_a_whole(&some, &full), "Burstable");
+        assert_eq!(as_a_whole(&some, &json!({})), "Burstable");
+        assert_eq!(as_a_whole(&json!({}), &full), "Guaranteed");
     }
 }

@@ -1,8 +1,9 @@
 //! What a pod takes at most at any time: its containers together, or one of its init containers beside the sidecars that
-//! were started before it.
+//! were started before it; of a resource of which the pod says something as a whole, that.
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 
+use super::whole;
 use crate::resources::quantity::{self, Amounts, Sums};
 
 /// The peak of what `of` says of each container, in any kind of amounts that can be added and raised. The pod's overhead
@@ -30,27 +31,31 @@ pub fn peak<T: Clone + Default>(
     total
 }
 
+type Of = fn(&Container) -> Option<&Amounts>;
+
+pub(super) const REQUESTS: Of = |container| container.resources.as_ref()?.requests.as_ref();
+pub(super) const LIMITS: Of = |container| container.resources.as_ref()?.limits.as_ref();
+
 /// What the pod asks for, with its overhead.
 pub fn requests(spec: &PodSpec) -> Sums {
-    let mut total = sums_of(spec, |container| {
-        container.resources.as_ref()?.requests.as_ref()
-    });
+    let mut total = of_containers(spec, REQUESTS);
+    total.extend(quantity::sums(Some(&whole::requests(spec))));
     quantity::add(&mut total, &quantity::sums(spec.overhead.as_ref()));
     total
 }
 
 /// What the pod is limited to, with its overhead where there is a limit.
 pub fn limits(spec: &PodSpec) -> Sums {
-    let mut total = sums_of(spec, |container| {
-        container.resources.as_ref()?.limits.as_ref()
-    });
+    let mut total = of_containers(spec, LIMITS);
+    total.extend(quantity::sums(Some(&whole::limits(spec))));
     let mut overhead = quantity::sums(spec.overhead.as_ref());
     overhead.retain(|name, _| total.contains_key(name));
     quantity::add(&mut total, &overhead);
     total
 }
 
-fn sums_of(spec: &PodSpec, of: fn(&Container) -> Option<&Amounts>) -> Sums {
+/// The peak of one kind of amounts, whatever the pod says as a whole.
+pub(super) fn of_containers(spec: &PodSpec, of: Of) -> Sums {
     peak(
         spec,
         |container| quantity::sums(of(container)),
@@ -99,5 +104,14 @@ mod tests {
             "containers": [{"name": "a", "resources": {"limits": {"cpu": "1"}}}], "overhead": {"cpu": "10m"},
         });
         assert_eq!(cpu(limited).1, "1010m");
+    }
+
+    #[test]
+    fn what_the_pod_says_as_a_whole_counts_with_its_overhead() {
+        let spec = json!({
+            "containers": [container("100m")], "overhead": {"cpu": "10m"},
+            "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "2"}},
+        });
+        assert_eq!(cpu(spec), ("1010m".into(), "2010m".into()));
     }
 }

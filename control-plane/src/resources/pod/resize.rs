@@ -3,11 +3,10 @@
 use k8s_openapi::api::core::v1::{Container, ContainerResizePolicy, Pod, PodSpec};
 use serde_json::Value;
 
-use super::qos;
+use super::{MIRROR, qos};
 use crate::resources::quantity::Amounts;
 use crate::resources::validate::{FieldError, Path, one_of};
 
-const MIRROR: &str = "kubernetes.io/config.mirror";
 const RESIZED: &[&str] = &["cpu", "memory"];
 const POLICIES: &[&str] = &["NotRequired", "RestartContainer"];
 

@@ -1,11 +1,27 @@
 //! What of a pod's specification may still change once it is there.
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use crate::resources::validate::{FieldError, Path};
 
 const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+/// By this the API shows a pod that a file of a node gave.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// A pod neither becomes a mirror nor ceases to be one.
+pub(super) fn mirror_errors(new: &ObjectMeta, old: &ObjectMeta) -> Vec<FieldError> {
+    let of = |meta: &ObjectMeta| meta.annotations.as_ref()?.get(MIRROR).cloned();
+    let detail = match (of(old), of(new)) {
+        (old, new) if old == new => return Vec::new(),
+        (None, _) => "may not add mirror pod annotation",
+        (Some(_), _) => "may not remove or update mirror pod annotation",
+    };
+    let path = Path::new("metadata").child("annotations").key(MIRROR);
+    vec![path.forbidden(detail)]
+}
 
 pub(super) fn errors(path: &Path, new: &PodSpec, old: &PodSpec) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -132,6 +148,29 @@ mod tests {
             .iter()
             .map(ToString::to_string)
             .collect()
+    }
+
+    #[test]
+    fn no_pod_becomes_a_mirror_or_ceases_to_be_one() {
+        let with = |hash: Option<&str>| ObjectMeta {
+            annotations: hash.map(|hash| [(MIRROR.to_owned(), hash.to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let texts = |new, old| {
+            let errors = mirror_errors(&with(new), &with(old));
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(texts(Some("a"), Some("a")).is_empty());
+        assert!(texts(None, None).is_empty());
+        let at = "metadata.annotations[kubernetes.io/config.mirror]: Forbidden:";
+        assert_eq!(
+            texts(Some("a"), None),
+            [format!("{at} may not add mirror pod annotation")]
+        );
+        for new in [None, Some("b")] {
+            let message = "may not remove or update mirror pod annotation";
+            assert_eq!(texts(new, Some("a")), [format!("{at} {message}")]);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Toleration};
 
 pub use super::affinity::node_selector;
-use super::{affinity, containers, resize, volumes};
+use super::{affinity, containers, resize, volumes, whole};
 use crate::resources::validate::{self, FieldError, Path, labels, names};
 
 const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
@@ -22,6 +22,7 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
         spec.volumes.as_deref().unwrap_or_default(),
     );
     errors.extend(all_containers(path, spec));
+    errors.extend(whole::errors(path, spec));
     let choice = |field: &str, value: &Option<String>, supported: &[&str]| {
         validate::one_of(&path.child(field), value.as_deref(), supported)
     };

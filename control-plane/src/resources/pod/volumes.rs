@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::Volume;
 use serde_json::Value;
 
+use super::containers::PULL_POLICIES;
 use crate::resources::validate::{self, FieldError, Path, names};
 
 pub(super) fn errors(path: &Path, volumes: &[Volume]) -> Vec<FieldError> {
@@ -72,7 +73,28 @@ fn one(path: &Path, volume: &Volume) -> Vec<FieldError> {
             errors.push(path.child(source).child(field).required(""));
         }
     }
+    if let Some(image) = &volume.image {
+        let policy = image.pull_policy.as_deref();
+        let path = path.child("image").child("pullPolicy");
+        errors.extend(validate::one_of(&path, policy, PULL_POLICIES));
+    }
     errors
+}
+
+/// Pods name the images of their volumes; in templates somebody may yet put them in.
+pub(super) fn unnamed_images(path: &Path, volumes: &[Volume]) -> Vec<FieldError> {
+    let is_unnamed = |volume: &Volume| {
+        let image = volume.image.as_ref();
+        image.is_some_and(|it| it.reference.as_deref().unwrap_or_default().is_empty())
+    };
+    let indexed = volumes.iter().enumerate();
+    indexed
+        .filter(|(_, volume)| is_unnamed(volume))
+        .map(|(index, _)| {
+            let image = path.index(index).child("image");
+            image.child("reference").required("")
+        })
+        .collect()
 }
 
 /// The fields, beside the name, that are set: a volume has one source.
@@ -99,6 +121,7 @@ mod tests {
             { "name": "B", "configMap": {} },
             { "emptyDir": {}, "secret": { "secretName": "s" } },
             { "name": "a" },
+            { "name": "c", "image": { "pullPolicy": "Often" } },
         ]))
         .unwrap();
         let paths: Vec<_> = errors(&Path::new("volumes"), &volumes)
@@ -113,8 +136,12 @@ mod tests {
                 "volumes[2].name",
                 "volumes[2].secret",
                 "volumes[3]",
+                "volumes[4].image.pullPolicy",
                 "volumes[3].name"
             ]
         );
+        let unnamed = unnamed_images(&Path::new("volumes"), &volumes);
+        let texts: Vec<_> = unnamed.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["volumes[4].image.reference: Required value"]);
     }
 }

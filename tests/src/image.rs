@@ -1,7 +1,8 @@
 //! An OCI image of one static program, as an archive that `containerd` and other tools import.
 //! The layout is the OCI image specification's: <https://github.com/opencontainers/image-spec/blob/main/image-layout.md>.
 
-use anyhow::Result;
+use std::io::Result;
+
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -91,7 +92,7 @@ fn tar_of(files: &[(String, u32, &[u8])]) -> Result<Vec<u8>> {
         header.set_cksum();
         builder.append_data(&mut header, path, *bytes)?;
     }
-    Ok(builder.into_inner()?)
+    builder.into_inner()
 }
 
 /// The machine's architecture as OCI images name it.
