@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::report::{self, Report};
 use super::shared::Order;
 use super::testing::{FakeApi, uid};
-use super::tests::{FOREVER, Node, is_ready, spec};
+use super::tests::{FOREVER, Node, is_ready, spec, told};
 use super::{Manager, PodTable};
 use crate::runtime::testing::relay;
 use crate::runtime::{PodRef, Runtime};
@@ -72,8 +72,8 @@ async fn a_runtime_that_hangs_is_waited_for_and_nothing_restarts() {
     steps.hold(true);
     node.api.create("during", spec(FOREVER, "Always"));
     let begun = |status: &PodStatus| status.conditions.is_some();
-    let told = node.api.wait("during", "taken", begun).await;
-    assert!(!is_ready(&told));
+    let taken = node.api.wait("during", "taken", begun).await;
+    assert!(!is_ready(&taken));
     let status = node.api.pod("before").unwrap().status.unwrap();
     assert!(is_ready(&status), "who runs stays in service: {status:?}");
     steps.hold(false);
@@ -81,7 +81,20 @@ async fn a_runtime_that_hangs_is_waited_for_and_nothing_restarts() {
     let after = node.daemon.client().list().await.unwrap();
     assert_eq!(after.len(), 2);
     assert!(before.iter().all(|container| after.contains(container)));
-    for name in ["before", "during"] {
+
+    // People hear of it when its time is up.
+    steps.be_late(true);
+    node.api.create("late", spec(FOREVER, "Always"));
+    let words = "cannot create container main: containerd gave no answer in time";
+    let is_told =
+        |status: &PodStatus| waiting(status) == Some(("CreateContainerError".into(), words.into()));
+    node.api.wait("late", "told of the runtime", is_told).await;
+    told(&node, &format!("Failed: Error: {words}")).await;
+    let status = node.api.pod("before").unwrap().status.unwrap();
+    assert!(is_ready(&status), "who runs stays in service: {status:?}");
+    steps.be_late(false);
+    node.api.wait("late", "ready", is_ready).await;
+    for name in ["before", "during", "late"] {
         node.api.delete(name, 5);
         node.api.wait_gone(name).await;
     }

@@ -11,7 +11,7 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::Runtime;
 
 /// How long to wait for a runtime that is away.
 const RETRY: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ async fn import(runtime: &dyn Runtime, archive: &Path) {
             Ok(names) => {
                 tracing::info!(archive = %archive.display(), images = names.join(", "), "imported")
             }
-            Err(RuntimeError::Unreachable { .. }) => {
+            Err(error) if error.is_unreachable() => {
                 tokio::time::sleep(RETRY).await;
                 continue;
             }

@@ -35,6 +35,8 @@ pub(super) struct Parts<'a> {
     pub(super) paths: &'a Paths,
     /// Memory of the node in bytes, by which a request's weight is measured.
     pub(super) node_memory: f64,
+    /// The name of the machine that it sees.
+    pub(super) hostname: String,
     /// The process whose process namespace it joins.
     pub(super) target_pid: Option<u32>,
     pub(super) seccomp: Seccomp,
@@ -51,6 +53,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         env,
         paths,
         node_memory,
+        hostname,
         target_pid,
         seccomp,
     } = parts;
@@ -74,9 +77,11 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone(),
-        mounts: mounts(pod, container, attempt, paths)?,
+        mounts: mounts(pod, container, attempt, &env, paths)?,
         namespaces: NamespacePaths {
-            pid: target_pid.map(|pid| format!("/proc/{pid}/ns/pid").into()),
+            pid: target_pid
+                .or(pod.spec().host_pid.unwrap_or(false).then_some(1))
+                .map(|pid| format!("/proc/{pid}/ns/pid").into()),
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),
@@ -91,7 +96,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         ),
         sysctls: sysctls::of(pod),
         security: security(&pod.object, container, seccomp),
-        env: with_hostname(env, pod),
+        env: with_hostname(env, pod, hostname),
         stdio: Stdio {
             stdin: container.stdin == Some(true),
             stdin_once: container.stdin_once == Some(true),
@@ -101,9 +106,13 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
     })
 }
 
-fn with_hostname(mut env: Vec<(String, String)>, pod: &PodView) -> Vec<(String, String)> {
+fn with_hostname(
+    mut env: Vec<(String, String)>,
+    pod: &PodView,
+    hostname: String,
+) -> Vec<(String, String)> {
     if !pod.host_network() && !env.iter().any(|(name, _)| name == "HOSTNAME") {
-        env.insert(0, ("HOSTNAME".to_owned(), pod.hostname()));
+        env.insert(0, ("HOSTNAME".to_owned(), hostname));
     }
     env
 }
@@ -112,11 +121,13 @@ fn mounts(
     pod: &PodView,
     container: &Container,
     attempt: u32,
+    env: &[(String, String)],
     paths: &Paths,
 ) -> Result<Vec<BindMount>, volumes::VolumeError> {
     let uid = &pod.id.uid;
     let mut list = Vec::new();
     for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let sub_path = volumes::sub_path(mount, env)?;
         let volume = pod
             .spec()
             .volumes
@@ -131,13 +142,18 @@ fn mounts(
         let pin = paths
             .mounts(uid)
             .join(format!("subpath-{}-{at}", container.name));
-        list.push(volumes::bind(volume, &root, mount, pin)?);
+        list.push(volumes::bind(
+            volume,
+            &root,
+            mount,
+            sub_path.as_deref(),
+            pin,
+        )?);
     }
     let bind = |source, destination: &str| BindMount {
         source,
         destination: destination.into(),
-        read_only: false,
-        no_exec: false,
+        ..BindMount::default()
     };
     let message = container
         .termination_message_path

@@ -271,6 +271,19 @@ pub(super) fn field(context: &Context<'_>, path: &str) -> Option<String> {
 
 /// Replaces `$(NAME)` by the value of a variable defined so far. `$$` stands for one `$`; an unknown name stays as it is.
 pub(super) fn expand(text: &str, env: &[(String, String)]) -> String {
+    expanded(text, env, |_| {})
+}
+
+/// The same where each name has to be known; gives the first that is not.
+pub(super) fn expand_all(text: &str, env: &[(String, String)]) -> Result<String, String> {
+    let mut missing = None;
+    let all = expanded(text, env, |name| {
+        missing.get_or_insert_with(|| name.to_owned());
+    });
+    missing.map_or(Ok(all), Err)
+}
+
+fn expanded(text: &str, env: &[(String, String)], mut unknown: impl FnMut(&str)) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -284,7 +297,10 @@ pub(super) fn expand(text: &str, env: &[(String, String)]) -> String {
         {
             match env.iter().rev().find(|(known, _)| known == name) {
                 Some((_, value)) => out.push_str(value),
-                None => out.push_str(&format!("$({name})")),
+                None => {
+                    unknown(name);
+                    out.push_str(&format!("$({name})"));
+                }
             }
             rest = after;
         } else {
@@ -316,6 +332,8 @@ mod tests {
             ("$", "$"),
             ("$(A)$(A)", "22"),
         ] {
+            let known = (!text.contains("(B")).then(|| result.to_owned());
+            assert_eq!(expand_all(text, &env).ok(), known, "{text}");
             assert_eq!(expand(text, &env), result, "{text}");
         }
     }

@@ -97,7 +97,7 @@ pub(super) fn config(
             source: paths.holder(),
             destination: PROGRAM_PATH.into(),
             read_only: true,
-            no_exec: false,
+            ..BindMount::default()
         }],
         command: vec![PROGRAM_PATH.to_owned()],
         args: Vec::new(),

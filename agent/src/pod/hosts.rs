@@ -26,6 +26,25 @@ pub(super) fn file(pod: &PodView, domain: &str, addresses: &[IpAddr], of_node: &
     text
 }
 
+/// The longest name that the kernel takes.
+pub(super) const LONGEST_NAME: usize = 64;
+
+/// The name of the machine that a pod's processes see: its host name, or its full one where it asks for that.
+pub(super) fn machine_name(pod: &PodView, domain: &str) -> String {
+    match pod.spec().set_hostname_as_fqdn {
+        Some(true) => full_name(pod, domain).unwrap_or_else(|| pod.hostname()),
+        _ => pod.hostname(),
+    }
+}
+
+/// That of the headless service which governs the pod.
+fn full_name(pod: &PodView, domain: &str) -> Option<String> {
+    let (hostname, namespace) = (pod.hostname(), &pod.id.namespace);
+    let subdomain = pod.spec().subdomain.as_deref();
+    let subdomain = subdomain.filter(|subdomain| !subdomain.is_empty())?;
+    Some(format!("{hostname}.{subdomain}.{namespace}.svc.{domain}"))
+}
+
 fn own(pod: &PodView, domain: &str, addresses: &[IpAddr]) -> String {
     let mut text = "# Managed by Kubernetes.\n\
         127.0.0.1\tlocalhost\n\
@@ -36,12 +55,8 @@ fn own(pod: &PodView, domain: &str, addresses: &[IpAddr]) -> String {
         fe00::2\tip6-allrouters\n"
         .to_owned();
     let hostname = pod.hostname();
-    let names = match &pod.spec().subdomain {
-        // The full name is that of the headless service which governs the pod.
-        Some(subdomain) => {
-            let namespace = &pod.id.namespace;
-            format!("{hostname}.{subdomain}.{namespace}.svc.{domain} {hostname}")
-        }
+    let names = match full_name(pod, domain) {
+        Some(full) => format!("{full} {hostname}"),
         None => hostname,
     };
     for address in addresses {

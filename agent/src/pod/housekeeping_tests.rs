@@ -18,12 +18,24 @@ use crate::housekeeping::keeper::Keeper;
 use crate::housekeeping::signal::{BySignal, thresholds};
 use crate::node::status::Health;
 use crate::runtime::Runtime;
+use crate::runtime::containerd::Containerd;
+use crate::runtime::testing::{busybox_archive, relay};
+use crate::testing::steps::{Cut, Moment, Steps};
 
 /// Keeps the node by these hard thresholds, images included where they take any room at all.
 fn keep(
     node: &Node,
     agent: &Manager,
     hard: &str,
+) -> (AbortOnDropHandle<()>, watch::Receiver<Health>) {
+    keep_by(node, agent, hard, node.daemon.client())
+}
+
+fn keep_by(
+    node: &Node,
+    agent: &Manager,
+    hard: &str,
+    runtime: Containerd,
 ) -> (AbortOnDropHandle<()>, watch::Receiver<Health>) {
     let none = BySignal::default();
     let thresholds = Rules::thresholds(
@@ -43,7 +55,7 @@ fn keep(
             node.daemon.cgroup(),
         ),
         pods: agent.table().clone(),
-        runtime: Arc::new(node.daemon.client()),
+        runtime: Arc::new(runtime),
         demands: agent.demands(),
         rules: Rules {
             thresholds: thresholds.unwrap(),
@@ -149,4 +161,69 @@ async fn a_node_that_is_short_of_memory_evicts_one_pod_after_the_other_and_takes
     );
     let critical = node.api.pod("critical").unwrap().status.unwrap();
     assert!(is_ready(&critical));
+}
+
+/// A keeper collects an image that has two names and that nobody uses, and is killed at this step; gives its steps.
+async fn collect(node: &Node, agent: &Manager, cut: Option<Cut>) -> Vec<String> {
+    let archive = node.daemon.path().join("spare.tar");
+    busybox_archive(&archive, "spare:one", json!({"Cmd": ["/bin/true"]}));
+    let client = node.daemon.client();
+    client.import(&archive).await.unwrap();
+    let [one, two] = ["one", "two"].map(|tag| format!("docker.io/library/spare:{tag}"));
+    node.daemon.ctr(&["images", "tag", &one, &two]);
+    for name in [&one, &two] {
+        let unpinned = "io.cri-containerd.pinned=";
+        node.daemon.ctr(&["images", "label", name, unpinned]);
+    }
+    let steps = Arc::<Steps>::default();
+    let socket = node.daemon.path().join("keeper.sock");
+    let _ = std::fs::remove_file(&socket);
+    let relay = relay::start(&socket, &node.daemon.socket(), steps.clone());
+    steps.begin(cut);
+    let (keeper, _health) = keep_by(node, agent, "", node.daemon.client_at(&socket));
+    let gone = async {
+        while client.images().await.unwrap().len() > 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = gone => {}
+        () = steps.cut_off() => {}
+    }
+    drop((keeper, relay));
+    steps.taken()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_may_be_killed_after_each_step_of_collecting_images() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    node.api.create("user", spec(FOREVER, "Always"));
+    node.api.wait("user", "ready", is_ready).await;
+    let before = node.daemon.stored();
+    let steps = collect(&node, &agent, None).await;
+    let deletions = steps.iter().filter(|step| *step == "Images/Delete").count();
+    assert!(deletions >= 2, "one for each name: {steps:?}");
+    for nth in 0..deletions {
+        for moment in [Moment::During, Moment::After] {
+            let step = "Images/Delete".to_owned();
+            let cut = Cut { step, nth, moment };
+            collect(&node, &agent, Some(cut.clone())).await;
+            let (_keeper, _health) = keep(&node, &agent, "");
+            for _ in 0..500 {
+                if node.daemon.stored() == before {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+            assert_eq!(node.daemon.stored(), before, "{cut:?}");
+        }
+    }
+    let status = node.api.pod("user").unwrap().status.unwrap();
+    let container = &status.container_statuses.as_ref().unwrap()[0];
+    assert_eq!((is_ready(&status), container.restart_count), (true, 0));
+    node.api.delete("user", 0);
+    node.api.wait_gone("user").await;
 }

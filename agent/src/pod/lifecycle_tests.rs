@@ -353,20 +353,15 @@ fn what_a_pod_asks_for_in_vain_is_told() {
     assert_eq!(refusals(&pod, &pod.containers()[0]), [""; 0]);
     if let Some(spec) = &mut pod.object.spec {
         let asked = json!({
-            "resources": {"requests": {"cpu": "1"}},
             "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}},
             "containers": [],
         });
         let asked: PodSpec = serde_json::from_value(asked).unwrap();
-        spec.resources = asked.resources;
         spec.security_context = asked.security_context;
     }
     assert_eq!(
         refusals(&pod, &pod.containers()[0]),
-        [
-            "an appArmorProfile other than Unconfined is not supported on this node",
-            "a limit or request of the pod as a whole is not supported on this node",
-        ]
+        ["an appArmorProfile other than Unconfined is not supported on this node"]
     );
 }
 

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
@@ -21,6 +21,7 @@ use super::events::Events;
 use super::host_ports::{self, Teller};
 use super::mirror::Mirror;
 use super::paths::is_plain_name;
+use super::pull;
 use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{CONFIG_SOURCE, DEFAULT_GRACE, PodView};
 use super::static_pods;
@@ -165,6 +166,7 @@ async fn run(
             pokes: Pokes::default(),
             tokens: Tokens::default(),
             grants: Mutex::default(),
+            pulls: Semaphore::new(pull::AT_ONCE),
         }),
         workers: BTreeMap::new(),
         tasks: JoinSet::new(),

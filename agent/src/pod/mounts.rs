@@ -11,6 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use crate::runtime::Propagation;
+
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fchmod, fstat,
     mkdirat, open, openat, openat2, statx,
@@ -150,6 +152,35 @@ pub(super) fn is_mounted(path: &Path) -> io::Result<bool> {
     Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
+/// How far mounts below `path` are shared with the rest of the node.
+pub(super) fn peers(path: &Path) -> io::Result<Propagation> {
+    let real = path.canonicalize()?;
+    Ok(peers_in(
+        &fs::read_to_string("/proc/self/mountinfo")?,
+        &real,
+    ))
+}
+
+/// The same, by the text of `mountinfo`: of what is mounted on top at the longest way to the path.
+fn peers_in(mountinfo: &str, path: &Path) -> Propagation {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let point = Path::new(*fields.get(4)?);
+        let optional = fields.iter().skip(6).take_while(|field| **field != "-");
+        let has = |kind: &str| optional.clone().any(|field| field.starts_with(kind));
+        let peers = match (has("shared:"), has("master:")) {
+            (true, _) => Propagation::Both,
+            (false, true) => Propagation::FromNode,
+            (false, false) => Propagation::None,
+        };
+        let depth = point.components().count();
+        path.starts_with(point).then_some((depth, peers))
+    });
+    // Of several at one point the last is the topmost.
+    let nearest = mounts.max_by_key(|(depth, _)| *depth);
+    nearest.map_or(Propagation::None, |(_, peers)| peers)
+}
+
 /// Unmounts everything that is stacked at `path`.
 fn detach(path: &Path) -> io::Result<()> {
     loop {
@@ -267,6 +298,25 @@ mod tests {
         fn drop(&mut self) {
             let _ = remove_all(&self.path("mounts"));
         }
+    }
+
+    #[test]
+    fn a_mount_is_shared_as_far_as_the_one_that_it_is_on() {
+        let text = "1 0 8:1 / / rw shared:1 - ext4 /dev/a rw\n\
+            2 1 8:2 / /data rw - ext4 /dev/b rw\n\
+            3 1 8:3 / /data/from rw,noatime master:7 - ext4 /dev/c rw\n\
+            4 1 8:4 / /over rw - ext4 /dev/d rw\n\
+            5 1 8:5 / /over rw shared:9 master:1 - ext4 /dev/e rw\n";
+        for (path, peers) in [
+            ("/etc", Propagation::Both),
+            ("/data/x", Propagation::None),
+            ("/data/from", Propagation::FromNode),
+            ("/database", Propagation::Both),
+            ("/over/x", Propagation::Both),
+        ] {
+            assert_eq!(peers_in(text, Path::new(path)), peers, "{path}");
+        }
+        assert_eq!(peers_in("", Path::new("/")), Propagation::None);
     }
 
     #[test]

@@ -95,6 +95,9 @@ pub enum ImageState {
 /// The reason of a container that the runtime did not make.
 pub const CREATE_ERROR: &str = "CreateContainerError";
 
+/// The reason of a container that the runtime made and did not start.
+pub const RUN_ERROR: &str = "RunContainerError";
+
 /// A step that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -17,8 +17,11 @@ use super::ephemeral;
 use super::events::Kind;
 use super::holder;
 use super::hooks;
+use super::hosts;
 use super::image_volumes;
-use super::observed::{CREATE_ERROR, Contents, Failure, ImageState, Observed, Sandbox, Volumes};
+use super::observed::{
+    CREATE_ERROR, Contents, Failure, ImageState, Observed, RUN_ERROR, Sandbox, Volumes,
+};
 use super::paths::Paths;
 use super::refusals::refusals;
 use super::sandbox;
@@ -51,6 +54,11 @@ pub(super) enum Outcome {
     },
     /// The container could not be made.
     Failed {
+        container: String,
+        failure: Failure,
+    },
+    /// The runtime did not answer in time: the same is to be tried again.
+    Late {
         container: String,
         failure: Failure,
     },
@@ -99,6 +107,8 @@ pub(super) async fn prepare_sandbox(
         &dns,
         settings,
         pod,
+        // Its containers may run already, with more than it asks for now.
+        resize::while_changing(pod, observed),
     );
     Outcome::Sandbox(match prepared.await {
         Ok(addresses) => Sandbox::Ready { addresses },
@@ -245,6 +255,21 @@ pub(super) async fn run_container(
             return fail(CREATE_ERROR, error.to_string(), false);
         }
     }
+    // Somebody may have removed it since: under the kubelet, the runtime makes it anew.
+    let volumes = pod.spec().volumes.iter().flatten();
+    let paths = &shared.settings.paths;
+    let is_gone = |volume: &Volume| {
+        let mut mounts = spec.volume_mounts.iter().flatten();
+        volume.image.is_none()
+            && mounts.any(|mount| mount.name == volume.name)
+            && !volumes::path(paths, &pod.id.uid, volume).exists()
+    };
+    if volumes.into_iter().any(is_gone) {
+        let prepared = prepare_volumes(shared, pod, observed).await;
+        if !matches!(prepared, Outcome::Volumes(Volumes::Ready, _)) {
+            return prepared;
+        }
+    }
     let context = context(shared, pod, observed);
     let services = service_env::of(&shared.settings.cluster, pod).await;
     let env = match env::resolve(&shared.client, &context, services, spec).await {
@@ -276,12 +301,15 @@ pub(super) async fn run_container(
         env,
         paths: &shared.settings.paths,
         node_memory: shared.node_memory,
+        hostname: hosts::machine_name(pod, &(shared.settings.dns)().domain),
         target_pid,
         seccomp,
     };
     match image_volumes::mount(shared, pod, spec).await {
         Ok(()) => {}
-        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) if error.is_unreachable() => {
+            return unreachable(shared, pod, &spec.name, CREATE_ERROR, error, tries);
+        }
         Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
     }
     let config = match config::container(parts) {
@@ -301,7 +329,9 @@ pub(super) async fn run_container(
     }
     let made = match shared.runtime.create(&config).await {
         Ok(made) => made,
-        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) if error.is_unreachable() => {
+            return unreachable(shared, pod, &spec.name, CREATE_ERROR, error, tries);
+        }
         Err(RuntimeError::Config(reason)) => {
             return fail("CreateContainerConfigError", reason, false);
         }
@@ -429,6 +459,27 @@ pub(super) async fn start_container(
     }
 }
 
+/// What comes of a runtime that was not there: people are told of one that hangs; one that is away is back soon.
+fn unreachable(
+    shared: &Shared,
+    pod: &PodView,
+    container: &str,
+    reason: &'static str,
+    error: RuntimeError,
+    tries: u32,
+) -> Outcome {
+    if !matches!(error, RuntimeError::Late { .. }) || holder::is_one(container) {
+        return error.into();
+    }
+    let text = format!("Error: {error}");
+    let events = &shared.events;
+    events.send(&pod.id, Some(container), Kind::Warning, "Failed", text);
+    Outcome::Late {
+        container: container.to_owned(),
+        failure: set_up_failure(reason, error.to_string(), tries),
+    }
+}
+
 /// Starts a container that was made earlier. One that the runtime does not start for reasons of its own is removed, to
 /// be made anew: nothing of it ever ran.
 pub(super) async fn start_made(
@@ -444,7 +495,10 @@ pub(super) async fn start_made(
                 state,
             };
         }
-        Err(error) if error.is_unreachable() => return error.into(),
+        Err(error) if error.is_unreachable() => {
+            let (name, tries) = (&container.name, observed.tries(&container.name) + 1);
+            return unreachable(shared, pod, name, RUN_ERROR, error, tries);
+        }
         Err(error) => error,
     };
     // Refused if it runs after all, which is seen at the next look.
@@ -454,7 +508,7 @@ pub(super) async fn start_made(
     Outcome::Failed {
         container: container.name.clone(),
         failure: set_up_failure(
-            "RunContainerError",
+            RUN_ERROR,
             error.to_string(),
             observed.tries(&container.name) + 1,
         ),

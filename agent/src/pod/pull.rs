@@ -11,6 +11,9 @@ use super::shared::Shared;
 use super::spec::PodView;
 use crate::runtime::{RegistryLogin, RuntimeError};
 
+/// So many are pulled at once: more of them only take longer each, and load the disk.
+pub(super) const AT_ONCE: usize = 10;
+
 /// An image that a pod needs.
 pub(super) struct Wanted {
     /// Its name in the spec.
@@ -128,7 +131,11 @@ async fn image_state(
             ),
         );
     }
-    match pull(shared, name, &logins).await {
+    // Nobody closes it, and without a permit the pull is only one more.
+    let permit = shared.pulls.acquire().await;
+    let pulled = pull(shared, name, &logins).await;
+    drop(permit);
+    match pulled {
         Ok(()) => {
             let took = begun.elapsed().as_millis();
             normal(

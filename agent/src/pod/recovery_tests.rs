@@ -226,6 +226,22 @@ async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
     assert!(["256", "10"].contains(&&*weight(&of("three"))));
     assert!(["2", "1"].contains(&&*weight("besteffort")));
     assert!(["2", "1"].contains(&&*weight(&format!("besteffort/{}", of("none")))));
+    // As a whole: its container has no limit of its own.
+    let mut whole = spec(FOREVER, "Always");
+    whole["resources"] =
+        json!({"limits": {"cpu": "500m", "memory": "48Mi"}, "requests": {"cpu": "100m"}});
+    node.api.create("whole", whole);
+    node.api.wait("whole", "ready", is_ready).await;
+    let whole = format!("burstable/{}", of("whole"));
+    let id = container_id(&uid("whole"), "main", 0);
+    for directory in [whole.clone(), format!("{whole}/{id}")] {
+        let quota = either(&directory, ["cpu.cfs_quota_us", "cpu.max"]);
+        assert!(["50000", "50000 100000"].contains(&&*quota), "{quota}");
+        let bytes = either(&directory, ["memory.limit_in_bytes", "memory.max"]);
+        assert_eq!(bytes, (48 << 20).to_string());
+    }
+    node.api.delete("whole", 5);
+    node.api.wait_gone("whole").await;
     let two = format!("burstable/{}", of("two"));
     let quota = either(&two, ["cpu.cfs_quota_us", "cpu.max"]);
     assert!(["25000", "25000 100000"].contains(&&*quota), "{quota}");

@@ -15,10 +15,8 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
             found.push(format!("{what} is not supported on this node"));
         }
     };
-    refuse(spec.host_pid == Some(true), "hostPID");
     refuse(spec.host_users == Some(false), "hostUsers: false");
     refuse(spec.runtime_class_name.is_some(), "runtimeClassName");
-    refuse(spec.set_hostname_as_fqdn == Some(true), "setHostnameAsFQDN");
     refuse(
         of_pod.se_linux_options.is_some() || security.se_linux_options.is_some(),
         "seLinuxOptions",
@@ -51,20 +49,6 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
             .as_ref()
             .is_some_and(|list| !list.is_empty()),
         "volumeDevices",
-    );
-    let mounts = || container.volume_mounts.iter().flatten();
-    refuse(
-        mounts().any(|mount| mount.sub_path_expr.is_some()),
-        "subPathExpr",
-    );
-    refuse(
-        mounts().any(|mount| {
-            mount
-                .mount_propagation
-                .as_deref()
-                .is_some_and(|kind| kind != "None")
-        }),
-        "mountPropagation",
     );
     let resources = container.resources.iter().chain(&spec.resources);
     let mut limits = resources.filter_map(|resources| resources.limits.as_ref());

@@ -10,10 +10,11 @@ use rustix::mount::MountFlags;
 
 use super::config::own_namespaces;
 use super::files::write_if_changed;
+use super::hosts::{self, LONGEST_NAME};
 use super::paths::Paths;
 use super::shared::Settings;
 use super::spec::{PodView, QosClass};
-use super::{hosts, mounts, resources};
+use super::{mounts, resources};
 use crate::dns::resolv_conf::{self, ClusterDns};
 use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
@@ -35,25 +36,32 @@ pub(super) enum SandboxError {
     File { path: PathBuf, source: io::Error },
     #[error("cannot set up or remove cgroup {}: {source}", path.display())]
     Cgroup { path: PathBuf, source: io::Error },
+    #[error(
+        "Failed to construct FQDN from Pod hostname and cluster domain, FQDN {name} is too long ({LONGEST_NAME} characters is the max, {} characters requested)",
+        name.len()
+    )]
+    HostName { name: String },
     #[error("the task that did the work was cancelled")]
     Cancelled,
 }
 
-/// Prepares it; gives the pod's addresses, none for a pod on the node's network.
+/// Prepares it, large enough for the pod as either of `sizes`; gives the pod's addresses, none for a pod on the node's network.
 pub(super) async fn prepare(
     network: &dyn PodNetwork,
     paths: &Paths,
     dns: &ClusterDns,
     settings: &Settings,
     pod: &PodView,
+    sizes: [PodView; 2],
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let uid = pod.id.uid.clone();
-    let limited = {
-        let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || limit(&pod, &resources::of_pod(&pod), &paths))
-    };
+    let name = hosts::machine_name(pod, &dns.domain);
+    if name.len() > LONGEST_NAME {
+        return Err(SandboxError::HostName { name });
+    }
+    let limited = limit_to(paths, sizes);
     // Both to their end: what goes on behind a failure could meet the next try.
-    let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod));
+    let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod, &name));
     limited?;
     let addresses = addresses?;
     let seen = if pod.host_network() {
@@ -71,7 +79,7 @@ pub(super) async fn prepare(
             paths.hosts(&uid),
             hosts::file(pod, &dns.domain, seen, &of_node),
         ),
-        (paths.hostname(&uid), format!("{}\n", pod.hostname())),
+        (paths.hostname(&uid), format!("{name}\n")),
         (
             paths.resolv_conf(&uid),
             resolv_conf::for_pod(&pod.id.namespace, pod.spec(), dns).text,
@@ -89,16 +97,23 @@ async fn connect(
     network: &dyn PodNetwork,
     paths: &Paths,
     pod: &PodView,
+    name: &str,
 ) -> Result<Vec<IpAddr>, SandboxError> {
     {
-        let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || pin(&pod, &paths)).await?;
+        let (pod, name, paths) = (pod.clone(), name.to_owned(), paths.clone());
+        blocking(move || pin(&pod, &name, &paths)).await?;
     }
     if pod.host_network() {
         return Ok(Vec::new());
     }
     let uid = &pod.id.uid;
     Ok(network.attach(uid, &paths.pin(Namespace::Net, uid)).await?)
+}
+
+/// Makes the cgroup that holds all pods' ones, which keeps them from what is not for pods.
+pub fn limit_all(paths: &Paths, resources: &Resources) -> io::Result<()> {
+    let all = paths.class_cgroup(QosClass::Guaranteed);
+    cgroup::create(&paths.hierarchies, &all, resources)
 }
 
 /// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
@@ -132,7 +147,7 @@ fn weigh(paths: &Paths, qos: QosClass) -> io::Result<()> {
     }
 }
 
-fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
+fn pin(pod: &PodView, hostname: &str, paths: &Paths) -> Result<(), SandboxError> {
     let uid = &pod.id.uid;
     // Secrets lie below: for root only. Containers reach their part through mounts.
     private_directory(&paths.pod(uid))?;
@@ -144,7 +159,7 @@ fn pin(pod: &PodView, paths: &Paths) -> Result<(), SandboxError> {
             share_memory(&paths.shm(uid))?;
         }
         if namespace == Namespace::Uts {
-            let hostname = pod.hostname();
+            let hostname = hostname.to_owned();
             namespaces::within(namespace, &path, move || {
                 rustix::system::sethostname(hostname.as_bytes())
             })?

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::demand::Eviction;
 use super::events::Events;
@@ -63,6 +63,8 @@ pub(super) struct Shared {
     /// Of pods' service accounts.
     pub(super) tokens: Tokens,
     pub(super) grants: Mutex<Grants>,
+    /// So many images are pulled at once.
+    pub(super) pulls: Semaphore,
 }
 
 /// Whom to wake when something happens to a container, by its id.

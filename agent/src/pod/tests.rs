@@ -351,6 +351,8 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
     node.api.create("job", json!({
         "restartPolicy": "Never",
         "nodeName": "node-1",
+        "subdomain": "web",
+        "setHostnameAsFQDN": true,
         "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "settings"}},
             {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             {"name": "image", "image": {"reference": "busybox:test", "pullPolicy": "Never"}}],
@@ -364,18 +366,20 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
             "args": ["cat /shared/file /conf/file /etc/hosts /dev/shm/first; hostname; echo $GREETING $IP $ME; \
                 echo api $KUBERNETES_SERVICE_HOST $API; \
                 echo sub-path > /sub/file && cat /shared/a/b/file; mount | grep /fast; \
-                cat /accounts/group; touch /image/new || echo not-written; /image/bin/true || echo not-run; id -u; cat /sys/x"],
+                cat /accounts/group; touch /image/new || echo not-written; touch /all/x || echo read-only; /image/bin/true || echo not-run; id -u; cat /sys/x"],
             "env": [
                 {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}},
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                 {"name": "ME", "value": "<$(NAME)>"},
                 {"name": "API", "value": "<$(KUBERNETES_SERVICE_PORT)>"},
+                {"name": "PART", "value": "a"},
             ],
             "securityContext": {"runAsUser": 1001, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
             "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
             "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "conf", "mountPath": "/conf"},
-                {"name": "shared", "mountPath": "/sub", "subPath": "a/b"}, {"name": "fast", "mountPath": "/fast"},
+                {"name": "shared", "mountPath": "/sub", "subPathExpr": "$(PART)/b", "readOnly": false},
+                {"name": "shared", "mountPath": "/all", "readOnly": true, "recursiveReadOnly": "Enabled"}, {"name": "fast", "mountPath": "/fast"},
                 {"name": "image", "mountPath": "/image"}, {"name": "image", "mountPath": "/accounts", "subPath": "etc"}],
         }],
     }));
@@ -390,7 +394,6 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "made",
         "content",
         "10.244.1.2\tjob",
-        "F job\n",
         "hello 10.244.1.2 <job>",
         "in-memory",
         "api 10.96.0.1 <443>",
@@ -398,6 +401,8 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "size=1024k",
         "team:x:1003",
         "not-written",
+        "read-only",
+        "F job.web.default.svc.cluster.local\n",
         "not-run",
     ] {
         assert!(log.contains(text), "{text}: {log}");
@@ -419,7 +424,10 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "a finished pod keeps its address in the status"
     );
 
-    node.api.create("good", spec("exit 0", "OnFailure"));
+    // With the node's processes: this one is among them.
+    let mut good = spec(&format!("test -d /proc/{}", std::process::id()), "Never");
+    good["hostPID"] = json!(true);
+    node.api.create("good", good);
     let status = node
         .api
         .wait("good", "succeeded", |status| {

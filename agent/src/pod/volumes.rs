@@ -9,17 +9,20 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
 use rustix::mount::MountFlags;
+use tokio::sync::Semaphore;
 
-use super::env::Context;
+use super::env::{self, Context};
 use super::mounts::Missing;
 use super::paths::Paths;
 use super::spec::amount;
 use super::{host_path, image_volumes, mounts};
-use crate::runtime::BindMount;
+use crate::runtime::{BindMount, Propagation};
+use crate::slow;
 
 pub(super) use contents::{Sources, has_contents};
 use contents::{fs_group, inside};
@@ -60,6 +63,8 @@ pub(super) enum VolumeError {
 
 /// Contents are looked at again after this, as upstream; up to a quarter later, so that not all pods' are at once.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
+/// What is at a path is told within this, or its file system is taken not to answer.
+const HOST_PATH: Duration = Duration::from_secs(10);
 
 /// Where a volume of the pod `uid` is on the node.
 pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
@@ -99,10 +104,17 @@ pub(super) async fn prepare(
         reason,
     };
     if let Some(host) = &volume.host_path {
-        let kind = host.type_.as_deref().unwrap_or_default();
-        return host_path::check(&path, kind)
-            .map(|()| None)
-            .map_err(|error| refuse(format!("hostPath {}: {error}", path.display())));
+        static CHECKS: Semaphore = Semaphore::const_new(slow::PLACES);
+        let kind = host.type_.clone().unwrap_or_default();
+        let checked = path.clone();
+        let check = move || host_path::check(&checked, &kind);
+        let found = slow::within(HOST_PATH, &CHECKS, check).await;
+        let why = match found {
+            Some(Ok(())) => return Ok(None),
+            Some(Err(error)) => error.to_string(),
+            None => "its file system does not answer".to_owned(),
+        };
+        return Err(refuse(format!("hostPath {}: {why}", path.display())));
     }
     if volume.image.is_some() {
         // Mounted for the first container that has it: until then the image may be on its way.
@@ -177,6 +189,7 @@ pub(super) fn bind(
     volume: &Volume,
     root: &Path,
     mount: &VolumeMount,
+    sub_path: Option<&str>,
     pin: PathBuf,
 ) -> Result<BindMount, VolumeError> {
     let name = &volume.name;
@@ -186,7 +199,6 @@ pub(super) fn bind(
     } else {
         Missing::Made
     };
-    let sub_path = mount.sub_path.as_deref();
     let source = match sub_path.filter(|path| !path.is_empty()) {
         None => root.to_owned(),
         Some(path) => {
@@ -198,11 +210,46 @@ pub(super) fn bind(
             pin
         }
     };
+    let propagation = match mount.mount_propagation.as_deref() {
+        Some("HostToContainer") => Propagation::FromNode,
+        Some("Bidirectional") => Propagation::Both,
+        _ => Propagation::None,
+    };
+    if propagation > Propagation::None && propagation > mounts::peers(&source).unwrap_or_default() {
+        return Err(VolumeError::Refused {
+            volume: name.clone(),
+            reason: format!(
+                "mountPropagation: {} is on a mount that the node does not share",
+                root.display()
+            ),
+        });
+    }
     let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
     Ok(BindMount {
         source,
         destination: mount.mount_path.clone().into(),
         read_only: mount.read_only == Some(true) || !writable,
+        is_recursive: matches!(
+            mount.recursive_read_only.as_deref(),
+            Some("Enabled" | "IfPossible")
+        ),
         no_exec: is_image,
+        propagation,
     })
+}
+
+/// The part of a volume that a mount is of. In `subPathExpr` each variable has to be known.
+pub(super) fn sub_path(
+    mount: &VolumeMount,
+    env: &[(String, String)],
+) -> Result<Option<String>, VolumeError> {
+    let expression = mount.sub_path_expr.as_deref().unwrap_or_default();
+    if expression.is_empty() {
+        return Ok(mount.sub_path.clone());
+    }
+    let path = env::expand_all(expression, env).map_err(|missing| VolumeError::Refused {
+        volume: mount.name.clone(),
+        reason: format!("subPathExpr {expression}: missing value for {missing:?}"),
+    })?;
+    Ok(Some(path))
 }

@@ -352,13 +352,28 @@ pub struct ContainerConfig {
 }
 
 /// A file or directory of the node that the container sees.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BindMount {
     pub source: PathBuf,
     pub destination: PathBuf,
     pub read_only: bool,
+    /// What is mounted below it is read-only, too.
+    pub is_recursive: bool,
     /// Nothing in it runs as a program.
     pub no_exec: bool,
+    pub propagation: Propagation,
+}
+
+/// Who sees what is mounted later below a directory of the node that a container has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Propagation {
+    /// Only who mounts it.
+    #[default]
+    None,
+    /// The container sees what the node mounts.
+    FromNode,
+    /// And the node what the container mounts.
+    Both,
 }
 
 /// Namespaces that the container joins; without a path it has the node's, and a process namespace of its own.
@@ -415,6 +430,9 @@ pub enum RuntimeError {
     /// Nothing answers at the socket; a retry may succeed once the runtime is back.
     #[error("containerd does not answer at {socket}: {reason}; is it running?")]
     Unreachable { socket: PathBuf, reason: String },
+    /// No answer came in time; a retry may succeed once the runtime is itself again.
+    #[error("cannot {action}: containerd gave no answer in time")]
+    Late { action: String },
     /// The runtime answered with an error; a retry may help.
     #[error("cannot {action}: {reason}")]
     Failed { action: String, reason: String },
@@ -468,6 +486,9 @@ impl Resources {
 impl RuntimeError {
     /// Whether the runtime itself was away, so that the same request may be made again unchanged.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, RuntimeError::Unreachable { .. })
+        matches!(
+            self,
+            RuntimeError::Unreachable { .. } | RuntimeError::Late { .. }
+        )
     }
 }

@@ -14,7 +14,7 @@ use oci_spec::runtime::{
 use super::host::Host;
 use super::image::ImageConfig;
 use super::process::with_terminal;
-use super::{ContainerConfig, Resources, RuntimeError, Seccomp, Security, seccomp};
+use super::{ContainerConfig, Propagation, Resources, RuntimeError, Seccomp, Security, seccomp};
 
 /// What containers may do as root by default; the set that Docker and containerd settled on.
 const DEFAULT_CAPABILITIES: [Capability; 14] = [
@@ -193,6 +193,14 @@ fn build(
         let all = config.sysctls.iter();
         let all = all.map(|(name, value)| (name.clone(), value.clone()));
         linux = linux.sysctl(all.collect::<HashMap<_, _>>());
+    }
+
+    // Nothing reaches a mount across a root that lets nothing through.
+    let propagations = config.mounts.iter().map(|mount| mount.propagation);
+    match propagations.max().unwrap_or_default() {
+        Propagation::None => {}
+        Propagation::FromNode => linux = linux.rootfs_propagation("rslave"),
+        Propagation::Both => linux = linux.rootfs_propagation("rshared"),
     }
 
     if config.stdio.tty {
@@ -514,8 +522,17 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
         )?);
     }
     for bind in binds {
-        let access = if bind.read_only { "ro" } else { "rw" };
-        let mut options = vec!["rbind", "rprivate", access];
+        let access = match (bind.read_only, bind.is_recursive) {
+            (false, _) => "rw",
+            (true, false) => "ro",
+            (true, true) => "rro",
+        };
+        let propagation = match bind.propagation {
+            Propagation::None => "rprivate",
+            Propagation::FromNode => "rslave",
+            Propagation::Both => "rshared",
+        };
+        let mut options = vec!["rbind", propagation, access];
         if bind.no_exec {
             options.push("noexec");
         }

@@ -63,15 +63,15 @@ pub(super) fn failed(action: impl Into<String>, status: &Status) -> RuntimeError
     // The connection's own word that the time is up, or containerd's, whose code for it is not always the right one.
     let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
         || status.message().contains("context deadline exceeded");
-    if late || is_transport(status) {
-        let reason = if late {
-            "no answer in time"
-        } else {
-            status.message()
+    if late {
+        return RuntimeError::Late {
+            action: action.into(),
         };
+    }
+    if is_transport(status) {
         return RuntimeError::Unreachable {
             socket: PathBuf::new(),
-            reason: reason.to_owned(),
+            reason: status.message().to_owned(),
         };
     }
     RuntimeError::Failed {

@@ -85,6 +85,35 @@ impl Daemon {
         Path::new("/").join(self.path().file_name().unwrap())
     }
 
+    /// What containerd holds for images: names, blobs, and snapshots of layers.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        let of = |args: &[&str]| {
+            let text = self.ctr(args);
+            let lines = text.lines().filter(|line| !line.starts_with("KEY"));
+            let names = lines.filter_map(|line| line.split_whitespace().next());
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        // containerd's CRI half gives each image another name, sooner or later.
+        let is_extra = |name: &String| name.starts_with("sha256:");
+        let mut stored = of(&["images", "ls", "-q"]);
+        stored.retain(|name| !is_extra(name));
+        let all = [&["content", "ls", "-q"][..], &["snapshots", "ls"]];
+        stored.extend(all.into_iter().flat_map(of));
+        stored.sort();
+        stored
+    }
+
+    /// Runs containerd's own client; gives what it prints.
+    pub(crate) fn ctr(&self, args: &[&str]) -> String {
+        let mut command = Command::new("ctr");
+        command
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", "k8s.io"]);
+        let shown = command.args(args).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).into_owned()
+    }
+
     /// Kills containerd, and starts it again over the same state.
     pub(crate) async fn restart(&mut self) {
         self.child.kill().unwrap();
@@ -120,13 +149,7 @@ impl Daemon {
     /// containerd 1.6 may leave one without a container when the creation of a task is cut off, and knows nothing of it.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let ctr = |args: &[&str]| {
-            let mut command = Command::new("ctr");
-            command
-                .arg("--address")
-                .arg(self.socket())
-                .args(["--namespace", "k8s.io"]);
-            let shown = command.args(args).output().unwrap();
-            let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+            let text = self.ctr(args);
             let lines = text.lines().map(|line| format!("{args:?}: {line}"));
             lines.collect::<Vec<_>>()
         };

@@ -30,6 +30,7 @@ pub(crate) struct Steps {
     counted: Mutex<Counted>,
     is_cut: watch::Sender<bool>,
     is_held: watch::Sender<bool>,
+    is_late: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -61,6 +62,15 @@ impl Steps {
     /// Whether every step has to wait.
     pub(crate) fn hold(&self, is_held: bool) {
         self.is_held.send_replace(is_held);
+    }
+
+    /// Whether no step is answered before the time is up of whoever waits for it.
+    pub(crate) fn be_late(&self, is_late: bool) {
+        self.is_late.send_replace(is_late);
+    }
+
+    pub(crate) fn is_late(&self) -> bool {
+        *self.is_late.borrow()
     }
 
     /// Waits as long as steps are held, and for ever once the agent is cut off.

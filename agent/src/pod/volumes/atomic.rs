@@ -60,9 +60,14 @@ pub(super) fn write(
     }
     let new = name(now);
     let directory = root.join(&new);
-    make_directory(&directory, group)?;
-    for (path, file) in &files {
-        write_file(&directory, path, file, group)?;
+    let written = make_directory(&directory, group).and_then(|()| {
+        let mut all = files.iter();
+        all.try_for_each(|(path, file)| write_file(&directory, path, file, group))
+    });
+    if let Err(error) = written {
+        // Where the disk is full, each further try would take of what little there is.
+        let _ = fs::remove_dir_all(&directory);
+        return Err(error);
     }
     replace_link(root, Path::new(&new), DATA, NEW_DATA)?;
     link(root, &files)?;

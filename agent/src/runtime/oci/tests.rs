@@ -212,8 +212,14 @@ fn deeper_mounts_come_after_shallower_ones() {
         destination: destination.into(),
         read_only,
         no_exec: read_only,
+        ..BindMount::default()
     };
     config.mounts = vec![bind("/a/b", true), bind("/a", false)];
+    config.mounts.push(BindMount {
+        is_recursive: true,
+        propagation: Propagation::FromNode,
+        ..bind("/c", true)
+    });
     let spec = made(&config, &image());
     let mounts = spec.mounts().clone().unwrap();
     let at = |path: &str| mounts.iter().position(|m| m.destination() == path).unwrap();
@@ -222,6 +228,9 @@ fn deeper_mounts_come_after_shallower_ones() {
         let options = mounts[at(path)].options().clone().unwrap();
         options.iter().any(|it| it == option)
     };
+    assert!(has("/c", "rro") && has("/c", "rslave") && has("/a", "rprivate"));
+    let linux = spec.linux().clone().unwrap();
+    assert_eq!(linux.rootfs_propagation().as_deref(), Some("rslave"));
     for option in ["ro", "noexec"] {
         assert!(has("/a/b", option) && !has("/a", option), "{option}");
     }

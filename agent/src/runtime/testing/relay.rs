@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http2 as client;
 use hyper::server::conn::http2 as server;
@@ -14,6 +17,8 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::testing::steps::Steps;
+
+type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 
 /// What changes nothing. The rest are steps.
 const LOOKS: [&str; 12] = [
@@ -64,7 +69,7 @@ async fn pass(
     mut sender: client::SendRequest<Incoming>,
     steps: Arc<Steps>,
     request: Request<Incoming>,
-) -> hyper::Result<Response<Incoming>> {
+) -> hyper::Result<Answer> {
     let path = request.uri().path().to_owned();
     let mut parts = path.rsplit('/');
     let (method, service) = (
@@ -74,8 +79,27 @@ async fn pass(
     let service = service.rsplit('.').next().unwrap_or_default();
     if LOOKS.contains(&method) {
         steps.go_on().await;
-        return sender.send_request(request).await;
+        return Ok(sender.send_request(request).await?.map(BodyExt::boxed));
+    }
+    if steps.is_late() {
+        return Ok(late());
     }
     let step = async { sender.send_request(request).await };
-    steps.take(&format!("{service}/{method}"), step).await
+    let answer = steps.take(&format!("{service}/{method}"), step).await;
+    Ok(answer?.map(BodyExt::boxed))
+}
+
+/// What a client hears when the time is up that it gave a containerd that hangs.
+fn late() -> Answer {
+    let nothing = Empty::new().map_err(|never| match never {});
+    let mut answer = Response::new(nothing.boxed());
+    for (name, value) in [
+        ("content-type", "application/grpc"),
+        ("grpc-status", "4"),
+        ("grpc-message", "context deadline exceeded"),
+    ] {
+        let value = http::HeaderValue::from_static(value);
+        answer.headers_mut().insert(name, value);
+    }
+    answer
 }

@@ -16,6 +16,8 @@ use crate::resources::{
     validate::{self, FieldError, Path, names, not_negative, resource_names},
 };
 
+const PROPAGATIONS: &[&str] = &["Bidirectional", "HostToContainer", "None"];
+const RECURSIVE_READ_ONLY: &[&str] = &["Disabled", "Enabled", "IfPossible"];
 pub(super) const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 const MESSAGE_POLICIES: &[&str] = &["FallbackToLogsOnError", "File"];
 
@@ -53,6 +55,12 @@ pub(super) fn errors(
     }
     let mounts = container.volume_mounts.as_deref().unwrap_or_default();
     errors.extend(volume_mounts(&path.child("volumeMounts"), mounts, volumes));
+    let security = container.security_context.as_ref();
+    let is_privileged = security.and_then(|it| it.privileged) == Some(true);
+    for (index, mount) in mounts.iter().enumerate() {
+        let path = path.child("volumeMounts").index(index);
+        errors.extend(propagation(&path, mount, is_privileged));
+    }
     let choice = |field: &str, value: &Option<String>, supported: &[&str]| {
         validate::one_of(&path.child(field), value.as_deref(), supported)
     };
@@ -193,17 +201,44 @@ fn volume_mounts(path: &Path, mounts: &[VolumeMount], volumes: &HashSet<&str>) -
             );
         }
         let sub_path = mount.sub_path.as_deref().unwrap_or_default();
-        if sub_path.starts_with('/') {
-            errors.push(
-                path.child("subPath")
-                    .invalid(sub_path, "must be a relative path"),
-            );
+        let expression = mount.sub_path_expr.as_deref().unwrap_or_default();
+        if !sub_path.is_empty() && !expression.is_empty() {
+            let detail = "subPathExpr and subPath are mutually exclusive";
+            errors.push(path.child("subPathExpr").invalid(expression, detail));
         }
-        if sub_path.split('/').any(|part| part == "..") {
-            errors.push(
-                path.child("subPath")
-                    .invalid(sub_path, "must not contain '..'"),
-            );
+        for (field, part) in [("subPath", sub_path), ("subPathExpr", expression)] {
+            let path = path.child(field);
+            if part.starts_with('/') {
+                errors.push(path.invalid(part, "must be a relative path"));
+            }
+            if part.split('/').any(|part| part == "..") {
+                errors.push(path.invalid(part, "must not contain '..'"));
+            }
+        }
+    }
+    errors
+}
+
+/// What reaches beyond the mount itself.
+fn propagation(path: &Path, mount: &VolumeMount, is_privileged: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let kind = mount.mount_propagation.as_deref();
+    let own = path.child("mountPropagation");
+    errors.extend(validate::one_of(&own, kind, PROPAGATIONS));
+    if kind == Some("Bidirectional") && !is_privileged {
+        let detail = "Bidirectional mount propagation is available only to privileged containers";
+        errors.push(own.forbidden(detail));
+    }
+    let recursive = mount.recursive_read_only.as_deref();
+    let own = path.child("recursiveReadOnly");
+    errors.extend(validate::one_of(&own, recursive, RECURSIVE_READ_ONLY));
+    if matches!(recursive, Some("Enabled" | "IfPossible")) {
+        if mount.read_only != Some(true) {
+            errors.push(own.forbidden("may only be specified when readOnly is true"));
+        }
+        if kind.is_some_and(|kind| kind != "None") {
+            let detail = "may only be specified when mountPropagation is None or not specified";
+            errors.push(own.forbidden(detail));
         }
     }
     errors
@@ -421,6 +456,26 @@ mod tests {
                 "c.volumeMounts[1].name: Not found: \"other\"",
                 "c.volumeMounts[1].mountPath: Invalid value: \"/a\": must be unique",
                 "c.volumeMounts[2].mountPath: Required value",
+            ]
+        );
+    }
+
+    #[test]
+    fn mounts_reach_no_further_than_they_may() {
+        assert_eq!(
+            texts(
+                json!({ "volumeMounts": [
+                    { "name": "data", "mountPath": "/a", "mountPropagation": "Bidirectional", "subPathExpr": "../$(A)" },
+                    { "name": "data", "mountPath": "/b", "recursiveReadOnly": "Enabled", "mountPropagation": "HostToContainer" },
+                    { "name": "data", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "IfPossible", "subPathExpr": "$(A)" },
+                ] }),
+                false
+            ),
+            [
+                "c.volumeMounts[0].subPathExpr: Invalid value: \"../$(A)\": must not contain '..'",
+                "c.volumeMounts[0].mountPropagation: Forbidden: Bidirectional mount propagation is available only to privileged containers",
+                "c.volumeMounts[1].recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
+                "c.volumeMounts[1].recursiveReadOnly: Forbidden: may only be specified when mountPropagation is None or not specified",
             ]
         );
     }
