@@ -102,12 +102,16 @@ fn remove_cgroup(cgroup: &Path) -> Result<()> {
 
 /// Unmounts everything at or below a directory, the deepest first.
 fn unmount_below(directory: &Path) -> Result<()> {
+    // The kernel names mounts without `..` and links.
+    let Ok(directory) = directory.canonicalize() else {
+        return Ok(());
+    };
     let mounts = crate::host::read("/proc/self/mountinfo")?;
     let mut targets: Vec<PathBuf> = mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(PathBuf::from)
-        .filter(|target| target.starts_with(directory))
+        .filter(|target| target.starts_with(&directory))
         .collect();
     targets.sort();
     for target in targets.iter().rev() {
