@@ -224,14 +224,18 @@ fn propagation(path: &Path, mount: &VolumeMount, is_privileged: bool) -> Vec<Fie
     let mut errors = Vec::new();
     let kind = mount.mount_propagation.as_deref();
     let own = path.child("mountPropagation");
-    errors.extend(validate::one_of(&own, kind, PROPAGATIONS));
+    if kind.is_some() {
+        errors.extend(validate::one_of(&own, kind, PROPAGATIONS));
+    }
     if kind == Some("Bidirectional") && !is_privileged {
         let detail = "Bidirectional mount propagation is available only to privileged containers";
         errors.push(own.forbidden(detail));
     }
     let recursive = mount.recursive_read_only.as_deref();
     let own = path.child("recursiveReadOnly");
-    errors.extend(validate::one_of(&own, recursive, RECURSIVE_READ_ONLY));
+    if recursive.is_some() {
+        errors.extend(validate::one_of(&own, recursive, RECURSIVE_READ_ONLY));
+    }
     if matches!(recursive, Some("Enabled" | "IfPossible")) {
         if mount.read_only != Some(true) {
             errors.push(own.forbidden("may only be specified when readOnly is true"));
