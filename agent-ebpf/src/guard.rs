@@ -47,14 +47,14 @@ pub fn sent(bytes: &(impl Bytes + ?Sized), pod: &PodEntry) -> Result<Sent, DropR
 pub fn is_foreign_pod(bytes: &(impl Bytes + ?Sized), own: &PodRanges) -> bool {
     match carried(bytes) {
         Ok(Carried::Ipv4) => {
-            let source: Option<[u8; 4]> = bytes.read(ETHERNET_LENGTH + 12);
+            let source: Option<[u8; 4]> = bytes.near(ETHERNET_LENGTH + 12);
             let within = |source| u32::from_ne_bytes(source) & own.ipv4_mask == own.ipv4;
             own.ipv4_mask != 0 && source.is_some_and(within)
         }
         Ok(Carried::Ipv6) => {
             let mut differs = u32::from(own.ipv6_mask[0] == 0);
             for n in 0..4 {
-                let Some(word) = bytes.read(ETHERNET_LENGTH + 8 + 4 * n as u32) else {
+                let Some(word) = bytes.near(ETHERNET_LENGTH + 8 + 4 * n as u32) else {
                     return false;
                 };
                 differs |= u32::from_ne_bytes(word) & own.ipv6_mask[n] ^ own.ipv6[n];

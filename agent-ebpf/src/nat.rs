@@ -102,6 +102,8 @@ pub trait Node {
     fn has_socket(&self, answers: &FlowKey) -> bool;
     /// The packet comes from a pod of this node.
     fn is_pods(&self) -> bool;
+    /// The address is that of a pod of this node.
+    fn has_pod(&self, address: &Address) -> bool;
     /// A pod's packet is to have the node's address towards `destination`.
     fn masquerades(&self, destination: &Address) -> bool;
     /// The packet was made by a socket of this node.
@@ -166,6 +168,8 @@ pub enum Fate {
     Pass,
     /// It goes on as the row says.
     Translated,
+    /// It came in for a pod's own address, and goes on as it is.
+    Reached,
     /// It was handed to another node, or leaves by another link.
     Onward,
     Drop(DropReason),
@@ -191,11 +195,17 @@ where
     if matches!(work.transport, Transport::Error { .. }) {
         return error(world, work, side);
     }
-    if !identify(world, work, side) {
-        return Fate::Pass;
-    }
-    if !is_known(world, work) {
-        if work.network.part == Part::Later {
+    let is_identified = identify(world, work, side);
+    if !is_identified || !is_known(world, work) {
+        // What is for a pod's own address is nobody's to translate. Most of what comes in is some connection's: that is looked
+        // up first.
+        if side == Side::IN && world.has_pod(&work.network.destination) {
+            if is_identified {
+                reached::reached(world, work);
+            }
+            return Fate::Reached;
+        }
+        if !is_identified || work.network.part == Part::Later {
             return Fate::Pass;
         }
         let wanted = match side {
@@ -229,7 +239,10 @@ where
         return Fate::Onward;
     }
     if work.row.kind & CONNECTION_UNCHANGED != 0 {
-        return Fate::Pass;
+        return match side {
+            Side::IN => Fate::Reached,
+            _ => Fate::Pass,
+        };
     }
     match written(world, work) {
         true => Fate::Translated,

@@ -86,6 +86,10 @@ pub fn rewrite(
     if network.protocol != ICMP {
         frame.adjust(at, addresses, of(true))?;
     }
+    // Mostly one end changes, and keeps its port.
+    if ports == Sum::default() {
+        return Some(());
+    }
     frame.adjust(at, ports, of(false))
 }
 
@@ -117,9 +121,12 @@ fn write_ends(frame: &mut impl Frame, network: &Network, new: &Ends) -> Option<S
     Some(sum)
 }
 
-/// What other ports add to a sum.
+/// What other ports add to a sum: nothing at all if they are the same.
 #[inline(always)]
 fn ports_difference(old: (Port, Port), new: &Ends) -> Sum {
+    if old == (new.source_port, new.destination_port) {
+        return Sum::default();
+    }
     Sum::default()
         .replace(old.0, new.source_port)
         .replace(old.1, new.destination_port)

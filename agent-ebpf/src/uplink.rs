@@ -5,7 +5,6 @@ use agent_ebpf::abi::{
 };
 use agent_ebpf::checksum::Sum;
 use agent_ebpf::flow::Fragments;
-use agent_ebpf::nat::reached::reached;
 use agent_ebpf::nat::{Fate, Handover, Neighbours, Node, Work, read, translate};
 use agent_ebpf::packet::{Bytes, Network};
 use agent_ebpf::rewrite::{Covered, Frame, spend_hop};
@@ -34,11 +33,6 @@ pub(crate) fn translated(ctx: &TcContext, side: Side) -> i32 {
     if !read(&uplink, work) {
         return PASS;
     }
-    // What is for a pod's own address is nobody's to translate.
-    if side == Side::IN && shortcut::is_own_pods(&work.network.destination) {
-        reached(&uplink, work);
-        return shortcut::from_uplink(&uplink.0, &work.network).unwrap_or(PASS);
-    }
     match translate(&mut uplink, work, side) {
         // It may be for a pod by now.
         Fate::Translated if side == Side::IN => {
@@ -46,6 +40,7 @@ pub(crate) fn translated(ctx: &TcContext, side: Side) -> i32 {
             work.network.destination = work.row.destination;
             shortcut::from_uplink(&uplink.0, &work.network).unwrap_or(PASS)
         }
+        Fate::Reached => shortcut::from_uplink(&uplink.0, &work.network).unwrap_or(PASS),
         Fate::Pass | Fate::Translated => PASS,
         Fate::Onward => TC_ACT_REDIRECT,
         Fate::Drop(reason) => {
@@ -236,6 +231,11 @@ impl Node for Uplink {
     #[inline(always)]
     fn is_pods(&self) -> bool {
         PODS.get_ptr(LinkIndex(self.0.came_by())).is_some()
+    }
+
+    #[inline(always)]
+    fn has_pod(&self, address: &Address) -> bool {
+        shortcut::is_own_pods(address)
     }
 
     #[inline(always)]

@@ -232,6 +232,12 @@ impl Node for Arrival {
         false
     }
 
+    /// What is for one is the stack's.
+    #[inline(always)]
+    fn has_pod(&self, _: &Address) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn masquerades(&self, _: &Address) -> bool {
         false

@@ -16,6 +16,7 @@ use crate::dataplane::{DEFAULT_CONNECTIONS, DEFAULT_SERVICES};
 use crate::network::node_addresses::NodePortAddresses;
 use crate::network::tunnel::{DEFAULT_PORT, DEFAULT_VNI};
 use crate::network::xdp::Xdp;
+use crate::node::reserve::{KeptBack, Reserved};
 use crate::pod::sysctls::Allowed;
 
 pub use configz::KUBELET_PORT;
@@ -189,6 +190,30 @@ pub struct AgentConfig {
         value_delimiter = ','
     )]
     pub allowed_unsafe_sysctls: Vec<Allowed>,
+    /// Pods that the node takes at most
+    #[arg(
+        long,
+        env = "KERNELET_MAX_PODS",
+        value_name = "N",
+        default_value_t = 110
+    )]
+    pub max_pods: u32,
+    /// What the machine's own programs are to have, and pods not: cpu=AMOUNT,memory=AMOUNT,ephemeral-storage=AMOUNT
+    #[arg(
+        long,
+        env = "KERNELET_SYSTEM_RESERVED",
+        value_name = "RESOURCE=AMOUNT,…",
+        default_value = ""
+    )]
+    pub system_reserved: Reserved,
+    /// The same for the programs of Kubernetes on the node
+    #[arg(
+        long,
+        env = "KERNELET_KUBE_RESERVED",
+        value_name = "RESOURCE=AMOUNT,…",
+        default_value = ""
+    )]
+    pub kube_reserved: Reserved,
     #[command(flatten)]
     pub housekeeping: HousekeepingConfig,
     #[command(flatten)]
@@ -227,6 +252,15 @@ impl AgentConfig {
     /// The labels; of one that was said twice, the last.
     pub fn labels(&self) -> BTreeMap<String, String> {
         self.node_labels.iter().cloned().collect()
+    }
+
+    /// What is not for pods.
+    pub fn kept_back(&self) -> KeptBack {
+        KeptBack {
+            reserved: self.system_reserved.and(self.kube_reserved),
+            eviction: self.housekeeping.eviction_hard.clone(),
+            max_pods: self.max_pods,
+        }
     }
 
     /// The socket on which the agent answers the other commands.

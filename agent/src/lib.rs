@@ -22,6 +22,7 @@ pub mod runtime;
 pub mod self_test;
 pub mod server;
 pub mod shutdown;
+mod slow;
 #[cfg(test)]
 mod testing;
 

@@ -35,7 +35,7 @@ use crate::config::{AgentConfig, KUBELET_PORT};
 use crate::dataplane::{self, LoadError, MapError, Maps, ProbeError};
 use crate::dns::resolv_conf::{ClusterDns, ResolvConf, servers};
 use crate::dns::server::DnsError;
-use crate::events;
+use crate::events::{self, Kind, Subject};
 use crate::housekeeping::keeper::{self, Keeper};
 use crate::network::netlink::NetlinkError;
 use crate::network::pods::{self as pod_network, VethNetwork};
@@ -44,12 +44,13 @@ use crate::network::{LinkGuard, NetworkError, PodNetwork, masquerade, near};
 use crate::node::credentials::{CredentialsError, NodeClient};
 use crate::node::facts::{Facts, FactsError};
 use crate::node::follow::follow;
+use crate::node::reserve::Reserved;
 use crate::node::rotation::{
     ServingCertificate, keep_client_certificate, keep_serving_certificate,
 };
 use crate::node::status::{Health, Identity, Part, allocatable};
 use crate::node::upkeep::Upkeep;
-use crate::pod::{Manager, Paths, PodTable, Settings};
+use crate::pod::{Manager, Paths, PodTable, Settings, limit_all};
 use crate::policy::connect::{PolicedNetwork, PolicyGuard};
 use crate::runtime::containerd::Containerd;
 use crate::runtime::host::Host;
@@ -161,6 +162,11 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     }
     let rules = config.housekeeping.rules().map_err(RunError::Flags)?;
     let image_rules = config.housekeeping.image_rules().map_err(RunError::Flags)?;
+    let reserved = config.kept_back().reserved;
+    if reserved != Reserved::default() {
+        let checked = reserved.check(&Facts::read(&config.root_dir)?);
+        checked.map_err(RunError::Flags)?;
+    }
     let steps = config.shutdown.steps().map_err(RunError::Flags)?;
     let mut probe = dataplane::probe(config.cgroup_root.as_deref())?;
     if !config.pod_fast_path {
@@ -292,7 +298,8 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         let network = Arc::new(network);
         parts.spawn(keep_network(network.clone()));
         parts.spawn(unfailing(connect::confirm_ranges(&node, network.clone())));
-        let settings = settings(&node, &network.gateways(), &Facts::read(&config.root_dir)?);
+        let facts = Facts::read(&config.root_dir)?;
+        let settings = settings(&node, &network.gateways(), &facts);
         let network: Arc<dyn PodNetwork> = match engine {
             None => network,
             Some(engine) => Arc::new(PolicedNetwork {
@@ -301,6 +308,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
             }),
         };
         let keeping = events::Events::start(client.clone(), "kubelet", node.name.to_string());
+        limit_pods(&node, &facts, &keeping);
         let manager = Manager::start(client, settings, runtime.clone(), network, pods.clone());
         if !off {
             let watcher = Watcher {
@@ -386,10 +394,11 @@ fn announcing(
             kubelet_port: KUBELET_PORT,
         },
         root_dir: node.config.root_dir.clone(),
-        kept_back: node.config.housekeeping.eviction_hard.clone(),
+        kept_back: node.config.kept_back(),
         health,
         pulse: pulse_seen,
         fit,
+        events: events::Events::start(client.clone(), "kubelet", node.name.to_string()),
     };
     (announcer, upkeep)
 }
@@ -443,7 +452,7 @@ fn settings(node: &Node, gateways: &[IpAddr], facts: &Facts) -> Settings {
         paths: node.paths.clone(),
         file_check: FILE_CHECK,
         static_pods: node.config.pod_manifest_path.clone(),
-        allocatable: allocatable(facts, &node.config.housekeeping.eviction_hard),
+        allocatable: allocatable(facts, &node.config.kept_back()),
         allowed_sysctls: node.config.allowed_unsafe_sysctls.clone(),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
@@ -452,6 +461,25 @@ fn settings(node: &Node, gateways: &[IpAddr], facts: &Facts) -> Settings {
             node: ResolvConf::of_node(RESOLV_CONF.as_ref()),
         }),
     }
+}
+
+/// Keeps pods from what is reserved, in upstream's words. Where that fails, they go without that limit.
+fn limit_pods(node: &Node, facts: &Facts, events: &events::Events) {
+    let limits = node.config.kept_back().reserved.left(facts);
+    let (kind, reason, message) = match limit_all(&node.paths, &limits) {
+        Ok(()) => (
+            Kind::Normal,
+            "NodeAllocatableEnforced",
+            "Updated Node Allocatable limit across pods".to_owned(),
+        ),
+        Err(error) => (
+            Kind::Warning,
+            "FailedNodeAllocatableEnforcement",
+            format!("Failed to update Node Allocatable Limits: {error}"),
+        ),
+    };
+    let subject = Subject::node(&node.name);
+    events.send(subject, None, kind, reason, message);
 }
 
 fn outcome(

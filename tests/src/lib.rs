@@ -8,6 +8,7 @@ pub mod alone;
 pub mod cluster;
 pub mod command;
 pub mod debian;
+pub mod helm;
 pub mod host;
 pub mod image;
 pub mod kernels;

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use kernelet_tests::cluster::find_program;
 use kernelet_tests::host::cgroup2_mount;
-use kernelet_tests::{kernels, python};
+use kernelet_tests::{helm, kernels, python};
 
 use crate::bpf::{self, Toolchain};
 use crate::shell::{run_quietly, spinner};
@@ -119,6 +119,7 @@ pub fn run(check: bool) -> Result<()> {
         .collect();
     let toolchain = Toolchain::find();
     let clients = python::find("python").is_some();
+    let helms = helm::find().is_some();
     let kernel = kernel_obstacle();
     let kernels: Vec<&str> = kernels::SERIES
         .into_iter()
@@ -140,6 +141,9 @@ pub fn run(check: bool) -> Result<()> {
     if !clients {
         println!("missing: clients of the API from the Python package index, which tests use");
     }
+    if !helms {
+        println!("missing: helm, which a test uses");
+    }
     for series in &kernels {
         println!("missing: Debian's Linux {series}, which a test boots");
     }
@@ -147,7 +151,8 @@ pub fn run(check: bool) -> Result<()> {
         println!("missing: {obstacle}");
     }
     if check {
-        let all_there = missing.is_empty() && toolchain.is_some() && kernels.is_empty() && clients;
+        let tests = kernels.is_empty() && clients && helms;
+        let all_there = missing.is_empty() && toolchain.is_some() && tests;
         if all_there && kernel.is_none() {
             println!("everything is here");
             return Ok(());
@@ -174,6 +179,10 @@ pub fn run(check: bool) -> Result<()> {
     if !clients && let Err(error) = python::install() {
         // As above.
         println!("clients from the Python package index could not be fetched: {error}");
+    }
+    if !helms && let Err(error) = helm::install() {
+        // As above.
+        println!("helm could not be fetched: {error}");
     }
     if let Some(obstacle) = kernel {
         bail!("{obstacle}");

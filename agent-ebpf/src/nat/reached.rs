@@ -5,22 +5,17 @@
 //! directions go as they are. They age and give way as those of other connections do.
 
 use super::{Added, Connections, Node, REFUSED, Work};
-use super::{add_answers, answers, identify, look_after, opens};
-use crate::abi::{CONNECTION_UNCHANGED, Connection, Side, TCP};
-use crate::flow::Fragments;
+use super::{add_answers, answers, look_after, opens};
+use crate::abi::{CONNECTION_UNCHANGED, Connection, TCP};
 use crate::packet::{TCP_FIN, TCP_RST};
 
-/// A packet, which was [`super::read`], comes in by an uplink for a pod's own address. It goes on whatever this finds: where
-/// there is no room for rows, the answers will be taken for the pod's own.
+/// A packet, whose flow has no row that holds for it, comes in by an uplink for a pod's own address. It goes on whatever this
+/// finds: where there is no room for rows, the answers will be taken for the pod's own.
 #[inline(never)]
-pub fn reached<W>(world: &W, work: &mut Work)
+pub(crate) fn reached<W>(world: &W, work: &mut Work)
 where
-    W: Fragments + Connections + Node,
+    W: Connections + Node,
 {
-    if !identify(world, work, Side::IN) {
-        return;
-    }
-    work.used.now_ns = world.now_ns();
     let is_known = world.row(&work.key, &mut work.row, Some(work.used));
     let is_over = work.key.protocol == TCP && work.row.seen & (TCP_FIN | TCP_RST) != 0;
     if is_known && !(is_over && opens(work)) {

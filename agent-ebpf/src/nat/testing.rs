@@ -166,7 +166,9 @@ impl World {
             false => Fate::Pass,
         };
         match fate {
-            Fate::Pass | Fate::Translated | Fate::Onward => Ok(std::mem::take(&mut self.frame)),
+            Fate::Pass | Fate::Translated | Fate::Reached | Fate::Onward => {
+                Ok(std::mem::take(&mut self.frame))
+            }
             Fate::Drop(reason) => Err(reason),
         }
     }
@@ -175,11 +177,8 @@ impl World {
 impl World {
     /// A frame comes in by an uplink for a pod's own address.
     pub(super) fn reach(&mut self, frame: Vec<u8>) {
-        self.frame = frame;
-        let mut work = work();
-        if read(self, &mut work) {
-            reached::reached(self, &mut work);
-        }
+        let passed = self.pass(frame.clone(), Side::IN);
+        assert_eq!(passed, Ok(frame), "it goes on as it is");
     }
 
     /// What becomes of a frame before the stack has it.
@@ -361,6 +360,9 @@ impl Node for World {
     }
     fn is_pods(&self) -> bool {
         self.sender == Sender::Pod
+    }
+    fn has_pod(&self, of: &Address) -> bool {
+        *of == address(POD)
     }
     fn masquerades(&self, destination: &Address) -> bool {
         !matches!(destination.as_v4(), Some([10, ..]))

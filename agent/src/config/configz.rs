@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::AgentConfig;
-use crate::node::status::MAX_PODS;
 
 /// Where the kubelet API answers.
 pub const KUBELET_PORT: u16 = 10250;
@@ -45,7 +44,7 @@ impl AgentConfig {
             "cgroupDriver": "cgroupfs",
             "cgroupsPerQOS": true,
             "containerRuntimeEndpoint": format!("unix://{}", self.containerd.display()),
-            "maxPods": MAX_PODS,
+            "maxPods": self.max_pods,
             "nodeStatusUpdateFrequency": "10s",
             "nodeStatusReportFrequency": "5m0s",
             "nodeLeaseDurationSeconds": 40,

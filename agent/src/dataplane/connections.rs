@@ -4,6 +4,7 @@
 //! for ports of the node to be free again.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -103,18 +104,36 @@ pub struct Connections {
 /// What one look came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Rows that were there, and how many there may be.
-    pub rows: u32,
-    pub most: u32,
+    pub fill: Fill,
     pub removed: u32,
     /// Clients' connections that are over, each told once.
     pub over: Vec<Outside>,
 }
 
-impl Swept {
+/// How full the table is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Rows that were there, and how many there may be.
+    pub rows: u32,
+    pub most: u32,
+}
+
+impl Fill {
     /// Rows give way soon, if not already.
     pub fn is_crowded(&self) -> bool {
         u64::from(self.rows) * 10 > u64::from(self.most) * 9
+    }
+}
+
+impl fmt::Display for Fill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} rows", self.rows, self.most)?;
+        if self.is_crowded() {
+            f.write_str(
+                ": nearly full, so the longest idle give way to new ones; see --max-connections",
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -132,7 +151,10 @@ impl Connections {
         let failed = |source| read(names::CONNECTIONS, source);
         let map = self.maps.connections.map();
         let mut swept = Swept {
-            most: map.info().map_err(failed)?.max_entries(),
+            fill: Fill {
+                most: map.info().map_err(failed)?.max_entries(),
+                rows: 0,
+            },
             ..Swept::default()
         };
         let mut idle = Vec::new();
@@ -145,7 +167,7 @@ impl Connections {
                     value.as_ptr().cast::<Connection>().read_unaligned(),
                 )
             };
-            swept.rows += 1;
+            swept.fill.rows += 1;
             if !is_young(&row, now_ns) {
                 idle.push((key, row));
             }
@@ -253,6 +275,13 @@ mod tests {
             assert!(!is_over(&key, row, Some(other), 3600 * SECOND));
         }
         assert!(is_over(&key, &unseen, Some(&unseen), 3600 * SECOND));
+    }
+
+    #[test]
+    fn a_crowded_table_says_what_becomes_of_rows() {
+        let fill = |rows| Fill { rows, most: 100 };
+        assert_eq!(fill(90).to_string(), "90 of 100 rows");
+        assert!(fill(91).to_string().contains("the longest idle give way"));
     }
 
     #[test]

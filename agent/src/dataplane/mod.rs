@@ -69,7 +69,7 @@ mod xdp;
 mod xdp_tests;
 
 pub use agent_ebpf::abi::ABI_VERSION;
-pub use connections::{Connections, Swept};
+pub use connections::{Connections, Fill, Swept};
 pub use conversations::{OpenConversation, conversations_in};
 pub use diag::{Namespace, SocketInfo, TcpInfo, netns_cookie, sockets_in};
 pub use events::{Events, Records};

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 
 use super::testing::{Scratch, entry, on_scratch_node, put, service};
-use super::{Dataplane, Hook, ServiceMaps as _};
+use super::{Connections, Dataplane, Hook, Maps, ServiceMaps as _, monotonic_ns};
 
 const LOOPBACK: LinkIndex = LinkIndex(1);
 /// Where what goes to that address of IPv6 is handed to.
@@ -168,6 +168,9 @@ fn a_flood_of_new_flows_leaves_those_that_are_in_use() {
         assert!(rows.len() <= most.max_entries as usize);
         let refused = dataplane.maps.drops().unwrap();
         assert_eq!(refused[&agent_ebpf::abi::DropReason::TableFull], 0);
+        let mut table = Connections::new(Maps::open(&dataplane.dir).unwrap());
+        let fill = table.sweep(monotonic_ns()).unwrap().fill;
+        assert!(fill.is_crowded(), "{fill}");
     });
 }
 

@@ -37,6 +37,18 @@ pub struct Subject {
     pub uid: String,
 }
 
+impl Subject {
+    /// A Node, as Events name it: upstream's kubelet gives the name for the uid, and so `kubectl describe` finds them.
+    pub fn node(name: &str) -> Subject {
+        Subject {
+            kind: "Node",
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            uid: name.to_owned(),
+        }
+    }
+}
+
 /// Something that happened to an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {

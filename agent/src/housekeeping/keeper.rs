@@ -58,6 +58,8 @@ struct State {
     image_dir: Option<PathBuf>,
     /// The pod that is on its way out, and until when it is waited for.
     leaving: Option<(String, Timestamp)>,
+    /// Since the node is short of disk, what nobody needs was asked to go.
+    has_reclaimed: bool,
 }
 
 impl Keeper {
@@ -159,10 +161,13 @@ impl Keeper {
         let seen = see();
         state.eviction.look(&self.rules, &seen, Timestamp::now());
         self.tell_pressures(state).await;
-        if self.keep_limits().await || self.is_waiting(state) {
+        if self.is_waiting(state) {
             return;
         }
         let Some(due) = state.eviction.due(&self.rules, Timestamp::now()).cloned() else {
+            // What takes long to measure waits until the node is well.
+            self.keep_limits().await;
+            state.has_reclaimed = false;
             return;
         };
         let resource = due.signal.resource();
@@ -173,6 +178,10 @@ impl Keeper {
         );
         if due.signal.pressure() == Pressure::Disk {
             self.reclaim(state).await;
+            // Dead containers, and the images that they hold, go in their pods' own time. Before that no pod does.
+            if !std::mem::replace(&mut state.has_reclaimed, true) {
+                return;
+            }
             state.eviction.look(&self.rules, &see(), Timestamp::now());
             if state.eviction.due(&self.rules, Timestamp::now()).is_none() {
                 return;
@@ -376,12 +385,7 @@ impl Keeper {
 
     /// Tells people of the node, who ask it what happened.
     fn tell(&self, reason: &'static str, text: String) {
-        let subject = Subject {
-            kind: "Node",
-            namespace: "default".to_owned(),
-            name: self.node.clone(),
-            uid: self.node.clone(),
-        };
+        let subject = Subject::node(&self.node);
         self.events.send(subject, None, Kind::Warning, reason, text);
     }
 }

@@ -254,6 +254,34 @@ fn two_nodes(lab: &mut Lab) -> [PathBuf; 2] {
     nodes
 }
 
+#[test]
+fn an_mtu_that_cannot_be_is_refused_in_a_sentence() {
+    if !root_or_skip("network namespaces need root") {
+        return;
+    }
+    let mut lab = Lab::new();
+    let [node, _] = two_nodes(&mut lab);
+    let refused = |stack: Stack, mtu| {
+        on_node(&node, move || async move {
+            let settings = Settings {
+                mtu: Some(mtu),
+                ..stack.settings(1)
+            };
+            let refused = VethNetwork::set_up(settings).await.map(drop);
+            refused.unwrap_err().to_string()
+        })
+    };
+    assert_eq!(
+        refused(Stack::V4, 1500),
+        "--pod-mtu 1500 is more than the 1400 of link up0, by which pods' packets leave"
+    );
+    let narrow = refused(Stack::Dual, 1200);
+    assert!(
+        narrow.contains("fewer than the 1280 that IPv6 needs"),
+        "{narrow}"
+    );
+}
+
 /// The addresses of each pod.
 fn attach(node: &Path, stack: Stack, n: u8, pods: &[(&str, &Path)]) -> Vec<Vec<IpAddr>> {
     let pods: Vec<_> = pods

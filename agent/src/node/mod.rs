@@ -1,6 +1,6 @@
 //! The node in the cluster: joining it, the Node object, its status and Lease, the node's certificates.
 //!
-//! [`status`] and [`certificates`] decide what the Node object should say and when a certificate is due, which is pure;
+//! [`status`], [`reserve`] and [`certificates`] decide what the Node object should say, what is not for pods, and when a certificate is due, which is pure;
 //! [`upkeep`], [`join`](mod@join) and [`rotation`] do it. [`facts`] reads the machine.
 
 pub mod certificates;
@@ -10,6 +10,7 @@ pub mod follow;
 pub mod join;
 mod lease;
 pub mod registration;
+pub mod reserve;
 pub mod rotation;
 pub mod signing;
 pub mod status;

@@ -13,11 +13,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::facts::Facts;
+use super::reserve::KeptBack;
+use crate::events::Kind;
 use crate::housekeeping::eviction::Pressures;
-use crate::housekeeping::signal::{Amount, BySignal, Signal};
+use crate::housekeeping::signal::Signal;
 
-/// Pods that a node takes.
-pub const MAX_PODS: u32 = 110;
 /// A status without a change is written this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 /// Upstream keeps so many images in the status, the largest first.
@@ -91,11 +91,11 @@ pub struct Identity {
     pub kubelet_port: u16,
 }
 
-/// The status as it should be now. What hard eviction thresholds keep free is `kept_back` from pods. Conditions that others keep are left out: a strategic merge leaves them alone.
+/// The status as it should be now. What is `kept_back` is not for pods. Conditions that others keep are left out: a strategic merge leaves them alone.
 pub fn desired(
     identity: &Identity,
     facts: &Facts,
-    kept_back: &BySignal<Amount>,
+    kept_back: &KeptBack,
     health: &Health,
     present: &NodeStatus,
     now: Timestamp,
@@ -116,7 +116,7 @@ pub fn desired(
     NodeStatus {
         addresses: Some(addresses(identity)),
         allocatable: Some(allocatable(facts, kept_back)),
-        capacity: Some(capacity(facts)),
+        capacity: Some(capacity(facts, kept_back.max_pods)),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -156,6 +156,49 @@ pub fn needs_write(present: &NodeStatus, desired: &NodeStatus, now: Timestamp) -
         ..NodeStatus::default()
     };
     without_conditions(present) != without_conditions(desired) || conditions.into_iter().any(stale)
+}
+
+/// What became of the node between two statuses, as upstream tells it.
+pub fn happenings(
+    name: &str,
+    before: &NodeStatus,
+    after: &NodeStatus,
+) -> Vec<(Kind, &'static str, String)> {
+    let mut told = Vec::new();
+    let boot = |status: &NodeStatus| status.node_info.as_ref().map(|info| info.boot_id.clone());
+    if let (Some(old), Some(new)) = (boot(before), boot(after))
+        && old != new
+    {
+        let message = format!("Node {name} has been rebooted, boot id: {new}");
+        told.push((Kind::Warning, "Rebooted", message));
+    }
+    for (kind, yes, no) in [
+        (
+            "MemoryPressure",
+            "NodeHasInsufficientMemory",
+            "NodeHasSufficientMemory",
+        ),
+        (
+            "DiskPressure",
+            "NodeHasDiskPressure",
+            "NodeHasNoDiskPressure",
+        ),
+        (
+            "PIDPressure",
+            "NodeHasInsufficientPID",
+            "NodeHasSufficientPID",
+        ),
+        ("Ready", "NodeReady", "NodeNotReady"),
+    ] {
+        let holds = |status| condition_of(status, kind).map(|it| it.status == "True");
+        let (old, new) = (holds(before), holds(after));
+        if let Some(holds) = new.filter(|_| old != new) {
+            let reason = if holds { yes } else { no };
+            let message = format!("Node {name} status is now: {reason}");
+            told.push((Kind::Normal, reason, message));
+        }
+    }
+    told
 }
 
 fn condition_of<'a>(status: &'a NodeStatus, kind: &str) -> Option<&'a NodeCondition> {
@@ -298,29 +341,32 @@ fn addresses(identity: &Identity) -> Vec<NodeAddress> {
         .collect()
 }
 
-fn capacity(facts: &Facts) -> BTreeMap<String, Quantity> {
-    resources(facts.cpus, facts.memory_bytes, binary(facts.storage_bytes))
+fn capacity(facts: &Facts, pods: u32) -> BTreeMap<String, Quantity> {
+    let storage = binary(facts.storage_bytes);
+    resources(facts.cpus.to_string(), facts.memory_bytes, storage, pods)
 }
 
 /// What the node gives its pods, by resource.
-pub fn allocatable(facts: &Facts, kept_back: &BySignal<Amount>) -> BTreeMap<String, Quantity> {
-    let left = |signal, whole: u64| {
-        let kept = kept_back.get(signal).map_or(0, |kept| kept.of(whole));
-        whole.saturating_sub(kept)
-    };
-    resources(
-        facts.cpus,
-        left(Signal::MemoryAvailable, facts.memory_bytes),
-        decimal(left(Signal::NodefsAvailable, facts.storage_bytes)),
-    )
+pub fn allocatable(facts: &Facts, kept_back: &KeptBack) -> BTreeMap<String, Quantity> {
+    let reserved = kept_back.reserved;
+    let (memory, storage) = (facts.memory_bytes, facts.storage_bytes);
+    let memory = kept_back.from(memory, reserved.memory_bytes, Signal::MemoryAvailable);
+    let storage = kept_back.from(storage, reserved.storage_bytes, Signal::NodefsAvailable);
+    let cpus = kept_back.cpus(facts);
+    resources(cpus, memory, decimal(storage), kept_back.max_pods)
 }
 
-fn resources(cpus: usize, memory_bytes: u64, storage: String) -> BTreeMap<String, Quantity> {
+fn resources(
+    cpus: String,
+    memory_bytes: u64,
+    storage: String,
+    pods: u32,
+) -> BTreeMap<String, Quantity> {
     [
-        ("cpu", cpus.to_string()),
+        ("cpu", cpus),
         ("memory", binary(memory_bytes)),
         ("ephemeral-storage", storage),
-        ("pods", MAX_PODS.to_string()),
+        ("pods", pods.to_string()),
     ]
     .into_iter()
     .map(|(name, quantity)| (name.to_owned(), Quantity(quantity)))
@@ -388,6 +434,7 @@ fn node_info(facts: &Facts, health: &Health) -> NodeSystemInfo {
 mod tests {
     use super::*;
     use crate::housekeeping::signal::thresholds;
+    use crate::node::reserve::Reserved;
 
     fn identity() -> Identity {
         Identity {
@@ -409,8 +456,63 @@ mod tests {
         }
     }
 
-    fn kept_back() -> BySignal<Amount> {
-        thresholds("memory.available<100Mi,nodefs.available<10%").unwrap()
+    fn kept_back() -> KeptBack {
+        let eviction = thresholds("memory.available<100Mi,nodefs.available<10%");
+        KeptBack {
+            reserved: Reserved::default(),
+            eviction: eviction.unwrap(),
+            max_pods: 110,
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_the_node_is_told_once() {
+        let status = |health: &Health, boot: &str| {
+            let facts = Facts {
+                boot_id: boot.into(),
+                ..facts()
+            };
+            let now = Timestamp::UNIX_EPOCH;
+            desired(
+                &identity(),
+                &facts,
+                &kept_back(),
+                health,
+                &NodeStatus::default(),
+                now,
+            )
+        };
+        let reasons = |before: &NodeStatus, after: &NodeStatus| -> Vec<&str> {
+            let told = happenings("n", before, after);
+            told.into_iter().map(|(_, reason, _)| reason).collect()
+        };
+        let starting = status(&Health::default(), "a");
+        let well = status(&healthy(), "a");
+        assert_eq!(reasons(&starting, &well), ["NodeReady"]);
+        assert_eq!(reasons(&well, &well), [""; 0]);
+        let mut short = healthy();
+        short.pressures.disk = true;
+        assert_eq!(
+            reasons(&well, &status(&short, "b")),
+            ["Rebooted", "NodeHasDiskPressure"]
+        );
+        let (_, _, message) = happenings("n", &well, &starting).remove(0);
+        assert_eq!(message, "Node n status is now: NodeNotReady");
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_for_pods() {
+        let kept = KeptBack {
+            reserved: "cpu=500m,memory=924Mi,ephemeral-storage=10Gi"
+                .parse()
+                .unwrap(),
+            ..kept_back()
+        };
+        let left = allocatable(&facts(), &kept);
+        assert_eq!(left["cpu"].0, "3500m");
+        assert_eq!(left["memory"].0, "7Gi");
+        assert_eq!(left["ephemeral-storage"].0, (80_u64 << 30).to_string());
+        assert_eq!(left["pods"].0, "110");
     }
 
     fn healthy() -> Health {

@@ -20,11 +20,13 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::announce::Pulse;
+use crate::events::Events;
 use crate::housekeeping::signal::BySignal;
 
 use super::credentials::NodeClient;
 use super::follow::Follower;
 use super::join::{Join, JoinError, Joined, join};
+use super::reserve::{KeptBack, Reserved};
 use super::rotation::{ServingCertificate, keep_serving_certificate};
 use super::status::{Health, Identity, Part};
 use super::upkeep::Upkeep;
@@ -352,10 +354,15 @@ async fn a_node_is_registered_reported_and_registered_again_when_it_is_gone() {
             kubelet_port: 10250,
         },
         root_dir: "/".into(),
-        kept_back: BySignal::default(),
+        kept_back: KeptBack {
+            reserved: Reserved::default(),
+            eviction: BySignal::default(),
+            max_pods: 110,
+        },
         health: receiver,
         pulse: pulse_seen,
         fit,
+        events: Events::start(client(fake.clone()), "kubelet", "worker-1".into()),
     };
     let running = tokio::spawn(upkeep.run());
     let path = "/api/v1/nodes/worker-1";

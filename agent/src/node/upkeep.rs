@@ -12,12 +12,13 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::announce::Pulse;
-use crate::housekeeping::signal::{Amount, BySignal};
+use crate::events::{Events, Kind, Subject};
 
 use super::facts::{Facts, FactsError};
 use super::lease;
 use super::registration::register;
-use super::status::{Health, Identity, desired, needs_write};
+use super::reserve::KeptBack;
+use super::status::{Health, Identity, desired, happenings, needs_write};
 
 /// A pass without anything having happened, to see what the machine has left.
 const PASS_INTERVAL: Duration = Duration::from_secs(10);
@@ -37,14 +38,16 @@ pub struct Upkeep {
     pub identity: Identity,
     /// Tells which file system's room is the node's.
     pub root_dir: PathBuf,
-    /// What hard eviction thresholds keep free is not for pods.
-    pub kept_back: BySignal<Amount>,
+    /// What is not for pods.
+    pub kept_back: KeptBack,
     /// What the rest of the agent says of itself.
     pub health: watch::Receiver<Health>,
     /// How the node's Lease is to be renewed.
     pub pulse: watch::Receiver<Pulse>,
     /// Told whether load balancers may send traffic to the node.
     pub fit: watch::Sender<bool>,
+    /// Told what becomes of the node.
+    pub events: Events,
 }
 
 /// A pass that failed; the next one reads everything afresh.
@@ -62,6 +65,7 @@ impl Upkeep {
     /// Registers the node, then keeps its status and its Lease until the process ends.
     pub async fn run(mut self) -> Result<(), FactsError> {
         let facts = Facts::read(&self.root_dir)?;
+        self.tell(Kind::Normal, "Starting", "Starting kubelet.".to_owned());
         self.register(&facts).await;
         let name = self.identity.name.clone();
         let lease = lease::keep(self.client.clone(), name, self.pulse.clone());
@@ -135,8 +139,16 @@ impl Upkeep {
             let patch = Patch::Strategic(patch);
             api.patch_status(&self.identity.name, &PatchParams::default(), &patch)
                 .await?;
+            for (kind, reason, message) in happenings(&self.identity.name, &present, &wanted) {
+                self.tell(kind, reason, message);
+            }
         }
         Ok(())
+    }
+
+    fn tell(&self, kind: Kind, reason: &'static str, message: String) {
+        let subject = Subject::node(&self.identity.name);
+        self.events.send(subject, None, kind, reason, message);
     }
 
     fn desired(&mut self, facts: &Facts, present: &NodeStatus) -> NodeStatus {

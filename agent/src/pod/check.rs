@@ -3,15 +3,20 @@
 mod grpc;
 mod http;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::runtime::{Runtime, RuntimeError};
+use crate::slow;
+
+/// The node's resolvers give up after about as long.
+const LOOKUP: Duration = Duration::from_secs(30);
 
 /// What a single try came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,10 +137,22 @@ impl Check {
     }
 }
 
+/// The addresses of a host, which most probes and hooks name by its address.
+async fn resolve(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    static LOOKUPS: Semaphore = Semaphore::const_new(slow::PLACES);
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![(address, port).into()]);
+    }
+    let name = host.to_owned();
+    let lookup = move || Ok((name.as_str(), port).to_socket_addrs()?.collect());
+    let found = slow::within(LOOKUP, &LOOKUPS, lookup).await;
+    found.unwrap_or_else(|| Err(std::io::ErrorKind::TimedOut.into()))
+}
+
 /// Connects; a failure is worded as people know it from upstream.
 async fn dial(host: &str, port: u16) -> Result<TcpStream, String> {
-    let connected = TcpStream::connect((host, port)).await;
-    connected.map_err(|error| {
+    let connected = async { TcpStream::connect(&*resolve(host, port).await?).await };
+    connected.await.map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
             std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),

@@ -1,13 +1,17 @@
 //! What a pod has on the node's disk, its containers' writable layers apart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::paths::Paths;
 use super::spec::PodView;
 use crate::runtime::DiskUsage;
+
+/// Directories below this are not looked into: each on the way there is open meanwhile.
+const DEEPEST: usize = 256;
 
 /// What a pod's logs and volumes take. Reading it takes a while.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,20 +44,31 @@ pub fn measure(paths: &Paths, pod: &PodView) -> PodFiles {
 fn size(root: &Path) -> DiskUsage {
     let mut total = DiskUsage::default();
     let mut seen = BTreeSet::new();
-    let mut waiting: Vec<PathBuf> = vec![root.to_owned()];
-    while let Some(path) = waiting.pop() {
-        let Ok(metadata) = fs::symlink_metadata(&path) else {
-            continue;
-        };
-        if metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino()) {
-            continue;
+    let mut add = |metadata: io::Result<Metadata>| match metadata {
+        Ok(metadata)
+            if metadata.nlink() == 1 || metadata.is_dir() || seen.insert(metadata.ino()) =>
+        {
+            // The kernel counts in blocks of 512 bytes.
+            total.bytes += metadata.blocks() * 512;
+            total.inodes += 1;
+            metadata.is_dir()
         }
-        // The kernel counts in blocks of 512 bytes.
-        total.bytes += metadata.blocks() * 512;
-        total.inodes += 1;
-        if metadata.is_dir() {
-            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
-            waiting.extend(entries.map(|entry| entry.path()));
+        _ => false,
+    };
+    // The directories on the way down: what is in one of them is read as it is counted, however much it is.
+    let mut open = Vec::new();
+    if add(fs::symlink_metadata(root)) {
+        open.extend(fs::read_dir(root));
+    }
+    while let Some(directory) = open.last_mut() {
+        match directory.next() {
+            Some(Ok(entry)) if add(entry.metadata()) && open.len() < DEEPEST => {
+                open.extend(fs::read_dir(entry.path()));
+            }
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => {
+                open.pop();
+            }
         }
     }
     total

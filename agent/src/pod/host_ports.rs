@@ -82,6 +82,7 @@ pub(super) struct Teller {
     cluster: Cluster,
     /// Pods of whom nothing was told yet, by uid; `None` until it is known which pods there are.
     awaited: Mutex<Option<BTreeSet<String>>>,
+    /// Until then, those of whom something was told.
     told: Mutex<BTreeSet<String>>,
 }
 
@@ -112,9 +113,13 @@ impl Teller {
         if ports.is_some() || self.cluster.view().host_ports.contains_key(&key) {
             self.put(key, &pod.uid, ports);
         }
-        lock(&self.told).insert(pod.uid.clone());
-        if let Some(awaited) = &mut *lock(&self.awaited) {
-            awaited.remove(&pod.uid);
+        match &mut *lock(&self.awaited) {
+            Some(awaited) => {
+                awaited.remove(&pod.uid);
+            }
+            None => {
+                lock(&self.told).insert(pod.uid.clone());
+            }
         }
         self.tell_whole();
     }
@@ -134,8 +139,10 @@ impl Teller {
 
     /// These are all pods of the node, by uid. Once each of them was told of, what is not there has gone.
     pub(super) fn expect(&self, pods: impl Iterator<Item = String>) {
-        let told = lock(&self.told).clone();
-        lock(&self.awaited).get_or_insert_with(|| pods.filter(|uid| !told.contains(uid)).collect());
+        lock(&self.awaited).get_or_insert_with(|| {
+            let told = std::mem::take(&mut *lock(&self.told));
+            pods.filter(|uid| !told.contains(uid)).collect()
+        });
         self.tell_whole();
     }
 

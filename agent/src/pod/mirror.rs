@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use tokio::sync::watch;
@@ -57,14 +58,23 @@ fn step<'a>(pod: &PodView, mirror: Option<&'a Mirror>) -> Step<'a> {
     }
 }
 
-/// The mirror to create. The API server gives it a uid of its own.
-fn mirror(pod: &PodView) -> Pod {
+/// The mirror to create, which belongs to the node: API servers take no other from it, and it goes with the Node. The API
+/// server gives it a uid of its own.
+fn mirror(pod: &PodView, node: &ObjectMeta) -> Pod {
     let mut mirror = pod.object.clone();
     let annotations = mirror.metadata.annotations.get_or_insert_default();
     let hash = annotations.get(CONFIG_HASH).cloned();
     let hash = hash.unwrap_or_else(|| pod.id.uid.clone());
     annotations.insert(CONFIG_MIRROR.to_owned(), hash);
     mirror.metadata.uid = None;
+    mirror.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.name.clone().unwrap_or_default(),
+        uid: node.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }]);
     mirror.status = None;
     mirror
 }
@@ -76,6 +86,7 @@ pub(super) async fn run(
     mut reports: watch::Receiver<Report>,
     mut orders: watch::Receiver<Order>,
 ) {
+    let nodes = Api::<Node>::all(client.clone());
     let api = Api::<Pod>::namespaced(client, &pod.namespace);
     let mut told: Option<(PodRef, Report)> = None;
     let mut wait = RETRY.0;
@@ -97,7 +108,7 @@ pub(super) async fn run(
                 return;
             }
             (_, Step::Delete(id)) => delete(&api, id).await,
-            (_, Step::Create) => create(&api, &mirror(view)).await,
+            (_, Step::Create) => create(&api, &nodes, view).await,
             (Report::Status(status), Step::Tell(id)) => {
                 patience = Duration::MAX;
                 let is_told = told
@@ -143,8 +154,11 @@ async fn pause(time: Duration) {
     }
 }
 
-async fn create(api: &Api<Pod>, mirror: &Pod) -> Result<(), kube::Error> {
-    match api.create(&PostParams::default(), mirror).await {
+async fn create(api: &Api<Pod>, nodes: &Api<Node>, pod: &PodView) -> Result<(), kube::Error> {
+    let node = pod.spec().node_name.as_deref().unwrap_or_default();
+    let node = nodes.get_metadata(node).await?;
+    let mirror = mirror(pod, &node.metadata);
+    match api.create(&PostParams::default(), &mirror).await {
         // Heard of soon, if it is ours.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         done => done.map(drop),
@@ -195,8 +209,15 @@ mod tests {
     #[test]
     fn a_mirror_is_told_replaced_or_made() {
         let pod = pod();
-        let mut object = mirror(&pod);
+        let node = ObjectMeta {
+            name: Some("n".into()),
+            uid: Some("of-node".into()),
+            ..ObjectMeta::default()
+        };
+        let mut object = mirror(&pod, &node);
         assert_eq!(object.metadata.uid, None);
+        let owners = object.metadata.owner_references.as_ref().unwrap();
+        assert_eq!((owners.len(), owners[0].uid.as_str()), (1, "of-node"));
         object.metadata.uid = Some("of-the-api".into());
         let view = PodView::new(object).unwrap();
         let seen = Mirror::of(&view).unwrap();

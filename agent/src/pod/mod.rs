@@ -46,6 +46,8 @@ mod loads;
 mod manager;
 mod mirror;
 mod mounts;
+#[cfg(test)]
+mod node_access_tests;
 pub mod observed;
 mod paths;
 mod perform;
@@ -92,5 +94,6 @@ pub use loads::Loads;
 pub use manager::Manager;
 pub use paths::Paths;
 pub use probe_counts::{BUCKETS, ProbeCount, ProbeCounts, ProbeSeries};
+pub use sandbox::limit_all;
 pub use shared::Settings;
 pub use table::{ContainerSummary, PodSummary, PodTable};

@@ -107,6 +107,8 @@ pub(super) async fn prepare_sandbox(
         &dns,
         settings,
         pod,
+        // Its containers may run already, with more than it asks for now.
+        resize::while_changing(pod, observed),
     );
     Outcome::Sandbox(match prepared.await {
         Ok(addresses) => Sandbox::Ready { addresses },

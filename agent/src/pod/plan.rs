@@ -74,7 +74,8 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
             return Phase::DeadlineExceeded;
         }
         Some("Failed") if pod.status_reason() == Some(NODE_PORTS) => return Phase::Rejected,
-        Some("Failed") if pod.status_reason().is_some_and(is_eviction) => return Phase::Evicted,
+        // The reason comes first: the phase waits for the containers.
+        Some(_) if pod.status_reason().is_some_and(is_eviction) => return Phase::Evicted,
         Some("Failed") => return Phase::Failed,
         _ => {}
     }

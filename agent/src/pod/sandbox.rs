@@ -45,23 +45,21 @@ pub(super) enum SandboxError {
     Cancelled,
 }
 
-/// Prepares it; gives the pod's addresses, none for a pod on the node's network.
+/// Prepares it, large enough for the pod as either of `sizes`; gives the pod's addresses, none for a pod on the node's network.
 pub(super) async fn prepare(
     network: &dyn PodNetwork,
     paths: &Paths,
     dns: &ClusterDns,
     settings: &Settings,
     pod: &PodView,
+    sizes: [PodView; 2],
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let uid = pod.id.uid.clone();
     let name = hosts::machine_name(pod, &dns.domain);
     if name.len() > LONGEST_NAME {
         return Err(SandboxError::HostName { name });
     }
-    let limited = {
-        let (pod, paths) = (pod.clone(), paths.clone());
-        blocking(move || limit(&pod, &resources::of_pod(&pod), &paths))
-    };
+    let limited = limit_to(paths, sizes);
     // Both to their end: what goes on behind a failure could meet the next try.
     let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod, &name));
     limited?;
@@ -110,6 +108,12 @@ async fn connect(
     }
     let uid = &pod.id.uid;
     Ok(network.attach(uid, &paths.pin(Namespace::Net, uid)).await?)
+}
+
+/// Makes the cgroup that holds all pods' ones, which keeps them from what is not for pods.
+pub fn limit_all(paths: &Paths, resources: &Resources) -> io::Result<()> {
+    let all = paths.class_cgroup(QosClass::Guaranteed);
+    cgroup::create(&paths.hierarchies, &all, resources)
 }
 
 /// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.

@@ -344,13 +344,18 @@ impl View<'_> {
         })
     }
 
+    /// While a container runs the pod is not told to be over, as then others take its name, its room and its ports.
     fn phase_name(&self, main: &[ContainerStatus]) -> &'static str {
+        let told = |name: &str| self.previous.phase.as_deref() == Some(name);
+        let is_over = !self.observed.any_running() || told("Succeeded") || told("Failed");
         match self.phase {
-            Phase::Succeeded => return "Succeeded",
-            Phase::Failed | Phase::DeadlineExceeded | Phase::Rejected | Phase::Evicted => {
+            Phase::Succeeded if is_over => return "Succeeded",
+            Phase::Failed | Phase::DeadlineExceeded | Phase::Rejected | Phase::Evicted
+                if is_over =>
+            {
                 return "Failed";
             }
-            Phase::Active => {}
+            _ => {}
         }
         // A container that ran before is in the middle of its life, even while it waits.
         let begun = |status: &ContainerStatus| {

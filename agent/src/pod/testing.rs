@@ -224,6 +224,9 @@ impl FakeApi {
                 self.put("MODIFIED", name, pod);
                 ok(self.state.lock().unwrap().pods[*name].clone())
             }
+            (&Method::GET, ["api", "v1", "nodes", name]) => ok(json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "uid": "of-node"},
+            })),
             (&Method::POST, ["api", "v1", "namespaces", namespace, "pods"]) => {
                 let name = body["metadata"]["name"].as_str().unwrap().to_owned();
                 if self.pod(&name).is_some() {

@@ -9,10 +9,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
 use rustix::mount::MountFlags;
+use tokio::sync::Semaphore;
 
 use super::env::{self, Context};
 use super::mounts::Missing;
@@ -20,6 +22,7 @@ use super::paths::Paths;
 use super::spec::amount;
 use super::{host_path, image_volumes, mounts};
 use crate::runtime::{BindMount, Propagation};
+use crate::slow;
 
 pub(super) use contents::{Sources, has_contents};
 use contents::{fs_group, inside};
@@ -60,6 +63,8 @@ pub(super) enum VolumeError {
 
 /// Contents are looked at again after this, as upstream; up to a quarter later, so that not all pods' are at once.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
+/// What is at a path is told within this, or its file system is taken not to answer.
+const HOST_PATH: Duration = Duration::from_secs(10);
 
 /// Where a volume of the pod `uid` is on the node.
 pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
@@ -99,10 +104,17 @@ pub(super) async fn prepare(
         reason,
     };
     if let Some(host) = &volume.host_path {
-        let kind = host.type_.as_deref().unwrap_or_default();
-        return host_path::check(&path, kind)
-            .map(|()| None)
-            .map_err(|error| refuse(format!("hostPath {}: {error}", path.display())));
+        static CHECKS: Semaphore = Semaphore::const_new(slow::PLACES);
+        let kind = host.type_.clone().unwrap_or_default();
+        let checked = path.clone();
+        let check = move || host_path::check(&checked, &kind);
+        let found = slow::within(HOST_PATH, &CHECKS, check).await;
+        let why = match found {
+            Some(Ok(())) => return Ok(None),
+            Some(Err(error)) => error.to_string(),
+            None => "its file system does not answer".to_owned(),
+        };
+        return Err(refuse(format!("hostPath {}: {why}", path.display())));
     }
     if volume.image.is_some() {
         // Mounted for the first container that has it: until then the image may be on its way.

@@ -272,7 +272,7 @@ impl Worker {
             // Cancel-safe: a stored permit is not lost.
             () = self.poke.notified() => self.look().await,
             // Cancel-safe: a result stays in the set until it is given out.
-            Some(result) = self.fetches.join_next() => if let Ok(outcome) = result { self.fetched(outcome).await },
+            Some(result) = self.fetches.join_next() => if let Some(reason) = self.fetched(result) { self.endure(&reason).await },
             // Cancel-safe: what is not given out stays queued.
             tried = self.probers.next() => self.probed(tried),
             () = timer => self.look().await,
@@ -338,11 +338,24 @@ impl Worker {
         );
         let wait = self.trouble;
         self.trouble = (wait * 2).min(TROUBLE.1);
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            // Both cancel-safe, as above.
-            () = self.poke.notified() => {}
-            _ = self.orders.changed() => {}
+        let over = tokio::time::sleep(wait);
+        tokio::pin!(over);
+        loop {
+            // All cancel-safe, as above.
+            tokio::select! {
+                () = &mut over => break,
+                () = self.poke.notified() => break,
+                _ = self.orders.changed() => break,
+                // What has nothing to do with the trouble goes on meanwhile, and is told.
+                Some(result) = self.fetches.join_next() => {
+                    self.fetched(result);
+                    break;
+                }
+                tried = self.probers.next() => {
+                    self.probed(tried);
+                    self.publish();
+                }
+            }
         }
         self.look().await;
     }
@@ -412,14 +425,19 @@ impl Worker {
             .spawn(async move { pull::fetch_image(&shared, &pod, wanted, tries).await });
     }
 
-    async fn fetched(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Trouble(reason) => {
-                self.fetching.clear();
-                self.endure(&reason).await;
+    /// Why it came to nothing, if it did.
+    fn fetched(&mut self, result: Result<Outcome, JoinError>) -> Option<String> {
+        let reason = match result {
+            Ok(Outcome::Trouble(reason)) => reason,
+            Ok(outcome) => {
+                self.apply(outcome);
+                return None;
             }
-            outcome => self.apply(outcome),
-        }
+            Err(error) => error.to_string(),
+        };
+        // Which one it was is not known: those under way may be asked for twice.
+        self.fetching.clear();
+        Some(reason)
     }
 
     async fn act(&self, action: &Action) -> Option<Outcome> {

@@ -98,7 +98,7 @@ async fn set_up(
         if is_news {
             warn!(error, "pods cannot be connected");
             events.send(
-                subject(node),
+                Subject::node(&node.name),
                 None,
                 Kind::Warning,
                 "PodNetworkRefused",
@@ -144,7 +144,7 @@ pub(super) fn keep_routes(
         port: node.config.vxlan_port,
         vni: node.config.vxlan_id,
     };
-    let (cluster, subject) = (node.cluster.clone(), subject(node));
+    let (cluster, subject) = (node.cluster.clone(), Subject::node(&node.name));
     async move {
         let tell = |peer: &crate::cluster::Name, why: &crate::network::routes::Refusal| {
             let message = format!("no route to the pods of node {peer}: {why}");
@@ -170,14 +170,4 @@ pub(super) async fn tell_routes(mut peers: watch::Receiver<Peers>, health: watch
         });
     }
     std::future::pending().await
-}
-
-/// The Node, as Events name it: upstream's kubelet gives the name for the uid, and so `kubectl describe` finds them.
-fn subject(node: &Node) -> Subject {
-    Subject {
-        kind: "Node",
-        namespace: "default".to_owned(),
-        name: node.name.to_string(),
-        uid: node.name.to_string(),
-    }
 }

@@ -15,8 +15,8 @@ use crate::chain::chain;
 use crate::cluster::{Cluster, Name};
 use crate::config::AgentConfig;
 use crate::dataplane::{
-    self, ClosingMaps, Connections, Events, Feature, MapSizes, Maps, PodLinks, Probe, Retired,
-    ServiceMaps as _, StaleSockets, TakeOver, Uplinks,
+    self, ClosingMaps, Connections, Events, Feature, Fill, MapSizes, Maps, PodLinks, Probe,
+    Retired, ServiceMaps as _, StaleSockets, TakeOver, Uplinks,
 };
 use crate::events;
 use crate::network::{node_addresses, uplinks};
@@ -165,25 +165,26 @@ async fn keep_uplinks(
 }
 
 /// Removes translated connections that are over.
-async fn sweep_connections(mut connections: Connections, publisher: Publisher) {
+async fn sweep_connections(
+    mut connections: Connections,
+    publisher: Publisher,
+    shown: watch::Sender<Fill>,
+) {
     loop {
-        tokio::time::sleep(CONNECTION_SWEEP).await;
         match tokio::task::block_in_place(|| connections.sweep(dataplane::monotonic_ns())) {
             Ok(swept) => {
                 publisher.over(&swept.over);
-                if swept.is_crowded() {
-                    warn!(
-                        rows = swept.rows,
-                        most = swept.most,
-                        "the table of translated connections is nearly full: the longest idle give way to new ones"
-                    );
+                if swept.fill.is_crowded() {
+                    warn!("the table of translated connections has {}", swept.fill);
                 }
+                shown.send_replace(swept.fill);
             }
             Err(error) => warn!(
                 error = chain(&error),
                 "cannot look for translated connections that are over"
             ),
         }
+        tokio::time::sleep(CONNECTION_SWEEP).await;
     }
 }
 
@@ -256,7 +257,9 @@ impl Observed<'_> {
             proxy: self.proxy.clone(),
         };
         let connections = Connections::new(Maps::open(self.maps)?);
-        parts.spawn(unfailing(sweep_connections(connections, publisher.clone())));
+        let (fill, fill_seen) = watch::channel(Fill::default());
+        let sweeping = sweep_connections(connections, publisher.clone(), fill);
+        parts.spawn(unfailing(sweeping));
         let reading = observe::run(events, publisher);
         parts.spawn(async { Ok(reading.await?) });
         let sources = Sources {
@@ -269,7 +272,7 @@ impl Observed<'_> {
             pods: self.pods.clone(),
         };
         observe::register(registry, sources);
-        Ok(Introspection::new(introspection::Parts {
+        let mut introspection = Introspection::new(introspection::Parts {
             node: self.node.clone(),
             cluster: self.cluster.clone(),
             proxy: self.proxy.clone(),
@@ -278,6 +281,14 @@ impl Observed<'_> {
             pods: self.pods,
             clients,
             flows,
-        }))
+        });
+        introspection.component("connections", move || {
+            let fill = *fill_seen.borrow();
+            ComponentHealth {
+                healthy: !fill.is_crowded(),
+                detail: fill.to_string(),
+            }
+        });
+        Ok(introspection)
     }
 }

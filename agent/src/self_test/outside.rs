@@ -470,14 +470,17 @@ fn swept(place: &Place) -> Outcome {
     let now = dataplane::monotonic_ns();
     let today = connections.sweep(now)?;
     let tomorrow = connections.sweep(now + 25 * 3600 * 1_000_000_000)?;
-    expect("rows before", today.rows > 0, true)?;
+    expect("rows before", today.fill.rows > 0, true)?;
     expect(
         "those removed",
         tomorrow.removed + today.removed,
-        today.rows,
+        today.fill.rows,
     )?;
-    expect("those left", connections.sweep(now)?.rows, 0)?;
-    Ok(format!("{} rows of them, which go in time", today.rows))
+    expect("those left", connections.sweep(now)?.fill.rows, 0)?;
+    Ok(format!(
+        "{} rows of them, which go in time",
+        today.fill.rows
+    ))
 }
 
 /// Says of an error what was tried.

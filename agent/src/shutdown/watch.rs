@@ -96,12 +96,7 @@ impl Watcher {
             false => "Shutdown manager detected shutdown cancellation",
         };
         tracing::info!(message);
-        let subject = Subject {
-            kind: "Node",
-            namespace: "default".to_owned(),
-            name: self.node.clone(),
-            uid: self.node.clone(),
-        };
+        let subject = Subject::node(&self.node);
         let (reason, text) = ("NodeShutdown", message.to_owned());
         self.events.send(subject, None, Kind::Normal, reason, text);
         self.demands.ask(Demand::ShutDown(is_ending)).await;

@@ -108,6 +108,7 @@ impl Admission {
         let fresh = namespace::lifecycle(review, object, self.store.as_ref()).await?;
         let lookup = self.lookup(fresh);
         certificates::identify(review, object);
+        certificates::restrict(review, object)?;
         node::restrict(review, object, old)?;
         escalation::refuse(review, object, old, &self.policies.current())?;
         limit_ranger::give(review, object, &lookup).await?;

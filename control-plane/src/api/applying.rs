@@ -13,6 +13,7 @@ use super::patching::schema_of;
 use super::registry::{Registry, Through};
 use super::request::{Query, ResourceRequest};
 use super::verbs::Input;
+use crate::resources::validate::Path;
 use crate::resources::{Kind, Subresource};
 
 pub const CONTENT_TYPE: &str = "application/apply-patch+yaml";
@@ -40,19 +41,20 @@ pub fn manager(
         Operation::Update
     };
     let said = query.get("fieldManager");
-    let wrong = |detail: &str| {
-        Err(ApiError::unprocessable(format!(
-            "PatchOptions.meta.k8s.io \"\" is invalid: {detail}"
-        )))
-    };
-    if said.len() > NAME || said.chars().any(char::is_control) {
-        return wrong("fieldManager: Invalid value: must be at most 128 printable characters");
+    let wrong = |error| Err(ApiError::invalid_options(request.options(), error));
+    let field = Path::new("fieldManager");
+    if said.len() > NAME {
+        return wrong(field.too_long(NAME));
+    }
+    if let Some(odd) = said.chars().find(|c| c.is_control()) {
+        let detail = format!("should only contain printable characters, found {odd:?}");
+        return wrong(field.invalid(said, detail));
     }
     if operation == Operation::Apply && said.is_empty() {
-        return wrong("fieldManager: Required value: is required for apply patch");
+        return wrong(field.required("is required for apply patch"));
     }
     if operation == Operation::Update && request.verb == "patch" && query.has("force") {
-        return wrong("force: Forbidden: may not be specified for non-apply patch");
+        return wrong(Path::new("force").forbidden("may not be specified for non-apply patch"));
     }
     let program = || {
         let agent = headers.get(header::USER_AGENT)?.to_str().ok()?;

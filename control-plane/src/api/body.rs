@@ -7,7 +7,9 @@ use serde_json::Value;
 use super::content::Encoding;
 use super::error::ApiError;
 use super::protobuf;
+use super::request::{Query, ResourceRequest};
 use crate::resources::form::Form;
+use crate::resources::validate::Path;
 use crate::resources::{Decode, Kind, duplicate_fields};
 
 /// No request carries more than this, in bytes.
@@ -26,14 +28,16 @@ pub enum FieldValidation {
 }
 
 impl FieldValidation {
-    pub fn parse(text: &str) -> Result<Self, ApiError> {
-        match text {
+    pub fn of(request: &ResourceRequest, query: &Query) -> Result<Self, ApiError> {
+        match query.get("fieldValidation") {
             "" | "Warn" => Ok(FieldValidation::Warn),
             "Strict" => Ok(FieldValidation::Strict),
             "Ignore" => Ok(FieldValidation::Ignore),
-            other => Err(ApiError::bad_request(format!(
-                "fieldValidation: Unsupported value: \"{other}\": supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
-            ))),
+            other => {
+                let wrong = Path::new("fieldValidation")
+                    .unsupported(other, &["", "Ignore", "Strict", "Warn"]);
+                Err(ApiError::invalid_options(request.options(), wrong))
+            }
         }
     }
 }

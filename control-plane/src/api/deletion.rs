@@ -7,7 +7,9 @@
 
 use serde_json::{Value, json};
 
+use super::error::ApiError;
 use super::meta::{self, FOREGROUND, ORPHAN};
+use crate::resources::validate::{FieldError, Path};
 use crate::resources::{Kind, Subresource};
 
 /// What becomes of the objects that the deleted one owns.
@@ -41,7 +43,12 @@ pub enum Step {
 
 impl DeleteOptions {
     /// Takes what `body` (a `DeleteOptions` object, or null) says. The error is for the client.
-    pub fn from_body(body: &Value) -> Result<Self, String> {
+    pub fn from_body(body: &Value) -> Result<Self, ApiError> {
+        if body["propagationPolicy"].is_string() && body["orphanDependents"].is_boolean() {
+            let policy = body["propagationPolicy"].clone();
+            let both = "orphanDependents and deletionPropagation cannot be both set";
+            return Err(wrong(Path::new("propagationPolicy").invalid(policy, both)));
+        }
         let propagation = match body["propagationPolicy"].as_str() {
             None => match body["orphanDependents"].as_bool() {
                 Some(true) => Some(Propagation::Orphan),
@@ -52,32 +59,42 @@ impl DeleteOptions {
         };
         let grace = match &body["gracePeriodSeconds"] {
             Value::Null => None,
-            value => Some(
-                value
-                    .as_i64()
-                    .ok_or_else(|| format!("gracePeriodSeconds: {value} is not a whole number"))?,
-            ),
+            value => Some(value.as_i64().ok_or_else(|| {
+                let path = Path::new("gracePeriodSeconds");
+                wrong(path.invalid(value.clone(), "must be a whole number"))
+            })?),
         };
+        let dry_run = body["dryRun"].as_array().map_or(&[][..], Vec::as_slice);
+        if let Some(other) = dry_run.iter().find(|one| *one != "All") {
+            let other = other.as_str().unwrap_or_default();
+            return Err(wrong(Path::new("dryRun").unsupported(other, &["All"])));
+        }
         let precondition = |name: &str| body["preconditions"][name].as_str().map(str::to_owned);
         Ok(DeleteOptions {
             grace,
             propagation,
             uid: precondition("uid"),
             resource_version: precondition("resourceVersion"),
-            dry_run: body["dryRun"].as_array().is_some_and(|all| !all.is_empty()),
+            dry_run: !dry_run.is_empty(),
         })
     }
 }
 
+fn wrong(error: FieldError) -> ApiError {
+    ApiError::invalid_options("DeleteOptions", error)
+}
+
 /// Reads a `propagationPolicy`.
-pub fn propagation(text: &str) -> Result<Propagation, String> {
+pub fn propagation(text: &str) -> Result<Propagation, ApiError> {
     match text {
         "Background" => Ok(Propagation::Background),
         "Foreground" => Ok(Propagation::Foreground),
         "Orphan" => Ok(Propagation::Orphan),
-        other => Err(format!(
-            "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Foreground\", \"Background\", \"Orphan\""
-        )),
+        other => {
+            let path = Path::new("propagationPolicy");
+            let policies = ["Background", "Foreground", "Orphan"];
+            Err(wrong(path.unsupported(other, &policies)))
+        }
     }
 }
 
@@ -323,7 +340,14 @@ mod tests {
             decide(kind("configmaps"), &orphaning, &background, 0),
             Step::Remove
         );
-        assert!(DeleteOptions::from_body(&json!({"propagationPolicy": "Sideways"})).is_err());
+        let refused = DeleteOptions::from_body(&json!({"propagationPolicy": "Sideways"}));
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"Sideways\": supported values: \"Background\", \"Foreground\", \"Orphan\""
+        );
+        let both = json!({"propagationPolicy": "Orphan", "orphanDependents": false});
+        assert!(DeleteOptions::from_body(&both).is_err());
+        assert!(DeleteOptions::from_body(&json!({"dryRun": ["Some"]})).is_err());
     }
 
     #[test]

@@ -18,6 +18,12 @@ const VERBS: [&str; 8] = [
     "watch",
 ];
 
+fn verbs(kind: &Kind) -> Vec<&'static str> {
+    let mut verbs = VERBS.to_vec();
+    verbs.retain(|verb| *verb != "deletecollection" || kind.deletes_collections());
+    verbs
+}
+
 /// One served subresource.
 pub(super) struct Sub {
     pub name: &'static str,
@@ -173,7 +179,7 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
             "singularName": kind.singular,
             "namespaced": kind.namespaced,
             "kind": kind.kind,
-            "verbs": VERBS,
+            "verbs": verbs(kind),
         });
         if !kind.short_names.is_empty() {
             entry["shortNames"] = json!(kind.short_names);
@@ -282,7 +288,7 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
                 "responseKind": kind_value(kind.group, kind.version, kind.kind),
                 "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
                 "singularResource": kind.singular,
-                "verbs": VERBS,
+                "verbs": verbs(kind),
             });
             if !kind.short_names.is_empty() {
                 entry["shortNames"] = json!(kind.short_names);

@@ -138,6 +138,11 @@ impl ApiError {
         error
     }
 
+    /// Parameters of a request that make no sense; `options` is the kind that they belong to, such as `ListOptions`.
+    pub fn invalid_options(options: &str, error: FieldError) -> Self {
+        Self::invalid("meta.k8s.io", options, "", &[error])
+    }
+
     /// Parameters of a request that contradict each other, or lack something.
     pub fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)

@@ -47,7 +47,7 @@ fn options(eviction: &Value, namespace: &str, name: &str) -> Result<DeleteOption
             )));
         }
     }
-    DeleteOptions::from_body(&eviction["deleteOptions"]).map_err(ApiError::bad_request)
+    DeleteOptions::from_body(&eviction["deleteOptions"])
 }
 
 async fn evict(

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ApiError;
 use super::request::Query;
 use super::selectors::{FieldSelector, LabelSelector};
+use crate::resources::validate::Path;
 use crate::store::Revision;
 
 /// `resourceVersionMatch`.
@@ -79,22 +80,26 @@ impl Page {
 impl ListOptions {
     pub fn parse(query: &Query) -> Result<Self, ApiError> {
         let bad = |message: String| ApiError::bad_request(message);
+        let invalid = |error| ApiError::invalid_options("ListOptions", error);
         let labels =
             LabelSelector::parse(query.get("labelSelector")).map_err(|e| bad(e.to_string()))?;
         let fields =
             FieldSelector::parse(query.get("fieldSelector")).map_err(|e| bad(e.to_string()))?;
         let resource_version = match query.get("resourceVersion") {
             "" => None,
-            text => Some(text.parse().map_err(|_| bad(format!("resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax")))?),
+            text => Some(text.parse().map_err(|_| {
+                let why = format!("strconv.ParseUint: parsing \"{text}\": invalid syntax");
+                bad(Path::new("resourceVersion").invalid(text, why).to_string())
+            })?),
         };
         let version_match = match query.get("resourceVersionMatch") {
             "" => None,
             "Exact" => Some(Match::Exact),
             "NotOlderThan" => Some(Match::NotOlderThan),
             other => {
-                return Err(bad(format!(
-                    "resourceVersionMatch: Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""
-                )));
+                let wrong = Path::new("resourceVersionMatch")
+                    .unsupported(other, &["Exact", "NotOlderThan", ""]);
+                return Err(invalid(wrong));
             }
         };
         let page = match query.get("continue") {
@@ -119,39 +124,44 @@ impl ListOptions {
     }
 
     fn check(&self, watch: bool) -> Result<(), ApiError> {
-        let forbidden = |what: &str| {
-            Err(ApiError::bad_request(format!(
-                "ListOptions.meta.k8s.io \"\" is invalid: {what}"
-            )))
+        let forbidden = |field: &str, why: &str| {
+            let error = Path::new(field).forbidden(why);
+            Err(ApiError::invalid_options("ListOptions", error))
         };
         if watch {
             if self.send_initial_events.is_some() && self.version_match != Some(Match::NotOlderThan)
             {
                 return forbidden(
-                    "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                    "resourceVersionMatch",
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                 );
             }
             if self.send_initial_events.is_none() && self.version_match.is_some() {
                 return forbidden(
-                    "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
                 );
             }
             return Ok(());
         }
         if self.send_initial_events.is_some() {
             return forbidden(
-                "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list",
+                "sendInitialEvents",
+                "sendInitialEvents is forbidden for list",
             );
         }
         match (self.version_match, self.resource_version) {
             (Some(_), None) => forbidden(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
             ),
             (Some(Match::Exact), Some(0)) => forbidden(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
             ),
             (Some(_), _) if self.page.is_some() => forbidden(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden when continue is provided",
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
             ),
             (None, Some(version)) if self.page.is_some() && version != 0 => {
                 Err(ApiError::bad_request(
@@ -187,26 +197,31 @@ mod tests {
 
     #[test]
     fn parameters_that_contradict_each_other_are_refused() {
-        for query in [
-            "resourceVersionMatch=Exact",
-            "resourceVersionMatch=Exact&resourceVersion=0",
-            "resourceVersionMatch=Maybe&resourceVersion=1",
-            "resourceVersion=x",
-            "sendInitialEvents=true",
-            "sendInitialEvents=false",
-            "watch=1&sendInitialEvents=true",
-            "watch=1&sendInitialEvents=false",
-            "watch=1&resourceVersionMatch=Exact&resourceVersion=1",
-            "limit=x",
-            "labelSelector=a+b",
-            "fieldSelector=a",
+        for (code, query) in [
+            (422, "resourceVersionMatch=Exact"),
+            (422, "resourceVersionMatch=Exact&resourceVersion=0"),
+            (422, "resourceVersionMatch=Maybe&resourceVersion=1"),
+            (400, "resourceVersion=x"),
+            (422, "sendInitialEvents=true"),
+            (422, "sendInitialEvents=false"),
+            (422, "watch=1&sendInitialEvents=true"),
+            (422, "watch=1&sendInitialEvents=false"),
+            (422, "watch=1&resourceVersionMatch=Exact&resourceVersion=1"),
+            (400, "limit=x"),
+            (400, "labelSelector=a+b"),
+            (400, "fieldSelector=a"),
         ] {
             assert_eq!(
                 options(query).map(|_| ()).map_err(|e| e.code.as_u16()),
-                Err(400),
+                Err(code),
                 "{query}"
             );
         }
+        let refused = options("resourceVersionMatch=Exact").unwrap_err();
+        assert_eq!(
+            refused.message,
+            "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"
+        );
         assert!(options("watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true").is_ok());
         assert!(
             options("watch=1&sendInitialEvents=false&resourceVersionMatch=NotOlderThan").is_ok()

@@ -329,7 +329,9 @@ async fn act(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> {
                 verbs::patch(registry, input, Through::Main).await
             }
             "delete" => verbs::delete(registry, input).await,
-            "deletecollection" => verbs::delete_collection(registry, input).await,
+            "deletecollection" if kind.deletes_collections() => {
+                verbs::delete_collection(registry, input).await
+            }
             _ => Err(ApiError::method_not_allowed()),
         };
     }

@@ -28,6 +28,20 @@ pub struct ResourceRequest {
     pub subresource: String,
 }
 
+impl ResourceRequest {
+    /// The kind that the request's parameters are: `CreateOptions` and its siblings.
+    pub fn options(&self) -> &'static str {
+        match self.verb {
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            "delete" | "deletecollection" => "DeleteOptions",
+            "list" | "watch" => "ListOptions",
+            "get" => "GetOptions",
+            _ => "CreateOptions",
+        }
+    }
+}
+
 /// Reads a request's target. None for a path below `/api/v1` or `/apis/GROUP/VERSION` that no resource can have.
 ///
 /// Here escaped characters of the path are decoded, once: what is authorized is what is looked up.

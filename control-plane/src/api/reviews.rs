@@ -13,6 +13,7 @@ use super::Api;
 use super::body::{self, FieldValidation};
 use super::content;
 use super::error::ApiError;
+use super::meta;
 use super::present;
 use super::request::{Query, ResourceRequest};
 use crate::auth::User;
@@ -128,7 +129,7 @@ pub async fn create(
         return Err(ApiError::method_not_allowed());
     }
     content::require_json(headers)?;
-    let validation = FieldValidation::parse(query.get("fieldValidation"))?;
+    let validation = FieldValidation::of(request, query)?;
     let encoding = content::encoding(headers)?;
     let mut decoded = body::form(&review.form, bytes, encoding, validation)?;
     let spec = decoded.object["spec"].take();
@@ -147,6 +148,9 @@ pub async fn create(
         "apiVersion": review.form.api_version(),
         "metadata": {},
     });
+    if matches!(review.about, About::OwnIdentity) {
+        answer["metadata"]["creationTimestamp"] = json!(meta::rfc3339(meta::now()));
+    }
     if !spec.is_null() {
         answer["spec"] = spec;
     }

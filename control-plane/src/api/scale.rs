@@ -2,25 +2,29 @@
 
 use axum::response::Response;
 use http::StatusCode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::apply::Part;
 use super::applying;
 use super::body::{self, FieldValidation};
-use super::content::{self, Encoding};
+use super::content::{self, Encoding, MetaVersion, Shape};
 use super::error::ApiError;
 use super::meta;
 use super::patching;
 use super::present;
 use super::registry::{Registry, Through};
+use super::table;
 use super::verbs::Input;
 use crate::resources::FieldError;
 use crate::resources::FieldErrorReason;
+use crate::resources::age;
 use crate::resources::form::SCALE;
 use crate::store::cache::Freshness;
 
 pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
-    content::require_json(input.headers)?;
+    let shape = content::shape(input.headers)?;
     let request = input.request;
     let object = registry
         .get(
@@ -31,7 +35,39 @@ pub async fn get(registry: &Registry, input: &Input<'_>) -> Result<Response, Api
         )
         .await?;
     let object: Value = serde_json::from_slice(&object.json).map_err(ApiError::internal)?;
-    Ok(present::value(StatusCode::OK, &scale_of(&object)))
+    let scale = scale_of(&object);
+    let answer = match shape {
+        Shape::Object => scale,
+        Shape::Table(version) => table_of(scale, version, meta::now()),
+        Shape::Metadata(version) => table::partial(scale, version),
+    };
+    Ok(present::value(StatusCode::OK, &answer))
+}
+
+/// A scale as people read it.
+fn table_of(scale: Value, version: MetaVersion, now: i64) -> Value {
+    let (spec, status) = (&scale["spec"]["replicas"], &scale["status"]["replicas"]);
+    let metadata = ObjectMeta::deserialize(&scale["metadata"]).unwrap_or_default();
+    let cells = json!([metadata.name, spec, status, age::of(&metadata, now)]);
+    let column = |name: &str, kind: &str, format: &str, description: &str| {
+        json!({
+            "name": name, "type": kind, "format": format, "description": description, "priority": 0,
+        })
+    };
+    let columns = json!([
+        column(
+            "Name",
+            "string",
+            "name",
+            "The name of the object that is scaled."
+        ),
+        column("Desired", "integer", "", "How many replicas are wanted."),
+        column("Available", "integer", "", "How many replicas there are."),
+        column("Age", "string", "", "Time since the object was created."),
+    ]);
+    let metadata = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+    let row = json!({"cells": cells, "object": table::partial(scale, version)});
+    table::table(metadata, Some(columns), vec![row], version)
 }
 
 pub async fn update(registry: &Registry, input: &Input<'_>) -> Result<Response, ApiError> {
@@ -197,6 +233,17 @@ mod tests {
             scale["status"],
             json!({"replicas": 2, "selector": "app=web,tier in (a,b)"})
         );
+    }
+
+    #[test]
+    fn people_read_it_as_a_table() {
+        let object = json!({
+            "metadata": {"name": "web", "creationTimestamp": "1970-01-01T00:00:00Z"},
+            "spec": {"replicas": 3}, "status": {"replicas": 2},
+        });
+        let table = table_of(scale_of(&object), MetaVersion::V1, 60);
+        assert_eq!(table["rows"][0]["cells"], json!(["web", 3, 2, "60s"]));
+        assert_eq!(table["columnDefinitions"][1]["name"], "Desired");
     }
 
     #[test]

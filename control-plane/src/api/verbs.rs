@@ -23,6 +23,7 @@ use super::table::Include;
 use super::watch;
 use crate::admission::Warnings;
 use crate::auth::{self, User};
+use crate::resources::validate::Path;
 use crate::resources::{Kind, form::Form};
 use crate::store::Revision;
 use crate::store::cache::Freshness;
@@ -50,9 +51,8 @@ impl<'a> Input<'a> {
             "" => false,
             "All" => true,
             other => {
-                return Err(ApiError::bad_request(format!(
-                    "dryRun: Unsupported value: \"{other}\": supported values: \"All\""
-                )));
+                let wrong = Path::new("dryRun").unsupported(other, &["All"]);
+                return Err(ApiError::invalid_options(self.request.options(), wrong));
             }
         };
         Ok(Call {
@@ -85,7 +85,7 @@ impl<'a> Input<'a> {
 
     /// The body as an object of the kind, for this place.
     fn object(&self) -> Result<Decoded, ApiError> {
-        let validation = FieldValidation::parse(self.query.get("fieldValidation"))?;
+        let validation = FieldValidation::of(self.request, self.query)?;
         let decoded = body::object(
             self.kind,
             &self.body,
@@ -100,7 +100,7 @@ impl<'a> Input<'a> {
     pub(super) fn form(&self, form: &Form) -> Result<Value, ApiError> {
         content::require_json(self.headers)?;
         let encoding = content::encoding(self.headers)?;
-        let validation = FieldValidation::parse(self.query.get("fieldValidation"))?;
+        let validation = FieldValidation::of(self.request, self.query)?;
         let decoded = body::form(form, &self.body, encoding, validation)?;
         let warnings = decoded.warnings.into_iter();
         warnings.for_each(|text| self.warnings.add(text));
@@ -213,7 +213,7 @@ pub async fn patch(
         return applying::apply(registry, input, through).await;
     }
     let presenter = input.presenter()?;
-    let validation = FieldValidation::parse(input.query.get("fieldValidation"))?;
+    let validation = FieldValidation::of(input.request, input.query)?;
     let patch = patching::patch_of(input.headers, &input.body)?;
     let mut warnings = Vec::new();
     let patched = registry
@@ -297,7 +297,7 @@ fn delete_options(input: &Input<'_>) -> Result<DeleteOptions, ApiError> {
     } else {
         body::parse(&input.body, content::encoding(input.headers)?)?
     };
-    let mut options = DeleteOptions::from_body(&body).map_err(ApiError::bad_request)?;
+    let mut options = DeleteOptions::from_body(&body)?;
     if options.grace.is_none() {
         options.grace = input
             .query
@@ -306,7 +306,7 @@ fn delete_options(input: &Input<'_>) -> Result<DeleteOptions, ApiError> {
     }
     if options.propagation.is_none() && input.query.has("propagationPolicy") {
         let text = input.query.get("propagationPolicy");
-        options.propagation = Some(deletion::propagation(text).map_err(ApiError::bad_request)?);
+        options.propagation = Some(deletion::propagation(text)?);
     }
     if options.propagation.is_none() && input.query.has("orphanDependents") {
         let orphan = input.query.flag("orphanDependents");

@@ -1,5 +1,5 @@
-//! Certificate signing requests of the two kubelet signers: which are well-formed, which may be approved without a person,
-//! and signing them. The rules are upstream's.
+//! Certificate signing requests of clients and of the two kubelet signers: which are well-formed, which may be approved
+//! without a person, and signing them. The rules are upstream's.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,8 +14,10 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, GeneralName};
 
 use super::certificate::{self, Ca, LIFETIME, Subject, common_name, organizations};
-use super::{NODE_BOOTSTRAPPERS, NODE_USER_PREFIX, NODES, User};
+use super::{MASTERS, NODE_BOOTSTRAPPERS, NODE_USER_PREFIX, NODES, User};
 
+/// Signs the certificates with which people and programs call the API server. A person approves them.
+pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 /// Signs the certificates with which agents call the API server.
 pub const KUBELET_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 /// Signs the certificates that agents serve with.
@@ -46,6 +48,12 @@ pub enum Refusal {
     Malformed(String),
     #[error("the subject's organization is {0:?}, not [\"system:nodes\"]")]
     Organization(Vec<String>),
+    #[error(
+        "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"
+    )]
+    Masters,
+    #[error("only one organization can be signed, not {0:?}; ask for a certificate for each")]
+    Organizations(Vec<String>),
     #[error("the subject's common name is \"{0}\", not system:node:<name>")]
     CommonName(String),
     #[error("the usages {0:?} are not those of the signer")]
@@ -122,6 +130,7 @@ pub struct Names<'a> {
 struct Checked {
     request: CertificateSigningRequestParams,
     common_name: String,
+    organization: Option<String>,
     names: BTreeSet<String>,
     addresses: BTreeSet<IpAddr>,
 }
@@ -138,6 +147,12 @@ pub fn approve(
     names: &Names<'_>,
 ) -> Result<(), Refusal> {
     let checked = check(request)?;
+    if request.signer == CLIENT_SIGNER {
+        return Err(Refusal::NotTheirs {
+            user: user.name.clone(),
+            node: checked.common_name,
+        });
+    }
     let own = user.name == checked.common_name && user.is_in(NODES);
     let joining = user.is_in(NODE_BOOTSTRAPPERS) && request.signer == KUBELET_CLIENT_SIGNER;
     if !own && !joining {
@@ -180,20 +195,26 @@ pub fn sign_csr(ca: &Ca, request: &SigningRequest<'_>, now: SystemTime) -> Resul
     });
     let subject = Subject {
         common_name: &checked.common_name,
-        organization: Some(NODES),
+        organization: checked.organization.as_deref(),
         names: checked.names,
         addresses: checked.addresses,
         server: request.signer == KUBELET_SERVING_SIGNER,
-        client: request.signer == KUBELET_CLIENT_SIGNER,
+        client: request.signer != KUBELET_SERVING_SIGNER,
         key_encipherment: request.usages.iter().any(|u| u == "key encipherment"),
     };
     Ok(ca.sign(&subject, &checked.request.public_key, lifetime, now)?)
 }
 
+/// Whether an API client's certificate would make its holder an administrator, which no approval is enough for. What is no
+/// request is refused elsewhere.
+pub fn asks_for_masters(request: &SigningRequest<'_>) -> bool {
+    request.signer == CLIENT_SIGNER && matches!(check(request), Err(Refusal::Masters))
+}
+
 fn check(request: &SigningRequest<'_>) -> Result<Checked, Refusal> {
-    let serving = match request.signer {
-        KUBELET_CLIENT_SIGNER => false,
-        KUBELET_SERVING_SIGNER => true,
+    let own_usage = match request.signer {
+        CLIENT_SIGNER | KUBELET_CLIENT_SIGNER => "client auth",
+        KUBELET_SERVING_SIGNER => "server auth",
         other => return Err(Refusal::UnknownSigner(other.to_owned())),
     };
     let malformed = |e: &dyn std::fmt::Display| Refusal::Malformed(e.to_string());
@@ -205,24 +226,18 @@ fn check(request: &SigningRequest<'_>) -> Result<Checked, Refusal> {
 
     let subject = &parsed.certification_request_info.subject;
     let organizations = organizations(subject);
-    if organizations != [NODES] {
-        return Err(Refusal::Organization(organizations));
-    }
     let common_name = common_name(subject).unwrap_or_default();
-    if common_name
-        .strip_prefix(NODE_USER_PREFIX)
-        .is_none_or(str::is_empty)
-    {
-        return Err(Refusal::CommonName(common_name));
+    if request.signer == CLIENT_SIGNER {
+        if organizations.iter().any(|one| one == MASTERS) {
+            return Err(Refusal::Masters);
+        }
+        if organizations.len() > 1 {
+            return Err(Refusal::Organizations(organizations));
+        }
+    } else {
+        check_node(&organizations, &common_name)?;
     }
-    if !allowed_usages(
-        request.usages,
-        if serving {
-            "server auth"
-        } else {
-            "client auth"
-        },
-    ) {
+    if !allowed_usages(request, own_usage) {
         return Err(Refusal::Usages(request.usages.to_vec()));
     }
 
@@ -243,22 +258,34 @@ fn check(request: &SigningRequest<'_>) -> Result<Checked, Refusal> {
             }
         }
     }
-    match (serving, names.is_empty() && addresses.is_empty()) {
-        (true, true) => Err(Refusal::NoNames),
-        (false, false) => Err(Refusal::NamesNotAllowed),
+    match (request.signer, names.is_empty() && addresses.is_empty()) {
+        (KUBELET_SERVING_SIGNER, true) => Err(Refusal::NoNames),
+        (KUBELET_CLIENT_SIGNER, false) => Err(Refusal::NamesNotAllowed),
         _ => Ok(Checked {
             request: params,
             common_name,
+            organization: organizations.into_iter().next(),
             names,
             addresses,
         }),
     }
 }
 
-/// `digital signature` and the signer's own usage, and nothing else but `key encipherment`.
-fn allowed_usages(usages: &[String], own: &str) -> bool {
-    let usages: BTreeSet<&str> = usages.iter().map(String::as_str).collect();
-    usages.contains("digital signature")
+fn check_node(organizations: &[String], common_name: &str) -> Result<(), Refusal> {
+    if organizations != [NODES] {
+        return Err(Refusal::Organization(organizations.to_vec()));
+    }
+    match common_name.strip_prefix(NODE_USER_PREFIX) {
+        None | Some("") => Err(Refusal::CommonName(common_name.to_owned())),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The signer's own usage, and nothing else but `digital signature`, which nodes have to name, and `key encipherment`.
+fn allowed_usages(request: &SigningRequest<'_>, own: &str) -> bool {
+    let usages: BTreeSet<&str> = request.usages.iter().map(String::as_str).collect();
+    let signs = request.signer == CLIENT_SIGNER || usages.contains("digital signature");
+    signs
         && usages.contains(own)
         && usages
             .iter()

@@ -54,7 +54,7 @@ impl Strategy for ConfigMap {
             size += value.0.len();
         }
         if size > MAX_SIZE {
-            errors.push(Path::root().too_long(MAX_SIZE));
+            errors.push(Path::root().key("").too_long(MAX_SIZE));
         }
         if let Some(old) = old.filter(|old| old.immutable == Some(true)) {
             errors.extend(frozen("immutable", self.immutable != Some(true)));

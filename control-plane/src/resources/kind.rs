@@ -211,6 +211,11 @@ impl Kind {
         }
     }
 
+    /// Whether one request may delete all objects, or those that a selector chooses. What holds others is deleted one by one.
+    pub fn deletes_collections(&self) -> bool {
+        !self.has(Subresource::Finalize)
+    }
+
     pub fn has(&self, subresource: Subresource) -> bool {
         self.subresources.contains(&subresource)
     }

@@ -50,6 +50,7 @@ mod statefulset;
 pub mod storageclass;
 pub mod validate;
 mod volumeattachment;
+mod volumeattributesclass;
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
@@ -72,7 +73,10 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     scheduling::v1::PriorityClass,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
+    storage::v1::{
+        CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
+        VolumeAttributesClass,
+    },
 };
 
 pub use decode::{DecodeError, duplicate_fields};
@@ -127,6 +131,7 @@ static KINDS: &[Kind] = &[
     Kind::of::<CSIStorageCapacity>(),
     Kind::of::<StorageClass>(),
     Kind::of::<VolumeAttachment>(),
+    Kind::of::<VolumeAttributesClass>(),
 ];
 
 /// Every kind that is served, the core group first.

@@ -1,5 +1,7 @@
 //! StorageClass: how volumes of a kind are made.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::{Value, json};
 
@@ -65,7 +67,10 @@ impl Strategy for StorageClass {
 
     fn validate(&self, old: Option<&Self>) -> Vec<FieldError> {
         let mut errors = provisioner(&Path::new("provisioner"), &self.provisioner);
-        errors.extend(parameters(self));
+        errors.extend(parameters(
+            &Path::new("parameters"),
+            self.parameters.as_ref(),
+        ));
         errors.extend(one_of(
             &Path::new("reclaimPolicy"),
             self.reclaim_policy.as_deref(),
@@ -106,15 +111,17 @@ pub(super) fn provisioner(path: &Path, name: &str) -> Vec<FieldError> {
     }
 }
 
-fn parameters(class: &StorageClass) -> Vec<FieldError> {
-    let path = Path::new("parameters");
-    let parameters = class.parameters.iter().flatten();
-    if class.parameters.as_ref().map_or(0, |all| all.len()) > MAX_PARAMETERS {
+/// What is wrong with what a class tells the driver of its volumes.
+pub(super) fn parameters(
+    path: &Path,
+    parameters: Option<&BTreeMap<String, String>>,
+) -> Vec<FieldError> {
+    if parameters.map_or(0, BTreeMap::len) > MAX_PARAMETERS {
         return vec![path.too_long(MAX_PARAMETERS)];
     }
     let mut errors = Vec::new();
     let mut size = 0;
-    for (key, value) in parameters {
+    for (key, value) in parameters.into_iter().flatten() {
         if key.is_empty() {
             errors.push(path.invalid("", "field can not be empty."));
         }

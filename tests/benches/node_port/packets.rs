@@ -4,9 +4,10 @@
 //!   node ── up0     client, backend and service are behind it: whatever is translated becomes what it was
 //! ```
 //!
-//! A program that changes its packet finds the changed one at the next run, so addresses are chosen to change into themselves:
-//! the backend has the service's address and port, the node's packets have the client's. All work is done all the same. By
-//! XDP a packet loses a hop at each run, so it has many. Beside each figure is that of a program which does nothing.
+//! A program that changes its packet finds the changed one at the next run, so addresses are chosen to change into
+//! themselves: the backend has the service's address and port, the node's packets have the client's. All work is done
+//! all the same, but for the checksum of ports, which costs where one changes. By XDP a packet loses a hop at each
+//! run, so it has many. Beside each figure is that of a program which does nothing.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

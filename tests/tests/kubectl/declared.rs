@@ -1,7 +1,10 @@
 //! Commands of those who keep their objects in files: diff, replace, and apply with its variants.
 
+use kernelet_tests::command::{command, output};
 use kernelet_tests::host;
+use kernelet_tests::scenario::eventually;
 
+use crate::changing::REPAIR;
 use crate::client::Client;
 
 fn map(name: &str, value: &str) -> String {
@@ -39,6 +42,55 @@ pub fn diff_and_replace_compare_with_what_is_there(client: &Client) {
     let forced = format!("apply --server-side --field-manager=me --force-conflicts -f {path}");
     assert_eq!(client.says(&forced), "configmap/one serverside-applied\n");
     assert_eq!(client.get("configmap one")["data"]["key"], "mine");
+}
+
+pub fn apply_goes_over_to_the_server(client: &Client) {
+    client.fed("apply -f -", &map("moved", "before"));
+    let said = client.fed("apply --server-side -f -", &map("moved", "after"));
+    assert_eq!(said, "configmap/moved serverside-applied\n");
+    assert_eq!(client.get("configmap moved")["data"]["key"], "after");
+    client.says("delete configmap moved");
+}
+
+pub fn certificates_are_signed_when_somebody_approves(client: &Client) {
+    let (key, pem) = (client.file("jane.key"), client.file("jane.csr"));
+    let line = "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=jane/O=devs";
+    let mut openssl = command(&format!("openssl {line}"));
+    output(openssl.arg("-keyout").arg(&key).arg("-out").arg(&pem)).unwrap();
+    let encoded = output(command("base64 -w0").arg(&pem)).unwrap();
+    let name = format!("jane-{}", client.namespace);
+    let request = serde_json::json!({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name},
+        "spec": {
+            "request": encoded.trim(), "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"],
+        },
+    });
+    client.fed("create -f -", &request.to_string());
+    client.says(&format!("certificate approve {name}"));
+    let certificate = eventually("it is signed", REPAIR, || {
+        let path = "jsonpath={.status.certificate}";
+        let encoded = client.says(&format!("get csr {name} -o {path}"));
+        if encoded.is_empty() {
+            Err("no".to_owned())
+        } else {
+            Ok(encoded)
+        }
+    });
+    let file = client.file("jane.crt");
+    host::write(client.file("encoded"), certificate).unwrap();
+    let decoded = output(command("base64 -d").arg(client.file("encoded"))).unwrap();
+    host::write(&file, decoded).unwrap();
+    let login = format!(
+        "--client-certificate={} --client-key={}",
+        file.display(),
+        key.display()
+    );
+    let refused = client.refuses(&format!("{login} get pods"));
+    assert!(refused.contains("User \"jane\" cannot list"), "{refused}");
+    client.says("create rolebinding devs --clusterrole=view --group=devs");
+    client.says(&format!("{login} get configmaps"));
+    client.says(&format!("delete csr/{name}"));
+    client.says("delete rolebinding/devs");
 }
 
 /// Debian's kubectl asks for kinds that were only ever beta then.

@@ -5,8 +5,10 @@
 mod changing;
 mod client;
 mod declared;
+mod helm;
 mod looking;
 mod python;
+mod readme;
 mod running;
 mod streams;
 
@@ -20,6 +22,7 @@ fn every_command_does_what_its_user_expects_without_odd_words() {
     let Some(scenario) = Scenario::begin(Spec::scenario("kk1", 130, 2)) else {
         return;
     };
+    readme::tour(&scenario);
     let stock = Client::new(&scenario, "kubectl", "present");
     let debian = Client::new(&scenario, debian(), "debian");
     for client in [&stock, &debian] {
@@ -35,6 +38,7 @@ fn every_command_does_what_its_user_expects_without_odd_words() {
         changing::rollouts_go_forth_and_back(client);
         declared::diff_and_replace_compare_with_what_is_there(client);
         declared::set_changes_one_thing(client);
+        declared::apply_goes_over_to_the_server(client);
         running::create_then_wait_then_logs(client);
         running::watch_shows_changes_as_they_happen(client);
         running::delete_waits_for_finalizers_and_takes_what_is_owned(client);
@@ -42,8 +46,11 @@ fn every_command_does_what_its_user_expects_without_odd_words() {
     }
     stock.begin();
     declared::apply_prunes_what_is_in_no_file_any_more(&stock);
+    declared::certificates_are_signed_when_somebody_approves(&stock);
     stock.end();
     looking::at_events_and_schemas(&stock);
+    helm::keeps_a_release(&stock);
+    readme::a_node_is_removed(&scenario);
 }
 
 #[test]

@@ -6,7 +6,9 @@
 mod traffic;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Child;
 use std::time::Duration;
 
 use kernelet_tests::command::{output, run};
@@ -24,7 +26,7 @@ const CLIENT: u8 = 100;
 const NODE_PORT: u16 = 30_080;
 /// The same, of the service whose backends' nodes answer themselves.
 const DIRECT_PORT: u16 = 30_081;
-/// The node that is cut off.
+/// The node that is cut off. It is beyond a router, so others reach its pods through the tunnel.
 const CUT: &str = "worker-3";
 /// How long something may take before the scenario calls it broken.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -127,7 +129,7 @@ fn all_announcers(scenario: &Scenario, asked: &[&str]) -> Result<Vec<String>, St
     Ok(all)
 }
 
-/// At the node that clients dial, what is handed on has no row that answers could come back by; at the backend's node they
+/// At the node that clients dial, what is handed on to another on its link has no row that answers could come back by; at the backend's node they
 /// are a client's.
 fn far_backends_see_their_client(scenario: &Scenario, ingress: &str) {
     let client = format!("172.30.{SUBNET}.{CLIENT}:");
@@ -151,16 +153,66 @@ fn far_backends_see_their_client(scenario: &Scenario, ingress: &str) {
             "{port}: {handed:?}"
         );
     }
-    let others = ["worker-1", "worker-2", CUT]
-        .into_iter()
-        .filter(|node| *node != ingress);
-    for node in others {
+    let to = format!("{}:{DIRECT_PORT}", scenario.node(ingress).unwrap().address);
+    for node in ["worker-1", "worker-2", CUT] {
         let seen = direct(node);
-        let to = format!("{}:{DIRECT_PORT}", scenario.node(ingress).unwrap().address);
-        assert!(
-            seen.iter().any(|(key, _)| key.ends_with(&to)),
-            "{node}: {seen:?}"
-        );
+        let is_seen = seen.iter().any(|(key, _)| key.ends_with(&to));
+        // Through the tunnel nothing is handed on as it is.
+        assert_eq!(is_seen, node != CUT, "{node}: {seen:?}");
+    }
+}
+
+/// Whoever watches flows at the node that clients dial sees them come, with their addresses, and go.
+fn flows_are_seen(scenario: &Scenario, ingress: &str) {
+    let file = scenario.spec.directory.join("flows.json");
+    let mut watch = Cluster::kernelet(scenario, scenario.node(ingress).unwrap());
+    let watch = watch
+        .args(["flow", "watch", "-o", "json"])
+        .stdout(File::create(&file).unwrap())
+        .spawn();
+    let _watch = Watch(watch.unwrap());
+    let clients = [
+        format!("172.30.{SUBNET}.{CLIENT}:"),
+        format!("[fd72:30:{SUBNET:x}::"),
+    ];
+    let mut wanted = BTreeSet::new();
+    for client in &clients {
+        for service in ["default/at-nodes", "default/balanced", "default/direct"] {
+            for verdict in ["opened", "closed"] {
+                wanted.insert((client.as_str(), service, verdict));
+            }
+        }
+    }
+    eventually("every kind of flow is seen", PATIENCE, || {
+        let text = std::fs::read_to_string(&file).unwrap();
+        // The last line may be half written.
+        let flows = text.lines().filter_map(|it| serde_json::from_str(it).ok());
+        for flow in flows.collect::<Vec<Value>>() {
+            wanted.retain(|(client, service, verdict)| {
+                let carried = |field: &str| flow[field].as_u64() > Some(0);
+                let is_it = flow["verdict"] == *verdict
+                    && flow["service"] == *service
+                    && flow["client"]
+                        .as_str()
+                        .is_some_and(|it| it.starts_with(client))
+                    && flow["backend_pod"]
+                        .as_str()
+                        .is_some_and(|it| it.starts_with("default/backend-"))
+                    && (*verdict == "opened" || carried("bytes_sent"));
+                !is_it
+            });
+        }
+        wanted.is_empty().then_some(()).ok_or(format!("{wanted:?}"))
+    });
+}
+
+/// It ends with the value.
+struct Watch(Child);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -168,6 +220,7 @@ fn far_backends_see_their_client(scenario: &Scenario, ingress: &str) {
 fn clients_outside_do_not_notice_what_happens_to_agents() {
     let Some(mut scenario) = Scenario::begin(Spec {
         families: Families::Dual,
+        far: 1,
         ..Spec::scenario(PREFIX, SUBNET, 3)
     }) else {
         return;
@@ -219,6 +272,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     traffic.enter("at rest");
     traffic.goes_on("everything is answered", SOME);
     far_backends_see_their_client(&scenario, &ingress);
+    flows_are_seen(&scenario, &ingress);
 
     let back = |scenario: &Scenario| {
         eventually("it announces again", PATIENCE, || {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::abi::UDP;
+use crate::abi::{Side, UDP};
 use crate::nat::REFRESH_NS;
 use crate::nat::testing::*;
 use crate::packet::testing::*;

@@ -25,18 +25,16 @@ pub(super) async fn to_process(mut incoming: Incoming, mut pipe: impl AsyncWrite
 
 /// Sends what the process writes until it ends that. Without a client it is read all the same, so that the process does
 /// not wait for somebody who has gone.
-pub(super) async fn to_client(
-    mut pipe: impl AsyncRead + Unpin,
-    channel: Channel,
-    moved: &AtomicU64,
-) {
+pub(super) async fn to_client(mut pipe: impl AsyncRead + Unpin, channel: Channel, moved: &Moved) {
     let mut bytes = BytesMut::new();
     loop {
         bytes.reserve(PIECE);
         match pipe.read_buf(&mut bytes).await {
             Ok(1..) => {
+                moved.waiting.fetch_add(1, Ordering::Relaxed);
                 let _ = channel.send(bytes.split().freeze()).await;
-                moved.fetch_add(1, Ordering::Relaxed);
+                moved.pieces.fetch_add(1, Ordering::Relaxed);
+                moved.waiting.fetch_sub(1, Ordering::Relaxed);
             }
             Ok(0) | Err(_) => break,
         }
@@ -44,13 +42,21 @@ pub(super) async fn to_client(
     channel.end().await;
 }
 
-/// Returns when nothing has moved for a while.
-pub(super) async fn quiet(moved: &AtomicU64) {
-    let mut before = moved.load(Ordering::Relaxed);
+/// What has gone to a client, of one or two pipes.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    pieces: AtomicU64,
+    /// Pieces that the client has not taken yet.
+    waiting: AtomicU64,
+}
+
+/// Returns when the process has written nothing for a while. A client that reads slowly is waited for.
+pub(super) async fn quiet(moved: &Moved) {
+    let mut before = moved.pieces.load(Ordering::Relaxed);
     loop {
         tokio::time::sleep(QUIET).await;
-        let now = moved.load(Ordering::Relaxed);
-        if now == before {
+        let now = moved.pieces.load(Ordering::Relaxed);
+        if now == before && moved.waiting.load(Ordering::Relaxed) == 0 {
             return;
         }
         before = now;

@@ -1,11 +1,10 @@
 //! A command in a container, with a client's streams.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::BytesMut;
 
-use super::copy::{quiet, sizes, to_client, to_process};
+use super::copy::{Moved, quiet, sizes, to_client, to_process};
 use super::remote::{Asked, Remote};
 use super::status::Ending;
 use super::{Channel, Incoming};
@@ -44,7 +43,7 @@ async fn serve(
     streams: Streams,
     remote: &mut Remote,
 ) -> Result<i32, RuntimeError> {
-    let moved = AtomicU64::new(0);
+    let moved = Moved::default();
     let output = |pipe, channel: &Option<Channel>| {
         let (channel, moved) = (channel.clone(), &moved);
         async move {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::negotiate::Upgrade;
@@ -142,23 +142,33 @@ async fn forward(pair: Pair, network: Network, pod: String) {
 
 /// Connects to a port of the pod, where its own processes would.
 async fn connect(network: Network, port: u16) -> io::Result<TcpStream> {
-    let dial = tokio::task::spawn_blocking(move || match network {
-        Network::Host => dial(port),
-        Network::Namespace(path) => namespaces::within(Namespace::Net, &path, move || dial(port))
-            .unwrap_or_else(|error| Err(io::Error::other(error))),
+    // Where a socket is made it stays; that it connects holds up no thread.
+    let sockets = || (TcpSocket::new_v4(), TcpSocket::new_v6());
+    let made = tokio::task::spawn_blocking(move || match network {
+        Network::Host => Ok(sockets()),
+        Network::Namespace(path) => namespaces::within(Namespace::Net, &path, sockets),
     });
-    let stream = dial.await.map_err(io::Error::other)??;
-    stream.set_nonblocking(true)?;
+    let (v4, v6) = made
+        .await
+        .map_err(io::Error::other)?
+        .map_err(io::Error::other)?;
+    let stream = match dial(v4, (Ipv4Addr::LOCALHOST, port).into()).await {
+        Ok(stream) => stream,
+        // What listens on IPv6 alone; where nothing does, the first refusal is the one to tell.
+        Err(refused) => {
+            let second = dial(v6, (Ipv6Addr::LOCALHOST, port).into()).await;
+            second.map_err(|_| refused)?
+        }
+    };
     stream.set_nodelay(true)?;
-    TcpStream::from_std(stream)
+    Ok(stream)
 }
 
-fn dial(port: u16) -> io::Result<std::net::TcpStream> {
-    let connect = |address: SocketAddr| std::net::TcpStream::connect_timeout(&address, CONNECT);
-    connect((Ipv4Addr::LOCALHOST, port).into()).or_else(|refused| {
-        // What listens on IPv6 alone; where nothing does, the first refusal is the one to tell.
-        connect((Ipv6Addr::LOCALHOST, port).into()).map_err(|_| refused)
-    })
+async fn dial(socket: io::Result<TcpSocket>, address: SocketAddr) -> io::Result<TcpStream> {
+    let connected = tokio::time::timeout(CONNECT, socket?.connect(address));
+    connected
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Until both directions have ended, or the port has gone.

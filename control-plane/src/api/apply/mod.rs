@@ -12,6 +12,7 @@
 mod fields;
 mod managers;
 mod typed;
+mod upgrade;
 
 use serde_json::{Map, Value};
 
@@ -158,7 +159,9 @@ pub fn apply(
     let mut merged = typed::merge(live, &only(config, writer.part), shape)?;
     let mut changed = typed::difference(live, &merged, shape).set;
     Part::Whole.restrict(&mut changed);
-    let conflicts = conflicts(&owners, manager, &changed);
+    let mut disputed = changed.clone();
+    disputed.remove(&upgrade::own_before(live, manager, shape));
+    let conflicts = conflicts(&owners, manager, &disputed);
     if !force && !conflicts.is_empty() {
         return Err(ApplyError::Conflicts(conflicts));
     }
@@ -177,6 +180,7 @@ pub fn apply(
     }
     owners.set(manager, set, writer.now);
     write(&mut merged, &owners);
+    upgrade::note(live, config, manager, &mut merged);
     Ok(merged)
 }
 

@@ -379,3 +379,58 @@ proptest! {
         }
     }
 }
+
+/// As `kubectl apply` leaves an object that it applied by itself.
+fn applied_by_client(replicas: i64, paused: bool) -> Value {
+    let config = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": replicas, "paused": paused},
+    });
+    let mut object = config.clone();
+    object["metadata"]["annotations"] =
+        json!({"kubectl.kubernetes.io/last-applied-configuration": format!("{config}\n")});
+    updated(None, "kubectl-client-side-apply", object)
+}
+
+#[test]
+fn kubectl_goes_over_to_the_server_without_conflicts_with_itself() {
+    let live = applied_by_client(1, true);
+    let config = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": 2, "paused": false},
+    });
+    let refused = applied(&live, "another", config.clone(), false).unwrap_err();
+    assert!(matches!(refused, ApplyError::Conflicts(all) if all.len() == 2));
+
+    let next = applied(&live, "kubectl", config.clone(), false).unwrap();
+    assert_eq!(next["spec"], config["spec"]);
+    let noted =
+        &next["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"];
+    let noted: Value = serde_json::from_str(noted.as_str().unwrap()).unwrap();
+    assert_eq!(
+        noted, config,
+        "the next client-side apply compares with this"
+    );
+
+    // What somebody else has changed since is theirs.
+    let mut scaled = live.clone();
+    scaled["spec"]["replicas"] = 5.into();
+    let scaled = updated(Some(&live), "scaler", scaled);
+    let refused = applied(&scaled, "kubectl", config, false).unwrap_err();
+    let ApplyError::Conflicts(conflicts) = refused else {
+        panic!("{refused}");
+    };
+    let fields: Vec<_> = conflicts.iter().map(|one| &*one.field).collect();
+    assert_eq!(fields, [".spec.replicas"]);
+}
+
+#[test]
+fn an_object_without_the_annotation_does_not_get_it() {
+    let live = updated(
+        None,
+        "else",
+        json!({"metadata": {"name": "web"}, "spec": {"replicas": 1}}),
+    );
+    let next = applied(&live, "kubectl", json!({"spec": {"replicas": 1}}), false).unwrap();
+    assert_eq!(next["metadata"]["annotations"], Value::Null);
+}

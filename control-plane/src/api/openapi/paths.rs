@@ -251,15 +251,15 @@ impl Paths {
             let bindings = format!("{root}/namespaces/{{namespace}}/bindings");
             self.of_form(bindings, &form::BINDING);
         }
-        self.add(
-            collection,
-            &about,
-            &[
-                operation("get", "list", LIST, None, list),
-                operation("post", "post", WRITE, Some(own), own),
-                operation("delete", "deletecollection", DELETE, Some(options), list),
-            ],
-        );
+        let mut operations = vec![
+            operation("get", "list", LIST, None, list),
+            operation("post", "post", WRITE, Some(own), own),
+        ];
+        if kind.deletes_collections() {
+            let delete = operation("delete", "deletecollection", DELETE, Some(options), list);
+            operations.push(delete);
+        }
+        self.add(collection, &about, &operations);
     }
 
     fn of_subresource(&mut self, kind: &Kind, subresource: Subresource, object: &str) {

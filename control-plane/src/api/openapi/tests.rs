@@ -218,7 +218,8 @@ fn everything_that_discovery_lists_is_described() {
             let item = &document["paths"][&path];
             for verb in resource["verbs"].as_array().unwrap() {
                 let verb = verb.as_str().unwrap();
-                let on_object = sub.is_empty() && matches!(verb, "get" | "update" | "patch");
+                let on_object =
+                    sub.is_empty() && matches!(verb, "get" | "update" | "patch" | "delete");
                 let item = if on_object {
                     &document["paths"][format!("{path}/{{name}}")]
                 } else {

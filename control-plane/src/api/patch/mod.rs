@@ -114,6 +114,9 @@ fn json(object: &Value, patch: &Value) -> Result<Value, PatchError> {
                 return Err(PatchError::TooMuchCopied { index });
             }
         }
+        if is_absent_as_asked(&patched, operation) {
+            continue;
+        }
         // What a failed operation leaves behind is dropped.
         json_patch::patch_unsafe(&mut patched, std::slice::from_ref(operation)).map_err(
             |error| PatchError::NotApplicable {
@@ -124,6 +127,21 @@ fn json(object: &Value, patch: &Value) -> Result<Value, PatchError> {
         )?;
     }
     Ok(patched)
+}
+
+/// Whether an operation tests for null what an object does not have. Upstream lets that pass, and clients ask so whether a
+/// list is there before they begin one.
+fn is_absent_as_asked(object: &Value, operation: &PatchOperation) -> bool {
+    let PatchOperation::Test(test) = operation else {
+        return false;
+    };
+    let within = test
+        .path
+        .parent()
+        .and_then(|parent| object.pointer(parent.as_str()));
+    test.value.is_null()
+        && within.is_some_and(Value::is_object)
+        && object.pointer(test.path.as_str()).is_none()
 }
 
 /// Bytes of JSON.
@@ -173,6 +191,27 @@ mod tests {
         )
         .unwrap_err();
         assert!(error.is_unprocessable());
+    }
+
+    #[test]
+    fn what_is_not_there_is_null_to_a_test() {
+        let test = |path: &str, value: Value| json!({ "op": "test", "path": path, "value": value });
+        let object = json!({ "metadata": { "name": "a" }, "list": [] });
+        let begin = json!({ "op": "add", "path": "/metadata/finalizers", "value": ["a/b"] });
+        let patched = json_patch(
+            object.clone(),
+            json!([test("/metadata/finalizers", Value::Null), begin]),
+        );
+        assert_eq!(patched.unwrap()["metadata"]["finalizers"], json!(["a/b"]));
+        for refused in [
+            test("/metadata/name", Value::Null),
+            test("/metadata/finalizers", json!([])),
+            test("/spec/replicas", Value::Null),
+            test("/list/0", Value::Null),
+        ] {
+            let refused = json_patch(object.clone(), json!([refused]));
+            assert!(refused.unwrap_err().is_unprocessable());
+        }
     }
 
     #[test]

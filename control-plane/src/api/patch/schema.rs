@@ -553,6 +553,10 @@ static VOLUME_ATTACHMENT: Type = Type {
     name: "io.k8s.api.storage.v1.VolumeAttachment",
     fields: &[METADATA],
 };
+static VOLUME_ATTRIBUTES_CLASS: Type = Type {
+    name: "io.k8s.api.storage.v1.VolumeAttributesClass",
+    fields: &[METADATA],
+};
 
 static ROLE: Type = Type {
     name: "io.k8s.api.rbac.v1.Role",
@@ -633,6 +637,7 @@ static TYPES: &[&Type] = &[
     &CSI_STORAGE_CAPACITY,
     &STORAGE_CLASS,
     &VOLUME_ATTACHMENT,
+    &VOLUME_ATTRIBUTES_CLASS,
     &ROLE,
     &ROLE_BINDING,
     &CLUSTER_ROLE,

@@ -55,6 +55,10 @@ fn examples() -> Vec<(&'static str, Value)> {
             "/apis/storage.k8s.io/v1/storageclasses",
             json!({"provisioner": "example.com/csi"}),
         ),
+        (
+            "/apis/storage.k8s.io/v1/volumeattributesclasses",
+            json!({"driverName": "example.com", "parameters": {"iops": "4000"}}),
+        ),
         ("/apis/storage.k8s.io/v1/csidrivers", json!({"spec": {}})),
         (
             "/apis/storage.k8s.io/v1/csinodes",

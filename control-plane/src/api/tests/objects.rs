@@ -87,7 +87,7 @@ async fn generated_names_and_dry_runs() {
         f.call("POST", &format!("{MAPS}?dryRun=Some"), map("d"))
             .await
             .code,
-        400
+        422
     );
 }
 
@@ -258,4 +258,80 @@ async fn applying_makes_an_object_changes_it_and_names_conflicts() {
         message.ends_with("field not declared in schema"),
         "{message}"
     );
+}
+
+#[tokio::test]
+async fn what_upstream_refuses_is_refused_in_its_words() {
+    let f = Fixture::new().await;
+    f.call("POST", MAPS, map("a")).await;
+    for (method, uri, body, code, message) in [
+        (
+            "POST",
+            format!("{MAPS}?dryRun=Some"),
+            map("d"),
+            422,
+            "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"Some\": supported values: \"All\"",
+        ),
+        (
+            "PUT",
+            format!("{MAPS}/a?fieldValidation=Some"),
+            map("a"),
+            422,
+            "UpdateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: \"Some\": supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"",
+        ),
+        (
+            "DELETE",
+            format!("{MAPS}/a"),
+            json!({"propagationPolicy": "Orphan", "orphanDependents": true}),
+            422,
+            "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Invalid value: \"Orphan\": orphanDependents and deletionPropagation cannot be both set",
+        ),
+        (
+            "DELETE",
+            "/api/v1/namespaces".to_owned(),
+            Value::Null,
+            405,
+            "the server does not allow this method on the requested resource",
+        ),
+    ] {
+        let answer = f.call(method, &uri, body).await;
+        assert_eq!((answer.code, answer.message()), (code, message), "{uri}");
+    }
+    let discovered = f.get("/api/v1").await.body;
+    let mut resources = discovered["resources"]
+        .as_array()
+        .expect("resources")
+        .iter();
+    let namespaces = resources
+        .find(|one| one["name"] == "namespaces")
+        .expect("namespaces");
+    let verbs = namespaces["verbs"].as_array().expect("verbs");
+    assert!(!verbs.contains(&json!("deletecollection")), "{verbs:?}");
+}
+
+#[tokio::test]
+async fn a_scale_is_shown_as_a_table_to_who_asks_for_one() {
+    let f = Fixture::new().await;
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+    let deployment = json!({
+        "metadata": {"name": "web"},
+        "spec": {"replicas": 3, "selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+        }},
+    });
+    let uri = "/apis/apps/v1/namespaces/default/deployments";
+    assert_eq!(f.call("POST", uri, deployment).await.code, 201);
+    let request = Request::builder()
+        .uri(format!("{uri}/web/scale"))
+        .header(header::ACCEPT, table);
+    let response = f.send(admin(), request, Vec::new()).await;
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .expect("a body")
+        .to_bytes();
+    let shown: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(shown["kind"], "Table");
+    assert_eq!(shown["rows"][0]["cells"][1], 3);
 }

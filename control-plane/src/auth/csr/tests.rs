@@ -159,3 +159,54 @@ fn a_node_gets_no_certificate_for_what_is_another_ones() {
         assert!(ask("w1", hosts, true).is_ok());
     }
 }
+
+#[test]
+fn a_client_gets_the_certificate_that_somebody_approved() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = PkiConfig {
+        data_dir: directory.path().into(),
+        advertise: [192, 0, 2, 1].into(),
+        port: 6443,
+        cluster_domain: "cluster.local".to_owned(),
+        hostname: "host".to_owned(),
+    };
+    let now = SystemTime::now();
+    let pki = super::super::pki::Pki::open(&config, now).unwrap();
+    let client = ["client auth".to_owned()];
+    let request = |pem| SigningRequest {
+        pem,
+        signer: CLIENT_SIGNER,
+        usages: &client,
+        expiration_seconds: Some(3600),
+    };
+    let jane = csr("jane", &["devs"], &[]);
+    let signed = sign_csr(&pki.ca, &request(&jane), now).unwrap();
+    let (_, found) = x509_parser::pem::parse_x509_pem(signed.as_bytes()).unwrap();
+    let found = found.parse_x509().unwrap();
+    assert_eq!(common_name(found.subject()).as_deref(), Some("jane"));
+    assert_eq!(organizations(found.subject()), ["devs"]);
+    let usages = found.extended_key_usage().unwrap().unwrap().value;
+    assert!(usages.client_auth && !usages.server_auth);
+
+    // Nobody has it without a person, and nobody becomes an administrator by it.
+    let names = Names {
+        own: &[],
+        others: &[],
+        reserved: &Reserved::default(),
+    };
+    let node = csr("system:node:w1", &[NODES], &[]);
+    let user = User::authenticated("system:node:w1", [NODES.to_owned()]);
+    assert!(approve(&request(&node), &user, &names).is_err());
+    let admin = csr("jane", &[MASTERS], &[]);
+    assert!(asks_for_masters(&request(&admin)) && !asks_for_masters(&request(&jane)));
+    assert!(sign_csr(&pki.ca, &request(&admin), now).is_err());
+    let server = ["server auth".to_owned(), "client auth".to_owned()];
+    let serving = SigningRequest {
+        usages: &server,
+        ..request(&jane)
+    };
+    assert!(matches!(
+        sign_csr(&pki.ca, &serving, now),
+        Err(Refusal::Usages(_))
+    ));
+}

@@ -10,7 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::auth::csr::{
-    KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, Names, Refusal, SigningRequest, approve,
+    CLIENT_SIGNER, KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, Names, Refusal, SigningRequest,
+    approve,
 };
 use crate::auth::{BOOTSTRAPPERS, SAME_MACHINE, User};
 
@@ -71,12 +72,15 @@ pub(super) fn decide(csr: &CertificateSigningRequest, names: &Names<'_>, now: Ti
     if signed || has("Denied") || has("Failed") {
         return kept(KEEP_DECIDED);
     }
-    // Other signers' requests are for a person or another program.
-    if ![KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER].contains(&csr.spec.signer_name.as_str()) {
-        return kept(KEEP_PENDING);
-    }
-    if has("Approved") {
+    let kubelets = [KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER];
+    let signer = csr.spec.signer_name.as_str();
+    let signs = signer == CLIENT_SIGNER || kubelets.contains(&signer);
+    if has("Approved") && signs {
         return Step::Sign;
+    }
+    // Other signers' requests are for a person or another program.
+    if !kubelets.contains(&signer) {
+        return kept(KEEP_PENDING);
     }
     let groups = csr.spec.groups.clone().unwrap_or_default();
     let extra = csr.spec.extra.as_ref();
@@ -231,5 +235,14 @@ mod tests {
     fn other_signers_are_left_alone() {
         let other = csr("example.com/mine", "jane", &[], "-----BEGIN".into());
         assert_eq!(judge(&other, &[], at(1000)), Step::Wait(KEEP_PENDING));
+    }
+
+    #[test]
+    fn a_clients_request_is_signed_once_a_person_has_approved_it() {
+        let mut request = csr(CLIENT_SIGNER, "jane", &[], pem("w1", &[]));
+        assert_eq!(judge(&request, &[], at(1000)), Step::Wait(KEEP_PENDING));
+        let approved = condition("Approved", "KubectlApprove", String::new(), at(1000));
+        request.status.get_or_insert_default().conditions = Some(vec![approved]);
+        assert_eq!(judge(&request, &[], at(1000)), Step::Sign);
     }
 }

@@ -1,4 +1,5 @@
-//! CertificateSigningRequests of nodes: approved or denied by the signers' rules, signed, and removed when old.
+//! CertificateSigningRequests: nodes' are approved or denied by the signers' rules; what is approved is signed, and old ones
+//! are removed.
 
 mod decide;
 
