@@ -79,9 +79,8 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         working_dir: container.working_dir.clone(),
         mounts: mounts(pod, container, attempt, &env, paths)?,
         namespaces: NamespacePaths {
-            pid: target_pid
-                .or(pod.spec().host_pid.unwrap_or(false).then_some(1))
-                .map(|pid| format!("/proc/{pid}/ns/pid").into()),
+            host_pid: pod.spec().host_pid.unwrap_or(false),
+            pid: target_pid.map(|pid| format!("/proc/{pid}/ns/pid").into()),
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),

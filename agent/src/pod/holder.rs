@@ -104,6 +104,7 @@ pub(super) fn config(
         env: Vec::new(),
         working_dir: None,
         namespaces: NamespacePaths {
+            host_pid: false,
             pid: None,
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),

@@ -379,6 +379,8 @@ pub enum Propagation {
 /// Namespaces that the container joins; without a path it has the node's, and a process namespace of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespacePaths {
+    /// It sees the node's processes.
+    pub host_pid: bool,
     pub pid: Option<PathBuf>,
     pub net: Option<PathBuf>,
     pub ipc: Option<PathBuf>,

@@ -427,11 +427,13 @@ fn namespaces(config: &ContainerConfig, host: &Host) -> Result<Vec<LinuxNamespac
             .build()
     };
     let paths = &config.namespaces;
-    let pid = match &paths.pid {
-        Some(path) => join(LinuxNamespaceType::Pid, path)?,
-        None => new(LinuxNamespaceType::Pid)?,
-    };
-    let mut list = vec![pid, new(LinuxNamespaceType::Mount)?];
+    let mut list = vec![new(LinuxNamespaceType::Mount)?];
+    match &paths.pid {
+        // runc cannot join the one that it is in.
+        _ if paths.host_pid => {}
+        Some(path) => list.push(join(LinuxNamespaceType::Pid, path)?),
+        None => list.push(new(LinuxNamespaceType::Pid)?),
+    }
     for (kind, path) in [
         (LinuxNamespaceType::Network, &paths.net),
         (LinuxNamespaceType::Ipc, &paths.ipc),
