@@ -74,7 +74,7 @@ impl Containerd {
     pub async fn end_orphans(&self) {
         let orphans = process::orphans(&self.scratch);
         let ends = orphans.iter().map(async |process| {
-            if let Err(status) = process::end(&self.channel, process).await {
+            if let Err(status) = process::end(&self.channel, &self.scratch, process).await {
                 let container = &process.container;
                 tracing::warn!(%status, "a command is left in container {container}");
             }

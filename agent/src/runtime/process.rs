@@ -1,7 +1,8 @@
 //! Commands with streams, in a container: their pipes are named ones, of which containerd's shim opens the other ends.
 
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use containerd_client::services::v1::tasks_client::TasksClient;
@@ -108,6 +109,25 @@ impl Pipes {
     /// What the process reads.
     pub(super) fn stdin(&self) -> PathBuf {
         self.directory.join("stdin")
+    }
+
+    /// Opens all that there are, both ways. A shim that starts a process waits, with its container locked, until somebody has
+    /// the other sides open.
+    fn hold(&self) -> Vec<File> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten();
+        let pipes = entries.flatten().filter(|entry| {
+            let kind = entry.file_type();
+            kind.is_ok_and(|kind| kind.is_fifo())
+        });
+        pipes
+            .filter_map(|pipe| {
+                File::options()
+                    .read(true)
+                    .write(true)
+                    .open(pipe.path())
+                    .ok()
+            })
+            .collect()
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
@@ -278,7 +298,12 @@ pub(super) async fn signal(
 }
 
 /// Kills a command and waits for its end: only what has ended can be removed.
-pub(super) async fn end(channel: &Channel, process: &Process) -> Result<(), Status> {
+pub(super) async fn end(
+    channel: &Channel,
+    scratch: &Path,
+    process: &Process,
+) -> Result<(), Status> {
+    let _held = Pipes::new(scratch, &process.exec).hold();
     signal(channel, process, libc::SIGKILL).await?;
     let message = GetRequest {
         container_id: process.container.clone(),
