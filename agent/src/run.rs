@@ -192,7 +192,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let runtime = Containerd::new(&config.containerd, Host::probe(), &logger, &scratch);
     runtime.version().await?;
     runtime.resume_logs();
-    runtime.end_orphans().await;
+    tokio::spawn(runtime.end_orphans());
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     let fresh = !config.bpf_dir.exists();
 

@@ -71,16 +71,20 @@ impl Containerd {
     }
 
     /// Ends the commands that an earlier agent ran, for clients, probes or hooks: nobody waits for them.
-    pub async fn end_orphans(&self) {
-        let orphans = process::orphans(&self.scratch);
-        let ends = orphans.iter().map(async |process| {
-            if let Err(status) = process::end(&self.channel, &self.scratch, process).await {
-                let container = &process.container;
-                tracing::warn!(%status, "a command is left in container {container}");
-            }
-            process::remove(&self.channel, &self.scratch, process).await;
-        });
-        join_all(ends).await;
+    /// Which those are is known at the call. To end them may take minutes, and other work may go on meanwhile.
+    pub fn end_orphans(&self) -> impl Future<Output = ()> + use<> {
+        let (channel, scratch) = (self.channel.clone(), self.scratch.clone());
+        let orphans = process::orphans(&scratch);
+        async move {
+            let ends = orphans.iter().map(async |process| {
+                if let Err(status) = process::end(&channel, &scratch, process).await {
+                    let container = &process.container;
+                    tracing::warn!(%status, "a command is left in container {container}");
+                }
+                process::remove(&channel, &scratch, process).await;
+            });
+            join_all(ends).await;
+        }
     }
 
     /// Has the logs written on whose writers have ended with an earlier agent.
