@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::admission::is_shortage;
 use crate::housekeeping::eviction::Pressures;
 
 /// Pods whose demands wait for the manager.
@@ -47,7 +48,7 @@ pub enum Demand {
 
 /// Whether this is the reason of a pod that had to go.
 pub(super) fn is_eviction(reason: &str) -> bool {
-    [EVICTED, TERMINATED, NODE_SHUTDOWN, SYSCTL_FORBIDDEN].contains(&reason)
+    [EVICTED, TERMINATED, NODE_SHUTDOWN, SYSCTL_FORBIDDEN].contains(&reason) || is_shortage(reason)
 }
 
 /// Asks workers.

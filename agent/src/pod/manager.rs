@@ -15,6 +15,7 @@ use kube::{Api, Client};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
+use super::admission::Taken;
 use super::archives;
 use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN, SYSCTL_FORBIDDEN};
 use super::events::Events;
@@ -24,7 +25,7 @@ use super::paths::is_plain_name;
 use super::pull;
 use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{CONFIG_SOURCE, DEFAULT_GRACE, PodView};
-use super::static_pods;
+use super::static_pods::{self, Found};
 use super::sysctls;
 use super::table::PodTable;
 use super::volumes::Tokens;
@@ -181,11 +182,13 @@ async fn run(
     // Before the API is heard: whose containers are whose has to be known by then.
     let (found, mut statics) = mpsc::channel(1);
     if let Some(directory) = pods.shared.settings.static_pods.clone() {
-        if let Some(read) = static_pods::read(&directory, &node_name) {
-            pods.static_pods(read);
+        let read = static_pods::read(&directory, &node_name, &Found::new());
+        let before = read.clone().unwrap_or_default();
+        if let Some(read) = read {
+            pods.static_pods(read.into_values().collect());
         }
         let (node, period) = (node_name.clone(), pods.shared.settings.file_check);
-        archives.spawn(static_pods::follow(directory, node, period, found));
+        archives.spawn(static_pods::follow(directory, node, period, before, found));
     }
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     let mut changes = watcher(Api::<Pod>::all(client), config)
@@ -228,6 +231,14 @@ async fn adopt(runtime: &dyn Runtime) -> BTreeMap<String, Vec<Container>> {
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// The pod that takes what the node gives to pods. One that is deleted, and is here no longer than it takes to end, has given
+/// its place to another.
+fn holder(order: &Order) -> Option<&Arc<PodView>> {
+    let pod = order.pod.as_ref()?;
+    let is_over = matches!(pod.phase(), Some("Succeeded" | "Failed"));
+    (!is_over && !order.is_rejected && order.vanished_by.is_none()).then_some(pod)
 }
 
 impl Pods {
@@ -290,18 +301,9 @@ impl Pods {
         if !self.is_new(pod) {
             return false;
         }
-        let holds = |order: &Order| {
-            let others = order.pod.as_ref().filter(|_| {
-                // A pod that is deleted, and is here no longer than it takes to end, has given its place to another.
-                !order.is_rejected && order.vanished_by.is_none()
-            });
-            others.is_some_and(|other| {
-                let is_over = matches!(other.phase(), Some("Succeeded" | "Failed"));
-                !is_over && host_ports::clash(pod, other)
-            })
-        };
+        let clashes = |order: &Order| holder(order).is_some_and(|it| host_ports::clash(pod, it));
         let mut workers = self.workers.values();
-        workers.any(|worker| holds(&worker.orders.borrow()))
+        workers.any(|worker| clashes(&worker.orders.borrow()))
     }
 
     /// Whether nothing of the pod was on the node before.
@@ -319,7 +321,10 @@ impl Pods {
             true => (NODE_SHUTDOWN, SHUTTING_DOWN.to_owned()),
             false => match sysctls::refusal(pod, &self.shared.settings.allowed_sysctls) {
                 Some(why) => (SYSCTL_FORBIDDEN, why),
-                None => (EVICTED, self.pressures.refusal(pod)?),
+                None => match self.pressures.refusal(pod) {
+                    Some(why) => (EVICTED, why),
+                    None => self.shortage(pod)?,
+                },
             },
         };
         Some(Eviction {
@@ -327,6 +332,21 @@ impl Pods {
             message: format!("Pod was rejected: {why}"),
             by: Timestamp::now(),
         })
+    }
+
+    /// What the node has too little of for a new pod. Those from files are the node's own.
+    fn shortage(&self, pod: &PodView) -> Option<(&'static str, String)> {
+        if pod.is_static() {
+            return None;
+        }
+        let mut taken = Taken::default();
+        for worker in self.workers.values() {
+            let order = worker.orders.borrow();
+            if let Some(other) = holder(&order).filter(|_| order.evicted.is_none()) {
+                taken.add(other);
+            }
+        }
+        taken.shortage(pod, &self.shared.settings.allocatable)
     }
 
     fn spawn(&mut self, id: PodRef, order: Order) {

@@ -13,6 +13,7 @@
 #[cfg(test)]
 mod absence_tests;
 pub mod action;
+mod admission;
 mod archives;
 mod backoff;
 mod check;

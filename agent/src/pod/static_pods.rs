@@ -3,6 +3,7 @@
 //! As upstream, such a pod is called after its node, and its uid follows from its file's content, so that another content is
 //! another pod. It may not refer to objects of the API.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,9 +28,13 @@ pub(super) enum StaticError {
     Nameless,
 }
 
-/// The pods of all files of a directory, by file name. Files that are none are told in the log and left out. A directory that
-/// cannot be read is `None`: it says nothing of its pods.
-pub(super) fn read(directory: &Path, node: &str) -> Option<Vec<PodView>> {
+/// The pods of the files of a directory, in the order of the files' names.
+pub(super) type Found = BTreeMap<PathBuf, PodView>;
+
+/// Reads all files of a directory. Files that are no pods are told in the log and left out; one that was a pod when they were
+/// read `before` stays that pod, as it may be in the middle of being written. A directory that cannot be read is `None`: it
+/// says nothing of its pods.
+pub(super) fn read(directory: &Path, node: &str, before: &Found) -> Option<Found> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => {
@@ -43,46 +48,51 @@ pub(super) fn read(directory: &Path, node: &str) -> Option<Vec<PodView>> {
         .filter(|path| is_manifest(path))
         .collect();
     files.sort();
-    let mut pods: Vec<PodView> = Vec::new();
+    let mut found = Found::new();
     for file in files {
-        let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) => {
-                tracing::warn!(%error, file = %file.display(), "a static pod's file cannot be read");
+        let pod = match fs::read_to_string(&file) {
+            Ok(text) => parse(&text, &file, node),
+            Err(error) => Err(StaticError::Unreadable(error.to_string())),
+        };
+        let pod = match (pod, before.get(&file)) {
+            (Ok(pod), _) => pod,
+            (Err(error), Some(known)) => {
+                tracing::warn!(%error, file = %file.display(), "a static pod's file is no pod now; the pod stays");
+                known.clone()
+            }
+            (Err(error), None) => {
+                tracing::warn!(%error, file = %file.display(), "a file is left out");
                 continue;
             }
         };
-        match parse(&text, &file, node) {
-            Ok(pod) => {
-                let same = |known: &PodView| {
-                    (&known.id.namespace, &known.id.name) == (&pod.id.namespace, &pod.id.name)
-                };
-                if pods.iter().any(same) {
-                    tracing::warn!(pod = pod.id.name, file = %file.display(), "another file has a static pod of this name");
-                } else {
-                    pods.push(pod);
-                }
-            }
-            Err(error) => tracing::warn!(%error, file = %file.display(), "a file is left out"),
+        let name = |pod: &PodView| (pod.id.namespace.clone(), pod.id.name.clone());
+        if found.values().any(|known| name(known) == name(&pod)) {
+            tracing::warn!(pod = pod.id.name, file = %file.display(), "another file has a static pod of this name");
+        } else {
+            found.insert(file, pod);
         }
     }
-    Some(pods)
+    Some(found)
 }
 
-/// Reads the directory again and again.
+/// Reads the directory again and again, after it was read `before`.
 pub(super) async fn follow(
     directory: PathBuf,
     node: String,
     period: Duration,
-    found: mpsc::Sender<Vec<PodView>>,
+    mut before: Found,
+    pods: mpsc::Sender<Vec<PodView>>,
 ) {
     loop {
         tokio::time::sleep(period).await;
-        let (directory, node) = (directory.clone(), node.clone());
-        let pods = tokio::task::spawn_blocking(move || read(&directory, &node)).await;
-        if let Ok(Some(pods)) = pods
-            && found.send(pods).await.is_err()
-        {
+        let (directory, node, known) = (directory.clone(), node.clone(), before.clone());
+        let found = tokio::task::spawn_blocking(move || read(&directory, &node, &known)).await;
+        let Ok(Some(found)) = found else {
+            continue;
+        };
+        let all = found.values().cloned().collect();
+        before = found;
+        if pods.send(all).await.is_err() {
             return;
         }
     }
@@ -277,9 +287,23 @@ mod tests {
         }
         let other = WEB.replace("name: web", "name: other");
         fs::write(dir.path().join("d.yaml"), other).unwrap();
-        let pods = read(dir.path(), "n").unwrap();
-        let names: Vec<_> = pods.iter().map(|pod| pod.id.name.as_str()).collect();
-        assert_eq!(names, ["web-n", "other-n"]);
-        assert_eq!(read(&dir.path().join("absent"), "n"), None);
+        let found = read(dir.path(), "n", &Found::new()).unwrap();
+        let names = |found: &Found| -> Vec<String> {
+            let names = found.values().map(|pod| pod.id.name.clone());
+            names.collect()
+        };
+        assert_eq!(names(&found), ["web-n", "other-n"]);
+        let absent = dir.path().join("absent");
+        assert_eq!(read(&absent, "n", &Found::new()), None);
+
+        // In the middle of being written; and gone.
+        fs::write(dir.path().join("a.yaml"), &WEB[..WEB.len() / 2]).unwrap();
+        fs::remove_file(dir.path().join("d.yaml")).unwrap();
+        fs::remove_file(dir.path().join("b.yaml")).unwrap();
+        let next = read(dir.path(), "n", &found).unwrap();
+        assert_eq!(names(&next), ["web-n"]);
+        assert_eq!(next.values().next(), found.values().next());
+        fs::remove_file(dir.path().join("a.yaml")).unwrap();
+        assert_eq!(read(dir.path(), "n", &next), Some(Found::new()));
     }
 }
