@@ -222,7 +222,7 @@ impl Maps {
     }
 }
 
-/// How many rows a hash map has.
+/// How many rows a hash map or a trie has.
 fn count(map: &MapData) -> Result<u32, AyaError> {
     let info = map.info()?;
     let key_size = info.key_size() as usize;

@@ -302,7 +302,7 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Gives every row of a hash map as bytes. Reads many with one call: asking for one key after the other takes a hundred
+/// Gives every row of a hash map or a trie as bytes. Reads many with one call: asking for one key after the other takes a hundred
 /// times as long, and begins anew where a key has gone meanwhile. `value_size` is that of all CPUs' values.
 pub(super) fn each_row(
     map: BorrowedFd<'_>,
@@ -312,13 +312,13 @@ pub(super) fn each_row(
 ) -> io::Result<()> {
     let most = (BATCH_BYTES / (key_size + value_size)).clamp(64, 4096);
     let (mut keys, mut values) = (vec![0_u8; most * key_size], vec![0_u8; most * value_size]);
-    // The kernel's place between two batches: a bucket's number.
-    let mut place = 0_u32;
+    // The kernel's place between two batches: of a hash a bucket's number, of other maps a key.
+    let mut place = vec![0_u8; key_size.max(size_of::<u32>())];
     let mut first = true;
     loop {
         let mut attr = BatchAttr {
-            before: if first { 0 } else { &raw const place as u64 },
-            after: &raw mut place as u64,
+            before: if first { 0 } else { place.as_ptr() as u64 },
+            after: place.as_mut_ptr() as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: most as u32,
@@ -345,7 +345,7 @@ pub(super) fn each_row(
     }
 }
 
-/// How many rows a hash map has. `value_size` is as in [`each_row`].
+/// How many rows such a map has. `value_size` is as in [`each_row`].
 pub(super) fn count_rows(
     map: BorrowedFd<'_>,
     key_size: usize,

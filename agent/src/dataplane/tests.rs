@@ -1,12 +1,14 @@
 //! The programs in the real kernel: sockets dial service addresses and reach backends on the loopback.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use agent_ebpf::abi::{
     Address, BackendId, SHARE_ONE, Scope, ServiceEntry, ServiceKey, ServiceStats, TCP, UDP,
     maps as names,
 };
+use ipnet::IpNet;
 
 use super::testing::{
     Dialler, Scratch, dial, dialled, entry, mapped, on_scratch_node, put, service, slot_key, soon,
@@ -595,5 +597,19 @@ fn writes_are_idempotent_and_what_is_shown_is_what_was_written() {
         }
         assert_eq!(maps.dump().unwrap(), super::PinnedState::default());
         assert_eq!(maps.lookup(&WEB, None).unwrap(), None);
+    });
+}
+
+#[test]
+fn the_rows_of_a_trie_are_counted_however_many_there_are() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let range = |number: u32| IpNet::new(Ipv6Addr::from_bits(number.into()).into(), 128);
+        let wanted: BTreeSet<IpNet> = (0..5_000).map(|number| range(number).unwrap()).collect();
+        let none = BTreeSet::new();
+        dataplane.maps.set_exempt(&none, &wanted).unwrap();
+        let summaries = dataplane.maps.summaries().unwrap();
+        let exempt = summaries.iter().find(|it| it.name == names::EXEMPT);
+        assert_eq!(exempt.unwrap().entries, 5_000);
     });
 }
