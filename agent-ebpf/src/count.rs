@@ -1,5 +1,7 @@
 //! Counters. A row is made by the first event that it counts, so backends that nobody uses cost nothing.
 
+use core::arch::asm;
+
 use agent_ebpf::abi::{
     BackendId, BackendStats, EVENT_CLOSED, EVENT_FAILED, Opened, SOCKET_FOLLOWED, SOCKET_OVER,
     SOCKET_RELEASED, ServiceStats, SocketEntry, UDP,
@@ -22,7 +24,7 @@ const PATIENCE_NS: u64 = 1_000_000_000;
 
 pub(crate) fn opened(backend: BackendId) {
     with_row(&STATS, &backend, &NO_BACKEND_STATS, |stats| {
-        stats.opens += 1
+        add(&mut stats.opens, 1)
     });
 }
 
@@ -30,15 +32,17 @@ pub(crate) fn opened(backend: BackendId) {
 #[inline(always)]
 pub(crate) fn carried_over(order: Opened) {
     with_row(&STATS, &order.backend, &NO_BACKEND_STATS, |stats| {
-        stats.opens += u64::from(order.connections);
+        add(&mut stats.opens, order.connections.into());
     });
 }
 
 /// A socket no longer counts for the backend. With `failed`, because it did not come to be connected.
 pub(crate) fn ended(backend: BackendId, failed: bool) {
     of_opened(backend, |stats| {
-        stats.closes += 1;
-        stats.failures += u64::from(failed);
+        add(&mut stats.closes, 1);
+        if failed {
+            add(&mut stats.failures, 1);
+        }
     });
 }
 
@@ -64,15 +68,15 @@ pub(crate) fn carried(backend: BackendId, sent: u64, received: u64) {
 
 /// A client whose packets are translated was given the backend.
 pub(crate) fn opened_outside(backend: BackendId) {
-    with_row(&OUTSIDE_OPENS, &backend, &NO_OPENS, |opens| *opens += 1);
+    with_row(&OUTSIDE_OPENS, &backend, &NO_OPENS, |opens| add(opens, 1));
 }
 
 pub(crate) fn refused(service_id: u32) {
-    of_service(service_id, |stats| stats.no_backend += 1);
+    of_service(service_id, |stats| add(&mut stats.no_backend, 1));
 }
 
 pub(crate) fn hole(service_id: u32) {
-    of_service(service_id, |stats| stats.hole += 1);
+    of_service(service_id, |stats| add(&mut stats.hole, 1));
 }
 
 /// A socket is released: it no longer counts for the backend that it was sent to, if its connection did still. The row of
@@ -146,6 +150,20 @@ static NO_BACKEND_STATS: BackendStats = BackendStats::ZERO;
 static NO_OPENS: u64 = 0;
 static NO_SERVICE_STATS: ServiceStats = ServiceStats::ZERO;
 
+/// Adds to a counter in this CPU's own row. What counts for a process may be interrupted by what counts for the network stack on
+/// the same CPU, or give way to another process: one instruction loses neither.
+#[inline(always)]
+fn add(counter: &mut u64, by: u64) {
+    // SAFETY: the operand is aligned, and valid for the row's life.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({at} + 0) += {by}",
+            at = in(reg) counter,
+            by = in(reg) by,
+        );
+    }
+}
+
 /// Never makes a row: the first open did, and the backend may be gone, and its row with it.
 #[inline(always)]
 fn of_opened(backend: BackendId, change: impl FnOnce(&mut BackendStats)) {
@@ -178,6 +196,6 @@ fn with_row<K, V, const N: usize, const F: usize>(
             }
         }
     };
-    // SAFETY: this CPU's own row, and the program is not preempted by another that writes it on this CPU.
+    // SAFETY: this CPU's own row. What others on this CPU may write meanwhile, [`add`] writes.
     change(unsafe { &mut *row });
 }
