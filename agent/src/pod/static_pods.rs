@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(read(&absent, "n", &Found::new()), None);
 
         // In the middle of being written; and gone.
-        fs::write(dir.path().join("a.yaml"), &WEB[..WEB.len() / 2]).unwrap();
+        fs::write(dir.path().join("a.yaml"), "apiVersion: v1\nkind: Po").unwrap();
         fs::remove_file(dir.path().join("d.yaml")).unwrap();
         fs::remove_file(dir.path().join("b.yaml")).unwrap();
         let next = read(dir.path(), "n", &found).unwrap();
