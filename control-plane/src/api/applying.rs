@@ -4,6 +4,7 @@ use axum::response::Response;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
+use super::access;
 use super::apply::{self, ApplyError, Manager, Operation, Part, Writer};
 use super::body::{self, FieldValidation};
 use super::content::{self, Encoding};
@@ -13,6 +14,7 @@ use super::patching::schema_of;
 use super::registry::{Registry, Through};
 use super::request::{Query, ResourceRequest};
 use super::verbs::Input;
+use crate::auth::Attributes;
 use crate::resources::validate::Path;
 use crate::resources::{Kind, Subresource};
 
@@ -101,6 +103,7 @@ pub async fn apply(
             );
             return Err(ApiError::conflict(input.kind, name, &why));
         }
+        may_create(registry, input).await?;
         let nothing = Value::Object(serde_json::Map::new());
         match registry.create(&call, change(&nothing)?).await {
             Err(error) if error.reason == "AlreadyExists" => {}
@@ -108,6 +111,28 @@ pub async fn apply(
         }
     }
     Err(ApiError::modified(input.kind, name))
+}
+
+/// Who may patch what is there may not for that make what is not.
+async fn may_create(registry: &Registry, input: &Input<'_>) -> Result<(), ApiError> {
+    let request = input.request;
+    let attributes = Attributes {
+        verb: "create",
+        group: &request.group,
+        resource: &request.resource,
+        namespace: &request.namespace,
+        name: &request.name,
+        ..Attributes::default()
+    };
+    match access::refusal(registry, input.user, &attributes).await? {
+        None => Ok(()),
+        Some(why) => Err(ApiError::forbidden(
+            &request.group,
+            &request.resource,
+            &request.name,
+            &why,
+        )),
+    }
 }
 
 /// What an object becomes when the request's manager applies a configuration of a part of it.

@@ -237,3 +237,39 @@ async fn the_defaults_are_there_and_come_back_at_a_start() {
     f.becomes("x", "GET", "/apis", 200).await;
     assert_eq!(f.get(&kept).await.body["rules"], json!([]));
 }
+
+#[tokio::test]
+async fn who_may_patch_makes_nothing_by_applying() {
+    let f = Fixture::new().await;
+    let made = f
+        .call("POST", ROLES, role("p", &["get", "patch"], "configmaps"))
+        .await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    let granted = f
+        .call("POST", BINDINGS, binding("jo", "Role", "p", "jo"))
+        .await;
+    assert_eq!(granted.code, 201, "{}", granted.message());
+    let url = format!("{MAPS}/a");
+    f.becomes("jo", "GET", &url, 404).await;
+    let apply = async || {
+        f.call_as(
+            User::authenticated("jo", []),
+            "PATCH",
+            &format!("{url}?fieldManager=jo&force=true"),
+            "application/apply-patch+yaml",
+            &map("a").to_string(),
+        )
+        .await
+    };
+    let refused = apply().await;
+    assert_eq!(
+        (refused.code, refused.message()),
+        (
+            403,
+            "configmaps \"a\" is forbidden: User \"jo\" cannot create resource \"configmaps\" in API group \"\" in the namespace \"default\""
+        )
+    );
+    assert_eq!(f.get(&url).await.code, 404);
+    assert_eq!(f.call("POST", MAPS, map("a")).await.code, 201);
+    assert_eq!(apply().await.code, 200);
+}
