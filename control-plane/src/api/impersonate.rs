@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use super::access;
 use super::error::ApiError;
@@ -46,22 +46,23 @@ struct Impersonation {
 }
 
 fn asked(headers: &HeaderMap) -> Result<Option<Impersonation>, ApiError> {
-    let texts = |name: &str| -> Vec<String> {
+    let texts = |name: &str| -> Result<Vec<String>, ApiError> {
         let all = headers.get_all(name).iter();
-        all.filter_map(|value| value.to_str().ok().map(str::to_owned))
-            .collect()
+        all.map(|value| text(name, value)).collect()
     };
-    let first = |name: &str| texts(name).into_iter().next().unwrap_or_default();
+    let first = |name: &str| -> Result<String, ApiError> {
+        Ok(texts(name)?.into_iter().next().unwrap_or_default())
+    };
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for name in headers.keys() {
         if let Some(key) = name.as_str().strip_prefix(EXTRA) {
-            extra.insert(request::decoded(key).to_lowercase(), texts(name.as_str()));
+            extra.insert(request::decoded(key).to_lowercase(), texts(name.as_str())?);
         }
     }
     let wanted = Impersonation {
-        name: first(USER),
-        groups: texts(GROUP),
-        uid: first(UID),
+        name: first(USER)?,
+        groups: texts(GROUP)?,
+        uid: first(UID)?,
         extra,
     };
     if wanted == Impersonation::default() {
@@ -73,6 +74,13 @@ fn asked(headers: &HeaderMap) -> Result<Option<Impersonation>, ApiError> {
         ));
     }
     Ok(Some(wanted))
+}
+
+/// What a header says. One that cannot be read is refused: without it the request would run as somebody else.
+fn text(name: &str, value: &HeaderValue) -> Result<String, ApiError> {
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(str::to_owned)
+        .map_err(|_| ApiError::bad_request(format!("the header {name} is not valid UTF-8")))
 }
 
 impl Impersonation {
@@ -194,6 +202,20 @@ mod tests {
         );
         let nobody = read(&[("impersonate-user", "system:anonymous")]).expect("somebody");
         assert_eq!(nobody.user().groups, [UNAUTHENTICATED]);
+    }
+
+    #[test]
+    fn names_of_any_letters_are_read_and_what_is_no_text_is_refused() {
+        let of = |bytes: &[u8]| {
+            let value = HeaderValue::from_bytes(bytes).expect("a value");
+            asked(&HeaderMap::from_iter([(
+                http::HeaderName::from_static(USER),
+                value,
+            )]))
+        };
+        let jose = of("josé".as_bytes()).expect("text").expect("somebody");
+        assert_eq!(jose.name, "josé");
+        assert!(of(b"jos\xe9").is_err());
     }
 
     #[test]
