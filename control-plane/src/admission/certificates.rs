@@ -1,4 +1,5 @@
-//! A certificate signing request says who sent it; only the server knows. And none may make an administrator.
+//! A certificate signing request says who sent it; only the server knows. None may make an administrator, and each is approved
+//! and signed by those who may for its signer.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -7,14 +8,16 @@ use serde_json::{Value, json};
 use super::{Operation, Review};
 use crate::api::error::ApiError;
 use crate::api::meta;
-use crate::auth::SAME_MACHINE;
 use crate::auth::csr::{CLIENT_SIGNER, Refusal, SigningRequest, asks_for_masters};
+use crate::auth::rbac::Policy;
+use crate::auth::{self, Attributes, SAME_MACHINE};
+use crate::resources::validate::Path;
+
+const GROUP: &str = "certificates.k8s.io";
 
 /// Writes the caller's identity into a new request, whatever the caller claimed.
 pub(super) fn identify(review: &Review<'_>, object: &mut Value) {
-    if review.operation != Operation::Create
-        || !review.is("certificates.k8s.io", "certificatesigningrequests")
-    {
+    if review.operation != Operation::Create || !review.is(GROUP, "certificatesigningrequests") {
         return;
     }
     if let Some(spec) = object["spec"].as_object_mut() {
@@ -42,7 +45,7 @@ pub(super) fn identify(review: &Review<'_>, object: &mut Value) {
 pub(super) fn restrict(review: &Review<'_>, object: &Value) -> Result<(), ApiError> {
     let of_client = object["spec"]["signerName"] == CLIENT_SIGNER;
     if review.operation != Operation::Create
-        || !review.is("certificates.k8s.io", "certificatesigningrequests")
+        || !review.is(GROUP, "certificatesigningrequests")
         || !of_client
     {
         return Ok(());
@@ -64,4 +67,61 @@ pub(super) fn restrict(review: &Review<'_>, object: &Value) -> Result<(), ApiErr
         ));
     }
     Ok(())
+}
+
+/// Refuses what upstream's admission plugins CertificateApproval and CertificateSigning refuse, and a verdict that goes through
+/// `status`, where no right to approve is asked for.
+pub(super) fn decide(
+    review: &Review<'_>,
+    object: &Value,
+    old: Option<&Value>,
+    policy: &Policy,
+) -> Result<(), ApiError> {
+    let (Operation::Update, Some(old)) = (review.operation, old) else {
+        return Ok(());
+    };
+    if !review.is(GROUP, "certificatesigningrequests") {
+        return Ok(());
+    }
+    let changes = |field: &str| object["status"][field] != old["status"][field];
+    let verb = match review.subresource {
+        "approval" => "approve",
+        "status" if changes("certificate") || changes("conditions") => "sign",
+        _ => return Ok(()),
+    };
+    let signer = old["spec"]["signerName"].as_str().unwrap_or_default();
+    let name = meta::text(old, "name");
+    if !may(review, verb, signer, policy) {
+        let why = format!("user not permitted to {verb} requests with signerName {signer:?}");
+        let (group, plural) = (review.kind.group, review.kind.plural);
+        return Err(ApiError::forbidden(group, plural, name, &why));
+    }
+    let has = |object: &Value, kind: &str| {
+        let mut conditions = object["status"]["conditions"].as_array().into_iter();
+        conditions.any(|all| all.iter().any(|condition| condition["type"] == kind))
+    };
+    let verdict = ["Approved", "Denied"]
+        .into_iter()
+        .find(|kind| has(object, kind) && !has(old, kind));
+    if let ("status", Some(kind)) = (review.subresource, verdict) {
+        let path = Path::new("status").child("conditions");
+        let error = path.forbidden(format!("updates may not add a condition of type {kind:?}"));
+        return Err(ApiError::invalid(GROUP, review.kind.kind, name, &[error]));
+    }
+    Ok(())
+}
+
+/// Whether the user may do that for the signer, or for all of the signer's domain.
+fn may(review: &Review<'_>, verb: &str, signer: &str, policy: &Policy) -> bool {
+    let domain = signer.split('/').next().unwrap_or_default();
+    [signer, &format!("{domain}/*")].into_iter().any(|name| {
+        let attributes = Attributes {
+            verb,
+            group: GROUP,
+            resource: "signers",
+            name,
+            ..Attributes::default()
+        };
+        auth::authorize(policy, review.user, &attributes).is_allowed()
+    })
 }

@@ -109,6 +109,7 @@ impl Admission {
         let lookup = self.lookup(fresh);
         certificates::identify(review, object);
         certificates::restrict(review, object)?;
+        certificates::decide(review, object, old, &self.policies.current())?;
         node::restrict(review, object, old)?;
         escalation::refuse(review, object, old, &self.policies.current())?;
         limit_ranger::give(review, object, &lookup).await?;

@@ -35,8 +35,13 @@ impl Fixture {
 
     /// Waits until the user gets this code: what is granted takes effect a moment later.
     async fn becomes(&self, user: &str, method: &str, uri: &str, code: u16) {
+        self.becomes_with(user, (method, uri), &Value::Null, code)
+            .await;
+    }
+
+    async fn becomes_with(&self, user: &str, (method, uri): (&str, &str), body: &Value, code: u16) {
         for _ in 0..500 {
-            if self.call_by(user, method, uri, &Value::Null).await.code == code {
+            if self.call_by(user, method, uri, body).await.code == code {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -272,4 +277,78 @@ async fn who_may_patch_makes_nothing_by_applying() {
     assert_eq!(f.get(&url).await.code, 404);
     assert_eq!(f.call("POST", MAPS, map("a")).await.code, 201);
     assert_eq!(apply().await.code, 200);
+}
+
+#[tokio::test]
+async fn a_certificate_is_approved_and_signed_by_who_may_for_its_signer() {
+    const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let f = Fixture::new().await;
+    let request = json!({
+        "metadata": {"name": "r"},
+        "spec": {"request": "LS0tLS1CRUdJTg==", "signerName": "example.com/one", "usages": ["client auth"]},
+    });
+    let made = f.call("POST", REQUESTS, request).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    let grant = async |name: &str, rules: Value| {
+        let role = json!({"metadata": {"name": name}, "rules": rules});
+        assert_eq!(f.call("POST", CLUSTER_ROLES, role).await.code, 201);
+        let bound = binding(name, "ClusterRole", name, "jo");
+        assert_eq!(f.call("POST", CLUSTER_BINDINGS, bound).await.code, 201);
+    };
+    let signers = |verb: &str, name: &str| json!([{"verbs": [verb], "apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [name]}]);
+    let written =
+        ["", "/status", "/approval"].map(|part| format!("certificatesigningrequests{part}"));
+    let rules = json!([{"verbs": ["get", "update"], "apiGroups": ["certificates.k8s.io"], "resources": written}]);
+    grant("writer", rules).await;
+    let one = format!("{REQUESTS}/r");
+    f.becomes("jo", "GET", &one, 200).await;
+
+    let with = |mut object: Value, kind: &str| {
+        object["status"]["conditions"] = json!([{"type": kind, "status": "True", "reason": "r"}]);
+        object
+    };
+    let approved = with(made.body.clone(), "Approved");
+    let (approval, status) = (format!("{one}/approval"), format!("{one}/status"));
+    let refused = f.call_by("jo", "PUT", &approval, &approved).await;
+    assert_eq!(
+        (refused.code, refused.message()),
+        (
+            403,
+            "certificatesigningrequests.certificates.k8s.io \"r\" is forbidden: user not permitted to approve requests with signerName \"example.com/one\""
+        )
+    );
+    let mut signed = made.body.clone();
+    signed["status"]["certificate"] = json!("YQ==");
+    for wanted in [&signed, &with(made.body.clone(), "Failed")] {
+        let refused = f.call_by("jo", "PUT", &status, wanted).await;
+        assert_eq!(
+            (refused.code, refused.message()),
+            (
+                403,
+                "certificatesigningrequests.certificates.k8s.io \"r\" is forbidden: user not permitted to sign requests with signerName \"example.com/one\""
+            )
+        );
+    }
+    // Not even who may all decides through the status.
+    for kind in ["Approved", "Denied"] {
+        let refused = f.call("PUT", &status, with(made.body.clone(), kind)).await;
+        assert_eq!(
+            (refused.code, refused.message()),
+            (
+                422,
+                &*format!(
+                    "CertificateSigningRequest.certificates.k8s.io \"r\" is invalid: status.conditions: Forbidden: updates may not add a condition of type {kind:?}"
+                )
+            )
+        );
+    }
+
+    grant("approver", signers("approve", "example.com/*")).await;
+    f.becomes_with("jo", ("PUT", &approval), &approved, 200)
+        .await;
+    let mut signed = f.get(&one).await.body;
+    signed["status"]["certificate"] = json!("YQ==");
+    assert_eq!(f.call_by("jo", "PUT", &status, &signed).await.code, 403);
+    grant("signer", signers("sign", "example.com/one")).await;
+    f.becomes_with("jo", ("PUT", &status), &signed, 200).await;
 }
