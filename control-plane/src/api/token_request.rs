@@ -3,16 +3,17 @@
 use axum::response::Response;
 use http::StatusCode;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequestSpec};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Api;
+use super::access;
 use super::error::ApiError;
 use super::meta;
 use super::present;
 use super::registry::Registry;
 use super::verbs::Input;
 use crate::auth::tokens::{Claims, Object, Private};
-use crate::auth::{self, MASTERS, User};
+use crate::auth::{self, Attributes, MASTERS, User};
 use crate::resources::form::TOKEN_REQUEST;
 use crate::resources::validate::Path;
 use crate::resources::{self, FieldError};
@@ -49,7 +50,7 @@ pub async fn create(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> 
         serviceaccount: reference(&account),
         ..Private::default()
     };
-    bind(&api.registry, input.user, &mut spec, &mut private).await?;
+    bind(&api.registry, input.user, &own, &mut spec, &mut private).await?;
     let now = meta::now();
     let mut lifetime = seconds;
     let for_this_server = spec.audiences.iter().all(|audience| own.contains(audience));
@@ -118,10 +119,11 @@ fn errors(spec: &TokenRequestSpec) -> Vec<FieldError> {
     }
 }
 
-/// Puts what the token is to be bound to into its claims, and the uid into the spec.
+/// Puts what the token is to be bound to into its claims, and the uid into the spec. `own` are this server's audiences.
 async fn bind(
     registry: &Registry,
     user: &User,
+    own: &[String],
     spec: &mut TokenRequestSpec,
     private: &mut Private,
 ) -> Result<(), ApiError> {
@@ -155,6 +157,11 @@ async fn bind(
     let object = get(registry, plural, namespace, &name).await?;
     if let Some(node) = node {
         may_have(node, asked, plural, &object).map_err(|why| forbidden(&account, &why))?;
+        if let Err(why) = is_wanted(&spec.audiences, own, &object)
+            && !may_ask_for(registry, user, &spec.audiences, private).await?
+        {
+            return Err(forbidden(&account, &why));
+        }
     }
     let found = reference(&object);
     let uid = text(&asked.uid);
@@ -199,6 +206,50 @@ fn may_have(
         return Err("node requested token bound to a pod scheduled on a different node".to_owned());
     }
     Ok(())
+}
+
+/// A node asks for no other audience than its pod does (upstream's ServiceAccountNodeAudienceRestriction).
+fn is_wanted(audiences: &[String], own: &[String], pod: &Value) -> Result<(), String> {
+    let [audience] = audiences else {
+        return Err("node may only request 0 or 1 audiences".to_owned());
+    };
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let sources = volumes.filter_map(|volume| volume["projected"]["sources"].as_array());
+    let mut tokens = sources
+        .flatten()
+        .filter_map(|source| source["serviceAccountToken"].as_object());
+    // A volume that names none means this server.
+    let names = |token: &Map<String, Value>| match token.get("audience").and_then(Value::as_str) {
+        None | Some("") => own.contains(audience),
+        Some(named) => named == audience,
+    };
+    match tokens.any(names) {
+        true => Ok(()),
+        false => Err(format!(
+            "audience {audience:?} not found in pod spec volume"
+        )),
+    }
+}
+
+/// Whether a role lets the node ask for the audience, whatever the pod says.
+async fn may_ask_for(
+    registry: &Registry,
+    user: &User,
+    audiences: &[String],
+    of: &Private,
+) -> Result<bool, ApiError> {
+    let [audience] = audiences else {
+        return Ok(false);
+    };
+    let attributes = Attributes {
+        verb: "request-serviceaccounts-token-audience",
+        resource: audience,
+        namespace: &of.namespace,
+        name: &of.serviceaccount.name,
+        ..Attributes::default()
+    };
+    let refusal = access::refusal(registry, user, &attributes).await?;
+    Ok(refusal.is_none())
 }
 
 fn forbidden(account: &str, why: &str) -> ApiError {

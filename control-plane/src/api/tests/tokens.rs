@@ -250,6 +250,40 @@ async fn a_node_gets_tokens_of_its_own_pods_only() {
             (403, format!("serviceaccounts \"me\" is forbidden: {why}"))
         );
     }
+
+    // And for the audiences that the pod has them for.
+    let mut vault = pod("vault");
+    vault["spec"]["serviceAccountName"] = json!("me");
+    vault["spec"]["nodeName"] = json!("n1");
+    vault["spec"]["automountServiceAccountToken"] = json!(false);
+    let source = json!({"serviceAccountToken": {"audience": "vault", "path": "t"}});
+    vault["spec"]["volumes"] = json!([{"name": "t", "projected": {"sources": [source]}}]);
+    let vault = f.call("POST", PODS, vault).await;
+    assert_eq!(vault.code, 201, "{}", vault.message());
+    let own = testing::ISSUER;
+    let not_found = |audience| format!("audience {audience:?} not found in pod spec volume");
+    for (pod, audiences, refusal) in [
+        (&mine, json!([own]), None),
+        (&mine, json!(["vault"]), Some(not_found("vault"))),
+        (&vault.body, json!(["vault"]), None),
+        (&vault.body, json!([]), Some(not_found(own))),
+        (
+            &vault.body,
+            json!(["vault", "other"]),
+            Some("node may only request 0 or 1 audiences".to_owned()),
+        ),
+    ] {
+        let mut spec = of(pod);
+        spec["audiences"] = audiences.clone();
+        let (code, message) = ask("n1", spec).await;
+        match refusal {
+            None => assert_eq!(code, 201, "{audiences}: {message}"),
+            Some(why) => assert_eq!(
+                (code, message),
+                (403, format!("serviceaccounts \"me\" is forbidden: {why}"))
+            ),
+        }
+    }
 }
 
 #[tokio::test]
