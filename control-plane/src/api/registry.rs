@@ -59,6 +59,8 @@ pub enum Through {
     Subresource(&'static str),
 }
 
+/// The subresource that puts a pod on a node.
+pub const BINDING: &str = "binding";
 /// The subresource that adds containers to a pod that runs.
 pub const EPHEMERAL: &str = "ephemeralcontainers";
 /// That which changes what its containers ask for.
@@ -273,9 +275,10 @@ impl Registry {
         let review = self.review(call, Operation::Update, subresource);
         let admitted = self.admission.admit(&review, &mut new, Some(old)).await?;
         track(call, Some(old), &mut new)?;
-        // A binding changes what an update may not, a pod's node; the result must still be a valid object. So does what
-        // adds containers or resizes them, which has checked them itself.
+        // A binding changes what an update may not, a pod's node. So does what adds containers or resizes them. Each has
+        // checked that itself; the rest must still be as an update may leave it.
         let checked: &[&str] = match through {
+            Through::Subresource(BINDING) => &["nodeName"],
             Through::Subresource(EPHEMERAL) => &["ephemeralContainers"],
             Through::Subresource(RESIZE) => &["containers", "initContainers"],
             _ => &[],
@@ -289,8 +292,7 @@ impl Registry {
             }
             adjusted
         });
-        let before = (through != Through::Subresource("binding")).then_some(old);
-        let mut errors = (kind.validate)(&new, adjusted.as_ref().or(before));
+        let mut errors = (kind.validate)(&new, Some(adjusted.as_ref().unwrap_or(old)));
         errors.extend(reservations::errors(kind, Some(old), &new));
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind.group, kind.kind, name, &errors));

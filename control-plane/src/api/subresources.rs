@@ -13,7 +13,7 @@ use super::error::ApiError;
 use super::meta;
 use super::patching::{self, Patch};
 use super::present;
-use super::registry::{EPHEMERAL, RESIZE, Registry, Through};
+use super::registry::{self, EPHEMERAL, RESIZE, Registry, Through};
 use super::verbs::Input;
 use crate::resources::{
     Kind,
@@ -36,7 +36,7 @@ pub async fn bind(registry: &Registry, input: &Input<'_>) -> Result<Response, Ap
         )));
     }
     let now = meta::rfc3339(meta::now());
-    let through = Through::Subresource("binding");
+    let through = Through::Subresource(registry::BINDING);
     registry
         .update(&input.call()?, name, through, |pod| {
             bound(input.kind, pod, &binding, &now)
@@ -67,6 +67,14 @@ fn bound(kind: &Kind, pod: &Value, binding: &Value, now: &str) -> Result<Value, 
             kind,
             name,
             &format!("pod {name} is being deleted, cannot be assigned to a host"),
+        ));
+    }
+    let gates = pod["spec"]["schedulingGates"].as_array();
+    if gates.is_some_and(|gates| !gates.is_empty()) {
+        return Err(ApiError::conflict(
+            kind,
+            name,
+            &format!("pod {name} has non-empty .spec.schedulingGates"),
         ));
     }
     let asked = meta::text(binding, "uid");
@@ -260,5 +268,15 @@ mod tests {
             Err("Operation cannot be fulfilled on pods \"p\": pod p is already assigned to node \"n1\"".into())
         );
         assert!(bound(kind, &pod, &json!({}), "now").is_err());
+        let mut gated = pod.clone();
+        gated["spec"]["schedulingGates"] = json!([{"name": "wait"}]);
+        let refused = bound(kind, &gated, &binding, "now").map_err(|e| (e.code, e.message));
+        assert_eq!(
+            refused,
+            Err((
+                StatusCode::CONFLICT,
+                "Operation cannot be fulfilled on pods \"p\": pod p has non-empty .spec.schedulingGates".into()
+            ))
+        );
     }
 }

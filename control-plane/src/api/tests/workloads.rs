@@ -206,3 +206,42 @@ async fn an_eviction_spends_what_its_budget_allows() {
     );
     assert_eq!(f.get(&format!("{PODS}/b")).await.code, 200);
 }
+
+#[tokio::test]
+async fn a_pod_is_bound_with_its_debug_containers_and_not_before_its_gates_are_gone() {
+    let f = Fixture::new().await;
+    let mut gated = pod("a");
+    gated["spec"]["schedulingGates"] = json!([{"name": "example.com/wait"}]);
+    let mut placed = gated.clone();
+    placed["spec"]["nodeName"] = json!("n1");
+    let refused = f.call("POST", PODS, placed).await;
+    assert_eq!(
+        (refused.code, refused.message()),
+        (
+            422,
+            "Pod \"a\" is invalid: spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"
+        )
+    );
+    assert_eq!(f.call("POST", PODS, gated).await.code, 201);
+    let one = format!("{PODS}/a");
+    let debug = json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "i"}]}});
+    let patch = async |uri: &str, body: Value| {
+        let kind = "application/strategic-merge-patch+json";
+        f.call_as(admin(), "PATCH", uri, kind, &body.to_string())
+            .await
+    };
+    let added = patch(&format!("{one}/ephemeralcontainers"), debug).await;
+    assert_eq!(added.code, 200, "{}", added.message());
+
+    let binding = json!({"metadata": {"name": "a"}, "target": {"name": "n1"}});
+    let bind = async || {
+        f.call("POST", &format!("{one}/binding"), binding.clone())
+            .await
+    };
+    assert_eq!(bind().await.code, 409);
+    let opened = patch(&one, json!({"spec": {"schedulingGates": null}})).await;
+    assert_eq!(opened.code, 200, "{}", opened.message());
+    let bound = bind().await;
+    assert_eq!(bound.code, 201, "{}", bound.message());
+    assert_eq!(f.get(&one).await.body["spec"]["nodeName"], "n1");
+}

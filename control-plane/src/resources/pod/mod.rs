@@ -121,16 +121,8 @@ impl Strategy for Pod {
                 spec,
                 old.spec.as_ref().unwrap_or(&empty),
             ));
-        } else if !spec
-            .ephemeral_containers
-            .as_deref()
-            .unwrap_or_default()
-            .is_empty()
-        {
-            errors.push(
-                path.child("ephemeralContainers")
-                    .forbidden("cannot be set on create"),
-            );
+        } else {
+            errors.extend(validate::of_new(&path, spec));
         }
         if let Some(status) = &self.status {
             errors.extend(addresses::errors(&Path::new("status"), status));

@@ -83,6 +83,23 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
     errors
 }
 
+/// What a new pod may not have, but one that is there may.
+pub(super) fn of_new(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
+    let has_some = |count: Option<usize>| count.is_some_and(|count| count > 0);
+    let mut errors = Vec::new();
+    if has_some(spec.ephemeral_containers.as_ref().map(Vec::len)) {
+        let path = path.child("ephemeralContainers");
+        errors.push(path.forbidden("cannot be set on create"));
+    }
+    if has_some(spec.node_name.as_ref().map(String::len))
+        && has_some(spec.scheduling_gates.as_ref().map(Vec::len))
+    {
+        let detail = "cannot be set until all schedulingGates have been cleared";
+        errors.push(path.child("nodeName").forbidden(detail));
+    }
+    errors
+}
+
 /// A template of pods: what it says of their metadata, and their specification.
 pub fn template(path: &Path, template: &PodTemplateSpec) -> Vec<FieldError> {
     let metadata = template.metadata.clone().unwrap_or_default();
