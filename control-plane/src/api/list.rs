@@ -13,6 +13,9 @@ use crate::resources::Kind;
 use crate::store::cache::{Freshness, Object};
 use crate::store::{Entry, Revision, StoreError};
 
+/// The most entries that are read from the store at once for a page, unless the page is larger: upstream's number.
+const WIDEST: usize = 10_000;
+
 /// What list and watch select: by kind, place, labels and fields.
 #[derive(Clone)]
 pub struct Selection {
@@ -171,6 +174,12 @@ fn counts(options: &ListOptions) -> bool {
     options.labels.is_empty() && options.fields.is_empty()
 }
 
+/// How many entries are read next when of so many too few matched: what matches nothing must not take as many reads as
+/// there are pages.
+fn wider(width: usize) -> usize {
+    width.saturating_mul(2).clamp(1, WIDEST.max(width))
+}
+
 async fn stored_page(
     registry: &Registry,
     selection: &Selection,
@@ -180,10 +189,11 @@ async fn stored_page(
     let (prefix, limit) = (selection.prefix(), selection.options.limit);
     let mut after = after.map(|rest| format!("{prefix}{rest}"));
     let mut items = Vec::new();
+    let mut width = limit;
     loop {
         let range = registry
             .store
-            .range(&prefix, after.as_deref(), limit, at)
+            .range(&prefix, after.as_deref(), width, at)
             .await
             .map_err(page_error)?;
         let last = range.entries.last().map(|e| e.key.clone());
@@ -217,6 +227,7 @@ async fn stored_page(
             return Ok((items, meta));
         }
         after = last;
+        width = wider(width);
     }
 }
 
@@ -248,5 +259,27 @@ fn page_error(error: StoreError) -> ApiError {
             "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
         ),
         other => stored::store_error(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_matches_little_is_found_in_few_reads() {
+        let reads = |limit: usize, all: usize| {
+            let widths = std::iter::successors(Some(limit), |width| Some(wider(*width)));
+            let mut read = 0;
+            let few = widths.take_while(|width| {
+                let more = read < all;
+                read += width;
+                more
+            });
+            few.count()
+        };
+        assert_eq!(reads(1, 10_000), 14);
+        assert_eq!(reads(500, 100_000), 14);
+        assert_eq!(wider(20_000), 20_000, "a page of its own size");
     }
 }

@@ -1,5 +1,7 @@
 //! Objects as sets of fields: which an object has, which two differ in, and one merged into another.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Map, Value};
 
 use super::ApplyError;
@@ -69,13 +71,19 @@ fn by_key<'a>(list: &'a [Value], keys: &[Key]) -> Result<Vec<(Step, &'a Value)>,
 }
 
 fn distinct(items: Vec<(Step, &Value)>) -> Result<Vec<(Step, &Value)>, ApplyError> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     match items.iter().find(|(step, _)| !seen.insert(step)) {
         Some((step, _)) => Err(ApplyError::of_list(format!(
             "duplicate entries for key {step}"
         ))),
         None => Ok(items),
     }
+}
+
+/// Where in a list each of its items is: lists may have many thousands of them.
+fn places_of<'a>(items: &'a [(Step, &Value)]) -> BTreeMap<&'a Step, usize> {
+    let steps = items.iter().map(|(step, _)| step);
+    steps.zip(0..).collect()
 }
 
 /// The same for a stored value: a list whose items cannot be told apart is one thing.
@@ -166,20 +174,13 @@ pub fn difference(old: &Value, new: &Value, shape: Shape) -> Difference {
             }
         }
         (Parts::Items(old), Parts::Items(new)) => {
-            let find = |items: &[(Step, &Value)], step: &Step| {
-                let found = items.iter().find(|(other, _)| other == step);
-                found.map(|(_, item)| (*item).clone())
-            };
+            let (before, after) = (places_of(&old), places_of(&new));
             for (step, item) in &old {
-                child(
-                    step.clone(),
-                    Some(item),
-                    find(&new, step).as_ref(),
-                    shape.item(),
-                );
+                let now = after.get(step).map(|at| new[*at].1);
+                child(step.clone(), Some(item), now, shape.item());
             }
             for (step, item) in &new {
-                if find(&old, step).is_none() {
+                if !before.contains_key(step) {
                     child(step.clone(), None, Some(item), shape.item());
                 }
             }
@@ -220,15 +221,15 @@ fn items(
     config: &[(Step, &Value)],
     shape: Shape,
 ) -> Result<Vec<Value>, ApplyError> {
-    let was = |step: &Step| live.iter().position(|(other, _)| other == step);
+    let (was, wanted) = (places_of(live), places_of(config));
     let mut others = live
         .iter()
         .enumerate()
-        .filter(|(_, (step, _))| !config.iter().any(|(other, _)| other == step))
+        .filter(|(_, (step, _))| !wanted.contains_key(step))
         .peekable();
     let mut merged = Vec::with_capacity(live.len() + config.len());
     for (step, item) in config {
-        let Some(at) = was(step) else {
+        let Some(&at) = was.get(step) else {
             merged.push((*item).clone());
             continue;
         };
