@@ -22,6 +22,7 @@ use ipnet::IpNet;
 use rcgen::KeyPair;
 
 use super::MASTERS;
+use super::authenticate::KUBELET_CLIENT;
 use super::certificate::{Ca, CertificateError, CertifiedKeyPem, Subject};
 use super::csr::Reserved;
 use super::files::{self, Access};
@@ -118,7 +119,7 @@ impl Pki {
             files::private_dir(dir).map_err(at(dir))?;
         }
         let ca = open_ca(dir, now)?;
-        let kubelet_client = client("kube-apiserver-kubelet-client");
+        let kubelet_client = client(KUBELET_CLIENT);
         let kubelet_client = open_pair(&ca, dir, "apiserver-kubelet-client", &kubelet_client, now)?;
         let admin_kubeconfig = config.data_dir.join("admin.kubeconfig");
         open_kubeconfig(&ca, &admin_kubeconfig, config, now)?;
