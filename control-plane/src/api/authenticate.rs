@@ -9,9 +9,10 @@ use super::Api;
 use super::error::ApiError;
 use super::meta;
 use super::registry::Registry;
+use super::server::strangers::Stranger;
 use super::server::{Peer, SameMachine};
 use crate::auth::tokens::{Bound, Object, Verified};
-use crate::auth::{Credential, JoinToken, User, bearer, bootstrap_token};
+use crate::auth::{Credential, JoinToken, UNAUTHENTICATED, User, bearer, bootstrap_token};
 use crate::resources;
 use crate::store::cache::Freshness;
 
@@ -53,6 +54,11 @@ pub(super) async fn caller(
             })?
         }
     };
+    if let Some(stranger) = extensions.get::<Stranger>()
+        && !user.is_in(UNAUTHENTICATED)
+    {
+        stranger.is_known();
+    }
     user.same_machine = extensions.get::<SameMachine>().is_some();
     Ok(user)
 }

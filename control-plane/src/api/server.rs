@@ -1,6 +1,7 @@
 //! The listener: TLS with optional client certificates, HTTP/1.1 and HTTP/2, and an end that lets requests finish.
 
 mod activity;
+pub(super) mod strangers;
 
 use std::convert::Infallible;
 use std::io;
@@ -27,6 +28,7 @@ use tower::ServiceExt;
 
 use super::shares::Shares;
 use activity::{Activity, Answering};
+use strangers::{Strangers, network};
 
 /// How long a client may take for its TLS handshake, and until its first request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,10 +39,8 @@ const IDLE: Duration = Duration::from_secs(100);
 const DRAIN: Duration = Duration::from_secs(2);
 /// How many connections are served at once.
 const CONNECTIONS: usize = 8192;
-/// How many of them may be from one address.
+/// How many of them may be from one address, or from one network of IPv6.
 const PER_ADDRESS: usize = CONNECTIONS / 8;
-/// How many of them may be without a client certificate.
-const STRANGERS: usize = CONNECTIONS / 4;
 
 /// Who showed a certificate that TLS verified: read once a connection, as it would be the largest part of what a
 /// small request takes.
@@ -84,7 +84,7 @@ pub async fn serve(
     let server = Arc::new(Server {
         acceptor: TlsAcceptor::from(tls),
         router,
-        strangers: Semaphore::new(STRANGERS),
+        strangers: Strangers::new(CONNECTIONS / 4),
         stop,
     });
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -108,7 +108,7 @@ pub async fn serve(
                 (Err(_), _) => break,
             },
         };
-        let Some(share) = peers.take(peer.ip().to_canonical()) else {
+        let Some(share) = peers.take(network(peer.ip())) else {
             tracing::debug!(%peer, "too many connections from this address");
             continue;
         };
@@ -127,8 +127,7 @@ pub async fn serve(
 struct Server {
     acceptor: TlsAcceptor,
     router: Router,
-    /// Places for clients without a certificate.
-    strangers: Semaphore,
+    strangers: Strangers,
     stop: CancellationToken,
 }
 
@@ -152,18 +151,21 @@ impl Server {
             .peer_certificates()
             .and_then(|chain| chain.first())
             .map(|certificate| Peer(Arc::new(of_certificate(certificate))));
-        let _place = if certificate.is_some() {
+        let stranger = if certificate.is_some() {
             None
-        } else if let Ok(place) = self.strangers.try_acquire() {
-            Some(place)
+        } else if let Some(stranger) = self.strangers.admit(peer.ip()) {
+            Some(stranger)
         } else {
-            tracing::debug!(%peer, "too many connections without a certificate");
+            tracing::debug!(%peer, "too many connections of nobody that is known");
             return;
         };
         let router = self.router.clone();
         let service = move |mut request: Request<Body>| {
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
+            }
+            if let Some(stranger) = &stranger {
+                request.extensions_mut().insert(stranger.clone());
             }
             if same_machine {
                 request.extensions_mut().insert(SameMachine);

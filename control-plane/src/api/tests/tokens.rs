@@ -1,6 +1,7 @@
 //! Service accounts' tokens: asked for, shown, and good only as long as what they are bound to is there.
 
 use super::*;
+use crate::api::server::strangers::Stranger;
 
 const ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
 const ME: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
@@ -344,4 +345,27 @@ async fn bootstrap_tokens_are_those_of_secrets() {
         .await;
     assert_eq!(patched.code, 200, "{}", patched.message());
     assert_eq!(f.bearer(token).await, Err(401));
+}
+
+#[tokio::test]
+async fn who_shows_a_good_token_is_no_stranger() {
+    let f = Fixture::with_account().await;
+    let token = text(&f.token(json!({})).await);
+    let (stranger, places) = Stranger::alone();
+    for (shown, free) in [
+        (None, 0),
+        (Some("abc".to_owned()), 0),
+        (Some(token.clone()), 1),
+        (Some(token), 1),
+    ] {
+        let mut request = Request::builder().uri("/version");
+        if let Some(token) = &shown {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let mut request = request.body(Body::empty()).expect("a request");
+        request.extensions_mut().insert(stranger.clone());
+        let answered = f.router.clone().oneshot(request).await;
+        answered.expect("an answer");
+        assert_eq!(places.available_permits(), free, "{shown:?}");
+    }
 }
