@@ -10,6 +10,7 @@ pub mod authenticate;
 pub mod body;
 pub mod bootstrap;
 pub mod content;
+pub mod decoders;
 pub mod default_roles;
 pub mod deletion;
 pub mod discovery;
