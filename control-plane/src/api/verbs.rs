@@ -74,10 +74,15 @@ impl<'a> Input<'a> {
     }
 
     fn selection(&self) -> Result<Selection, ApiError> {
+        let mut options = ListOptions::parse(self.query)?;
+        if !self.request.name.is_empty() {
+            // A watch of one object, asked for in the old way.
+            options.fields = options.fields.and("metadata.name", &self.request.name);
+        }
         let selection = Selection {
             kind: self.kind,
             namespace: self.request.namespace.clone(),
-            options: ListOptions::parse(self.query)?,
+            options,
         };
         selection.check()?;
         Ok(selection)
