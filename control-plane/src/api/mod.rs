@@ -6,6 +6,7 @@
 pub mod access;
 pub mod apply;
 pub mod applying;
+pub mod audit;
 pub mod authenticate;
 pub mod body;
 pub mod bootstrap;
@@ -77,6 +78,7 @@ pub struct Api {
     /// `ADDRESS:PORT` that clients reach this server at, for discovery.
     pub advertised: String,
     pub health: Health,
+    audit: Option<audit::Log>,
     inflight: Inflight,
     streams: streams::Open,
     documents: openapi::Documents,
@@ -89,6 +91,7 @@ impl Api {
         authenticator: Authenticator,
         kubelet: KubeletClient,
         advertised: String,
+        audit: Option<audit::Log>,
     ) -> Arc<Self> {
         Arc::new(Api {
             registry,
@@ -96,6 +99,7 @@ impl Api {
             kubelet,
             advertised,
             health: Health::default(),
+            audit,
             inflight: Inflight::default(),
             streams: streams::Open::default(),
             documents: openapi::Documents::default(),

@@ -42,7 +42,7 @@ pub struct Input<'a> {
     /// In whose name fields are set.
     pub manager: Manager,
     /// What admission says to the client although it refuses nothing.
-    pub warnings: Warnings,
+    pub warnings: &'a Warnings,
 }
 
 impl<'a> Input<'a> {
@@ -61,7 +61,7 @@ impl<'a> Input<'a> {
             namespace: &self.request.namespace,
             dry_run,
             manager: &self.manager,
-            warnings: &self.warnings,
+            warnings: self.warnings,
         })
     }
 
