@@ -255,6 +255,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..ControllersConfig::new(pods, accounts, signer(pki.ca))
     };
     if args.leader_elect.unwrap_or(is_shared) {
+        api.health.set_elects();
         start_candidates(&mut parts, &router, config, &pki_config.hostname, &stop);
     } else {
         start_parts(&mut parts, &router, config, &stop);

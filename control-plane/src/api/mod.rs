@@ -10,6 +10,7 @@ pub mod audit;
 pub mod authenticate;
 pub mod body;
 pub mod bootstrap;
+mod components;
 pub mod content;
 pub mod decoders;
 pub mod default_roles;

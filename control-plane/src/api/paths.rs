@@ -48,7 +48,7 @@ pub(super) async fn serve(
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     // Whoever looks after this process must get an answer also when it has much to do.
     if let ["healthz" | "livez" | "readyz", ..] = parts.as_slice() {
-        return Ok(health::answer(api, path, query).await);
+        return Ok(health::answer(api, request.uri(), query).await);
     }
     let _share = api.inflight.share(user)?;
     let _slot = api.inflight.enter(user, "get")?;
@@ -93,7 +93,7 @@ pub(super) async fn serve(
 fn present(api: &Api) -> Present {
     let stored = resources::kinds()
         .iter()
-        .filter(|kind| kind.conversion.is_none());
+        .filter(|kind| kind.conversion.is_none() && !kind.computed);
     let counted = stored.map(|kind| {
         let count = api.registry.cache.count(&stored::prefix(kind, ""));
         (kind.qualified_plural(), count)

@@ -19,6 +19,7 @@ use super::applying;
 use super::audit::{self, Seen};
 use super::authenticate;
 use super::body;
+use super::components;
 use super::error::ApiError;
 use super::eviction;
 use super::impersonate;
@@ -337,6 +338,9 @@ async fn act(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> {
             ("create", true) => subresources::bind(registry, input).await,
             _ => Err(ApiError::method_not_allowed()),
         };
+    }
+    if kind.computed {
+        return components::serve(api, input).await;
     }
     if target.subresource.is_empty() {
         return match target.verb {
