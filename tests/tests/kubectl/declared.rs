@@ -106,11 +106,12 @@ pub fn apply_prunes_what_is_in_no_file_any_more(client: &Client) {
 
 /// An apply set knows by itself what belongs to it.
 pub fn apply_sets_prune_too(client: &Client) {
-    let apply = "apply --prune --applyset=configmaps/set -f -";
+    let namespace = client.namespace;
+    let apply = format!("apply --namespace={namespace} --prune --applyset=configmaps/set -f -");
     let both = format!("{}---\n{}", map("in-set", "a"), map("left-out", "a"));
-    client.fed(apply, &both);
+    client.fed(&apply, &both);
     assert_eq!(
-        client.fed(apply, &map("in-set", "a")),
+        client.fed(&apply, &map("in-set", "a")),
         "configmap/in-set unchanged\nconfigmap/left-out pruned\n"
     );
 }
