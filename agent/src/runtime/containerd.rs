@@ -28,14 +28,14 @@ use super::image::{ImageConfig, normalize};
 use super::log_pipe::named;
 use super::manifests::Manifests;
 use super::process::Pipes;
-use super::record::{container, timestamp, unseen};
+use super::record::{container, exit, unseen};
 use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_failure, within};
 use super::store::{self, SNAPSHOTTER};
 use super::{
     Attached, Command, Container, ContainerConfig, ContainerState, DiskUsage, ExecResult, Exit,
-    ExitCause, Image, ImageSummary, ImageVolume, Output, Process, RegistryLogin, Resources,
-    Runtime, RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events,
-    exec, image_volumes, images, import, labels, oci, process, pull,
+    Image, ImageSummary, ImageVolume, Output, Process, RegistryLogin, Resources, Runtime,
+    RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events, exec,
+    image_volumes, images, import, labels, oci, process, pull,
 };
 
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -422,13 +422,19 @@ impl Containerd {
                     self.note_start(id);
                     Ok(ContainerState::Running { pid: task.pid })
                 }
-                Some(task) if task.status() == TaskStatus::Stopped => Ok(ContainerState::Stopped),
+                Some(task) if task.status() == TaskStatus::Stopped => {
+                    Ok(ContainerState::Stopped(None))
+                }
                 _ => {
                     self.delete_task(id).await?;
                     Err(start_failure(id, &status))
                 }
             },
         }
+    }
+
+    fn was_out_of_memory(&self, cgroup: &str) -> bool {
+        cgroup::out_of_memory(&self.hierarchies, Path::new(cgroup))
     }
 
     async fn reap_container(&self, id: &str) -> Result<ContainerState, RuntimeError> {
@@ -440,26 +446,15 @@ impl Containerd {
             self.delete_task(id).await?;
             return Ok(ContainerState::Exited(exit));
         }
-        let exit = match self.task(id).await? {
+        let ended = match self.task(id).await? {
             None => unseen(),
             Some(task) if task.status() == TaskStatus::Stopped => {
                 let cgroup = identity.map(|identity| identity.cgroup).unwrap_or_default();
-                // The counters are there until the task is removed.
-                let oom = cgroup::out_of_memory(&self.hierarchies, Path::new(&cgroup));
-                Exit {
-                    code: i32::try_from(task.exit_status).unwrap_or(255),
-                    at: task.exited_at.map_or_else(Timestamp::now, timestamp),
-                    cause: if oom && task.exit_status != 0 {
-                        ExitCause::OutOfMemory
-                    } else {
-                        ExitCause::Process
-                    },
-                    message: String::new(),
-                }
+                exit(&task, self.was_out_of_memory(&cgroup))
             }
             Some(task) => return Ok(ContainerState::Running { pid: task.pid }),
         };
-        let state = self.write_exit(id, &exit).await?;
+        let state = self.write_exit(id, &ended).await?;
         self.delete_task(id).await?;
         Ok(state)
     }
@@ -481,7 +476,8 @@ impl Containerd {
         let mut found = Vec::new();
         for stored in stored.into_inner().containers {
             let task = tasks.iter().find(|task| task.id == stored.id);
-            let Some(container) = container(&stored, task, &self.host.boot_id) else {
+            let oom = |cgroup: &str| self.was_out_of_memory(cgroup);
+            let Some(container) = container(&stored, task, &self.host.boot_id, oom) else {
                 continue;
             };
             let runs = matches!(container.state, ContainerState::Running { .. });
@@ -620,7 +616,9 @@ impl Runtime for Containerd {
             return Ok(None);
         };
         let task = self.located(self.task(id).await)?;
-        Ok(container(&stored, task.as_ref(), &self.host.boot_id).map(|found| found.state))
+        let oom = |cgroup: &str| self.was_out_of_memory(cgroup);
+        let found = container(&stored, task.as_ref(), &self.host.boot_id, oom);
+        Ok(found.map(|found| found.state))
     }
 
     async fn signal(&self, id: &str, signal: i32) -> Result<(), RuntimeError> {
