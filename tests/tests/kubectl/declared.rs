@@ -118,11 +118,13 @@ pub fn apply_sets_prune_too(client: &Client) {
 
 pub fn apply_reaches_the_status_alone(client: &Client) {
     client.says("create deployment parts --image=backend:v0.0.1 --replicas=0");
-    let manifest = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: parts}, spec: {paused: true}, \
-                    status: {conditions: [{type: Mine, status: 'True'}]}}";
+    let manifest = serde_json::json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "parts"},
+        "spec": {"paused": true}, "status": {"conditions": [{"type": "Mine", "status": "True"}]},
+    });
     let apply = "apply --server-side --subresource=status --field-manager=me --validate=false -f -";
     assert_eq!(
-        client.fed(apply, manifest),
+        client.fed(apply, &manifest.to_string()),
         "deployment.apps/parts serverside-applied\n"
     );
     let deployment = client.get("deployment parts --show-managed-fields");
