@@ -101,6 +101,10 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
         },
+        stop_signal: container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.stop_signal.clone()),
         hook_due: hooks::has_post_start(container),
     })
 }
@@ -217,6 +221,7 @@ fn security(pod: &Pod, container: &Container, seccomp: Seccomp) -> Security {
             .chain(of_pod.fs_group)
             .filter_map(|group| number(Some(group)))
             .collect(),
+        strict_groups: of_pod.supplemental_groups_policy.as_deref() == Some("Strict"),
         run_as_non_root: own
             .run_as_non_root
             .or(of_pod.run_as_non_root)

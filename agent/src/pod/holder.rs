@@ -118,12 +118,14 @@ pub(super) fn config(
         security: Security {
             user: Some(NOBODY),
             group: Some(NOBODY),
+            strict_groups: true,
             read_only_root: true,
             drop_capabilities: vec!["ALL".to_owned()],
             seccomp: Seccomp::RuntimeDefault,
             ..Security::default()
         },
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
         id,
     }

@@ -59,6 +59,7 @@ fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
         image_id: String::new(),
         given: resize::note(spec),
         stop_signal: 15,
+        user: None,
         created_at: at(0),
         earlier_boot: false,
         hook_due: false,

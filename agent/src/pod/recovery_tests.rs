@@ -332,6 +332,7 @@ async fn a_container_that_was_half_made_is_made_anew() {
         sysctls: Default::default(),
         security: Security::default(),
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
     };
     let client = node.daemon.client();

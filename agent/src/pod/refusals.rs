@@ -34,7 +34,6 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
         "an appArmorProfile other than Unconfined",
     );
     let lifecycle = container.lifecycle.clone().unwrap_or_default();
-    refuse(lifecycle.stop_signal.is_some(), "lifecycle.stopSignal");
     let hooks = [&lifecycle.post_start, &lifecycle.pre_stop];
     refuse(
         hooks

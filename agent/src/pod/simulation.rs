@@ -351,6 +351,7 @@ impl World {
             image_id: String::new(),
             given: resize::note(spec),
             stop_signal: 15,
+            user: None,
             created_at: self.now,
             earlier_boot: false,
             hook_due: name.starts_with("main"),

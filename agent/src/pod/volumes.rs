@@ -229,13 +229,16 @@ pub(super) fn bind(
         source,
         destination: mount.mount_path.clone().into(),
         read_only: mount.read_only == Some(true) || !writable,
-        is_recursive: matches!(
-            mount.recursive_read_only.as_deref(),
-            Some("Enabled" | "IfPossible")
-        ),
+        is_recursive: is_recursive(mount),
         no_exec: is_image,
         propagation,
     })
+}
+
+/// Whether what is mounted below a read-only mount is read-only, too: this node can always see to that.
+pub(super) fn is_recursive(mount: &VolumeMount) -> bool {
+    let asked = mount.recursive_read_only.as_deref();
+    matches!(asked, Some("Enabled" | "IfPossible"))
 }
 
 /// The part of a volume that a mount is of. In `subPathExpr` each variable has to be known.

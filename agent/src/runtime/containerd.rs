@@ -53,6 +53,7 @@ pub struct Containerd {
     scratch: PathBuf,
     hierarchies: Vec<cgroup::Hierarchy>,
     manifests: Manifests,
+    accounts: accounts::Known,
 }
 
 impl Containerd {
@@ -63,6 +64,7 @@ impl Containerd {
             socket: socket.to_owned(),
             channel: connect(socket),
             manifests: Manifests::new(host.architecture),
+            accounts: accounts::Known::default(),
             host,
             logger: logger.to_owned(),
             scratch: scratch.to_owned(),
@@ -229,13 +231,16 @@ impl Containerd {
         let spec_of =
             |accounts: &oci::Accounts| oci::spec(config, &manifest.config, accounts, &self.host);
         let spec = if oci::needs_accounts(&config.security, &manifest.config) {
-            let mounts = store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
-            let read = tokio::task::spawn_blocking(move || accounts::read(&mounts));
-            let accounts = read.await.map_err(|error| RuntimeError::Failed {
-                action: format!("read the accounts of image {name}"),
-                reason: error.to_string(),
-            })?;
-            spec_of(&accounts?)?
+            let read = async {
+                let (channel, id) = (&self.channel, &config.id);
+                let mounts = store::make_root(channel, id, &parent, &manifest).await?;
+                let read = tokio::task::spawn_blocking(move || accounts::read(&mounts));
+                read.await.map_err(|error| RuntimeError::Failed {
+                    action: format!("read the accounts of image {name}"),
+                    reason: error.to_string(),
+                })?
+            };
+            spec_of(&*self.accounts.of(&parent, read).await?)?
         } else {
             spec_of(&oci::Accounts::default())?
         };
@@ -246,7 +251,8 @@ impl Containerd {
             snapshot_key: config.id.clone(),
             ..StoredContainer::default()
         };
-        let (image_id, stop_signal) = (image.id(), manifest.config.stop_signal());
+        let stop_signal = oci::stop_signal(config, &manifest.config)?;
+        let image_id = image.id();
         let made = self.record(config, &spec, &image_id, stop_signal, stored);
         let made = made.await?;
         store::make_root(&self.channel, &config.id, &parent, &manifest).await?;
@@ -271,9 +277,10 @@ impl Containerd {
         stop_signal: i32,
         stored: StoredContainer,
     ) -> Result<Container, RuntimeError> {
+        let user = oci::user_of(spec);
         let stored = StoredContainer {
             id: config.id.clone(),
-            labels: labels::write(config, image_id, stop_signal, &self.host.boot_id),
+            labels: labels::write(config, image_id, stop_signal, &user, &self.host.boot_id),
             runtime: Some(RuntimeOptions {
                 name: RUNTIME.to_owned(),
                 options: None,
@@ -301,6 +308,7 @@ impl Containerd {
             image_id: image_id.to_owned(),
             given: config.given.clone(),
             stop_signal,
+            user: Some(user),
             created_at: Timestamp::now(),
             earlier_boot: false,
             hook_due: config.hook_due,

@@ -191,12 +191,23 @@ pub struct Container {
     pub given: String,
     /// The signal that asks it to stop.
     pub stop_signal: i32,
+    /// Whom its first process runs as at its start; unknown of those that older agents made.
+    pub user: Option<ContainerUser>,
     pub created_at: Timestamp,
     /// It was made before the machine was last started.
     pub earlier_boot: bool,
     /// Something is to be done after its start, and nobody wrote down that it is.
     pub hook_due: bool,
     pub state: ContainerState,
+}
+
+/// Whom a process runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerUser {
+    pub uid: u32,
+    pub gid: u32,
+    /// The primary group among them, in order.
+    pub groups: Vec<u32>,
 }
 
 /// Where a container is in its life.
@@ -347,6 +358,8 @@ pub struct ContainerConfig {
     pub sysctls: BTreeMap<String, String>,
     pub security: Security,
     pub stdio: Stdio,
+    /// The name of the signal that asks it to stop, in place of the one that its image names.
+    pub stop_signal: Option<String>,
     /// Something is to be done after its start; see [`Runtime::note_hook`].
     pub hook_due: bool,
 }
@@ -404,6 +417,8 @@ pub struct Security {
     pub user: Option<u32>,
     pub group: Option<u32>,
     pub supplemental_groups: Vec<u32>,
+    /// It is in no group only because its image says so (KEP-3619).
+    pub strict_groups: bool,
     /// Refuse to run as user 0.
     pub run_as_non_root: bool,
     pub read_only_root: bool,

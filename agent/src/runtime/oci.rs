@@ -12,9 +12,12 @@ use oci_spec::runtime::{
 };
 
 use super::host::Host;
-use super::image::ImageConfig;
+use super::image::{ImageConfig, signal_number};
 use super::process::with_terminal;
-use super::{ContainerConfig, Propagation, Resources, RuntimeError, Seccomp, Security, seccomp};
+use super::{
+    ContainerConfig, ContainerUser, Propagation, Resources, RuntimeError, Seccomp, Security,
+    seccomp,
+};
 
 /// What containers may do as root by default; the set that Docker and containerd settled on.
 const DEFAULT_CAPABILITIES: [Capability; 14] = [
@@ -327,6 +330,9 @@ fn user(security: &Security, of_image: &str, accounts: &Accounts) -> Result<User
     }
     let mut groups: BTreeSet<u32> = security.supplemental_groups.iter().copied().collect();
     groups.insert(gid);
+    if !security.strict_groups {
+        groups.extend(memberships(accounts, uid));
+    }
     UserBuilder::default()
         .uid(uid)
         .gid(gid)
@@ -352,8 +358,51 @@ fn account(file: &str, wanted: &str) -> Option<(u32, u32)> {
     })
 }
 
+/// The groups whose lines in the image's `/etc/group` name this user.
+fn memberships(accounts: &Accounts, uid: u32) -> impl Iterator<Item = u32> {
+    let user = accounts.passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
+    });
+    accounts.group.lines().filter_map(move |line| {
+        let mut fields = line.split(':').skip(2);
+        let gid = fields.next()?.parse().ok()?;
+        let mut members = fields.next()?.split(',');
+        members
+            .any(|member| Some(member.trim()) == user)
+            .then_some(gid)
+    })
+}
+
+/// Whom the first process of a container with this spec runs as.
+pub fn user_of(spec: &Spec) -> ContainerUser {
+    let user = spec
+        .process()
+        .as_ref()
+        .map(|process| process.user().clone());
+    let user = user.unwrap_or_default();
+    ContainerUser {
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+    }
+}
+
+/// The signal that asks a container to stop: its own, or else its image's.
+pub fn stop_signal(config: &ContainerConfig, image: &ImageConfig) -> Result<i32, RuntimeError> {
+    let Some(name) = &config.stop_signal else {
+        return Ok(image.stop_signal());
+    };
+    signal_number(name)
+        .ok_or_else(|| RuntimeError::Config(format!("lifecycle.stopSignal: {name:?} is no signal")))
+}
+
 /// Whether [`spec`] needs to look at the image's account files.
 pub fn needs_accounts(security: &Security, image: &ImageConfig) -> bool {
+    if !security.strict_groups {
+        return true;
+    }
     let plain = |text: &str| text.is_empty() || text.parse::<u32>().is_ok();
     let (name, group) = image.user.split_once(':').unwrap_or((&image.user, ""));
     match security.user {

@@ -45,6 +45,7 @@ pub(super) fn container(
         image_id: identity.image_id,
         given: identity.given,
         stop_signal: identity.stop_signal,
+        user: identity.user,
         created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
         earlier_boot: identity.boot_id != boot_id,
         hook_due: identity.hook_due,

@@ -59,6 +59,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             ..Security::default()
         },
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
     }
 }

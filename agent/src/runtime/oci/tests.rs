@@ -54,6 +54,7 @@ fn config() -> ContainerConfig {
             ..Security::default()
         },
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
     }
 }
@@ -141,6 +142,60 @@ fn users_are_found_by_number_and_by_name() {
     let mut config = config();
     config.security.run_as_non_root = true;
     assert!(refused(&config, &image()).contains("will run as root"));
+}
+
+#[test]
+fn groups_of_the_image_count_unless_the_policy_is_strict() {
+    let accounts = Accounts {
+        passwd: "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n".into(),
+        group: "app:x:1000:\nextra:x:50000:other,app\nothers:x:50001:other\nbroken\n".into(),
+    };
+    let groups = |user_id, strict_groups| {
+        let security = Security {
+            user: Some(user_id),
+            group: Some(3000),
+            supplemental_groups: vec![4000],
+            strict_groups,
+            ..Security::default()
+        };
+        let user = user(&security, "app", &accounts).unwrap();
+        user.additional_gids().clone().unwrap()
+    };
+    assert_eq!(groups(1000, false), [3000, 4000, 50000]);
+    assert_eq!(groups(1000, true), [3000, 4000]);
+    assert_eq!(groups(7, false), [3000, 4000], "nobody knows this user");
+}
+
+#[test]
+fn an_image_s_user_by_name_may_be_anybody() {
+    let accounts = Accounts {
+        passwd: "app:x:1000:1000::/:/bin/sh\n".into(),
+        group: String::new(),
+    };
+    let security = Security {
+        run_as_non_root: true,
+        ..Security::default()
+    };
+    let error = user(&security, "app", &accounts).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "container has runAsNonRoot and image has non-numeric user (app), cannot verify user is non-root"
+    );
+    assert_eq!(user(&security, "1000", &accounts).unwrap().uid(), 1000);
+}
+
+#[test]
+fn the_spec_s_stop_signal_comes_before_the_image_s() {
+    let quits = ImageConfig {
+        stop_signal: "SIGQUIT".into(),
+        ..image()
+    };
+    let mut config = config();
+    assert_eq!(stop_signal(&config, &quits).unwrap(), libc::SIGQUIT);
+    config.stop_signal = Some("SIGUSR1".into());
+    assert_eq!(stop_signal(&config, &quits).unwrap(), libc::SIGUSR1);
+    config.stop_signal = Some("SIGNOT".into());
+    assert!(stop_signal(&config, &quits).is_err());
 }
 
 #[test]
