@@ -1,5 +1,7 @@
 //! A container's runtime config from its pod's spec. Pure, but for subPaths, which are pinned on the way.
 
+use std::path::PathBuf;
+
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
 
 use super::env::expand;
@@ -37,8 +39,8 @@ pub(super) struct Parts<'a> {
     pub(super) node_memory: f64,
     /// The name of the machine that it sees.
     pub(super) hostname: String,
-    /// The process whose process namespace it joins.
-    pub(super) target_pid: Option<u32>,
+    /// The process namespace that it joins.
+    pub(super) processes: Option<PathBuf>,
     pub(super) seccomp: Seccomp,
 }
 
@@ -54,7 +56,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         paths,
         node_memory,
         hostname,
-        target_pid,
+        processes,
         seccomp,
     } = parts;
     let uid = &pod.id.uid;
@@ -80,7 +82,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         mounts: mounts(pod, container, attempt, &env, paths)?,
         namespaces: NamespacePaths {
             host_pid: pod.spec().host_pid.unwrap_or(false),
-            pid: target_pid.map(|pid| format!("/proc/{pid}/ns/pid").into()),
+            pid: processes,
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),

@@ -179,7 +179,8 @@ async fn a_volume_that_vanishes_is_made_anew_or_waited_for() {
     };
     node.api.wait("scratch", "restarted", restarted).await;
     eventually("it is there again", || scratch.join("began").exists()).await;
-    told(&node, "FailedMount: volume \"data\": hostPath ").await;
+    let text = "FailedMount: MountVolume.SetUp failed for volume \"data\" : hostPath ";
+    told(&node, text).await;
     let hosted = node.api.pod("hosted").unwrap().status.unwrap();
     assert!(!is_ready(&hosted));
     fs::create_dir(&host).unwrap();

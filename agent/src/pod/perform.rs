@@ -3,11 +3,14 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Volume};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::action::{StopHow, StopReason};
 use super::backoff;
@@ -20,7 +23,7 @@ use super::hooks;
 use super::hosts;
 use super::image_volumes;
 use super::observed::{
-    CREATE_ERROR, Contents, Failure, ImageState, Observed, RUN_ERROR, Sandbox, Volumes,
+    CREATE_ERROR, Contents, Failure, ImageState, Observed, RUN_ERROR, Sandbox, StopHook, Volumes,
 };
 use super::paths::Paths;
 use super::refusals::refusals;
@@ -29,7 +32,7 @@ use super::seccomp;
 use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
-use super::volumes::{self, VolumeError};
+use super::volumes::{self, ReadContents, VolumeError};
 use super::{resize, resources};
 use crate::runtime::memory::MemoryHierarchy;
 use crate::runtime::{
@@ -42,7 +45,6 @@ pub(super) enum Outcome {
     Sandbox(Sandbox),
     /// Those that were made have contents as of now.
     Volumes(Volumes, Contents),
-    Contents(Contents),
     Image {
         name: String,
         state: ImageState,
@@ -79,6 +81,7 @@ pub(super) enum Outcome {
         id: String,
         how: StopHow,
         why: StopReason,
+        hook: StopHook,
     },
     /// Nothing came of it; the same action is worth another try after a while.
     Trouble(String),
@@ -132,65 +135,78 @@ pub(super) async fn prepare_volumes(
         Volumes::Failed(failure) => failure.tries + 1,
         _ => 1,
     };
-    match make(shared, pod, observed, |_| true).await {
+    match make(shared, pod, observed).await {
         Ok(again) => {
             let contents = again.map_or(Contents::Unknown, Contents::FreshUntil);
             Outcome::Volumes(Volumes::Ready, contents)
         }
         Err(error) => {
             let message = error.to_string();
-            shared
-                .events
-                .send(&pod.id, None, Kind::Warning, "FailedMount", &message);
+            let events = &shared.events;
+            events.send(&pod.id, None, Kind::Warning, "FailedMount", error.told());
             let failure = set_up_failure("ContainerCreating", message, tries);
             Outcome::Volumes(Volumes::Failed(failure), Contents::Unknown)
         }
     }
 }
 
-/// What could not be read stays as it was, and is tried again when all is looked at the next time.
-pub(super) async fn refresh_volumes(
-    shared: &Shared,
-    pod: &PodView,
-    observed: &Observed,
-) -> Outcome {
-    let usual = volumes::look_again(&pod.id.uid, Timestamp::now());
-    let at = match make(shared, pod, observed, volumes::has_contents).await {
-        Ok(at) => at.unwrap_or(usual),
-        Err(error) => {
-            tracing::warn!(
+/// What volumes shall show, as it was read.
+#[derive(Debug)]
+pub(super) struct Read {
+    pod: Arc<PodView>,
+    volumes: Vec<(Volume, Result<ReadContents, VolumeError>)>,
+}
+
+/// Reads what is in those of the pod's volumes that have contents.
+pub(super) async fn read_volumes(shared: &Shared, pod: Arc<PodView>, sandbox: &Sandbox) -> Read {
+    let context = context(shared, &pod, sandbox);
+    let sources = sources(shared);
+    let mut read = Vec::new();
+    let all = pod.spec().volumes.iter().flatten();
+    for volume in all.filter(|volume| volumes::has_contents(volume)) {
+        let contents = volumes::read(&sources, &context, volume).await;
+        read.push((volume.clone(), contents));
+    }
+    Read { pod, volumes: read }
+}
+
+/// Writes it; says when to look again. What could not be read stays as it was, and is tried again when all is looked at the
+/// next time.
+pub(super) fn write_volumes(shared: &Shared, read: Read) -> Timestamp {
+    let (pod, paths) = (&read.pod, &shared.settings.paths);
+    let mut first = volumes::look_again(&pod.id.uid, Timestamp::now());
+    for (volume, contents) in read.volumes {
+        let written = contents.and_then(|contents| volumes::write(pod, paths, &volume, &contents));
+        match written {
+            Ok(at) => first = first.min(at),
+            Err(error) => tracing::warn!(
                 pod = pod.id.name,
                 namespace = pod.id.namespace,
                 %error,
                 "a volume's contents stay as they are"
-            );
-            usual
+            ),
         }
-    };
-    Outcome::Contents(Contents::FreshUntil(at))
+    }
+    first
 }
 
-/// Makes those of the pod's volumes; says when contents have to be looked at again.
+fn sources(shared: &Shared) -> volumes::Sources<'_> {
+    volumes::Sources {
+        client: &shared.client,
+        tokens: &shared.tokens,
+    }
+}
+
+/// Makes the pod's volumes; says when contents have to be looked at again.
 async fn make(
     shared: &Shared,
     pod: &PodView,
     observed: &Observed,
-    which: impl Fn(&Volume) -> bool,
 ) -> Result<Option<Timestamp>, VolumeError> {
-    let context = context(shared, pod, observed);
-    let sources = volumes::Sources {
-        client: &shared.client,
-        tokens: &shared.tokens,
-    };
+    let (context, sources) = (context(shared, pod, &observed.sandbox), sources(shared));
     let paths = &shared.settings.paths;
     let mut first: Option<Timestamp> = None;
-    for volume in pod
-        .spec()
-        .volumes
-        .iter()
-        .flatten()
-        .filter(|volume| which(volume))
-    {
+    for volume in pod.spec().volumes.iter().flatten() {
         let again = volumes::prepare(&sources, &context, paths, volume).await?;
         first = first.into_iter().chain(again).min();
     }
@@ -198,9 +214,9 @@ async fn make(
 }
 
 /// What fields of the pod and its node stand for.
-fn context<'a>(shared: &'a Shared, pod: &'a PodView, observed: &'a Observed) -> Context<'a> {
+fn context<'a>(shared: &'a Shared, pod: &'a PodView, sandbox: &'a Sandbox) -> Context<'a> {
     let settings = &shared.settings;
-    let addresses: &[IpAddr] = match &observed.sandbox {
+    let addresses: &[IpAddr] = match sandbox {
         Sandbox::Ready { .. } if pod.host_network() => &settings.host_addresses,
         Sandbox::Ready { addresses } => addresses,
         _ => &[],
@@ -270,17 +286,17 @@ pub(super) async fn run_container(
             return prepared;
         }
     }
-    let context = context(shared, pod, observed);
+    let context = context(shared, pod, &observed.sandbox);
     let services = service_env::of(&shared.settings.cluster, pod).await;
     let env = match env::resolve(&shared.client, &context, services, spec).await {
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
     let shared_with = pod.holder.as_ref().map(|_| holder::NAME);
-    let target_pid = match shared_with.or_else(|| ephemeral::target(pod, &spec.name)) {
+    let processes = match shared_with.or_else(|| ephemeral::target(pod, &spec.name)) {
         None => None,
-        Some(target) => match running_pid(shared, observed, target).await {
-            Ok(Some(pid)) => Some(pid),
+        Some(target) => match processes_of(shared, observed, target).await {
+            Ok(Some(processes)) => Some(processes),
             Ok(None) => {
                 let text = format!("target container {target} does not run");
                 return fail("CreateContainerError", text, false);
@@ -302,7 +318,7 @@ pub(super) async fn run_container(
         paths: &shared.settings.paths,
         node_memory: shared.node_memory,
         hostname: hosts::machine_name(pod, &(shared.settings.dns)().domain),
-        target_pid,
+        processes: processes.as_ref().map(|held| held.path.clone()),
         seccomp,
     };
     match image_volumes::mount(shared, pod, spec).await {
@@ -349,6 +365,37 @@ pub(super) async fn run_container(
         // It is made; starting it is the next plan's first thing.
         Err(_) => Outcome::Container(made),
     }
+}
+
+/// A process namespace that is held for as long as this is.
+struct Processes {
+    path: PathBuf,
+    _file: fs::File,
+}
+
+/// The process namespace of a container that runs. The process that it is named by may end at any time, and another one
+/// have its id: so the namespace is opened, and only then is it seen whether the container still runs. That of a holder is
+/// named by its process, as each container that has joined it goes with it, and may be started by another agent than this.
+async fn processes_of(
+    shared: &Shared,
+    observed: &Observed,
+    name: &str,
+) -> Result<Option<Processes>, RuntimeError> {
+    let Some(pid) = running_pid(shared, observed, name).await? else {
+        return Ok(None);
+    };
+    let of_process = PathBuf::from(format!("/proc/{pid}/ns/pid"));
+    let Ok(file) = fs::File::open(&of_process) else {
+        return Ok(None);
+    };
+    if running_pid(shared, observed, name).await? != Some(pid) {
+        return Ok(None);
+    }
+    let path = match holder::is_one(name) {
+        true => of_process,
+        false => format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into(),
+    };
+    Ok(Some(Processes { path, _file: file }))
 }
 
 /// The first process of a container as of now: one that has ended may have given its id to another.
@@ -521,8 +568,8 @@ pub(super) async fn stop_container(
     view: Option<&PodView>,
     observed: &Observed,
     container: &Container,
-    how: StopHow,
-    why: StopReason,
+    (how, why): (StopHow, StopReason),
+    ended_hooks: &UnboundedSender<String>,
 ) -> Outcome {
     let signal = match how {
         StopHow::Ask { .. } => container.stop_signal,
@@ -555,21 +602,19 @@ pub(super) async fn stop_container(
             return error.into();
         }
     }
+    let stopping = |hook| Outcome::Stopping {
+        id: container.id.clone(),
+        how,
+        why,
+        hook,
+    };
     if let (StopHow::Ask { kill_at }, Some(view)) = (how, view)
-        && hooks::before_stop(shared, view, observed, container, kill_at)
+        && hooks::before_stop(shared, view, observed, container, kill_at, ended_hooks)
     {
-        return Outcome::Stopping {
-            id: container.id.clone(),
-            how,
-            why,
-        };
+        return stopping(StopHook::Runs);
     }
     match shared.runtime.signal(&container.id, signal).await {
-        Ok(()) => Outcome::Stopping {
-            id: container.id.clone(),
-            how,
-            why,
-        },
+        Ok(()) => stopping(StopHook::None),
         Err(error) => error.into(),
     }
 }

@@ -48,7 +48,7 @@ async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
         .await;
     told(
         &node,
-        "FailedMount: volume \"conf\": configmap \"settings\" not found",
+        "FailedMount: MountVolume.SetUp failed for volume \"conf\" : configmap \"settings\" not found",
     )
     .await;
     node.api

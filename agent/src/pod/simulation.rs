@@ -296,7 +296,10 @@ impl World {
                     container.image_id = "137".into();
                 }
                 let stop = match how {
-                    StopHow::Ask { kill_at } => Stop::Asked { kill_at: *kill_at },
+                    StopHow::Ask { kill_at } => Stop::Asked {
+                        kill_at: *kill_at,
+                        hook: StopHook::None,
+                    },
                     StopHow::Kill => Stop::Killed,
                 };
                 self.observed.stops.insert(id.clone(), stop);

@@ -57,8 +57,8 @@ pub(super) fn stop(
     match observed.stops.get(&container.id) {
         // The end of a killed process is heard of; should that be missed, another look finds it.
         Some(Stop::Killed) => plan.wake_at(add(now, LOOK_AGAIN)),
-        Some(Stop::Asked { kill_at }) if (*kill_at).min(by) > now => {
-            plan.wake_at((*kill_at).min(by));
+        Some(Stop::Asked { kill_at, hook }) if hook.kill_at((*kill_at).min(by)) > now => {
+            plan.wake_at(hook.kill_at((*kill_at).min(by)));
         }
         None if by > now => {
             plan.actions.push(Action::Stop {

@@ -19,12 +19,12 @@ use tokio::sync::Semaphore;
 use super::env::{self, Context};
 use super::mounts::Missing;
 use super::paths::Paths;
-use super::spec::amount;
+use super::spec::{PodView, amount};
 use super::{host_path, image_volumes, mounts};
 use crate::runtime::{BindMount, Propagation};
 use crate::slow;
 
-pub(super) use contents::{Sources, has_contents};
+pub(super) use contents::{Contents as ReadContents, Sources, has_contents};
 use contents::{fs_group, inside};
 use token::TokenError;
 pub(super) use token::Tokens;
@@ -59,6 +59,17 @@ pub(super) enum VolumeError {
         path: PathBuf,
         source: io::Error,
     },
+}
+
+impl VolumeError {
+    /// What an Event says of it, as upstream.
+    pub(super) fn told(&self) -> String {
+        let text = self.to_string();
+        // No volume's name has a quotation mark.
+        let rest = text.strip_prefix("volume ").unwrap_or(&text);
+        let rest = rest.replacen("\": ", "\" : ", 1);
+        format!("MountVolume.SetUp failed for volume {rest}")
+    }
 }
 
 /// Contents are looked at again after this, as upstream; up to a quarter later, so that not all pods' are at once.
@@ -137,19 +148,44 @@ pub(super) async fn prepare(
             .map(|()| None)
             .map_err(write);
     }
-    let Some(contents) = contents::read(sources, context, volume).await? else {
-        return Err(refuse(
-            "only emptyDir, hostPath, configMap, secret, downwardAPI, projected and image volumes are supported on this node".into(),
-        ));
+    let contents = read(sources, context, volume).await?;
+    self::write(context.pod, paths, volume, &contents).map(Some)
+}
+
+/// Reads what a volume with contents is to hold.
+pub(super) async fn read(
+    sources: &Sources<'_>,
+    context: &Context<'_>,
+    volume: &Volume,
+) -> Result<ReadContents, VolumeError> {
+    let contents = contents::read(sources, context, volume).await?;
+    contents.ok_or_else(|| VolumeError::Refused {
+        volume: volume.name.clone(),
+        reason: "only emptyDir, hostPath, configMap, secret, downwardAPI, projected and image volumes are supported on this node".into(),
+    })
+}
+
+/// Writes what was read, where that is not there yet; says when to look again.
+pub(super) fn write(
+    pod: &PodView,
+    paths: &Paths,
+    volume: &Volume,
+    contents: &ReadContents,
+) -> Result<Timestamp, VolumeError> {
+    let path = path(paths, &pod.id.uid, volume);
+    let failed = |source| VolumeError::Write {
+        volume: volume.name.clone(),
+        path: path.clone(),
+        source,
     };
     if contents::is_secret(volume) {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mounts::memory(&path, None, 0o755, flags).map_err(write)?;
+        mounts::memory(&path, None, 0o755, flags).map_err(failed)?;
     }
     let now = Timestamp::now();
-    atomic::write(&path, &contents.files, group, now).map_err(write)?;
-    let usual = look_again(&context.pod.id.uid, now);
-    Ok(Some(contents.look_again.map_or(usual, |at| at.min(usual))))
+    atomic::write(&path, &contents.files, fs_group(pod), now).map_err(failed)?;
+    let usual = look_again(&pod.id.uid, now);
+    Ok(contents.look_again.map_or(usual, |at| at.min(usual)))
 }
 
 /// When the contents of the pod's volumes are looked at again.
