@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -51,6 +51,8 @@ pub struct Health {
     pub routes: Option<Part>,
     /// `containerd://1.6.20`, once known.
     pub runtime_version: String,
+    /// By what names the runtime can run containers; the default has none.
+    pub handlers: Vec<String>,
     pub images: Vec<Image>,
     pub pressures: Pressures,
     /// The machine is about to go down, or to start anew.
@@ -72,6 +74,7 @@ impl Default for Health {
             network: starting(),
             routes: None,
             runtime_version: String::new(),
+            handlers: Vec::new(),
             images: Vec::new(),
             pressures: Pressures::default(),
             is_shutting_down: false,
@@ -123,7 +126,11 @@ pub fn desired(
                 port: identity.kubelet_port.into(),
             }),
         }),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(true),
+        }),
         images: Some(images(&health.images)),
+        runtime_handlers: Some(handlers(&health.handlers)),
         node_info: Some(node_info(facts, health)),
         ..NodeStatus::default()
     }
@@ -152,6 +159,8 @@ pub fn needs_write(present: &NodeStatus, desired: &NodeStatus, now: Timestamp) -
         allocatable: status.allocatable.clone(),
         capacity: status.capacity.clone(),
         daemon_endpoints: status.daemon_endpoints.clone(),
+        features: status.features.clone(),
+        runtime_handlers: status.runtime_handlers.clone(),
         node_info: status.node_info.clone(),
         ..NodeStatus::default()
     };
@@ -343,17 +352,36 @@ fn addresses(identity: &Identity) -> Vec<NodeAddress> {
 
 fn capacity(facts: &Facts, pods: u32) -> BTreeMap<String, Quantity> {
     let storage = binary(facts.storage_bytes);
-    resources(facts.cpus.to_string(), facts.memory_bytes, storage, pods)
+    let cpus = facts.cpus.to_string();
+    let mut all = resources(cpus, facts.memory_bytes, storage, pods);
+    all.extend(huge_pages(facts));
+    all
 }
 
 /// What the node gives its pods, by resource.
 pub fn allocatable(facts: &Facts, kept_back: &KeptBack) -> BTreeMap<String, Quantity> {
     let reserved = kept_back.reserved;
     let (memory, storage) = (facts.memory_bytes, facts.storage_bytes);
+    // What is set aside for huge pages can be nothing else.
+    let aside = facts.huge_pages.values().sum();
     let memory = kept_back.from(memory, reserved.memory_bytes, Signal::MemoryAvailable);
     let storage = kept_back.from(storage, reserved.storage_bytes, Signal::NodefsAvailable);
+    let memory = memory.saturating_sub(aside);
     let cpus = kept_back.cpus(facts);
-    resources(cpus, memory, decimal(storage), kept_back.max_pods)
+    let mut all = resources(cpus, memory, decimal(storage), kept_back.max_pods);
+    all.extend(huge_pages(facts));
+    all
+}
+
+/// `hugepages-2Mi` and its like, even where the kernel has none of them yet.
+fn huge_pages(facts: &Facts) -> impl Iterator<Item = (String, Quantity)> {
+    let all = facts.huge_pages.iter();
+    all.map(|(size, bytes)| {
+        (
+            format!("hugepages-{}", binary(*size)),
+            Quantity(binary(*bytes)),
+        )
+    })
 }
 
 fn resources(
@@ -414,6 +442,19 @@ fn images(present: &[Image]) -> Vec<ContainerImage> {
         .collect()
 }
 
+/// What the runtime can do, with the default handler and with the others.
+fn handlers(names: &[String]) -> Vec<NodeRuntimeHandler> {
+    let names = [String::new()].into_iter().chain(names.iter().cloned());
+    let handler = |name| NodeRuntimeHandler {
+        name: Some(name),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(true),
+            user_namespaces: Some(false),
+        }),
+    };
+    names.map(handler).collect()
+}
+
 fn node_info(facts: &Facts, health: &Health) -> NodeSystemInfo {
     NodeSystemInfo {
         architecture: facts.architecture.into(),
@@ -463,6 +504,24 @@ mod tests {
             eviction: eviction.unwrap(),
             max_pods: 110,
         }
+    }
+
+    #[test]
+    fn huge_pages_are_a_resource_of_their_own() {
+        let facts = Facts {
+            huge_pages: [(2 << 20, 1 << 30), (1 << 30, 0)].into(),
+            ..facts()
+        };
+        let (whole, left) = (capacity(&facts, 110), allocatable(&facts, &kept_back()));
+        for amounts in [&whole, &left] {
+            assert_eq!(amounts["hugepages-2Mi"].0, "1Gi");
+            assert_eq!(amounts["hugepages-1Gi"].0, "0");
+        }
+        assert_eq!(whole["memory"].0, "8Gi");
+        assert_eq!(
+            left["memory"].0, "7068Mi",
+            "less the pages and the threshold"
+        );
     }
 
     #[test]
@@ -521,6 +580,7 @@ mod tests {
             network: Part::Up,
             routes: None,
             runtime_version: "containerd://1.6.20".into(),
+            handlers: Vec::new(),
             images: Vec::new(),
             pressures: Pressures::default(),
             is_shutting_down: false,

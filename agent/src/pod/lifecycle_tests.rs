@@ -362,7 +362,9 @@ fn what_a_pod_asks_for_in_vain_is_told() {
     }
     assert_eq!(
         refusals(&pod, &pod.containers()[0]),
-        ["an appArmorProfile other than Unconfined is not supported on this node"]
+        [
+            "appArmorProfile RuntimeDefault, other than a Localhost one, is not supported on this node"
+        ]
     );
 }
 

@@ -13,12 +13,14 @@ use super::deletion::LEAST as LEAST_GRACE;
 use super::demand::Eviction;
 use super::resize::Room;
 use super::spec::{Question, container_id, spare_container_id};
-use crate::runtime::{Container, ContainerState};
+use crate::runtime::{Container, ContainerState, Handler};
 
 /// What is known of a pod on this node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     pub sandbox: Sandbox,
+    /// With what the pod's containers run, if not with the default: known once the sandbox is ready.
+    pub handler: Option<Handler>,
     pub volumes: Volumes,
     pub contents: Contents,
     /// Every container the pod has or had, in no particular order.

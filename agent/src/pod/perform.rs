@@ -27,6 +27,7 @@ use super::observed::{
 };
 use super::paths::Paths;
 use super::refusals::refusals;
+use super::runtime_class;
 use super::sandbox;
 use super::seccomp;
 use super::service_env;
@@ -36,13 +37,17 @@ use super::volumes::{self, ReadContents, VolumeError};
 use super::{resize, resources};
 use crate::runtime::memory::MemoryHierarchy;
 use crate::runtime::{
-    Container, ContainerState, Exit, ExitCause, PodRef, Resources, RuntimeError, log_pipe,
+    Container, ContainerState, Exit, ExitCause, Handler, PodRef, Resources, RuntimeError, log_pipe,
 };
 
 /// What came of an action.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Sandbox(Sandbox),
+    Prepared {
+        sandbox: Sandbox,
+        handler: Option<Handler>,
+    },
+    SandboxGone,
     /// Those that were made have contents as of now.
     Volumes(Volumes, Contents),
     Image {
@@ -104,26 +109,37 @@ pub(super) async fn prepare_sandbox(
     };
     let settings = &shared.settings;
     let dns = (settings.dns)();
-    let prepared = sandbox::prepare(
-        shared.network.as_ref(),
-        &shared.settings.paths,
-        &dns,
-        settings,
-        pod,
-        // Its containers may run already, with more than it asks for now.
-        resize::while_changing(pod, observed),
-    );
-    Outcome::Sandbox(match prepared.await {
-        Ok(addresses) => Sandbox::Ready { addresses },
-        Err(error) => {
-            let message = error.to_string();
+    let prepare = async {
+        let handler = runtime_class::handler(shared, pod).await;
+        let handler = handler.map_err(|error| error.to_string())?;
+        let prepared = sandbox::prepare(
+            shared.network.as_ref(),
+            &dns,
+            settings,
+            pod,
+            // Its containers may run already, with more than it asks for now.
+            resize::while_changing(pod, observed),
+        );
+        let addresses = prepared.await.map_err(|error| error.to_string())?;
+        Ok::<_, String>((addresses, handler))
+    };
+    match prepare.await {
+        Ok((addresses, handler)) => Outcome::Prepared {
+            sandbox: Sandbox::Ready { addresses },
+            handler,
+        },
+        Err(why) => {
+            let message = format!("Failed to create pod sandbox: {why}");
             let reason = "FailedCreatePodSandBox";
             shared
                 .events
                 .send(&pod.id, None, Kind::Warning, reason, &message);
-            Sandbox::Failed(set_up_failure("ContainerCreating", message, tries))
+            Outcome::Prepared {
+                sandbox: Sandbox::Failed(set_up_failure("ContainerCreating", message, tries)),
+                handler: None,
+            }
         }
-    })
+    }
 }
 
 pub(super) async fn prepare_volumes(
@@ -267,7 +283,7 @@ pub(super) async fn run_container(
     if attempt > 0 {
         // The container before may have been given something else.
         let either = resize::while_changing(pod, observed);
-        if let Err(error) = sandbox::limit_to(&shared.settings.paths, either).await {
+        if let Err(error) = sandbox::limit_to(&shared.settings, either).await {
             return fail(CREATE_ERROR, error.to_string(), false);
         }
     }
@@ -320,6 +336,7 @@ pub(super) async fn run_container(
         hostname: hosts::machine_name(pod, &(shared.settings.dns)().domain),
         processes: processes.as_ref().map(|held| held.path.clone()),
         seccomp,
+        handler: observed.handler.clone(),
     };
     match image_volumes::mount(shared, pod, spec).await {
         Ok(()) => {}
@@ -445,7 +462,8 @@ async fn run_holder(
         ));
     }
     let id = observed.next_id(&pod.id.uid, &spec.name, attempt);
-    let config = holder::config(pod, spec, id, attempt, streak, paths);
+    let handler = observed.handler.clone();
+    let config = holder::config(pod, spec, id, attempt, streak, handler, paths);
     let made = match shared.runtime.create(&config).await {
         Ok(made) => made,
         Err(error) if error.is_unreachable() => return error.into(),
@@ -624,7 +642,8 @@ pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) 
     let (mut given, mut after) = (Vec::new(), observed.clone());
     let paths = &shared.settings.paths;
     let give = async {
-        let limited = sandbox::limit_to(paths, resize::while_changing(pod, observed)).await;
+        let limited =
+            sandbox::limit_to(&shared.settings, resize::while_changing(pod, observed)).await;
         limited.map_err(|error| error.to_string())?;
         for (spec, container) in resize::to_update(pod, observed) {
             let resources = resources::of_container(pod, spec);
@@ -642,7 +661,8 @@ pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) 
             after.put(changed);
             given.push((container.id.clone(), note));
         }
-        let limited = sandbox::limit_to(paths, resize::while_changing(pod, &after)).await;
+        let limited =
+            sandbox::limit_to(&shared.settings, resize::while_changing(pod, &after)).await;
         limited.map_err(|error| error.to_string())
     };
     let failed: Result<(), String> = give.await;
@@ -717,7 +737,7 @@ pub(super) async fn remove_sandbox(
     {
         return error.into();
     }
-    Outcome::Sandbox(Sandbox::Gone)
+    Outcome::SandboxGone
 }
 
 /// Removes the volumes that are on the disk; those in memory have gone with the sandbox.

@@ -298,7 +298,7 @@ impl World {
                 let stop = match how {
                     StopHow::Ask { kill_at } => Stop::Asked {
                         kill_at: *kill_at,
-                        hook: StopHook::None,
+                        hook: super::observed::StopHook::None,
                     },
                     StopHow::Kill => Stop::Killed,
                 };

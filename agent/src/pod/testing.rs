@@ -224,6 +224,14 @@ impl FakeApi {
                 self.put("MODIFIED", name, pod);
                 ok(self.state.lock().unwrap().pods[*name].clone())
             }
+            // Of each name but one, and its handler is called the same.
+            (&Method::GET, ["apis", "node.k8s.io", "v1", "runtimeclasses", name]) => match *name {
+                "absent" => error(404, "no such class"),
+                name => ok(json!({
+                    "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+                    "metadata": {"name": name}, "handler": name,
+                })),
+            },
             (&Method::GET, ["api", "v1", "nodes", name]) => ok(json!({
                 "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "uid": "of-node"},
             })),

@@ -42,6 +42,9 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
+/// More than any pod of these tests has.
+pub(super) const MAX_PIDS: u64 = 1234;
+
 pub(super) struct Node {
     pub(super) daemon: Daemon,
     pub(super) api: FakeApi,
@@ -101,6 +104,8 @@ impl Node {
             file_check: Duration::from_millis(200),
             static_pods: Some(self.daemon.path().join("manifests")),
             allocatable: BTreeMap::new(),
+            app_armor: false,
+            pod_max_pids: Some(MAX_PIDS),
             allowed_sysctls: Vec::new(),
             cluster,
             dns: Arc::new(|| ClusterDns {
@@ -447,12 +452,12 @@ async fn what_cannot_be_honoured_is_refused_with_a_reason() {
         return;
     };
     let _agent = node.agent();
-    let mut labelled = spec("true", "Always");
-    labelled["securityContext"] = json!({"seLinuxOptions": {"level": "s0"}});
-    node.api.create("labelled", labelled);
+    let mut unmasked = spec("true", "Always");
+    unmasked["containers"][0]["securityContext"] = json!({"procMount": "Unmasked"});
+    node.api.create("unmasked", unmasked);
     let status = node
         .api
-        .wait("labelled", "refused", |status| {
+        .wait("unmasked", "refused", |status| {
             waiting(status).as_deref() == Some("CreateContainerConfigError")
         })
         .await;
@@ -542,7 +547,7 @@ async fn what_cannot_be_honoured_is_refused_with_a_reason() {
         (end.exit_code, end.reason.as_deref()),
         (128, Some("StartError"))
     );
-    for pod in ["labelled", "missing", "never", "data", "lost", "broken"] {
+    for pod in ["unmasked", "missing", "never", "data", "lost", "broken"] {
         node.api.delete(pod, 0);
         node.api.wait_gone(pod).await;
     }

@@ -5,6 +5,7 @@ mod atomic;
 mod contents;
 mod token;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use rustix::mount::MountFlags;
 use tokio::sync::Semaphore;
 
@@ -20,7 +22,7 @@ use super::env::{self, Context};
 use super::mounts::Missing;
 use super::paths::Paths;
 use super::spec::{PodView, amount};
-use super::{host_path, image_volumes, mounts};
+use super::{host_path, image_volumes, mounts, resources};
 use crate::runtime::{BindMount, Propagation};
 use crate::slow;
 
@@ -92,8 +94,44 @@ pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
     }
 }
 
+/// Of what a directory is made that begins empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Medium {
+    Disk,
+    Memory,
+    /// Pages of this size, in bytes; without one, of the size that the pod's containers may have.
+    HugePages(Option<u64>),
+}
+
+impl Medium {
+    fn of(empty: &EmptyDirVolumeSource) -> Option<Medium> {
+        match empty.medium.as_deref().unwrap_or_default() {
+            "" => Some(Medium::Disk),
+            "Memory" => Some(Medium::Memory),
+            "HugePages" => Some(Medium::HugePages(None)),
+            other => {
+                let size = other.strip_prefix("HugePages-")?.to_owned();
+                let size = amount(&Quantity(size)).filter(|bytes| *bytes > 0.0)?;
+                Some(Medium::HugePages(Some(size as u64)))
+            }
+        }
+    }
+}
+
+/// The size of the pages that a pod has a directory of, in bytes, or why it cannot have one.
+fn page_size(asked: Option<u64>, sizes: &BTreeSet<u64>) -> Result<u64, String> {
+    match (asked, sizes.len()) {
+        (Some(size), _) if sizes.contains(&size) => Ok(size),
+        (None, 1) => Ok(sizes.iter().copied().next().unwrap_or_default()),
+        (None, 2..) => Err(
+            "medium \"HugePages\" is for pods with huge pages of one size; name the size".into(),
+        ),
+        _ => Err("no container of the pod has a limit of huge pages of that size".into()),
+    }
+}
+
 fn in_memory(empty: &EmptyDirVolumeSource) -> bool {
-    empty.medium.as_deref() == Some("Memory")
+    Medium::of(empty).is_some_and(|medium| medium != Medium::Disk)
 }
 
 /// Makes a volume. Says when its contents have to be looked at again; `None` if they never change.
@@ -133,13 +171,24 @@ pub(super) async fn prepare(
     }
     let group = fs_group(context.pod);
     if let Some(empty) = &volume.empty_dir {
-        let medium = empty.medium.as_deref().unwrap_or_default();
-        if !matches!(medium, "" | "Memory") {
-            return Err(refuse(format!(
-                "emptyDir medium {medium:?} is not supported on this node"
-            )));
-        }
-        return empty_dir(&path, empty)
+        let made = match Medium::of(empty) {
+            None => {
+                let medium = empty.medium.as_deref().unwrap_or_default();
+                return Err(refuse(format!("unknown storage medium {medium:?}")));
+            }
+            Some(Medium::HugePages(asked)) => {
+                let sizes = resources::huge_page_sizes(context.pod);
+                let size = page_size(asked, &sizes);
+                let size = size.map_err(|why| refuse(format!("emptyDir: {why}")))?;
+                mounts::huge_pages(&path, size, size_limit(empty))
+            }
+            Some(Medium::Memory) => {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV;
+                mounts::memory(&path, size_limit(empty), EMPTY_DIR_MODE, flags)
+            }
+            Some(Medium::Disk) => empty_dir(&path),
+        };
+        return made
             .and_then(|()| match group {
                 // What is in it is the containers' own, made by the group already.
                 Some(group) => give_to_group(&path, group, 0o660),
@@ -204,17 +253,19 @@ fn give_to_group(path: &Path, group: u32, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn empty_dir(path: &Path, empty: &EmptyDirVolumeSource) -> io::Result<()> {
-    // Whoever the container runs as may use it.
-    const MODE: u32 = 0o777;
-    if in_memory(empty) {
-        let limit = empty.size_limit.as_ref().and_then(amount);
-        let limit = limit.map(|bytes| bytes as u64).filter(|bytes| *bytes > 0);
-        return mounts::memory(path, limit, MODE, MountFlags::NOSUID | MountFlags::NODEV);
-    }
+/// Whoever a container runs as may use a directory that begins empty.
+const EMPTY_DIR_MODE: u32 = 0o777;
+
+/// How much may be in a directory in memory, in bytes.
+fn size_limit(empty: &EmptyDirVolumeSource) -> Option<u64> {
+    let limit = empty.size_limit.as_ref().and_then(amount);
+    limit.map(|bytes| bytes as u64).filter(|bytes| *bytes > 0)
+}
+
+fn empty_dir(path: &Path) -> io::Result<()> {
     if !path.exists() {
         fs::create_dir_all(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(EMPTY_DIR_MODE))?;
     }
     Ok(())
 }
@@ -291,4 +342,35 @@ pub(super) fn sub_path(
         reason: format!("subPathExpr {expression}: missing value for {missing:?}"),
     })?;
     Ok(Some(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_huge_pages_has_a_size_that_the_pod_may_have() {
+        let medium = |name: &str| {
+            Medium::of(&EmptyDirVolumeSource {
+                medium: Some(name.to_owned()),
+                size_limit: None,
+            })
+        };
+        assert_eq!(medium(""), Some(Medium::Disk));
+        assert_eq!(medium("HugePages"), Some(Medium::HugePages(None)));
+        assert_eq!(
+            medium("HugePages-2Mi"),
+            Some(Medium::HugePages(Some(2 << 20)))
+        );
+        assert_eq!(medium("HugePages-x"), None);
+        assert_eq!(medium("Tape"), None);
+        let (none, one) = (BTreeSet::new(), BTreeSet::from([2 << 20]));
+        let two = BTreeSet::from([2 << 20, 1 << 30]);
+        assert_eq!(page_size(None, &one), Ok(2 << 20));
+        assert_eq!(page_size(Some(1 << 30), &two), Ok(1 << 30));
+        assert!(page_size(None, &two).unwrap_err().contains("name the size"));
+        for (asked, sizes) in [(None, &none), (Some(1 << 30), &one)] {
+            assert!(page_size(asked, sizes).is_err());
+        }
+    }
 }

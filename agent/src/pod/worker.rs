@@ -21,7 +21,7 @@ use super::deletion::Deletion;
 use super::demand::TERMINATED;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
-use super::observed::{Contents, ImageState, Observed, Stop};
+use super::observed::{Contents, ImageState, Observed, Sandbox, Stop};
 use super::perform::{self, Outcome, Read};
 use super::plan::{plan, restart};
 use super::probe::{self, Rules, Try};
@@ -549,7 +549,10 @@ impl Worker {
 
     fn apply(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Sandbox(sandbox) => self.observed.sandbox = sandbox,
+            Outcome::Prepared { sandbox, handler } => {
+                (self.observed.sandbox, self.observed.handler) = (sandbox, handler);
+            }
+            Outcome::SandboxGone => self.observed.sandbox = Sandbox::Gone,
             Outcome::Volumes(volumes, contents) => {
                 (self.observed.volumes, self.observed.contents) = (volumes, contents);
             }

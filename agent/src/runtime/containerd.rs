@@ -33,12 +33,11 @@ use super::rpc::{LOOK_PATIENCE, connect, failed, percent_encode, request, start_
 use super::store::{self, SNAPSHOTTER};
 use super::{
     Attached, Command, Container, ContainerConfig, ContainerState, DiskUsage, ExecResult, Exit,
-    ExitCause, Image, ImageSummary, ImageVolume, Output, Process, RegistryLogin, Resources,
-    Runtime, RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup, events,
-    exec, image_volumes, images, import, labels, oci, process, pull,
+    ExitCause, Handler, Image, ImageSummary, ImageVolume, Output, Process, RegistryLogin,
+    Resources, Runtime, RuntimeError, RuntimeEvent, Stdio, Streams, TerminalSize, accounts, cgroup,
+    events, exec, handlers, image_volumes, images, import, labels, oci, process, pull,
 };
 
-const RUNTIME: &str = "io.containerd.runc.v2";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -281,10 +280,7 @@ impl Containerd {
         let stored = StoredContainer {
             id: config.id.clone(),
             labels: labels::write(config, image_id, stop_signal, &user, &self.host.boot_id),
-            runtime: Some(RuntimeOptions {
-                name: RUNTIME.to_owned(),
-                options: None,
-            }),
+            runtime: Some(runtime(config.handler.as_ref())),
             spec: Some(any_spec(spec)?),
             ..stored
         };
@@ -534,6 +530,10 @@ impl Runtime for Containerd {
         Ok(format!("containerd://{}", version.trim_start_matches('v')))
     }
 
+    async fn handlers(&self) -> Result<Vec<Handler>, RuntimeError> {
+        self.located(handlers::list(&self.channel).await)
+    }
+
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
         let name = normalize(reference)?;
         let found = self.located(self.manifests.of(&self.channel, &name).await)?;
@@ -761,6 +761,16 @@ fn with_label(id: &str, (key, value): (&str, &str)) -> UpdateContainerRequest {
         update_mask: Some(FieldMask {
             paths: vec![format!("labels.{key}")],
         }),
+    }
+}
+
+/// What runs a container.
+fn runtime(handler: Option<&Handler>) -> RuntimeOptions {
+    RuntimeOptions {
+        name: handler
+            .map_or(Handler::ONE_BY_ONE, |it| &it.kind)
+            .to_owned(),
+        options: handler.and_then(Handler::options),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod containerd;
 pub mod cpu;
 mod events;
 mod exec;
+mod handlers;
 pub mod host;
 pub mod image;
 mod image_volumes;
@@ -43,6 +44,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 pub use attach::{Output, OutputStream};
+pub use handlers::Handler;
 pub use image::{Image, ImageConfig, ImageSummary};
 
 /// What the pod half asks of a container runtime. Every method is idempotent: asked again after a crash, it finishes
@@ -51,6 +53,9 @@ pub use image::{Image, ImageConfig, ImageSummary};
 pub trait Runtime: Send + Sync {
     /// Name and version, as `containerd://1.6.20`; also the check that the runtime answers.
     async fn version(&self) -> Result<String, RuntimeError>;
+
+    /// By what names, and how, it can run containers.
+    async fn handlers(&self) -> Result<Vec<Handler>, RuntimeError>;
 
     /// The image of this name, if it is present.
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError>;
@@ -336,6 +341,8 @@ pub struct ContainerConfig {
     pub attempt: u32,
     pub streak: u32,
     pub spec_hash: String,
+    /// With what it runs, if not with the default.
+    pub handler: Option<Handler>,
     /// The image as the spec names it. Without one the container is empty but for its mounts, of which one has the command,
     /// and its output is lost.
     pub image: Option<String>,
@@ -351,6 +358,8 @@ pub struct ContainerConfig {
     /// Below the root of each cgroup hierarchy.
     pub cgroup: PathBuf,
     pub resources: Resources,
+    /// By the size of a page, how much memory of such pages it may have; all in bytes.
+    pub huge_pages: BTreeMap<u64, u64>,
     /// What `resources` come from, kept for whoever asks.
     pub given: String,
     pub oom_score_adj: i32,
@@ -428,6 +437,17 @@ pub struct Security {
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
     pub seccomp: Seccomp,
+    /// The profile of the node that confines it, where it is confined.
+    pub app_armor: Option<String>,
+    /// Where it asks for one. A kernel without SELinux takes no notice, as under upstream.
+    pub selinux: Option<SelinuxLabel>,
+}
+
+/// By what SELinux knows a container: its processes, and its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelinuxLabel {
+    pub process: String,
+    pub files: String,
 }
 
 /// How a container's system calls are filtered.

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
-    LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp, Mount, MountBuilder, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, User, UserBuilder,
+    LinuxDeviceCgroupBuilder, LinuxHugepageLimit, LinuxHugepageLimitBuilder, LinuxMemoryBuilder,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp,
+    Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
 use super::host::Host;
@@ -128,6 +128,11 @@ pub fn spec(
     let user = user(&config.security, &image.user, accounts)?;
     let capabilities = capabilities(&config.security, host)?;
     let filter = filter(&config.security)?;
+    if host.huge_pages.is_none() && !config.huge_pages.is_empty() {
+        return Err(RuntimeError::Config(
+            "huge pages cannot be limited on this node: it has no cgroup controller hugetlb".into(),
+        ));
+    }
     build(config, image, args, user, capabilities, filter, host)
         .map_err(|error| RuntimeError::Config(format!("no valid OCI spec: {error}")))
 }
@@ -185,6 +190,7 @@ fn build(
                 .devices(device_rules(security.privileged)?)
                 .cpu(cpu(&config.resources)?)
                 .memory(memory(&config.resources)?)
+                .hugepage_limits(huge_pages(config, host)?)
                 .build()?,
         )
         .masked_paths(paths(MASKED_PATHS, security.privileged))
@@ -206,6 +212,14 @@ fn build(
         Propagation::Both => linux = linux.rootfs_propagation("rshared"),
     }
 
+    if !security.privileged {
+        process.set_apparmor_profile(security.app_armor.clone());
+    }
+    let label = security.selinux.as_ref();
+    if let Some(label) = label.filter(|_| host.selinux && !security.privileged) {
+        process.set_selinux_label(Some(label.process.clone()));
+        linux = linux.mount_label(label.files.clone());
+    }
     if config.stdio.tty {
         with_terminal(&mut process);
     }
@@ -631,6 +645,35 @@ fn memory(resources: &Resources) -> Result<oci_spec::runtime::LinuxMemory, OciSp
         Some(limit) => LinuxMemoryBuilder::default().limit(limit).build(),
         None => LinuxMemoryBuilder::default().build(),
     }
+}
+
+/// The limits of huge pages: of each size that the machine has, and that it asks for. It gets none that it does not ask for.
+fn huge_pages(
+    config: &ContainerConfig,
+    host: &Host,
+) -> Result<Vec<LinuxHugepageLimit>, OciSpecError> {
+    let all = host.huge_pages.iter().flatten().copied();
+    let sizes: BTreeSet<u64> = all.chain(config.huge_pages.keys().copied()).collect();
+    let limit = |size: u64| {
+        let bytes = config.huge_pages.get(&size).copied().unwrap_or(0);
+        LinuxHugepageLimitBuilder::default()
+            .page_size(page_size(size))
+            .limit(i64::try_from(bytes).unwrap_or(i64::MAX))
+            .build()
+    };
+    sizes.into_iter().map(limit).collect()
+}
+
+/// As the kernel's cgroup files name it: `2MB`.
+fn page_size(bytes: u64) -> String {
+    let units = [(1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")];
+    let whole = units
+        .into_iter()
+        .find(|(unit, _)| bytes.is_multiple_of(*unit));
+    whole.map_or_else(
+        || format!("{bytes}B"),
+        |(unit, name)| format!("{}{name}", bytes / unit),
+    )
 }
 
 fn paths(list: &[&str], privileged: bool) -> Vec<String> {

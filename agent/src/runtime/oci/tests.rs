@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Capability, LinuxNamespaceType};
 
-use super::super::{BindMount, NamespacePaths, PodRef, Stdio};
+use super::super::{BindMount, NamespacePaths, PodRef, SelinuxLabel, Stdio};
 use super::*;
 
 fn host() -> Host {
@@ -14,6 +14,8 @@ fn host() -> Host {
         unified_cgroups: false,
         capabilities: u64::MAX,
         boot_id: "boot".into(),
+        huge_pages: Some(vec![1 << 30]),
+        selinux: true,
         architecture: "amd64",
     }
 }
@@ -30,6 +32,7 @@ fn config() -> ContainerConfig {
         attempt: 0,
         streak: 0,
         spec_hash: String::new(),
+        handler: None,
         image: Some("i".into()),
         command: Vec::new(),
         args: Vec::new(),
@@ -46,6 +49,7 @@ fn config() -> ContainerConfig {
             cpu_quota_us: Some(50_000),
             memory_limit: Some(1 << 20),
         },
+        huge_pages: Default::default(),
         given: String::new(),
         oom_score_adj: 1000,
         sysctls: Default::default(),
@@ -324,6 +328,58 @@ fn privilege_escalation_and_system_calls_are_barred_when_asked() {
     config.security.privileged = true;
     let spec = made(&config, &image());
     assert!(spec.linux().as_ref().unwrap().seccomp().is_none());
+}
+
+#[test]
+fn a_container_is_confined_as_it_asks_where_the_kernel_can() {
+    let mut config = config();
+    config.security.app_armor = Some("own".into());
+    config.security.selinux = Some(SelinuxLabel {
+        process: "u:r:t:s0".into(),
+        files: "u:object_r:f:s0".into(),
+    });
+    let labels = |spec: &Spec| {
+        let process = spec.process().clone().unwrap();
+        let files = spec.linux().as_ref().unwrap().mount_label().clone();
+        (
+            process.apparmor_profile().clone(),
+            process.selinux_label().clone(),
+            files,
+        )
+    };
+    let (profile, process, files) = labels(&made(&config, &image()));
+    assert_eq!(profile.as_deref(), Some("own"));
+    assert_eq!(
+        (process.as_deref(), files.as_deref()),
+        (Some("u:r:t:s0"), Some("u:object_r:f:s0"))
+    );
+    let mut without = host();
+    without.selinux = false;
+    let spec = super::spec(&config, &image(), &Accounts::default(), &without).unwrap();
+    assert_eq!(labels(&spec), (Some("own".into()), None, None));
+    config.security.privileged = true;
+    assert_eq!(labels(&made(&config, &image())), (None, None, None));
+}
+
+#[test]
+fn huge_pages_are_those_that_are_asked_for() {
+    let mut config = config();
+    config.huge_pages = [(2 << 20, 4 << 20)].into();
+    let spec = made(&config, &image());
+    let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
+    let limits = resources.hugepage_limits().clone().unwrap();
+    let limits: Vec<_> = limits
+        .iter()
+        .map(|it| (it.page_size().clone(), it.limit()))
+        .collect();
+    assert_eq!(limits, [("2MB".into(), 4 << 20), ("1GB".into(), 0)]);
+    let mut without = host();
+    without.huge_pages = None;
+    let error = super::spec(&config, &image(), &Accounts::default(), &without).unwrap_err();
+    assert!(
+        error.to_string().contains("no cgroup controller hugetlb"),
+        "{error}"
+    );
 }
 
 #[test]
