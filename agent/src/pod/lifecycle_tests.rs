@@ -362,9 +362,7 @@ fn what_a_pod_asks_for_in_vain_is_told() {
     }
     assert_eq!(
         refusals(&pod, &pod.containers()[0]),
-        [
-            "appArmorProfile RuntimeDefault, other than a Localhost one, is not supported on this node"
-        ]
+        ["appArmorProfile RuntimeDefault is not supported on this node"]
     );
 }
 

@@ -168,6 +168,13 @@ async fn what_a_container_is_to_be_it_is() {
     node.log("particular", "main", 0, "groups 1002 1004 4000\n")
         .await;
     node.log("strict", "main", 0, "groups 1002 4000\n").await;
+    // Another that joins its processes finds it as the first of them.
+    let look = json!({"name": "look", "image": "busybox:test", "targetContainerName": "main",
+        "args": ["grep -q 'exit [0]' /proc/1/cmdline && echo joined"]});
+    node.api.change("strict", |pod| {
+        pod["spec"]["ephemeralContainers"] = json!([look])
+    });
+    node.log("strict", "look", 0, "joined").await;
     let used = format!("{OTHER_RUNTIME}.used");
     assert!(node.daemon.path().join(used).exists());
     let uid = super::testing::uid("particular");

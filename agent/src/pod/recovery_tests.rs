@@ -54,6 +54,18 @@ async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
     node.api
         .put_config_map("settings", json!({"file": "content"}));
     node.api.wait("kept", "ready again", is_ready).await;
+    // What its volumes show is to be read anew, and nobody answers: the pod does not wait for that.
+    node.api.set_silent(true);
+    node.api.change("kept", |pod| {
+        pod["metadata"]["labels"] = json!({"color": "blue"})
+    });
+    let container = client.list().await.unwrap().remove(0);
+    client.signal(&container.id, libc::SIGKILL).await.unwrap();
+    let ended_again = |status: &PodStatus| {
+        let mut containers = status.container_statuses.iter().flatten();
+        !is_ready(status) || containers.any(|container| container.restart_count > 1)
+    };
+    node.api.wait("kept", "looked at", ended_again).await;
     node.api.delete("kept", 0);
     node.api.wait_gone("kept").await;
 }

@@ -22,7 +22,7 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
     // Which that is, no runtime tells that is asked for containers one by one.
     refuse(
         app_armor::of(pod, container) == Some(Profile::RuntimeDefault),
-        "appArmorProfile RuntimeDefault, other than a Localhost one,",
+        "appArmorProfile RuntimeDefault",
     );
     let lifecycle = container.lifecycle.clone().unwrap_or_default();
     let hooks = [&lifecycle.post_start, &lifecycle.pre_stop];

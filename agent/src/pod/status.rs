@@ -221,7 +221,7 @@ impl View<'_> {
             restart_count: latest.map_or(0, |container| count(container.attempt)),
             stop_signal: latest.and_then(|container| signal_name(container.stop_signal)),
             user: latest.and_then(user),
-            volume_mounts: volume_mounts(spec),
+            volume_mounts: latest.and_then(|_| volume_mounts(spec)),
             state: Some(state),
             last_state: Some(ApiState {
                 terminated: last,

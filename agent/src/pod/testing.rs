@@ -33,6 +33,8 @@ struct State {
     events: Vec<String>,
     config_maps: BTreeMap<String, Value>,
     away: bool,
+    /// No ConfigMap is given, and no answer either.
+    is_silent: bool,
     /// How many were asked for.
     tokens: u64,
 }
@@ -117,6 +119,11 @@ impl FakeApi {
     /// Whether every request fails from now on.
     pub(super) fn set_away(&self, away: bool) {
         self.state.lock().unwrap().away = away;
+    }
+
+    /// Whether nobody who asks for a ConfigMap is answered from now on.
+    pub(super) fn set_silent(&self, is_silent: bool) {
+        self.state.lock().unwrap().is_silent = is_silent;
     }
 
     pub(super) fn pod(&self, name: &str) -> Option<Pod> {
@@ -266,6 +273,11 @@ impl FakeApi {
                     ok(json!(pod))
                 }
             },
+            (&Method::GET, ["api", "v1", "namespaces", _, "configmaps", _])
+                if self.state.lock().unwrap().is_silent =>
+            {
+                std::future::pending().await
+            }
             (&Method::GET, ["api", "v1", "namespaces", _, "configmaps", name]) => {
                 match self.state.lock().unwrap().config_maps.get(*name) {
                     Some(map) => ok(map.clone()),
