@@ -121,7 +121,7 @@ impl FlowKey {
     }
 
     /// Thirty-two bits of all that the key says, the same on every node.
-    #[inline(never)]
+    #[inline(always)]
     pub fn hash(&self) -> u32 {
         let mut hash = 0;
         for word in self.source.words() {

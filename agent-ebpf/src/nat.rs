@@ -233,7 +233,7 @@ where
             Step::Next => {}
         }
     }
-    if side == Side::OUT && leaves_by_another(world, work) {
+    if side == Side::OUT && answers_elsewhere(world, &work.row) && leaves_by_another(world, work) {
         // The program there sees it as if it had not been here.
         let _ = world.put(&work.key, &work.row);
         return Fate::Onward;
@@ -295,13 +295,15 @@ pub(crate) const fn answers_client(row: &Connection) -> bool {
     row.kind & CONNECTION_REPLY != 0 && row.kind & (CONNECTION_SERVICE | CONNECTION_UNCHANGED) != 0
 }
 
-/// Whether the packet, which the node's routes have led here, goes out by its client's link instead. Where no route leads
-/// to the client there, the node's own are the way.
+/// Whether a packet, which the node's routes have led to this link, answers a client that comes by another.
+#[inline(always)]
+fn answers_elsewhere(node: &impl Node, row: &Connection) -> bool {
+    answers_client(row) && row.link != node.link()
+}
+
+/// Sends such a packet out by its client's link; false where no route leads to the client there: the node's own are the way.
 #[inline(never)]
-fn leaves_by_another(world: &mut (impl Node + Neighbours), work: &mut Work) -> bool {
-    if !answers_client(&work.row) || work.row.link == world.link() {
-        return false;
-    }
+fn leaves_by_another(world: &mut impl Neighbours, work: &mut Work) -> bool {
     work.back_key = work.key.after(&work.row, Side::OUT);
     world.leave_by(work.row.link, &work.network, &work.back_key)
 }
@@ -718,7 +720,9 @@ where
     // About an answer that this node has not seen.
     let is_elsewhere = side == Side::IN && work.row.kind & ELSEWHERE != 0;
     if is_elsewhere && error_handed_over(world, work)
-        || side == Side::OUT && leaves_by_another(world, work)
+        || side == Side::OUT
+            && answers_elsewhere(world, &work.row)
+            && leaves_by_another(world, work)
     {
         return Fate::Onward;
     }
