@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::PodStatus;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
+use super::testing::node::{FOREVER, Node, is_ready, spec, told};
 use super::testing::uid;
-use super::tests::{FOREVER, Node, is_ready, spec, told};
 use crate::runtime::Runtime;
 
 /// A file system of its own for a directory, which is small and goes with this.

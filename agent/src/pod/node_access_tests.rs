@@ -10,7 +10,7 @@ use rustix::mount::{
 };
 use serde_json::json;
 
-use super::tests::{MAX_PIDS, Node, is_ready, spec};
+use super::testing::node::{MAX_PIDS, Node, is_ready, spec};
 use crate::runtime::cgroup;
 use crate::runtime::testing::OTHER_RUNTIME;
 

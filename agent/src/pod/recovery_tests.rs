@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
 use super::spec::{PodView, container_id, spec_hash};
+use super::testing::node::{FOREVER, Node, is_ready, spec, told};
 use super::testing::uid;
-use super::tests::{FOREVER, Node, is_ready, spec, told};
 use super::{Demand, EVICTED, Eviction};
 use crate::runtime::testing::busybox_archive;
 use crate::runtime::{
@@ -59,7 +59,9 @@ async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
     node.api.change("kept", |pod| {
         pod["metadata"]["labels"] = json!({"color": "blue"})
     });
-    let container = client.list().await.unwrap().remove(0);
+    let mut containers = client.list().await.unwrap();
+    containers.retain(|container| container.is_running());
+    let container = containers.remove(0);
     client.signal(&container.id, libc::SIGKILL).await.unwrap();
     let ended_again = |status: &PodStatus| {
         let mut containers = status.container_statuses.iter().flatten();

@@ -1,5 +1,7 @@
 //! A small API server inside the test's process, as far as the pod half talks to one.
 
+pub(super) mod node;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};

@@ -22,7 +22,7 @@ use super::demand::TERMINATED;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::observed::{Contents, ImageState, Observed, Sandbox, Stop};
-use super::perform::{self, Outcome, Read};
+use super::perform::{self, Outcome, Read, run};
 use super::plan::{plan, restart};
 use super::probe::{self, Rules, Try};
 use super::probe_counts::ProbeSeries;
@@ -510,13 +510,11 @@ impl Worker {
             } => {
                 let id = observed.next_id(&self.id.uid, container, *attempt);
                 shared.pokes.listen(&id, &self.poke);
-                perform::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
+                run::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
                     .await
             }
             Action::Resize => perform::resize(shared, pod?, observed).await,
-            Action::Start { id } => {
-                perform::start_made(shared, pod?, container(id)?, observed).await
-            }
+            Action::Start { id } => run::start_made(shared, pod?, container(id)?, observed).await,
             Action::PostStart { id } => {
                 hooks::after_start(shared, pod?, observed, container(id)?);
                 Outcome::Hooked { id: id.clone() }
