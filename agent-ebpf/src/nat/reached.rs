@@ -4,8 +4,9 @@
 //! recognize it. What comes in is the only sign that tells answers from what a pod begins, so it leaves rows by which both
 //! directions go as they are. They age and give way as those of other connections do.
 
+use super::begin::add_answers;
 use super::{Added, Connections, Node, REFUSED, Work};
-use super::{add_answers, answers, look_after, opens};
+use super::{answers, look_after, opens};
 use crate::abi::{CONNECTION_UNCHANGED, Connection, TCP};
 use crate::packet::{TCP_FIN, TCP_RST};
 

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, FragmentKey, FragmentPorts, MaglevKey, SHARE_ONE,
-    ServiceEntry, ServiceRow, SlotKey, SourceRange,
+    AffinityEntry, AffinityKey, BackendEntry, FragmentKey, FragmentPorts, MaglevKey, Port,
+    SHARE_ONE, Scope, ServiceEntry, ServiceKey, ServiceRow, SlotKey, SourceRange,
 };
 use crate::checksum::Sum;
 use crate::forward::{Course, Roads, forward};
-use crate::packet::testing::*;
+use crate::packet::{ICMP, testing::*};
 use crate::rewrite::Covered;
 use crate::select::Tables;
 

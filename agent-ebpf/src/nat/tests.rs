@@ -3,8 +3,8 @@ use std::collections::BTreeSet;
 
 use super::testing::{error, *};
 use super::*;
-use crate::abi::{FLAG_DIRECT_RETURN, FLAG_SOURCE_RANGES, SourceRange};
-use crate::packet::testing::*;
+use crate::abi::{FLAG_DIRECT_RETURN, FLAG_SOURCE_RANGES, Scope, SourceRange};
+use crate::packet::{ICMP, testing::*};
 
 const SYN: u8 = TCP_SYN;
 const ACK: u8 = TCP_ACK;

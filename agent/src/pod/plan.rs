@@ -25,7 +25,7 @@ use crate::runtime::{Container, ContainerState, Exit};
 
 /// The next step of a pod. Without a `pod`, which is then known to the runtime only, it can but be removed.
 pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timestamp) -> Plan {
-    let ended = |container: &&Container| container.state == ContainerState::Stopped;
+    let ended = |container: &&Container| matches!(container.state, ContainerState::Stopped(_));
     let unrecorded: Vec<Action> = observed
         .containers
         .iter()
@@ -89,9 +89,9 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
         return Phase::DeadlineExceeded;
     }
     let policy = pod.restart_policy();
-    let exit = |spec: &ContainerSpec| match observed.latest(&spec.name).map(|c| &c.state) {
-        Some(ContainerState::Exited(exit)) => Some(exit.code),
-        _ => None,
+    let exit = |spec: &ContainerSpec| {
+        let latest = observed.latest(&spec.name)?;
+        latest.state.exit().map(|exit| exit.code)
     };
     let failed_init = pod
         .init_containers()
@@ -138,10 +138,10 @@ fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
         ContainerState::Running { .. } => {
             is_sidecar(spec) && probe::is_started(spec, container, observed)
         }
-        ContainerState::Exited(exit) => {
-            !is_sidecar(spec) && exit.code == 0 && !container.earlier_boot
+        state => {
+            let succeeded = state.exit().is_some_and(|exit| exit.code == 0);
+            succeeded && !is_sidecar(spec) && !container.earlier_boot
         }
-        ContainerState::Created | ContainerState::Stopped => false,
     }
 }
 
@@ -297,7 +297,7 @@ fn advance(
                 }
                 return false;
             }
-            ContainerState::Stopped => return false,
+            ContainerState::Stopped(_) => return false,
             ContainerState::Created
                 if changed(container)
                     || observed.stale.contains(&container.id)

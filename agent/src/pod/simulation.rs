@@ -84,6 +84,15 @@ enum Happening {
     Discard,
 }
 
+fn stopped(code: i32, at: Timestamp) -> ContainerState {
+    ContainerState::Stopped(Some(Exit {
+        code,
+        at,
+        cause: ExitCause::Process,
+        message: String::new(),
+    }))
+}
+
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         8 => (0..4usize).prop_map(Happening::Work),
@@ -200,9 +209,7 @@ impl World {
             .values_mut()
             .filter(|container| matches!(container.state, ContainerState::Running { .. }));
         if let Some(container) = running.into_iter().nth(n) {
-            // The code is told when the end is written down; the id keeps it until then.
-            container.state = ContainerState::Stopped;
-            container.image_id = code.to_string();
+            container.state = stopped(code, self.now);
             if container.name == holder::NAME {
                 self.end_namespace();
             }
@@ -212,8 +219,7 @@ impl World {
     /// The kernel kills whatever is left in a process namespace that has lost its first process.
     fn end_namespace(&mut self) {
         for container in self.containers.values_mut().filter(|it| it.is_running()) {
-            container.state = ContainerState::Stopped;
-            container.image_id = "137".into();
+            container.state = stopped(137, self.now);
         }
     }
 
@@ -269,17 +275,11 @@ impl World {
                 self.containers.get_mut(id).unwrap().hook_due = false;
             }
             Action::Reap { id } => {
-                let now = self.now;
                 let container = self.containers.get_mut(id).unwrap();
-                assert_eq!(container.state, ContainerState::Stopped);
-                let code = container.image_id.parse().unwrap_or(0);
-                let message = String::new();
-                container.state = ContainerState::Exited(Exit {
-                    code,
-                    at: now,
-                    cause: ExitCause::Process,
-                    message,
-                });
+                let ContainerState::Stopped(Some(exit)) = &container.state else {
+                    panic!("{id} is {:?}", container.state);
+                };
+                container.state = ContainerState::Exited(exit.clone());
                 let state = container.state.clone();
                 self.observed.set_state(id, state);
             }
@@ -292,8 +292,7 @@ impl World {
                 );
                 let container = self.containers.get_mut(id).unwrap();
                 if (*how == StopHow::Kill || is_holder) && container.is_running() {
-                    container.state = ContainerState::Stopped;
-                    container.image_id = "137".into();
+                    container.state = stopped(137, self.now);
                 }
                 let stop = match how {
                     StopHow::Ask { kill_at } => Stop::Asked {
@@ -574,6 +573,27 @@ fn a_new_image_replaces_the_container() {
             ..
         }]
     ));
+}
+
+#[test]
+fn an_end_is_told_before_it_is_written_down() {
+    let mut world = World::new(pod("Never", 0, false, 1));
+    world.settle();
+    let told = |world: &World| {
+        let around = Surroundings::default();
+        let before = PodStatus::default();
+        status(&world.pod, &world.observed, &around, &before, world.now)
+    };
+    assert_eq!(told(&world).phase.as_deref(), Some("Running"));
+    world.end(0, 3);
+    world.look();
+    let at_once = told(&world);
+    let states = at_once.container_statuses.iter().flatten();
+    let mut ends = states.filter_map(|it| it.state.as_ref()?.terminated.as_ref());
+    assert_eq!(ends.next().map(|end| end.exit_code), Some(3));
+    assert_eq!(at_once.phase.as_deref(), Some("Failed"));
+    assert!(world.work(1), "it is written down");
+    assert_eq!(told(&world), at_once);
 }
 
 #[test]

@@ -292,14 +292,14 @@ impl View<'_> {
                 Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
                 None => waiting("ContainerCreating", None),
             },
-            // Until its end is written down it counts as running: that is a matter of milliseconds.
-            ContainerState::Running { .. } | ContainerState::Stopped => ApiState {
+            // Until it is known how it ended it counts as running: that is a matter of milliseconds.
+            ContainerState::Running { .. } | ContainerState::Stopped(None) => ApiState {
                 running: Some(ContainerStateRunning {
                     started_at: Some(Time(seconds(container.created_at))),
                 }),
                 ..ApiState::default()
             },
-            ContainerState::Exited(exit) => {
+            ContainerState::Exited(exit) | ContainerState::Stopped(Some(exit)) => {
                 let restart = restart(self.pod, spec, container, exit).filter(|_| !self.is_done());
                 match (restart, failure()) {
                     (Some(_), Some(failure)) => {
@@ -328,9 +328,7 @@ impl View<'_> {
     }
 
     fn terminated(&self, container: &Container) -> Option<ContainerStateTerminated> {
-        let ContainerState::Exited(exit) = &container.state else {
-            return None;
-        };
+        let exit = container.state.exit()?;
         let message = Some(exit.message.clone())
             .filter(|message| !message.is_empty())
             .or_else(|| {

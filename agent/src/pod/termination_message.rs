@@ -5,7 +5,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::paths::Paths;
-use crate::runtime::{Container, Exit, log_pipe};
+use crate::runtime::{Container, ContainerState, Exit, log_pipe};
 
 /// How much of it is kept, in bytes, as upstream.
 const LIMIT: usize = 4096;
@@ -15,26 +15,30 @@ const LOG_LINES: usize = 80;
 /// Bytes of log files that hold as much of what the container wrote: each line has a head of some forty.
 const LOG_TAIL: usize = 16 * 1024;
 
-/// What the container wrote; without that, where the spec asks for that, the end of its log.
+/// What the container wrote; without that, where the spec asks for that, the end of its log: nothing yet where that is not
+/// written to its end, which it is when the container's end is written down.
 pub(super) fn read(
     paths: &Paths,
     spec: Option<&ContainerSpec>,
     container: &Container,
     exit: &Exit,
-) -> String {
+) -> Option<String> {
     let (pod, name, attempt) = (&container.pod, &container.name, container.attempt);
     let message = tail(&paths.termination_log(&pod.uid, name, attempt), LIMIT);
     let falls_back = spec.is_some_and(|spec| {
         spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
     });
     if !message.is_empty() || !falls_back || exit.code == 0 {
-        return message;
+        return Some(message);
+    }
+    if !matches!(container.state, ContainerState::Exited(_)) {
+        return None;
     }
     let logs = log_pipe::files(&paths.log(pod, name, attempt));
     // The last one may have been begun just before the end.
     let recent = &logs[logs.len().saturating_sub(2)..];
     let text: String = recent.iter().map(|file| tail(file, LOG_TAIL)).collect();
-    said(&text)
+    Some(said(&text))
 }
 
 /// The last of what a container wrote, from lines of a log in CRI's format: time, stream, whether the line ends here (`F`) or

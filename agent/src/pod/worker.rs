@@ -390,6 +390,7 @@ impl Worker {
                 Err(error) => tracing::debug!(%error, "a container was not looked at"),
             }
         }
+        self.read_termination_messages();
     }
 
     async fn perform(&mut self, plan: Plan) -> Progress {
@@ -564,8 +565,9 @@ impl Worker {
                 }
                 // Whether the image is there is asked again before the next attempt.
                 self.observed.images.remove(&container.image);
+                let id = container.id.clone();
                 self.observed.put(container);
-                self.after_an_end();
+                self.after_an_end(&id);
             }
             Outcome::State { id, state } => {
                 let all = &self.observed.containers;
@@ -574,7 +576,7 @@ impl Worker {
                     self.observed.failures.remove(&name);
                 }
                 self.observed.set_state(&id, state);
-                self.after_an_end();
+                self.after_an_end(&id);
             }
             Outcome::Failed { container, failure } => {
                 self.observed.fail(container, failure);
@@ -614,14 +616,8 @@ impl Worker {
         }
     }
 
-    /// Reads the termination messages of containers that ended, and tells of those that have to wait for their restart.
-    fn after_an_end(&mut self) {
-        let before: Vec<String> = self
-            .surroundings
-            .termination_messages
-            .keys()
-            .cloned()
-            .collect();
+    /// Tells of a container that ended and has to wait for its restart.
+    fn after_an_end(&mut self, id: &str) {
         self.read_termination_messages();
         let Some(pod) = self
             .order
@@ -631,17 +627,17 @@ impl Worker {
         else {
             return;
         };
-        for container in &self.observed.containers {
-            let ContainerState::Exited(exit) = &container.state else {
-                continue;
-            };
-            let spec = pod
-                .every_container()
-                .find(|spec| spec.name == container.name);
+        let mut containers = self.observed.containers.iter();
+        let Some(container) = containers.find(|container| container.id == id) else {
+            return;
+        };
+        if let ContainerState::Exited(exit) = &container.state {
+            let mut specs = pod.every_container();
+            let spec = specs.find(|spec| spec.name == container.name);
             let waits = spec
                 .and_then(|spec| restart(pod, spec, container, exit))
                 .is_some_and(|restart| restart.at > Timestamp::now());
-            if waits && !before.contains(&container.id) {
+            if waits {
                 let PodRef {
                     name,
                     namespace,
@@ -662,12 +658,14 @@ impl Worker {
         }
     }
 
+    /// Of a container whose message is not complete, the end is not told.
     fn read_termination_messages(&mut self) {
         let Some(pod) = self.order.pod.as_deref() else {
             return;
         };
+        let mut incomplete = Vec::new();
         for container in &self.observed.containers {
-            let ContainerState::Exited(exit) = &container.state else {
+            let Some(exit) = container.state.exit() else {
                 continue;
             };
             if self
@@ -680,11 +678,17 @@ impl Worker {
             let spec = pod
                 .every_container()
                 .find(|spec| spec.name == container.name);
-            let message =
-                termination_message::read(&self.shared.settings.paths, spec, container, exit);
-            self.surroundings
-                .termination_messages
-                .insert(container.id.clone(), message);
+            let id = container.id.clone();
+            match termination_message::read(&self.shared.settings.paths, spec, container, exit) {
+                Some(message) => {
+                    let messages = &mut self.surroundings.termination_messages;
+                    messages.insert(id, message);
+                }
+                None => incomplete.push(id),
+            }
+        }
+        for id in incomplete {
+            self.observed.set_state(&id, ContainerState::Stopped(None));
         }
     }
 

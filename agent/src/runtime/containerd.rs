@@ -276,7 +276,9 @@ impl Runtime for Containerd {
             return Ok(None);
         };
         let task = self.located(self.task(id).await)?;
-        Ok(container(&stored, task.as_ref(), &self.host.boot_id).map(|found| found.state))
+        let oom = |cgroup: &str| self.was_out_of_memory(cgroup);
+        let found = container(&stored, task.as_ref(), &self.host.boot_id, oom);
+        Ok(found.map(|found| found.state))
     }
 
     async fn signal(&self, id: &str, signal: i32) -> Result<(), RuntimeError> {

@@ -229,10 +229,21 @@ pub enum ContainerState {
     Running {
         pid: u32,
     },
-    /// Its process ended, which is not written down yet: reap it.
-    Stopped,
+    /// Its process ended, how if that is known, and that is not written down yet: reap it.
+    Stopped(Option<Exit>),
     /// It ended, or never could start, and that is written down.
     Exited(Exit),
+}
+
+impl ContainerState {
+    /// How it ended, if it did and that is known.
+    pub fn exit(&self) -> Option<&Exit> {
+        match self {
+            ContainerState::Stopped(exit) => exit.as_ref(),
+            ContainerState::Exited(exit) => Some(exit),
+            ContainerState::Created | ContainerState::Running { .. } => None,
+        }
+    }
 }
 
 /// How a container ended.

@@ -17,12 +17,12 @@ use super::Containerd;
 use crate::runtime::image::{ImageConfig, normalize};
 use crate::runtime::log_pipe::named;
 use crate::runtime::process::Pipes;
-use crate::runtime::record::{container, timestamp, unseen};
+use crate::runtime::record::{container, exit, unseen};
 use crate::runtime::rpc::{failed, request, start_failure};
 use crate::runtime::store::{self, SNAPSHOTTER};
 use crate::runtime::{
-    Container, ContainerConfig, ContainerState, Exit, ExitCause, Handler, Image, Resources,
-    RuntimeError, Stdio, accounts, cgroup, labels, oci,
+    Container, ContainerConfig, ContainerState, Exit, Handler, Image, Resources, RuntimeError,
+    Stdio, accounts, cgroup, labels, oci,
 };
 
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
@@ -302,13 +302,19 @@ impl Containerd {
                     self.note_start(id);
                     Ok(ContainerState::Running { pid: task.pid })
                 }
-                Some(task) if task.status() == TaskStatus::Stopped => Ok(ContainerState::Stopped),
+                Some(task) if task.status() == TaskStatus::Stopped => {
+                    Ok(ContainerState::Stopped(None))
+                }
                 _ => {
                     self.delete_task(id).await?;
                     Err(start_failure(id, &status))
                 }
             },
         }
+    }
+
+    pub(super) fn was_out_of_memory(&self, cgroup: &str) -> bool {
+        cgroup::out_of_memory(&self.hierarchies, Path::new(cgroup))
     }
 
     pub(super) async fn reap_container(&self, id: &str) -> Result<ContainerState, RuntimeError> {
@@ -320,26 +326,15 @@ impl Containerd {
             self.delete_task(id).await?;
             return Ok(ContainerState::Exited(exit));
         }
-        let exit = match self.task(id).await? {
+        let ended = match self.task(id).await? {
             None => unseen(),
             Some(task) if task.status() == TaskStatus::Stopped => {
                 let cgroup = identity.map(|identity| identity.cgroup).unwrap_or_default();
-                // The counters are there until the task is removed.
-                let oom = cgroup::out_of_memory(&self.hierarchies, Path::new(&cgroup));
-                Exit {
-                    code: i32::try_from(task.exit_status).unwrap_or(255),
-                    at: task.exited_at.map_or_else(Timestamp::now, timestamp),
-                    cause: if oom && task.exit_status != 0 {
-                        ExitCause::OutOfMemory
-                    } else {
-                        ExitCause::Process
-                    },
-                    message: String::new(),
-                }
+                exit(&task, self.was_out_of_memory(&cgroup))
             }
             Some(task) => return Ok(ContainerState::Running { pid: task.pid }),
         };
-        let state = self.write_exit(id, &exit).await?;
+        let state = self.write_exit(id, &ended).await?;
         self.delete_task(id).await?;
         Ok(state)
     }
@@ -361,7 +356,8 @@ impl Containerd {
         let mut found = Vec::new();
         for stored in stored.into_inner().containers {
             let task = tasks.iter().find(|task| task.id == stored.id);
-            let Some(container) = container(&stored, task, &self.host.boot_id) else {
+            let oom = |cgroup: &str| self.was_out_of_memory(cgroup);
+            let Some(container) = container(&stored, task, &self.host.boot_id, oom) else {
                 continue;
             };
             let runs = matches!(container.state, ContainerState::Running { .. });
