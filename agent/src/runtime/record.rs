@@ -61,10 +61,7 @@ pub(super) fn container(
 pub(super) fn exit(task: &Process, out_of_memory: bool) -> Exit {
     Exit {
         code: i32::try_from(task.exit_status).unwrap_or(255),
-        at: task
-            .exited_at
-            .clone()
-            .map_or_else(Timestamp::now, timestamp),
+        at: task.exited_at.map_or_else(Timestamp::now, timestamp),
         cause: match out_of_memory && task.exit_status != 0 {
             true => ExitCause::OutOfMemory,
             false => ExitCause::Process,
