@@ -29,7 +29,7 @@ use tower::ServiceExt;
 use super::audit::Source;
 use super::shares::Shares;
 use activity::{Activity, Answering};
-use strangers::{Strangers, network};
+use strangers::Strangers;
 
 /// How long a client may take for its TLS handshake, and until its first request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ const IDLE: Duration = Duration::from_secs(100);
 const DRAIN: Duration = Duration::from_secs(2);
 /// How many connections are served at once.
 const CONNECTIONS: usize = 8192;
-/// How many of them may be from one address, or from one network of IPv6.
+/// How many of them may be from one address.
 const PER_ADDRESS: usize = CONNECTIONS / 8;
 
 /// Who showed a certificate that TLS verified: read once a connection, as it would be the largest part of what a
@@ -109,7 +109,7 @@ pub async fn serve(
                 (Err(_), _) => break,
             },
         };
-        let Some(share) = peers.take(network(peer.ip())) else {
+        let Some(share) = peers.take(peer.ip().to_canonical()) else {
             tracing::debug!(%peer, "too many connections from this address");
             continue;
         };

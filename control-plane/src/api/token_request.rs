@@ -157,7 +157,7 @@ async fn bind(
     let object = get(registry, plural, namespace, &name).await?;
     if let Some(node) = node {
         may_have(node, asked, plural, &object).map_err(|why| forbidden(&account, &why))?;
-        if let Err(why) = is_wanted(&spec.audiences, own, &object)
+        if let Err(why) = is_wanted(&user.name, &spec.audiences, own, &object)
             && !may_ask_for(registry, user, &spec.audiences, private).await?
         {
             return Err(forbidden(&account, &why));
@@ -209,7 +209,7 @@ fn may_have(
 }
 
 /// A node asks for no other audience than its pod does (upstream's ServiceAccountNodeAudienceRestriction).
-fn is_wanted(audiences: &[String], own: &[String], pod: &Value) -> Result<(), String> {
+fn is_wanted(user: &str, audiences: &[String], own: &[String], pod: &Value) -> Result<(), String> {
     let [audience] = audiences else {
         return Err("node may only request 0 or 1 audiences".to_owned());
     };
@@ -226,7 +226,7 @@ fn is_wanted(audiences: &[String], own: &[String], pod: &Value) -> Result<(), St
     match tokens.any(names) {
         true => Ok(()),
         false => Err(format!(
-            "audience {audience:?} not found in pod spec volume"
+            "audience {audience:?} not found in pod spec volume, {user} is not authorized to request tokens for this audience"
         )),
     }
 }

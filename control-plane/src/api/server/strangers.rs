@@ -52,7 +52,7 @@ impl Stranger {
 }
 
 /// Who is one client as far as addresses tell: an address of IPv4, the first half of one of IPv6.
-pub(super) fn network(address: IpAddr) -> IpAddr {
+fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !HOST).into(),
         ip => ip,

@@ -262,7 +262,11 @@ async fn a_node_gets_tokens_of_its_own_pods_only() {
     let vault = f.call("POST", PODS, vault).await;
     assert_eq!(vault.code, 201, "{}", vault.message());
     let own = testing::ISSUER;
-    let not_found = |audience| format!("audience {audience:?} not found in pod spec volume");
+    let not_found = |audience| {
+        format!(
+            "audience {audience:?} not found in pod spec volume, system:node:n1 is not authorized to request tokens for this audience"
+        )
+    };
     for (pod, audiences, refusal) in [
         (&mine, json!([own]), None),
         (&mine, json!(["vault"]), Some(not_found("vault"))),
