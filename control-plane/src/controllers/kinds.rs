@@ -10,7 +10,16 @@ pub(super) struct ServedKind {
     verbs: Vec<String>,
 }
 
+/// A kind as one text: `apps/v1/Deployment`.
+pub(super) fn name_of(api_version: &str, kind: &str) -> String {
+    format!("{api_version}/{kind}")
+}
+
 impl ServedKind {
+    pub(super) fn name(&self) -> String {
+        name_of(&self.resource.api_version, &self.resource.kind)
+    }
+
     pub(super) fn can(&self, verb: &str) -> bool {
         self.verbs.iter().any(|known| known == verb)
     }

@@ -28,6 +28,9 @@ const WORKERS: usize = 16;
 /// An owner that exists and is not in the graph may go before its kind's watch begins, so that no event tells of it.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
+/// How often an object whose dependents may be unknown is looked at.
+const UNTIL_LISTED: Duration = Duration::from_millis(200);
+
 struct Controller {
     context: Context,
     graph: Arc<Mutex<Graph>>,
@@ -94,6 +97,7 @@ impl Controller {
         match action {
             Action::Nothing if present.is_empty() => Ok(None),
             Action::Nothing => Ok(Some(LOOK_AGAIN)),
+            Action::Wait => Ok(Some(UNTIL_LISTED)),
             // The graph changed meanwhile; look again.
             Action::Verify(_) => Ok(Some(Duration::from_millis(1))),
             Action::Delete { foreground } => self.delete(uid, &place, foreground).await,
