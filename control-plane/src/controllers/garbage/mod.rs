@@ -13,7 +13,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{
     Api, DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, Preconditions,
+    PropagationPolicy,
 };
+use kube::core::ObjectMeta;
 use serde_json::json;
 use tracing::debug;
 
@@ -70,6 +72,20 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
             },
         );
         tokio::join!(others, work);
+    }
+}
+
+/// What becomes of the dependents of an object that goes: what somebody wrote down on it before, if `foreground` is not due.
+fn propagation(meta: &ObjectMeta, foreground: bool) -> PropagationPolicy {
+    let has = |finalizer: &str| meta.finalizers.iter().flatten().any(|it| it == finalizer);
+    if foreground {
+        PropagationPolicy::Foreground
+    } else if has(ORPHAN) {
+        PropagationPolicy::Orphan
+    } else if has(FOREGROUND) {
+        PropagationPolicy::Foreground
+    } else {
+        PropagationPolicy::Background
     }
 }
 
@@ -178,7 +194,7 @@ impl Controller {
         &self,
         uid: &str,
         place: &Place,
-    ) -> Result<Option<(Api<DynamicObject>, kube::core::ObjectMeta)>> {
+    ) -> Result<Option<(Api<DynamicObject>, ObjectMeta)>> {
         let api = self.api(place).await?;
         let found = api.get_metadata_opt(&place.name).await?;
         Ok(found
@@ -191,14 +207,13 @@ impl Controller {
             return Ok(None);
         };
         // The version: whoever gave it a new owner meanwhile wins.
+        let params = DeleteParams {
+            propagation_policy: Some(propagation(&meta, foreground)),
+            ..DeleteParams::default()
+        };
         let same = Preconditions {
             uid: Some(uid.to_owned()),
             resource_version: meta.resource_version,
-        };
-        let params = if foreground {
-            DeleteParams::foreground()
-        } else {
-            DeleteParams::background()
         };
         debug!(?place, "deleting: its owners are gone");
         api.delete(&place.name, &params.preconditions(same)).await?;
@@ -233,5 +248,26 @@ impl Controller {
         api.patch_metadata(&place.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await?;
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependent_that_goes_keeps_its_own_wish_for_its_dependents() {
+        let policy = |finalizers: &[&str], foreground| {
+            let finalizers = finalizers.iter().map(|it| (*it).to_owned()).collect();
+            let meta = ObjectMeta {
+                finalizers: Some(finalizers),
+                ..ObjectMeta::default()
+            };
+            format!("{:?}", propagation(&meta, foreground))
+        };
+        assert_eq!(policy(&["example.com/hold"], false), "Background");
+        assert_eq!(policy(&[ORPHAN], false), "Orphan");
+        assert_eq!(policy(&[FOREGROUND], false), "Foreground");
+        assert_eq!(policy(&[ORPHAN], true), "Foreground");
     }
 }
