@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
 
 use super::eviction::{FirstSeen, Stay, stay};
 use super::health::{NO_EXECUTE, NOT_READY, Readiness, UNREACHABLE, readiness, silenced, taints};
-use super::orphans::{Verdict, verdict};
+use super::orphans::{Verdict, end, verdict};
 use crate::controllers::testing::{at, pod};
 
 fn node(ready: &str) -> Node {
@@ -228,4 +229,29 @@ fn pods_that_nobody_will_finish_are_found() {
         verdict(&pod("p").terminating().build(), None),
         Verdict::Remove
     );
+}
+
+#[test]
+fn a_pod_that_nobody_will_finish_has_failed_before_it_is_removed() {
+    let running = pod("a").on("n1").ready_at(0).build();
+    let orphan = end(&running, Verdict::Orphan, at(5)).unwrap();
+    assert_eq!(orphan["metadata"], json!({"uid": "uid-a"}));
+    assert_eq!(orphan["status"]["phase"], "Failed");
+    let said = &orphan["status"]["conditions"];
+    let is = |field: &str| said[0][field].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        ["type", "status", "reason", "message"].map(is),
+        [
+            "DisruptionTarget",
+            "True",
+            "DeletionByPodGC",
+            "PodGC: node no longer exists"
+        ]
+    );
+    let out = end(&running, Verdict::Remove, at(5)).unwrap();
+    assert_eq!(out["status"], json!({"phase": "Failed"}));
+    for phase in ["Failed", "Succeeded"] {
+        let over = pod("a").on("n1").phase(phase).build();
+        assert_eq!(end(&over, Verdict::Orphan, at(5)), None);
+    }
 }
