@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::eviction::{FirstSeen, Stay, stay};
 use super::health::{NO_EXECUTE, Readiness, UNREACHABLE, condition, readiness, silenced, taints};
@@ -24,7 +24,7 @@ use crate::controllers::Context;
 use crate::controllers::cache::Key;
 use crate::controllers::driver::{Queue, Result, queue};
 use crate::controllers::events::{Recorder, Severity, reference};
-use crate::controllers::pods::{is_active, is_ready, node_of, on_node};
+use crate::controllers::pods::{disrupted, is_active, is_ready, node_of, on_node};
 
 const WORKERS: usize = 8;
 
@@ -266,6 +266,11 @@ impl Controller {
                         uid: pod.metadata.uid.clone(),
                         resource_version: None,
                     };
+                    let patch = Patch::Strategic(reason(pod, now));
+                    ignore_gone(
+                        api.patch_status(&key.name, &PatchParams::default(), &patch)
+                            .await,
+                    )?;
                     ignore_gone(
                         api.delete(&key.name, &DeleteParams::default().preconditions(same))
                             .await,
@@ -282,6 +287,13 @@ impl Controller {
         }
         Ok(next)
     }
+}
+
+/// What to write about a pod that has to leave its node.
+pub(super) fn reason(pod: &Pod, now: Timestamp) -> Value {
+    let why = "Taint manager: deleting due to NoExecute taint";
+    let condition = disrupted(pod, "DeletionByTaintManager", why, now);
+    json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}})
 }
 
 /// Somebody else was quicker: the aim is reached.

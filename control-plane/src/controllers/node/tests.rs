@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::eviction::{FirstSeen, Stay, stay};
 use super::health::{NO_EXECUTE, NOT_READY, Readiness, UNREACHABLE, readiness, silenced, taints};
+use super::lifecycle::reason;
 use super::orphans::{Verdict, end, verdict};
 use crate::controllers::testing::{at, pod};
 
@@ -254,4 +255,23 @@ fn a_pod_that_nobody_will_finish_has_failed_before_it_is_removed() {
         let over = pod("a").on("n1").phase(phase).build();
         assert_eq!(end(&over, Verdict::Orphan, at(5)), None);
     }
+}
+
+#[test]
+fn an_evicted_pod_is_told_why_since_the_first_time() {
+    let mut pod = pod("a").on("n1").ready_at(0).build();
+    let condition = |said: &Value| said["status"]["conditions"][0].clone();
+    let first = condition(&reason(&pod, at(5)));
+    assert_eq!(
+        (&first["type"], &first["reason"], &first["message"]),
+        (
+            &json!("DisruptionTarget"),
+            &json!("DeletionByTaintManager"),
+            &json!("Taint manager: deleting due to NoExecute taint")
+        )
+    );
+    let told = serde_json::from_value(first.clone()).unwrap();
+    let status = pod.status.as_mut().unwrap();
+    status.conditions.as_mut().unwrap().push(told);
+    assert_eq!(condition(&reason(&pod, at(9))), first);
 }
