@@ -1,10 +1,11 @@
 //! Namespaces that are deleted: empties them, kind by kind, then lets them go.
 //!
 //! ```text
-//!  marked ──▶ contents deleted ──none left──▶ finalizer `kubernetes` removed ──▶ gone
-//!                  ▲      │ some left: they stop with grace, or a finalizer holds them
-//!                  └──────┘
+//!  marked ──▶ pods deleted ──none left──▶ the rest deleted ──none left──▶ finalizer `kubernetes` removed ──▶ gone
+//!              ▲      │                      ▲      │ some left: they stop with grace, or a finalizer holds them
+//!              └──────┘                      └──────┘
 //! ```
+//! Pods go first, so that none runs without the policies, quotas and secrets that were meant for it (CVE-2024-7598).
 
 use std::time::Duration;
 
@@ -106,6 +107,15 @@ fn conditions(left: &[Left], now: Timestamp) -> Vec<NamespaceCondition> {
     conditions
 }
 
+/// The kinds that are to be emptied, those of each turn only when nothing of the turn before is left.
+fn in_turn(kinds: Vec<ServedKind>) -> [Vec<ServedKind>; 2] {
+    let held = kinds
+        .into_iter()
+        .filter(|kind| kind.namespaced && kind.can("list") && kind.can("delete"));
+    let (pods, rest) = held.partition(|kind| kind.name() == "v1/Pod");
+    [pods, rest]
+}
+
 async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
     let Some(namespace) = context.caches.namespaces.get(key).filter(|it| is_going(it)) else {
         return Ok(None);
@@ -119,9 +129,12 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
         return Ok(None);
     }
     let mut left = Vec::new();
-    for kind in served(&context.client).await? {
-        if kind.namespaced && kind.can("list") && kind.can("delete") {
-            left.extend(empty(context, &key.name, &kind).await?);
+    for kinds in in_turn(served(&context.client).await?) {
+        for kind in &kinds {
+            left.extend(empty(context, &key.name, kind).await?);
+        }
+        if !left.is_empty() {
+            break;
         }
     }
     let api: Api<Namespace> = Api::all(context.client.clone());
@@ -211,6 +224,29 @@ async fn empty(context: &Context, namespace: &str, kind: &ServedKind) -> Result<
 mod tests {
     use super::*;
     use crate::controllers::testing::at;
+
+    fn kind(name: &str) -> ServedKind {
+        let (api_version, kind) = name.rsplit_once('/').unwrap();
+        ServedKind::namespaced(api_version, kind, &["list", "delete", "deletecollection"])
+    }
+
+    #[test]
+    fn pods_go_before_what_was_meant_for_them() {
+        let all = [
+            "v1/ConfigMap",
+            "v1/Pod",
+            "metrics.k8s.io/v1beta1/Pod",
+            "networking.k8s.io/v1/NetworkPolicy",
+        ];
+        let mut kinds: Vec<ServedKind> = all.map(kind).into();
+        kinds.push(ServedKind::namespaced("v1", "Binding", &["create"]));
+        let names = |kinds: &Vec<ServedKind>| -> Vec<String> {
+            kinds.iter().map(ServedKind::name).collect()
+        };
+        let [first, rest] = in_turn(kinds);
+        assert_eq!(names(&first), [all[1]]);
+        assert_eq!(names(&rest), [all[0], all[2], all[3]]);
+    }
 
     #[test]
     fn the_status_says_what_is_left_and_what_holds_it() {
