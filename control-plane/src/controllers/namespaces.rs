@@ -5,6 +5,8 @@
 //!              ▲      │                      ▲      │ some left: they stop with grace, or a finalizer holds them
 //!              └──────┘                      └──────┘
 //! ```
+//! It goes only when a look that began a while after the mark has found nothing: what was let in just before it is written by then.
+//!
 //! Pods go first, so that none runs without the policies, quotas and secrets that were meant for it (CVE-2024-7598).
 
 use std::time::Duration;
@@ -23,6 +25,8 @@ const WORKERS: usize = 4;
 const FINALIZER: &str = "kubernetes";
 /// What is left goes by itself; a pod's end wakes us anyhow.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// A request that was let in before the namespace was marked may write so long after it.
+const SETTLES: Duration = Duration::from_secs(3);
 
 /// Registers with the caches; the returned future works until shutdown.
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
@@ -54,6 +58,14 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
 
 fn is_going(namespace: &Namespace) -> bool {
     namespace.metadata.deletion_timestamp.is_some()
+}
+
+/// How long until nothing new comes into the namespace; `None`: nothing does since before `now`.
+fn unsettled(namespace: &Namespace, now: Timestamp) -> Option<Duration> {
+    let marked = namespace.metadata.deletion_timestamp.as_ref()?.0;
+    let passed = Duration::try_from(now.duration_since(marked)).unwrap_or_default();
+    let left = SETTLES.saturating_sub(passed);
+    (!left.is_zero()).then_some(left)
 }
 
 /// What is still there of one kind.
@@ -128,6 +140,7 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
     if !finalizers.iter().any(|name| name == FINALIZER) {
         return Ok(None);
     }
+    let unsettled = unsettled(&namespace, Timestamp::now());
     let mut left = Vec::new();
     for kinds in in_turn(served(&context.client).await?) {
         for kind in &kinds {
@@ -140,6 +153,9 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
     let api: Api<Namespace> = Api::all(context.client.clone());
     let mut namespace = (*namespace).clone();
     if left.is_empty() {
+        if unsettled.is_some() {
+            return Ok(unsettled);
+        }
         let spec = namespace.spec.get_or_insert_default();
         spec.finalizers = Some(
             finalizers
@@ -246,6 +262,17 @@ mod tests {
         let [first, rest] = in_turn(kinds);
         assert_eq!(names(&first), [all[1]]);
         assert_eq!(names(&rest), [all[0], all[2], all[3]]);
+    }
+
+    #[test]
+    fn a_namespace_that_was_just_marked_is_looked_at_once_more() {
+        let mut namespace = Namespace::default();
+        namespace.metadata.deletion_timestamp = Some(Time(at(100)));
+        let after = |second| unsettled(&namespace, at(second));
+        assert_eq!(after(100), Some(SETTLES));
+        assert_eq!(after(101), Some(SETTLES - Duration::from_secs(1)));
+        assert_eq!(after(100 + SETTLES.as_secs() as i64), None);
+        assert_eq!(after(90), Some(SETTLES), "a clock that was set back");
     }
 
     #[test]
