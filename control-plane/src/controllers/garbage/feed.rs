@@ -146,6 +146,13 @@ pub(super) async fn follow_others(context: &Context, kinds: &Kinds, into: &Sink)
     loop {
         match kinds.refresh(&context.client).await {
             Ok(kinds) => {
+                let unlisted = lock(&into.graph).unlisted().join(", ");
+                if !unlisted.is_empty() {
+                    warn!(
+                        kinds = unlisted,
+                        "not all kinds can be listed; what is deleted in the foreground or leaves its dependents waits"
+                    );
+                }
                 let served: HashSet<String> = kinds.iter().map(ServedKind::name).collect();
                 let mut new = kinds;
                 // Leases too: a node's is owned by its Node, though it is renewed every few seconds.

@@ -113,6 +113,12 @@ impl Graph {
         }
     }
 
+    /// Kinds that are followed and whose objects are not all in here.
+    pub(super) fn unlisted(&self) -> Vec<&str> {
+        let unlisted = self.unlisted.iter().flatten();
+        unlisted.map(String::as_str).collect()
+    }
+
     /// Whether each object's dependents are known.
     fn is_complete(&self) -> bool {
         self.unlisted.as_ref().is_some_and(HashSet::is_empty)
