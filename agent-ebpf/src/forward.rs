@@ -27,6 +27,8 @@ use crate::router::is_unicast;
 
 /// The ways out of the node, as a packet that comes in meets them.
 pub trait Roads {
+    /// The packet passes itself off as one of a pod of this node.
+    fn is_forged(&self) -> bool;
     /// The frame is for the node's hardware address on the link.
     fn is_for_node(&self) -> bool;
     /// Looks for the link and the neighbour by which `packet` goes on, once it is `flow`'s; out by the link `by`, where that
@@ -137,7 +139,7 @@ fn handed_over<W: Frame + Roads>(world: &mut W, work: &Work) -> Option<()> {
 }
 
 /// Whether nothing about the packet asks for the stack: a whole one of TCP or UDP, without options, for this node, with hops
-/// to spend, from where somebody can be, complete and with right checksums as far as that is for the node to say.
+/// to spend, from where somebody can be and is, complete and with right checksums as far as that is for the node to say.
 #[inline(never)]
 fn is_plain<W: Bytes + Roads>(world: &W, work: &Work) -> bool {
     let Work {
@@ -152,6 +154,7 @@ fn is_plain<W: Bytes + Roads>(world: &W, work: &Work) -> bool {
         // The kernel takes packets from other addresses for nobody's.
         && is_unicast(&network.source)
         && world.is_for_node()
+        && !world.is_forged()
         && states_length(world, network)
         && (!network.is_ipv4 || header_is_right(world, network))
         && is_finished(world, network)

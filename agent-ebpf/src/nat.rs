@@ -225,7 +225,10 @@ fn answers_elsewhere(node: &impl Node, row: &Connection) -> bool {
 
 /// Sends such a packet out by its client's link; false where no route leads to the client there: the node's own are the way.
 #[inline(never)]
-fn leaves_by_another(world: &mut impl Neighbours, work: &mut Work) -> bool {
+fn leaves_by_another(world: &mut (impl Node + Neighbours), work: &mut Work) -> bool {
+    if world.is_tunnel() {
+        return false;
+    }
     work.back_key = work.key.after(&work.row, Side::OUT);
     world.leave_by(work.row.link, &work.network, &work.back_key)
 }
@@ -341,17 +344,31 @@ pub(crate) fn opens(work: &Work) -> bool {
 /// Whether a row may be used for this packet. If not, a backend is chosen anew for a service's connection; and what a pod
 /// opens is its own, whoever reached it from there before.
 #[inline(always)]
-pub(crate) fn still_holds(tables: &impl OutsideTables, work: &Work) -> bool {
-    let row = &work.row;
-    if row.kind & CONNECTION_UNCHANGED != 0 {
+pub(crate) fn still_holds<W>(world: &W, work: &mut Work) -> bool
+where
+    W: Connections + OutsideTables,
+{
+    if work.row.kind & CONNECTION_UNCHANGED != 0 {
         return work.key.protocol != TCP || !opens(work);
     }
-    if row.kind & (CONNECTION_SERVICE | CONNECTION_REPLY) != CONNECTION_SERVICE || !opens(work) {
+    if work.row.kind & CONNECTION_REPLY != 0 || !opens(work) {
         return true;
     }
-    let over = row.seen & (TCP_FIN | TCP_RST) != 0;
+    if work.key.protocol == TCP && was_over(world, work) {
+        return false;
+    }
+    let row = &work.row;
     let is_ours = row.backend != REFUSED && row.kind & CONNECTION_FORMER == 0;
-    is_ours && !over && tables.backend(row.backend).is_some()
+    row.kind & CONNECTION_SERVICE == 0 || is_ours && world.backend(row.backend).is_some()
+}
+
+/// Whether either end had closed the connection whose addresses and ports another has now.
+#[inline(never)]
+fn was_over(connections: &impl Connections, work: &mut Work) -> bool {
+    const OVER: u8 = TCP_FIN | TCP_RST;
+    work.back_key = work.key.answers(&work.row);
+    work.row.seen & OVER != 0
+        || connections.row(&work.back_key, &mut work.other, None) && work.other.seen & OVER != 0
 }
 
 /// The backend of connections that are refused.

@@ -3,12 +3,12 @@
 //! It differs from [`crate::select`]'s in what a client is: an address and a port, from which every node draws the same.
 
 use crate::abi::{
-    Address, BackendEntry, BackendId, FLAG_DIRECT_RETURN, FLAG_MAGLEV, FLAG_SOURCE_RANGES,
-    MAGLEV_CHUNK, MAGLEV_SIZE_SHIFT, MAGLEV_SIZES, MaglevKey, Port, ServiceEntry, ServiceKey,
-    ServiceRow, SourceRange,
+    Address, BackendEntry, BackendId, FLAG_DIRECT_RETURN, FLAG_LOCAL_ONLY, FLAG_MAGLEV,
+    FLAG_SOURCE_RANGES, MAGLEV_CHUNK, MAGLEV_SIZE_SHIFT, MAGLEV_SIZES, MaglevKey, Place, Port,
+    ServiceEntry, ServiceKey, ServiceRow, SourceRange,
 };
 use crate::flow::stir;
-use crate::select::{ATTEMPTS, Caller, Picked, Tables, draw, mix, slot_key, with_affinity};
+use crate::select::{ATTEMPTS, Caller, Picked, Tables, at, draw, mix, with_affinity};
 
 /// The rows that this choice reads besides.
 pub trait OutsideTables: Tables {
@@ -39,6 +39,8 @@ pub enum Choice {
         entry: BackendEntry,
         /// The service asks for its backends' nodes to answer clients themselves.
         is_direct: bool,
+        /// The service sends clients to backends of this node only.
+        is_local: bool,
     },
     /// No backend could answer, or rows were missing on every attempt.
     NoBackend { service_id: u32, is_hole: bool },
@@ -133,14 +135,15 @@ pub fn choose(tables: &impl OutsideTables, client: &Client, dialled: &ServiceKey
                 is_hole: false,
             };
         };
-        let picked = if service.flags & FLAG_MAGLEV != 0 {
-            by_maglev(tables, &service, client.hash(&service))
-        } else if service.affinity_timeout_s != 0 {
-            with_affinity(tables, client, &service, drawn).map(|picked| picked.backend)
-        } else {
-            tables.slot(&slot_key(&service, drawn))
+        let new = || match service.flags & FLAG_MAGLEV {
+            0 => at(tables, &service, drawn),
+            _ => by_maglev(tables, &service, client.hash(&service)),
         };
-        if let Some(id) = picked
+        let picked = match service.affinity_timeout_s {
+            0 => new(),
+            _ => with_affinity(tables, client, &service, new),
+        };
+        if let Some(Picked { backend: id, .. }) = picked
             && let Some(entry) = tables.backend(id)
         {
             return Choice::Backend {
@@ -148,15 +151,17 @@ pub fn choose(tables: &impl OutsideTables, client: &Client, dialled: &ServiceKey
                 id,
                 entry,
                 is_direct: service.flags & FLAG_DIRECT_RETURN != 0,
+                is_local: service.flags & FLAG_LOCAL_ONLY != 0,
             };
         }
     }
     choice
 }
 
-/// Who has the same hash gets the same backend, on every node, and mostly also after the service's backends changed.
+/// Who has the same hash gets the same backend, on every node, and mostly also after the service's backends changed. In which
+/// slot that stands is not said.
 #[inline(always)]
-fn by_maglev(tables: &impl OutsideTables, service: &ServiceEntry, hash: u32) -> Option<BackendId> {
+fn by_maglev(tables: &impl OutsideTables, service: &ServiceEntry, hash: u32) -> Option<Picked> {
     let size = MAGLEV_SIZES[(service.flags >> MAGLEV_SIZE_SHIFT & 3) as usize];
     let entry = (mix(hash) >> 32) as u32 % size;
     let key = MaglevKey {
@@ -164,7 +169,12 @@ fn by_maglev(tables: &impl OutsideTables, service: &ServiceEntry, hash: u32) -> 
         generation: service.generation,
         chunk: entry / MAGLEV_CHUNK as u32,
     };
-    tables.maglev(&key, entry as usize % MAGLEV_CHUNK)
+    let backend = tables.maglev(&key, entry as usize % MAGLEV_CHUNK)?;
+    let place = Place {
+        generation: service.generation,
+        slot: u32::MAX,
+    };
+    Some(Picked { backend, place })
 }
 
 #[cfg(test)]

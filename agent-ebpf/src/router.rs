@@ -44,7 +44,7 @@ pub fn is_unicast(address: &Address) -> bool {
 /// Whether routers know an IPv6 address that stands in a packet: not a link's own, nor a group, nor what stands for an IPv4
 /// address or none.
 #[inline(always)]
-fn is_routed(address: &Address) -> bool {
+pub(crate) fn is_routed(address: &Address) -> bool {
     let words = address.words();
     let [first, second, ..] = words[0].to_ne_bytes();
     let is_scoped = first == 0xff || first == 0xfe && second & 0x80 != 0;

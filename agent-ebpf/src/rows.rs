@@ -15,8 +15,8 @@ use core::ffi::c_void;
 
 use crate::count::IF_ABSENT;
 use crate::maps::{
-    CONFIG, CONNECTIONS, FORMERS, HOST_PORTS, MAGLEV, NEAR, NODE_ADDRESSES, PODS, SERVICES,
-    SOURCE_RANGES, UPLINKS,
+    CONFIG, CONNECTIONS, FORMERS, HOST_PORTS, MAGLEV, NEAR, NODE_ADDRESSES, POD_RANGES, PODS,
+    SERVICES, SOURCE_RANGES, UPLINKS,
 };
 
 const EEXIST: i32 = 17;
@@ -91,6 +91,17 @@ pub(crate) fn own_address(link: u32, is_ipv4: bool) -> Address {
         Some(own) if is_ipv4 => own.ipv4,
         Some(own) => own.ipv6,
         None => at_pods(is_ipv4),
+    }
+}
+
+/// Whether a link is a tunnel to other nodes' pods: it has the address of this node's pods' gateway.
+#[inline(always)]
+pub(crate) fn is_tunnel(link: u32) -> bool {
+    // SAFETY: as above.
+    let own = unsafe { UPLINKS.get(LinkIndex(link)) };
+    match (own, POD_RANGES.get(0)) {
+        (Some(own), Some(pods)) => pods.has(&own.ipv4) || pods.has(&own.ipv6),
+        _ => false,
     }
 }
 

@@ -97,7 +97,7 @@ pub fn choose(tables: &impl Tables, caller: &impl Caller, dialled: &ServiceKey) 
             let last = caller.last().and_then(|last| find(tables, &service, last));
             last.or_else(|| at(tables, &service, drawn))
         } else {
-            with_affinity(tables, caller, &service, drawn)
+            with_affinity(tables, caller, &service, || at(tables, &service, drawn))
         };
         if let Some(picked) = picked
             && let Some(entry) = tables.backend(picked.backend)
@@ -143,14 +143,14 @@ pub fn draw(service: &ServiceEntry, bits: u64) -> Option<u32> {
     Some(local + pick(bits, ready - local))
 }
 
-/// The client's backend of last time if it is still among those the service offers, else the drawn one. Either way the
-/// client will have the same one next time.
+/// The client's backend of last time if it is still among those the service offers, else the one that `draw` gives. Either way
+/// the client will have the same one next time.
 #[inline(always)]
 pub(crate) fn with_affinity(
     tables: &impl Tables,
     caller: &impl Caller,
     service: &ServiceEntry,
-    drawn: u32,
+    draw: impl FnOnce() -> Option<Picked>,
 ) -> Option<Picked> {
     let key = AffinityKey {
         netns_cookie: caller.netns_cookie(),
@@ -178,7 +178,7 @@ pub(crate) fn with_affinity(
         }
     }
     if chosen.is_none() {
-        chosen = at(tables, service, drawn);
+        chosen = draw();
     }
     let Picked { backend, place } = chosen?;
     tables.remember(
@@ -222,7 +222,7 @@ fn find(tables: &impl Tables, service: &ServiceEntry, last: Picked) -> Option<Pi
 
 /// What stands in a slot of the live table.
 #[inline(always)]
-fn at(tables: &impl Tables, service: &ServiceEntry, slot: u32) -> Option<Picked> {
+pub(crate) fn at(tables: &impl Tables, service: &ServiceEntry, slot: u32) -> Option<Picked> {
     let backend = tables.slot(&slot_key(service, slot))?;
     let place = Place {
         generation: service.generation,

@@ -135,10 +135,12 @@ impl Skb {
         self.0
     }
 
-    /// Whether the frame had a VLAN tag, which the kernel keeps beside it.
+    /// Whether the frame is of a VLAN. Its tag is kept beside it; one that only says a priority names none.
     #[inline(always)]
     pub(crate) fn has_vlan(&self) -> bool {
+        /// `VLAN_VID_MASK`
+        const ID: u32 = 0x0fff;
         // SAFETY: as above.
-        unsafe { (*self.0).vlan_present != 0 }
+        unsafe { (*self.0).vlan_present != 0 && (*self.0).vlan_tci & ID != 0 }
     }
 }

@@ -30,7 +30,9 @@ pub(crate) fn translated(ctx: &TcContext, side: Side) -> i32 {
     // is a value of each field.
     let work = unsafe { &mut *work.cast::<Work>() };
     let mut uplink = Uplink(Skb::of(ctx));
-    if !read(&uplink, work) {
+    // What belongs to a VLAN meets the programs at the VLAN's own link.
+    let is_elsewhere = matches!(side, Side::IN | Side::OUT) && uplink.0.has_vlan();
+    if is_elsewhere || !read(&uplink, work) {
         return PASS;
     }
     match translate(&mut uplink, work, side) {
@@ -196,6 +198,11 @@ impl Node for Uplink {
     #[inline(always)]
     fn link(&self) -> u32 {
         self.0.link()
+    }
+
+    #[inline(always)]
+    fn is_tunnel(&self) -> bool {
+        rows::is_tunnel(self.0.link())
     }
 
     #[inline(always)]

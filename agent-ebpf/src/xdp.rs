@@ -9,6 +9,7 @@ use agent_ebpf::abi::{
 use agent_ebpf::checksum::{Sum, updated};
 use agent_ebpf::flow::Fragments;
 use agent_ebpf::forward::{Course, Roads, forward};
+use agent_ebpf::guard::is_foreign_pod;
 use agent_ebpf::nat::{Node, Work};
 use agent_ebpf::packet::{Bytes, Network};
 use agent_ebpf::rewrite::{Covered, Frame, adjusted};
@@ -16,8 +17,9 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::XdpContext;
 
-use crate::maps::{SCRATCH, XDP_LINKS, port_range};
+use crate::maps::{POD_RANGES, SCRATCH, XDP_LINKS, port_range};
 use crate::packets::dropped;
+use crate::rows::is_tunnel;
 use crate::way::{Found, Way};
 use crate::{clock, count, events, rows};
 
@@ -125,6 +127,12 @@ impl Frame for Arrival {
 
 impl Roads for Arrival {
     #[inline(always)]
+    fn is_forged(&self) -> bool {
+        let own = POD_RANGES.get(0);
+        own.is_some_and(|own| is_foreign_pod(self, own))
+    }
+
+    #[inline(always)]
     fn is_for_node(&self) -> bool {
         // SAFETY: user space replaces a row by a new one, and only when the link's address changes.
         match (unsafe { XDP_LINKS.get(LinkIndex(self.link)) }, self.read(0)) {
@@ -138,13 +146,14 @@ impl Roads for Arrival {
         let size = (packet.end - packet.at) as u16;
         let ctx = self.ctx.ctx.cast();
         let mut way = Way::of(self.link, packet, flow, size);
-        let mut found = Found::Nothing;
-        if by != 0 {
-            (way, found) = Way::by(ctx, by, packet, flow, size);
-        }
-        if found == Found::Nothing {
-            way = Way::of(self.link, packet, flow, size);
-            found = way.look(ctx);
+        let mut found = way.look(ctx);
+        // Other nodes' pods are reached through a tunnel by no link but that.
+        let leads_there = found != Found::Nothing && (way.link() == by || is_tunnel(way.link()));
+        if by != 0 && !leads_there {
+            let (other, by_other) = Way::by(ctx, by, packet, flow, size);
+            if by_other != Found::Nothing {
+                (way, found) = (other, by_other);
+            }
         }
         if found != Found::Neighbour {
             return false;
@@ -194,6 +203,11 @@ impl Node for Arrival {
     #[inline(always)]
     fn link(&self) -> u32 {
         self.link
+    }
+
+    #[inline(always)]
+    fn is_tunnel(&self) -> bool {
+        rows::is_tunnel(self.link)
     }
 
     #[inline(always)]

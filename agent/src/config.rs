@@ -198,6 +198,15 @@ pub struct AgentConfig {
         default_value_t = 110
     )]
     pub max_pods: u32,
+    /// Processes and threads that each pod may have; -1 for as many as the node
+    #[arg(
+        long,
+        env = "KERNELET_POD_MAX_PIDS",
+        value_name = "N",
+        default_value_t = -1,
+        allow_negative_numbers = true
+    )]
+    pub pod_max_pids: i64,
     /// What the machine's own programs are to have, and pods not: cpu=AMOUNT,memory=AMOUNT,ephemeral-storage=AMOUNT
     #[arg(
         long,
@@ -261,6 +270,12 @@ impl AgentConfig {
             eviction: self.housekeeping.eviction_hard.clone(),
             max_pods: self.max_pods,
         }
+    }
+
+    /// How many processes and threads each pod may have, where that is limited.
+    pub fn pod_max_pids(&self) -> Option<u64> {
+        let most = u64::try_from(self.pod_max_pids).ok();
+        most.filter(|most| *most > 0)
     }
 
     /// The socket on which the agent answers the other commands.

@@ -53,8 +53,8 @@ use crate::node::upkeep::Upkeep;
 use crate::pod::{Manager, Paths, PodTable, Settings, limit_all};
 use crate::policy::connect::{PolicedNetwork, PolicyGuard};
 use crate::runtime::containerd::Containerd;
-use crate::runtime::host::Host;
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::host::{Host, app_armor_is_on};
+use crate::runtime::{Handler, Runtime, RuntimeError};
 use crate::server::ComponentHealth;
 use crate::server::access::Access;
 use crate::server::https::{self, HttpsError, KubeletApi};
@@ -453,6 +453,8 @@ fn settings(node: &Node, gateways: &[IpAddr], facts: &Facts) -> Settings {
         file_check: FILE_CHECK,
         static_pods: node.config.pod_manifest_path.clone(),
         allocatable: allocatable(facts, &node.config.kept_back()),
+        app_armor: app_armor_is_on(),
+        pod_max_pids: node.config.pod_max_pids(),
         allowed_sysctls: node.config.allowed_unsafe_sysctls.clone(),
         cluster: cluster.clone(),
         dns: Arc::new(move || ClusterDns {
@@ -496,6 +498,13 @@ fn outcome(
 async fn watch_runtime(runtime: Arc<dyn Runtime>, health: watch::Sender<Health>) {
     loop {
         let version = runtime.version().await;
+        // They change with its configuration, which it reads when it starts.
+        let is_new = |health: &Health| health.runtime != Part::Up || health.handlers.is_empty();
+        let asks = version.is_ok() && is_new(&health.borrow());
+        let handlers = match asks {
+            true => runtime.handlers().await.ok(),
+            false => None,
+        };
         health.send_if_modified(|health| {
             let before = health.clone();
             match version {
@@ -504,6 +513,10 @@ async fn watch_runtime(runtime: Arc<dyn Runtime>, health: watch::Sender<Health>)
                     health.runtime_version = version;
                 }
                 Err(error) => health.runtime = Part::Down(error.to_string()),
+            }
+            if let Some(handlers) = handlers {
+                let supported = handlers.into_iter().filter(Handler::is_one_by_one);
+                health.handlers = supported.map(|handler| handler.name).collect();
             }
             *health != before
         });

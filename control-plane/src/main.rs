@@ -13,7 +13,9 @@ use kernelet_control_plane::admission::service_ip::{Ranges, ServiceAddresses};
 use kernelet_control_plane::admission::{Admission, reservations};
 use kernelet_control_plane::api::peers::Peers;
 use kernelet_control_plane::api::registry::Registry;
-use kernelet_control_plane::api::{self, Api, KubeletClient, bootstrap, default_roles, server};
+use kernelet_control_plane::api::{
+    self, Api, KubeletClient, audit, bootstrap, default_roles, server,
+};
 use kernelet_control_plane::auth::pki::{Pki, PkiConfig};
 use kernelet_control_plane::auth::rbac::Policies;
 use kernelet_control_plane::auth::tokens::Authority;
@@ -81,6 +83,18 @@ struct Args {
     /// gets its address unless it says otherwise.
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
     service_cidr: Ranges,
+    /// Note in this file who asked for what: one event of audit.k8s.io/v1 a line, without bodies [default: nowhere].
+    #[arg(long, value_name = "FILE")]
+    audit_log_path: Option<PathBuf>,
+    /// Which requests are noted, a Policy of audit.k8s.io/v1 [default: all].
+    #[arg(long, requires = "audit_log_path", value_name = "FILE")]
+    audit_policy_file: Option<PathBuf>,
+    /// Megabytes after which the file is set aside and a new one begun.
+    #[arg(long, default_value_t = 100, value_name = "MEGABYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    audit_log_maxsize: u64,
+    /// How many files that were set aside are kept; 0 is all.
+    #[arg(long, default_value_t = 0, value_name = "FILES")]
+    audit_log_maxbackup: usize,
     /// Elect which of the control planes that share an etcd runs the scheduler, and which the controllers [default: true with
     /// --etcd-endpoints].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -144,6 +158,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         );
     }
 
+    let audit = args.audit_log_path.clone().map(|path| {
+        audit::Log::open(audit::Config {
+            path,
+            policy: args.audit_policy_file.clone(),
+            size: args.audit_log_maxsize.saturating_mul(1 << 20),
+            backups: args.audit_log_maxbackup,
+        })
+    });
+    let audit = audit.transpose()?;
     let pki_config = PkiConfig {
         data_dir: args.data_dir.clone(),
         advertise: advertised.ip(),
@@ -204,6 +227,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Authenticator::new(pki.join_token.clone(), tokens.clone()),
         kubelet,
         advertised.to_string(),
+        audit,
     );
     let mut peers = is_shared.then(|| Peers::new(advertised));
     let (ranges, servers) = (&args.service_cidr, peers.as_mut());
@@ -231,6 +255,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..ControllersConfig::new(pods, accounts, signer(pki.ca))
     };
     if args.leader_elect.unwrap_or(is_shared) {
+        api.health.set_elects();
         start_candidates(&mut parts, &router, config, &pki_config.hostname, &stop);
     } else {
         start_parts(&mut parts, &router, config, &stop);

@@ -1,10 +1,11 @@
-//! `cargo xtask`: setup, build, demo, cluster, test, bench.
+//! `cargo xtask`: setup, build, demo, cluster, test, fuzz, bench.
 
 mod bench;
 mod bpf;
 mod build;
 mod cluster;
 mod demo;
+mod fuzz;
 mod lint;
 mod setup;
 mod shell;
@@ -55,6 +56,14 @@ enum Command {
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
+    /// Feed the API's decoders with what the fuzzer finds out about them.
+    Fuzz {
+        /// For so many seconds in all.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// Only this decoder; the seeds' directory names all of them.
+        decoder: Option<String>,
+    },
     /// Measure, beside a peer or the physical limit in the same run.
     Bench {
         /// Which benchmark.
@@ -97,6 +106,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
             setup::run(false)?;
             build::run_beside(test::compile)?;
             test::run(filter.as_deref())
+        }
+        Command::Fuzz { seconds, decoder } => {
+            setup::run(false)?;
+            fuzz::run(seconds, decoder.as_deref())
         }
         Command::Bench { bench, json, peer } => {
             setup::run(false)?;

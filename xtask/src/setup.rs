@@ -47,6 +47,7 @@ const PACKAGES: &[Package] = &[
         Some("dbus-daemon"),
         "the bus on which a test announces shutdowns",
     ),
+    package("g++", Some("c++"), "compiles the fuzzer"),
     package(
         "busybox-static",
         Some("busybox"),

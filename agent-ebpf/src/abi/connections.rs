@@ -110,6 +110,8 @@ pub const CONNECTION_DIRECT: u8 = 1 << 2;
 pub const CONNECTION_FORMER: u8 = 1 << 3;
 /// Its packets go as they are: somebody outside reached a pod at its own address.
 pub const CONNECTION_UNCHANGED: u8 = 1 << 4;
+/// Its service sends clients to backends of this node only, which see the clients' own addresses.
+pub const CONNECTION_LOCAL: u8 = 1 << 5;
 
 /// Key of `FRAGMENTS`: what the fragments of one packet have in common.
 #[repr(C, align(4))]

@@ -63,5 +63,21 @@ pub struct PodRanges {
     pub ipv6_mask: [u32; 4],
 }
 
+impl PodRanges {
+    /// Whether an address is within.
+    #[inline(always)]
+    pub fn has(&self, address: &Address) -> bool {
+        let words = address.words();
+        if address.as_v4().is_some() {
+            return self.ipv4_mask != 0 && words[3] & self.ipv4_mask == self.ipv4;
+        }
+        let mut differs = u32::from(self.ipv6_mask[0] == 0);
+        for n in 0..4 {
+            differs |= words[n] & self.ipv6_mask[n] ^ self.ipv6[n];
+        }
+        differs == 0
+    }
+}
+
 /// Entries of `TRANSLATING`: that of a link is its index modulo this.
 pub const TRANSLATING_LINKS: u32 = 1 << 12;

@@ -146,10 +146,12 @@ fn nobodys_packets_are_the_stacks() {
     ] {
         assert_eq!(is_unicast(&ip(address)), is, "{address}");
     }
-    let mut world = node();
-    world.is_for_node = false;
-    let there = segment((CLIENT, 4000), (BALANCER, 80), SYN);
-    assert_eq!(world.forward(there.clone()), (Course::Stack, there));
+    for (is_for_node, is_forged) in [(false, false), (true, true)] {
+        let mut world = node();
+        (world.is_for_node, world.is_forged) = (is_for_node, is_forged);
+        let there = segment((CLIENT, 4000), (BALANCER, 80), SYN);
+        assert_eq!(world.forward(there.clone()), (Course::Stack, there));
+    }
 }
 
 proptest! {

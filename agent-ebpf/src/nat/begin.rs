@@ -2,8 +2,9 @@
 
 use super::{Added, Connections, Node, REFUSED, Step, Work, answers, ends, opens};
 use crate::abi::{
-    Address, CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_REPLY, CONNECTION_SERVICE,
-    Connection, DropReason, FlowKey, PodEntry, Scope, ServiceKey, Side, TCP, UDP,
+    Address, CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_LOCAL, CONNECTION_REPLY,
+    CONNECTION_SERVICE, Connection, DropReason, FlowKey, PodEntry, Scope, ServiceKey, Side, TCP,
+    UDP,
 };
 use crate::flow::stir;
 use crate::outside::{Choice, Client, OutsideTables, choose};
@@ -56,7 +57,11 @@ where
             id,
             entry,
             is_direct,
+            is_local,
         } => {
+            if is_local {
+                kind |= CONNECTION_LOCAL;
+            }
             let is_far = is_direct && world.is_near(&entry.address);
             if is_far {
                 kind |= CONNECTION_DIRECT;
@@ -154,7 +159,8 @@ where
     } else if world.row(&work.back_key, &mut work.other, None)
         && work.other.kind == CONNECTION_SERVICE | CONNECTION_REPLY
     {
-        // A client's packet to a backend on another node, which would else answer it directly.
+        // A client's packet to a backend on another node, which would else answer it directly. Of a service whose backends
+        // here see their clients, no backend is on another.
         (backend, service_id) = (work.other.backend, work.other.service_id);
     } else {
         return Step::Done;
@@ -197,8 +203,9 @@ pub(crate) fn open<W>(world: &W, work: &mut Work) -> Step
 where
     W: Connections + Node,
 {
-    let seed = work.key.hash();
-    work.row.key_hash = seed;
+    work.row.key_hash = work.key.hash();
+    // Who finds all ports taken tries others when he sends again.
+    let seed = stir(work.row.key_hash, work.used.now_ns as u32);
     for attempt in 0..PORT_ATTEMPTS {
         if attempt > 0 || !work.keeps_port {
             let offset = stir(seed, attempt) % u32::from(work.port_count).max(1);

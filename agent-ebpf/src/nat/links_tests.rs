@@ -68,6 +68,15 @@ fn where_no_route_leads_to_the_client_by_its_link_the_nodes_own_routes_hold() {
 }
 
 #[test]
+fn answers_to_other_nodes_pods_behind_a_tunnel_leave_by_that() {
+    let mut world = node();
+    come(&mut world, to_service(TCP_SYN), LINK);
+    world.is_tunnel = true;
+    assert_eq!(routed(&mut world, &answer(), OTHER_LINK), Ok(translated()));
+    assert_eq!(world.asked, None);
+}
+
+#[test]
 fn answers_follow_a_client_that_comes_by_another_link() {
     let mut world = node();
     come(&mut world, to_service(TCP_SYN), LINK);

@@ -43,6 +43,7 @@ pub(crate) struct World {
     /// Of whom the packet comes.
     pub(crate) sender: Sender,
     pub(crate) is_for_node: bool,
+    pub(crate) is_forged: bool,
     /// Packets can be sent on before the stack has them.
     pub(crate) has_road: bool,
     is_before_stack: bool,
@@ -51,6 +52,8 @@ pub(crate) struct World {
     pub(crate) leads_back: bool,
     /// At which the packet is.
     pub(crate) link: u32,
+    /// And that is a tunnel.
+    pub(crate) is_tunnel: bool,
     /// Other links lead to clients, too.
     pub(crate) has_way: bool,
     /// By which link a packet was to leave last, and of which flow.
@@ -79,12 +82,14 @@ impl Default for World {
             now_ns: 0,
             full: false,
             sender: Sender::Other,
+            is_forged: false,
             is_for_node: true,
             has_road: true,
             is_before_stack: false,
             handover: None,
             leads_back: false,
             link: LINK,
+            is_tunnel: false,
             has_way: true,
             asked: None,
             former: None,
@@ -206,6 +211,9 @@ impl Neighbours for World {
 }
 
 impl Roads for World {
+    fn is_forged(&self) -> bool {
+        self.is_forged
+    }
     fn is_for_node(&self) -> bool {
         self.is_for_node
     }
@@ -334,6 +342,9 @@ impl Node for World {
     }
     fn link(&self) -> u32 {
         self.link
+    }
+    fn is_tunnel(&self) -> bool {
+        self.is_tunnel
     }
     fn own_address(&self, is_ipv4: bool) -> Address {
         if is_ipv4 {

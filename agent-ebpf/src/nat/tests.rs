@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 
 use super::testing::{error, *};
 use super::*;
-use crate::abi::{FLAG_DIRECT_RETURN, FLAG_SOURCE_RANGES, Scope, SourceRange};
+use crate::abi::{FLAG_DIRECT_RETURN, FLAG_LOCAL_ONLY, FLAG_SOURCE_RANGES, Scope, SourceRange};
 use crate::packet::{ICMP, testing::*};
 
 const SYN: u8 = TCP_SYN;
@@ -201,6 +201,56 @@ fn datagrams_leave_a_backend_that_is_gone_and_connections_stay() {
     );
     let later = node.pass(segment((CLIENT, 4000), (NODE, 30_080), ACK), Side::IN);
     assert_eq!(ports_of(&later.unwrap()), ports_of(&open.unwrap()));
+}
+
+#[test]
+fn a_connection_of_the_addresses_and_ports_of_one_that_is_over_is_a_new_one() {
+    let over = |world: &World| {
+        let rows = world.rows.borrow();
+        let over = rows
+            .values()
+            .filter(|row| row.seen & (TCP_FIN | TCP_RST) != 0);
+        over.count()
+    };
+    // A client's, and one that leaves under the node's address; closed by one end, or the other.
+    for end in [TCP_FIN | ACK, TCP_RST] {
+        for by_server in [false, true] {
+            let mut node = node();
+            let there = |flags| segment((CLIENT, 4000), (NODE, 30_080), flags);
+            let back = |flags| segment((POD, 8080), (CLIENT, 4000), flags);
+            node.pass(there(SYN), Side::IN).unwrap();
+            match by_server {
+                true => node.pass(back(end), Side::OUT).unwrap(),
+                false => node.pass(there(end), Side::IN).unwrap(),
+            };
+            assert_eq!(over(&node), 1);
+            node.pass(there(SYN), Side::IN).unwrap();
+            assert_eq!((over(&node), node.rows.borrow().len()), (0, 2));
+
+            let mut node = self::node();
+            let there = |flags| segment((POD, 4000), ("192.0.2.9", 443), flags);
+            let back = |flags| segment(("192.0.2.9", 443), (NODE, 4000), flags);
+            node.sender = Sender::Pod;
+            node.pass(there(SYN), Side::OUT).unwrap();
+            match by_server {
+                true => node.pass(back(end), Side::IN).unwrap(),
+                false => node.pass(there(end), Side::OUT).unwrap(),
+            };
+            assert_eq!(over(&node), 1);
+            node.pass(there(SYN), Side::OUT).unwrap();
+            assert_eq!((over(&node), node.rows.borrow().len()), (0, 2));
+        }
+    }
+}
+
+#[test]
+fn backends_of_this_node_only_see_their_clients_at_whatever_link_they_are() {
+    let mut node = node();
+    node.flag(FLAG_LOCAL_ONLY);
+    let dialled = segment((CLIENT, 4000), (BALANCER, 80), SYN);
+    let came = node.pass(dialled, Side::IN).unwrap();
+    assert_eq!(came, segment((CLIENT, 4000), (FAR, 8080), SYN));
+    assert_eq!(node.pass(came.clone(), Side::OUT), Ok(came));
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub trait Node {
     fn now_ns(&self) -> u64;
     /// Index of the uplink.
     fn link(&self) -> u32;
+    /// The uplink is a tunnel to other nodes' pods, whom no other link reaches.
+    fn is_tunnel(&self) -> bool;
     /// The node's address on this link, of a pod's one where the node refuses; [`PodEntry::NONE`] when it has none of the
     /// family.
     fn own_address(&self, is_ipv4: bool) -> Address;

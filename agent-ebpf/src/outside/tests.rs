@@ -11,6 +11,8 @@ const BACKENDS: u32 = 5;
 struct World {
     entry: ServiceEntry,
     served: Option<BTreeSet<Address>>,
+    /// By how many backends the Maglev table's entries have moved.
+    moved: u32,
     affinity: RefCell<BTreeMap<AffinityKey, AffinityEntry>>,
 }
 
@@ -28,6 +30,7 @@ fn world(flags: u32, affinity_timeout_s: u32) -> World {
             local_share: SHARE_ONE,
         },
         served: None,
+        moved: 0,
         affinity: RefCell::default(),
     }
 }
@@ -87,7 +90,7 @@ impl OutsideTables for World {
     fn maglev(&self, key: &MaglevKey, entry: usize) -> Option<BackendId> {
         let entry = key.chunk as usize * MAGLEV_CHUNK + entry;
         assert!(entry < MAGLEV_SIZES[1] as usize, "behind the table's end");
-        Some(BackendId(entry as u32 % BACKENDS + 1))
+        Some(BackendId((entry as u32 + self.moved) % BACKENDS + 1))
     }
     fn is_service(&self, key: &ServiceKey) -> bool {
         self.service(key).is_some()
@@ -137,6 +140,29 @@ fn with_affinity_a_client_has_one_backend_whatever_its_port() {
         }
         assert_eq!(seen.len(), BACKENDS as usize, "not all clients the same");
     }
+}
+
+#[test]
+fn with_affinity_a_client_keeps_its_backend_when_others_come_until_its_time_is_over() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut world = world(MAGLEV, 60);
+    let of = |world: &World, host: u8, now_ns| {
+        let chosen = world.choose(&format!("198.51.100.{host}"), 1, now_ns);
+        match chosen {
+            Choice::Backend { id, .. } => id,
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = |world: &World, now_ns| -> Vec<BackendId> {
+        (0..100).map(|host| of(world, host, now_ns)).collect()
+    };
+    let before = all(&world, SECOND);
+    world.entry.generation += 1;
+    world.moved = 1;
+    assert_eq!(all(&world, 50 * SECOND), before);
+    assert_eq!(all(&world, 100 * SECOND), before, "used meanwhile");
+    let after = all(&world, 200 * SECOND);
+    assert!(after != before, "long after");
 }
 
 #[test]

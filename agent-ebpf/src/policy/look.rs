@@ -6,6 +6,7 @@ use crate::packet::{
     Bytes, ICMPV6, Malformed, Network, Part, TCP_ACK, TCP_SYN, Transport, quoted_ipv4, quoted_ipv6,
     quoted_transport, transport,
 };
+use crate::router::is_routed;
 
 /// `IPPROTO_SCTP`.
 const SCTP: u8 = 132;
@@ -54,7 +55,9 @@ pub fn look(
             about(bytes, network.is_ipv4, quoted_at, &mut packet.about);
         }
         // Solicitations and advertisements of routers and neighbours, and redirects.
-        Transport::Message { kind: 133..=137 } if network.protocol == ICMPV6 => {
+        Transport::Message { kind: 133..=137 }
+            if network.protocol == ICMPV6 && stays_on_link(network) =>
+        {
             packet.kind = Kind::Neighbours;
         }
         Transport::Other if network.protocol == SCTP => {
@@ -65,6 +68,13 @@ pub fn look(
         Transport::Message { .. } | Transport::Other => {}
     }
     Ok(())
+}
+
+/// Whether no router is to pass the packet on, which neighbours heed (RFC 4861). Those of the node's own addresses are
+/// heard like all that is for the node.
+#[inline(always)]
+fn stays_on_link(network: &Network) -> bool {
+    network.hops == u8::MAX && !is_routed(&network.destination)
 }
 
 /// Notes the conversation of the packet that an error quotes, as far as that can be told.

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::cluster::{Change, Name, ObjectKey, View};
+use crate::cluster::{Change, Endpoint, Name, ObjectKey, View};
 
 /// The nodes that may announce an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Who {
     /// `externalTrafficPolicy: Cluster`: each of them forwards.
     Any,
-    /// `externalTrafficPolicy: Local`: those with a ready endpoint.
+    /// `externalTrafficPolicy: Local`: those with a ready endpoint, or, where none is ready anywhere, with one that ends and
+    /// serves still.
     Nodes(BTreeSet<Name>),
 }
 
@@ -81,9 +82,16 @@ fn read(view: &View, key: &ObjectKey) -> Option<(Vec<IpAddr>, Who)> {
         return None;
     }
     let who = if exposed.local {
-        let endpoints = view.slices_for(key).flat_map(|slice| &slice.endpoints);
-        let ready = endpoints.filter(|endpoint| endpoint.ready);
-        Who::Nodes(ready.filter_map(|endpoint| endpoint.node.clone()).collect())
+        let nodes = |serves: fn(&Endpoint) -> bool| -> BTreeSet<Name> {
+            let endpoints = view.slices_for(key).flat_map(|slice| &slice.endpoints);
+            let those = endpoints.filter(|endpoint| serves(endpoint));
+            those.filter_map(|it| it.node.clone()).collect()
+        };
+        let ready = nodes(|endpoint| endpoint.ready);
+        Who::Nodes(match ready.is_empty() {
+            true => nodes(|endpoint| endpoint.serving && endpoint.terminating),
+            false => ready,
+        })
     } else {
         Who::Any
     };
@@ -93,7 +101,7 @@ fn read(view: &View, key: &ObjectKey) -> Option<(Vec<IpAddr>, Who)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{Endpoint, Exposed, Node, Service, Slice};
+    use crate::cluster::{Exposed, Node, Service, Slice};
 
     fn balancer(local: bool) -> Service {
         let exposed = Exposed {
@@ -138,6 +146,24 @@ mod tests {
         view.set_slice(ObjectKey::new("ns", "web-1"), Some(slice));
         view.set_service(key.clone(), Some(balancer(true)));
         assert_eq!(who(&view), Some(Who::Nodes(["a".into()].into())));
+        let leaving = Endpoint {
+            serving: true,
+            terminating: true,
+            ..endpoint("b", false)
+        };
+        let slice = |endpoints| Slice {
+            service: "web".into(),
+            endpoints,
+            ..Slice::default()
+        };
+        let both = slice(vec![endpoint("a", true), leaving.clone()]);
+        view.set_slice(ObjectKey::new("ns", "web-1"), Some(both));
+        assert_eq!(who(&view), Some(Who::Nodes(["a".into()].into())));
+        let last = slice(vec![endpoint("a", false), leaving]);
+        view.set_slice(ObjectKey::new("ns", "web-1"), Some(last));
+        assert_eq!(who(&view), Some(Who::Nodes(["b".into()].into())));
+        let one = slice(vec![endpoint("a", true), endpoint("b", false)]);
+        view.set_slice(ObjectKey::new("ns", "web-1"), Some(one));
 
         let taken = Node {
             internal_ips: vec!["192.0.2.1".parse().unwrap()],

@@ -45,6 +45,7 @@ impl AgentConfig {
             "cgroupsPerQOS": true,
             "containerRuntimeEndpoint": format!("unix://{}", self.containerd.display()),
             "maxPods": self.max_pods,
+            "podPidsLimit": self.pod_max_pids,
             "nodeStatusUpdateFrequency": "10s",
             "nodeStatusReportFrequency": "5m0s",
             "nodeLeaseDurationSeconds": 40,

@@ -145,6 +145,14 @@ impl Connections {
         }
     }
 
+    fn row(&self, key: &FlowKey) -> Result<Option<Connection>, MapError> {
+        match self.maps.connections.get(key, 0) {
+            Ok(row) => Ok(Some(row)),
+            Err(AyaError::KeyNotFound) => Ok(None),
+            Err(source) => Err(read(names::CONNECTIONS, source)),
+        }
+    }
+
     /// Removes what has been over for as long as its state asks at `now_ns`, and says what clients' connections are over. Reads the table in batches; only rows that were silent for a while are looked at
     /// more closely.
     pub fn sweep(&mut self, now_ns: u64) -> Result<Swept, MapError> {
@@ -169,18 +177,18 @@ impl Connections {
             };
             swept.fill.rows += 1;
             if !is_young(&row, now_ns) {
-                idle.push((key, row));
+                idle.push(key);
             }
         });
         rows.map_err(|error| failed(AyaError::IoError(error)))?;
         let mut told = BTreeSet::new();
-        for (key, row) in idle {
-            let other_key = key.answers(&row);
-            let other = match self.maps.connections.get(&other_key, 0) {
-                Ok(other) => Some(other),
-                Err(AyaError::KeyNotFound) => None,
-                Err(source) => return Err(failed(source)),
+        for key in idle {
+            // It may be another connection's by now, or no longer idle.
+            let Some(row) = self.row(&key)? else {
+                continue;
             };
+            let other_key = key.answers(&row);
+            let other = self.row(&other_key)?;
             let goes = is_over(&key, &row, other.as_ref(), now_ns);
             if let Some(pair) = clients((key, row), other.map(|other| (other_key, other)))
                 && (goes || pair.is_over())

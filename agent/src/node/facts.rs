@@ -1,5 +1,6 @@
 //! What the machine is.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use rustix::fs::statvfs;
 pub struct Facts {
     pub cpus: usize,
     pub memory_bytes: u64,
+    /// By the size of a page, in bytes, how many bytes the kernel has set aside for pages of that size.
+    pub huge_pages: BTreeMap<u64, u64>,
     /// Size of the file system that the root directory is on.
     pub storage_bytes: u64,
     pub kernel_version: String,
@@ -21,6 +24,9 @@ pub struct Facts {
     pub system_uuid: String,
     pub boot_id: String,
 }
+
+/// Where the kernel says what it has of huge pages.
+pub(crate) const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
 /// Something that the kernel did not tell.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +44,7 @@ impl Facts {
         Ok(Facts {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes,
+            huge_pages: huge_pages(Path::new(HUGE_PAGES)),
             storage_bytes: storage.f_blocks.saturating_mul(storage.f_frsize),
             kernel_version: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             os_image: os_image(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
@@ -48,6 +55,22 @@ impl Facts {
             boot_id: line_or_empty("/proc/sys/kernel/random/boot_id"),
         })
     }
+}
+
+/// What the kernel has of huge pages, from a directory that has one for each size: `hugepages-2048kB`.
+pub(crate) fn huge_pages(directory: &Path) -> BTreeMap<u64, u64> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let pages = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let size = name
+            .to_str()?
+            .strip_prefix("hugepages-")?
+            .strip_suffix("kB")?;
+        let size = size.parse::<u64>().ok()? * 1024;
+        let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
+        Some((size, count.trim().parse::<u64>().ok()?.saturating_mul(size)))
+    });
+    pages.collect()
 }
 
 fn read(path: &str) -> Result<String, FactsError> {
@@ -147,6 +170,18 @@ mod tests {
             "Debian GNU/Linux 12 (bookworm)"
         );
         assert_eq!(os_image(""), "Linux");
+    }
+
+    #[test]
+    fn huge_pages_are_counted_by_their_size() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, count) in [("hugepages-2048kB", "3\n"), ("hugepages-1048576kB", "0\n")] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("nr_hugepages"), count).unwrap();
+        }
+        let found = BTreeMap::from([(2 << 20, 6 << 20), (1 << 30, 0)]);
+        assert_eq!(huge_pages(dir.path()), found);
+        assert!(huge_pages(&dir.path().join("none")).is_empty());
     }
 
     #[test]

@@ -1,17 +1,19 @@
 //! What the Node object should say, and whether that is worth a write. Pure.
 
+mod conditions;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use self::conditions::condition_of;
 use super::facts::Facts;
 use super::reserve::KeptBack;
 use crate::events::Kind;
@@ -51,6 +53,8 @@ pub struct Health {
     pub routes: Option<Part>,
     /// `containerd://1.6.20`, once known.
     pub runtime_version: String,
+    /// By what names the runtime can run containers; the default has none.
+    pub handlers: Vec<String>,
     pub images: Vec<Image>,
     pub pressures: Pressures,
     /// The machine is about to go down, or to start anew.
@@ -72,6 +76,7 @@ impl Default for Health {
             network: starting(),
             routes: None,
             runtime_version: String::new(),
+            handlers: Vec::new(),
             images: Vec::new(),
             pressures: Pressures::default(),
             is_shutting_down: false,
@@ -100,30 +105,21 @@ pub fn desired(
     present: &NodeStatus,
     now: Timestamp,
 ) -> NodeStatus {
-    let ours = [
-        ready(health),
-        memory_pressure(health.pressures),
-        disk_pressure(health.pressures),
-        pid_pressure(health.pressures),
-    ];
-    // A new agent knows nothing of it at first, and leaves what the last one said.
-    let routes = health.routes.as_ref().map(network_unavailable);
-    let conditions = ours
-        .into_iter()
-        .chain(routes)
-        .map(|condition| condition.dated(present, now))
-        .collect();
     NodeStatus {
         addresses: Some(addresses(identity)),
         allocatable: Some(allocatable(facts, kept_back)),
         capacity: Some(capacity(facts, kept_back.max_pods)),
-        conditions: Some(conditions),
+        conditions: Some(conditions::of(health, present, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
                 port: identity.kubelet_port.into(),
             }),
         }),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(true),
+        }),
         images: Some(images(&health.images)),
+        runtime_handlers: Some(handlers(&health.handlers)),
         node_info: Some(node_info(facts, health)),
         ..NodeStatus::default()
     }
@@ -152,6 +148,8 @@ pub fn needs_write(present: &NodeStatus, desired: &NodeStatus, now: Timestamp) -
         allocatable: status.allocatable.clone(),
         capacity: status.capacity.clone(),
         daemon_endpoints: status.daemon_endpoints.clone(),
+        features: status.features.clone(),
+        runtime_handlers: status.runtime_handlers.clone(),
         node_info: status.node_info.clone(),
         ..NodeStatus::default()
     };
@@ -201,134 +199,6 @@ pub fn happenings(
     told
 }
 
-fn condition_of<'a>(status: &'a NodeStatus, kind: &str) -> Option<&'a NodeCondition> {
-    status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == kind)
-}
-
-/// A condition without its times.
-struct Condition {
-    kind: &'static str,
-    holds: bool,
-    reason: &'static str,
-    message: String,
-}
-
-impl Condition {
-    fn dated(self, present: &NodeStatus, now: Timestamp) -> NodeCondition {
-        let status = if self.holds { "True" } else { "False" };
-        let unchanged = condition_of(present, self.kind).filter(|there| there.status == status);
-        let since = unchanged.and_then(|there| there.last_transition_time.clone());
-        NodeCondition {
-            type_: self.kind.into(),
-            status: status.into(),
-            reason: Some(self.reason.into()),
-            message: Some(self.message),
-            last_heartbeat_time: Some(whole_seconds(now)),
-            last_transition_time: Some(since.unwrap_or_else(|| whole_seconds(now))),
-        }
-    }
-}
-
-/// The API keeps whole seconds.
-fn whole_seconds(time: Timestamp) -> Time {
-    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
-}
-
-fn ready(health: &Health) -> Condition {
-    let complaints = [
-        health.runtime.complaint("container runtime"),
-        health.network.complaint("pod network"),
-        health
-            .is_shutting_down
-            .then(|| "node is shutting down".to_owned()),
-    ];
-    let complaints: Vec<_> = complaints.into_iter().flatten().collect();
-    let (reason, message) = if complaints.is_empty() {
-        ("KubeletReady", "kubelet is posting ready status".to_owned())
-    } else {
-        ("KubeletNotReady", complaints.join("; "))
-    };
-    Condition {
-        kind: "Ready",
-        holds: complaints.is_empty(),
-        reason,
-        message,
-    }
-}
-
-/// In the words of upstream's route controller. While it holds, no pod is scheduled here.
-fn network_unavailable(routes: &Part) -> Condition {
-    let (holds, reason, message) = match routes {
-        Part::Up => (
-            false,
-            "RouteCreated",
-            "the other nodes' pods are routed".to_owned(),
-        ),
-        Part::Down(why) => (true, "NoRouteCreated", why.clone()),
-    };
-    Condition {
-        kind: "NetworkUnavailable",
-        holds,
-        reason,
-        message,
-    }
-}
-
-fn memory_pressure(pressures: Pressures) -> Condition {
-    pressure(
-        "MemoryPressure",
-        pressures.memory,
-        (
-            "KubeletHasInsufficientMemory",
-            "kubelet has insufficient memory available",
-        ),
-        (
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available",
-        ),
-    )
-}
-
-fn disk_pressure(pressures: Pressures) -> Condition {
-    pressure(
-        "DiskPressure",
-        pressures.disk,
-        ("KubeletHasDiskPressure", "kubelet has disk pressure"),
-        ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-    )
-}
-
-fn pid_pressure(pressures: Pressures) -> Condition {
-    pressure(
-        "PIDPressure",
-        pressures.pid,
-        (
-            "KubeletHasInsufficientPID",
-            "kubelet has insufficient PID available",
-        ),
-        (
-            "KubeletHasSufficientPID",
-            "kubelet has sufficient PID available",
-        ),
-    )
-}
-
-type Wording = (&'static str, &'static str);
-
-fn pressure(kind: &'static str, holds: bool, yes: Wording, no: Wording) -> Condition {
-    let (reason, message) = if holds { yes } else { no };
-    Condition {
-        kind,
-        holds,
-        reason,
-        message: message.into(),
-    }
-}
-
 fn addresses(identity: &Identity) -> Vec<NodeAddress> {
     let address = |kind: &str, address: String| NodeAddress {
         type_: kind.into(),
@@ -343,17 +213,36 @@ fn addresses(identity: &Identity) -> Vec<NodeAddress> {
 
 fn capacity(facts: &Facts, pods: u32) -> BTreeMap<String, Quantity> {
     let storage = binary(facts.storage_bytes);
-    resources(facts.cpus.to_string(), facts.memory_bytes, storage, pods)
+    let cpus = facts.cpus.to_string();
+    let mut all = resources(cpus, facts.memory_bytes, storage, pods);
+    all.extend(huge_pages(facts));
+    all
 }
 
 /// What the node gives its pods, by resource.
 pub fn allocatable(facts: &Facts, kept_back: &KeptBack) -> BTreeMap<String, Quantity> {
     let reserved = kept_back.reserved;
     let (memory, storage) = (facts.memory_bytes, facts.storage_bytes);
+    // What is set aside for huge pages can be nothing else.
+    let aside = facts.huge_pages.values().sum();
     let memory = kept_back.from(memory, reserved.memory_bytes, Signal::MemoryAvailable);
     let storage = kept_back.from(storage, reserved.storage_bytes, Signal::NodefsAvailable);
+    let memory = memory.saturating_sub(aside);
     let cpus = kept_back.cpus(facts);
-    resources(cpus, memory, decimal(storage), kept_back.max_pods)
+    let mut all = resources(cpus, memory, decimal(storage), kept_back.max_pods);
+    all.extend(huge_pages(facts));
+    all
+}
+
+/// `hugepages-2Mi` and its like, even where the kernel has none of them yet.
+fn huge_pages(facts: &Facts) -> impl Iterator<Item = (String, Quantity)> {
+    let all = facts.huge_pages.iter();
+    all.map(|(size, bytes)| {
+        (
+            format!("hugepages-{}", binary(*size)),
+            Quantity(binary(*bytes)),
+        )
+    })
 }
 
 fn resources(
@@ -414,6 +303,19 @@ fn images(present: &[Image]) -> Vec<ContainerImage> {
         .collect()
 }
 
+/// What the runtime can do, with the default handler and with the others.
+fn handlers(names: &[String]) -> Vec<NodeRuntimeHandler> {
+    let names = [String::new()].into_iter().chain(names.iter().cloned());
+    let handler = |name| NodeRuntimeHandler {
+        name: Some(name),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(true),
+            user_namespaces: Some(false),
+        }),
+    };
+    names.map(handler).collect()
+}
+
 fn node_info(facts: &Facts, health: &Health) -> NodeSystemInfo {
     NodeSystemInfo {
         architecture: facts.architecture.into(),
@@ -431,303 +333,4 @@ fn node_info(facts: &Facts, health: &Health) -> NodeSystemInfo {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::housekeeping::signal::thresholds;
-    use crate::node::reserve::Reserved;
-
-    fn identity() -> Identity {
-        Identity {
-            name: "worker-1".into(),
-            addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
-            labels: BTreeMap::new(),
-            kubelet_port: 10250,
-        }
-    }
-
-    fn facts() -> Facts {
-        Facts {
-            cpus: 4,
-            memory_bytes: 8 << 30,
-            storage_bytes: 100 << 30,
-            kernel_version: "6.18.0".into(),
-            architecture: "amd64",
-            ..Facts::default()
-        }
-    }
-
-    fn kept_back() -> KeptBack {
-        let eviction = thresholds("memory.available<100Mi,nodefs.available<10%");
-        KeptBack {
-            reserved: Reserved::default(),
-            eviction: eviction.unwrap(),
-            max_pods: 110,
-        }
-    }
-
-    #[test]
-    fn what_becomes_of_the_node_is_told_once() {
-        let status = |health: &Health, boot: &str| {
-            let facts = Facts {
-                boot_id: boot.into(),
-                ..facts()
-            };
-            let now = Timestamp::UNIX_EPOCH;
-            desired(
-                &identity(),
-                &facts,
-                &kept_back(),
-                health,
-                &NodeStatus::default(),
-                now,
-            )
-        };
-        let reasons = |before: &NodeStatus, after: &NodeStatus| -> Vec<&str> {
-            let told = happenings("n", before, after);
-            told.into_iter().map(|(_, reason, _)| reason).collect()
-        };
-        let starting = status(&Health::default(), "a");
-        let well = status(&healthy(), "a");
-        assert_eq!(reasons(&starting, &well), ["NodeReady"]);
-        assert_eq!(reasons(&well, &well), [""; 0]);
-        let mut short = healthy();
-        short.pressures.disk = true;
-        assert_eq!(
-            reasons(&well, &status(&short, "b")),
-            ["Rebooted", "NodeHasDiskPressure"]
-        );
-        let (_, _, message) = happenings("n", &well, &starting).remove(0);
-        assert_eq!(message, "Node n status is now: NodeNotReady");
-    }
-
-    #[test]
-    fn what_is_reserved_is_not_for_pods() {
-        let kept = KeptBack {
-            reserved: "cpu=500m,memory=924Mi,ephemeral-storage=10Gi"
-                .parse()
-                .unwrap(),
-            ..kept_back()
-        };
-        let left = allocatable(&facts(), &kept);
-        assert_eq!(left["cpu"].0, "3500m");
-        assert_eq!(left["memory"].0, "7Gi");
-        assert_eq!(left["ephemeral-storage"].0, (80_u64 << 30).to_string());
-        assert_eq!(left["pods"].0, "110");
-    }
-
-    fn healthy() -> Health {
-        Health {
-            runtime: Part::Up,
-            network: Part::Up,
-            routes: None,
-            runtime_version: "containerd://1.6.20".into(),
-            images: Vec::new(),
-            pressures: Pressures::default(),
-            is_shutting_down: false,
-        }
-    }
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn status(health: &Health, present: &NodeStatus, second: i64) -> NodeStatus {
-        desired(
-            &identity(),
-            &facts(),
-            &kept_back(),
-            health,
-            present,
-            at(second),
-        )
-    }
-
-    /// Type, status and reason of each condition.
-    fn told(status: &NodeStatus) -> Vec<String> {
-        let conditions = status.conditions.iter().flatten();
-        conditions
-            .map(|c| format!("{} {} {}", c.type_, c.status, c.reason.clone().unwrap()))
-            .collect()
-    }
-
-    #[test]
-    fn a_healthy_node_says_so_in_upstreams_words() {
-        let status = status(&healthy(), &NodeStatus::default(), 1000);
-        assert_eq!(
-            told(&status),
-            [
-                "Ready True KubeletReady",
-                "MemoryPressure False KubeletHasSufficientMemory",
-                "DiskPressure False KubeletHasNoDiskPressure",
-                "PIDPressure False KubeletHasSufficientPID",
-            ]
-        );
-        let json = serde_json::to_value(&status).unwrap();
-        assert_eq!(json["capacity"]["memory"], "8Gi");
-        assert_eq!(json["allocatable"]["memory"], "8092Mi");
-        assert_eq!(json["allocatable"]["pods"], "110");
-        assert_eq!(json["addresses"][0]["address"], "192.0.2.1");
-        assert_eq!(json["addresses"][1]["type"], "InternalIP");
-        assert_eq!(json["addresses"][1]["address"], "2001:db8::1");
-        assert_eq!(json["addresses"][2]["address"], "worker-1");
-        assert_eq!(json["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
-        assert!(
-            json["nodeInfo"]["kubeletVersion"]
-                .as_str()
-                .unwrap()
-                .starts_with("v1.34.")
-        );
-    }
-
-    #[test]
-    fn quantities_are_written_as_the_api_server_writes_them() {
-        assert_eq!(binary(24_579_456 * 1024), "24579456Ki");
-        assert_eq!(
-            [binary(0), binary(3 << 30), binary(1025)],
-            ["0", "3Gi", "1Ki"]
-        );
-        assert_eq!(
-            [decimal(96_636_764_160), decimal(5000)],
-            ["96636764160", "5k"]
-        );
-    }
-
-    #[test]
-    fn whether_other_nodes_pods_are_reached_is_a_condition_once_it_is_known() {
-        let said = |routes| {
-            let health = Health {
-                routes,
-                ..healthy()
-            };
-            let status = status(&health, &NodeStatus::default(), 1000);
-            let found = condition_of(&status, "NetworkUnavailable").cloned();
-            found.map(|it| {
-                [
-                    it.status,
-                    it.reason.unwrap_or_default(),
-                    it.message.unwrap_or_default(),
-                ]
-            })
-        };
-        assert_eq!(said(None), None, "what the last agent said stays");
-        let routed = ["False", "RouteCreated", "the other nodes' pods are routed"];
-        assert_eq!(said(Some(Part::Up)).unwrap(), routed);
-        let down = Some(Part::Down("no route".into()));
-        assert_eq!(said(down).unwrap(), ["True", "NoRouteCreated", "no route"]);
-    }
-
-    #[test]
-    fn every_part_that_is_down_is_named() {
-        let health = Health {
-            runtime: Part::Down("connection refused".into()),
-            network: Part::Down("no podCIDR yet".into()),
-            ..healthy()
-        };
-        let status = status(&health, &NodeStatus::default(), 1000);
-        let ready = condition_of(&status, "Ready").unwrap();
-        assert_eq!(ready.status, "False");
-        assert_eq!(ready.reason.as_deref(), Some("KubeletNotReady"));
-        assert_eq!(
-            ready.message.as_deref(),
-            Some(
-                "container runtime is not ready: connection refused; pod network is not ready: no podCIDR yet"
-            )
-        );
-    }
-
-    #[test]
-    fn a_node_that_shuts_down_is_not_ready() {
-        let health = Health {
-            is_shutting_down: true,
-            ..healthy()
-        };
-        let status = status(&health, &NodeStatus::default(), 1000);
-        let ready = condition_of(&status, "Ready").unwrap();
-        let told = (
-            ready.status.as_str(),
-            ready.reason.as_deref(),
-            ready.message.as_deref(),
-        );
-        let wanted = (
-            "False",
-            Some("KubeletNotReady"),
-            Some("node is shutting down"),
-        );
-        assert_eq!(told, wanted);
-    }
-
-    #[test]
-    fn shortage_is_told() {
-        let short = Health {
-            pressures: Pressures {
-                memory: true,
-                disk: true,
-                pid: true,
-            },
-            ..healthy()
-        };
-        assert_eq!(
-            told(&status(&short, &NodeStatus::default(), 1000))[1..],
-            [
-                "MemoryPressure True KubeletHasInsufficientMemory",
-                "DiskPressure True KubeletHasDiskPressure",
-                "PIDPressure True KubeletHasInsufficientPID",
-            ]
-        );
-    }
-
-    #[test]
-    fn a_transition_is_dated_when_it_happens_and_not_again() {
-        let first = status(&healthy(), &NodeStatus::default(), 1000);
-        let later = status(&healthy(), &first, 2000);
-        let ready = condition_of(&later, "Ready").unwrap();
-        assert_eq!(ready.last_transition_time.as_ref().unwrap().0, at(1000));
-        assert_eq!(ready.last_heartbeat_time.as_ref().unwrap().0, at(2000));
-
-        let down = Health {
-            network: Part::Down("gone".into()),
-            ..healthy()
-        };
-        let changed = status(&down, &later, 3000);
-        let ready = condition_of(&changed, "Ready").unwrap();
-        assert_eq!(ready.last_transition_time.as_ref().unwrap().0, at(3000));
-    }
-
-    #[test]
-    fn only_a_change_or_time_causes_a_write() {
-        let first = status(&healthy(), &NodeStatus::default(), 1000);
-        assert!(needs_write(&NodeStatus::default(), &first, at(1000)));
-        let soon = status(&healthy(), &first, 1010);
-        assert!(!needs_write(&first, &soon, at(1010)));
-        let late = status(&healthy(), &first, 1300);
-        assert!(needs_write(&first, &late, at(1300)));
-        let down = Health {
-            runtime: Part::Down("gone".into()),
-            ..healthy()
-        };
-        let changed = status(&down, &first, 1010);
-        assert!(needs_write(&first, &changed, at(1010)));
-        // The node lifecycle controller takes a silent node for lost; it has to be told otherwise.
-        let mut lost = first.clone();
-        for condition in lost.conditions.iter_mut().flatten() {
-            condition.status = "Unknown".into();
-        }
-        assert!(needs_write(&lost, &soon, at(1010)));
-    }
-
-    #[test]
-    fn the_largest_images_are_told() {
-        let image = |n: i64| Image {
-            names: vec![format!("image-{n}")],
-            size_bytes: n,
-        };
-        let health = Health {
-            images: (0..60).map(image).collect(),
-            ..healthy()
-        };
-        let status = status(&health, &NodeStatus::default(), 1000);
-        let images = status.images.unwrap();
-        assert_eq!(images.len(), 50);
-        assert_eq!(images[0].size_bytes, Some(59));
-    }
-}
+mod tests;

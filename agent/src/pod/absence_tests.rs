@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use super::report::{self, Report};
 use super::shared::Order;
+use super::testing::node::{FOREVER, Node, is_ready, spec, told};
 use super::testing::{FakeApi, uid};
-use super::tests::{FOREVER, Node, is_ready, spec, told};
 use super::{Manager, PodTable};
 use crate::runtime::testing::relay;
 use crate::runtime::{PodRef, Runtime};

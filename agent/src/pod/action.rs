@@ -50,7 +50,7 @@ pub enum Action {
 /// How a container is made to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopHow {
-    /// By the signal that its image names; [`StopHow::Kill`] follows at this time.
+    /// By the signal that it or its image names; [`StopHow::Kill`] follows at this time.
     Ask {
         kill_at: Timestamp,
     },

@@ -7,10 +7,12 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::spec::{PodView, amount};
 
 /// What is counted, the reason of a pod that finds too little of it, and in how many parts of the unit people are told.
-const RESOURCES: [(&str, &str, f64); 3] = [
+const RESOURCES: [(&str, &str, f64); 5] = [
     ("cpu", "OutOfcpu", 1000.0),
     ("memory", "OutOfmemory", 1.0),
     ("ephemeral-storage", "OutOfephemeral-storage", 1.0),
+    ("hugepages-2Mi", "OutOfhugepages-2Mi", 1.0),
+    ("hugepages-1Gi", "OutOfhugepages-1Gi", 1.0),
 ];
 const PODS: (&str, &str) = ("pods", "OutOfpods");
 

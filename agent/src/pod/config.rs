@@ -1,7 +1,10 @@
 //! A container's runtime config from its pod's spec. Pure, but for subPaths, which are pinned on the way.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
+use std::path::PathBuf;
 
+use k8s_openapi::api::core::v1::{Container, PodSecurityContext, SecurityContext};
+
+use super::app_armor::{self, Profile};
 use super::env::expand;
 use super::hooks;
 use super::paths::Paths;
@@ -10,7 +13,9 @@ use super::sysctls;
 use super::volumes;
 use super::{resize, resources};
 use crate::network::namespaces::Namespace;
-use crate::runtime::{BindMount, ContainerConfig, NamespacePaths, Seccomp, Security, Stdio};
+use crate::runtime::{
+    BindMount, ContainerConfig, Handler, NamespacePaths, Seccomp, Security, SelinuxLabel, Stdio,
+};
 
 /// Which of the pod's namespaces are its own rather than the node's.
 pub(super) fn own_namespaces(pod: &PodView) -> Vec<Namespace> {
@@ -37,9 +42,11 @@ pub(super) struct Parts<'a> {
     pub(super) node_memory: f64,
     /// The name of the machine that it sees.
     pub(super) hostname: String,
-    /// The process whose process namespace it joins.
-    pub(super) target_pid: Option<u32>,
+    /// The process namespace that it joins.
+    pub(super) processes: Option<PathBuf>,
     pub(super) seccomp: Seccomp,
+    /// What the pod's RuntimeClass names.
+    pub(super) handler: Option<Handler>,
 }
 
 /// The config of a container.
@@ -54,8 +61,9 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         paths,
         node_memory,
         hostname,
-        target_pid,
+        processes,
         seccomp,
+        handler,
     } = parts;
     let uid = &pod.id.uid;
     let expanded = |list: &Option<Vec<String>>| {
@@ -73,6 +81,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         attempt,
         streak,
         spec_hash: spec_hash(container),
+        handler,
         image: Some(container.image.clone().unwrap_or_default()),
         command: expanded(&container.command),
         args: expanded(&container.args),
@@ -80,13 +89,14 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         mounts: mounts(pod, container, attempt, &env, paths)?,
         namespaces: NamespacePaths {
             host_pid: pod.spec().host_pid.unwrap_or(false),
-            pid: target_pid.map(|pid| format!("/proc/{pid}/ns/pid").into()),
+            pid: processes,
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(id),
         resources: resources::of_container(pod, container),
+        huge_pages: resources::huge_pages(container),
         given: resize::note(container),
         oom_score_adj: oom_score_adj(
             pod.qos(),
@@ -94,13 +104,17 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             node_memory,
         ),
         sysctls: sysctls::of(pod),
-        security: security(&pod.object, container, seccomp),
+        security: security(pod, container, seccomp),
         env: with_hostname(env, pod, hostname),
         stdio: Stdio {
             stdin: container.stdin == Some(true),
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
         },
+        stop_signal: container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.stop_signal.clone()),
         hook_due: hooks::has_post_start(container),
     })
 }
@@ -197,7 +211,38 @@ fn oom_score_adj(qos: QosClass, memory_request: f64, node_memory: f64) -> i32 {
     }
 }
 
-fn security(pod: &Pod, container: &Container, seccomp: Seccomp) -> Security {
+/// What parts of a label are where nobody says otherwise: what container runtimes have.
+const SELINUX: (&str, &str, &str, &str) = ("system_u", "system_r", "container_t", "s0");
+/// The role and the type of what is in a container's file system.
+const SELINUX_FILES: (&str, &str) = ("object_r", "container_file_t");
+
+/// The container's own options go before its pod's, as a whole.
+fn selinux(own: &SecurityContext, of_pod: &PodSecurityContext) -> Option<SelinuxLabel> {
+    let options = own
+        .se_linux_options
+        .as_ref()
+        .or(of_pod.se_linux_options.as_ref())?;
+    let part = |said: &Option<String>, otherwise: &str| match said.as_deref() {
+        None | Some("") => otherwise.to_owned(),
+        Some(said) => said.to_owned(),
+    };
+    let (user, level) = (
+        part(&options.user, SELINUX.0),
+        part(&options.level, SELINUX.3),
+    );
+    let (role, kind) = (
+        part(&options.role, SELINUX.1),
+        part(&options.type_, SELINUX.2),
+    );
+    let (files_role, files_kind) = SELINUX_FILES;
+    Some(SelinuxLabel {
+        process: format!("{user}:{role}:{kind}:{level}"),
+        files: format!("{user}:{files_role}:{files_kind}:{level}"),
+    })
+}
+
+fn security(view: &PodView, container: &Container, seccomp: Seccomp) -> Security {
+    let pod = &view.object;
     let own: SecurityContext = container.security_context.clone().unwrap_or_default();
     let of_pod: PodSecurityContext = pod
         .spec
@@ -206,6 +251,7 @@ fn security(pod: &Pod, container: &Container, seccomp: Seccomp) -> Security {
         .unwrap_or_default();
     let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
     let privileged = own.privileged.unwrap_or(false);
+    let selinux = selinux(&own, &of_pod);
     let capabilities = own.capabilities.unwrap_or_default();
     Security {
         user: number(own.run_as_user.or(of_pod.run_as_user)),
@@ -217,6 +263,7 @@ fn security(pod: &Pod, container: &Container, seccomp: Seccomp) -> Security {
             .chain(of_pod.fs_group)
             .filter_map(|group| number(Some(group)))
             .collect(),
+        strict_groups: of_pod.supplemental_groups_policy.as_deref() == Some("Strict"),
         run_as_non_root: own
             .run_as_non_root
             .or(of_pod.run_as_non_root)
@@ -227,5 +274,10 @@ fn security(pod: &Pod, container: &Container, seccomp: Seccomp) -> Security {
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         seccomp,
+        app_armor: match app_armor::of(view, container) {
+            Some(Profile::Localhost(name)) => Some(name),
+            _ => None,
+        },
+        selinux,
     }
 }

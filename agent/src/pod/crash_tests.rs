@@ -12,8 +12,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::demand::EVICTED;
 use super::static_tests::{NAME, manifest, ready};
+use super::testing::node::{FOREVER, FakeNetwork, Node, is_ready, spec};
 use super::testing::uid;
-use super::tests::{FOREVER, FakeNetwork, Node, is_ready, spec};
 use super::{Demand, Demands, Eviction, Manager, PodTable};
 use crate::network::{NetworkError, PodNetwork};
 use crate::runtime::testing::relay;

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::admission::is_shortage;
+use super::{app_armor, node_affinity};
 use crate::housekeeping::eviction::Pressures;
 
 /// Pods whose demands wait for the manager.
@@ -17,6 +18,9 @@ pub const TERMINATED: &str = "Terminated";
 pub(super) const NODE_SHUTDOWN: &str = "NodeShutdown";
 /// That of one that asks for kernel parameters which it may not set.
 pub(super) const SYSCTL_FORBIDDEN: &str = "SysctlForbidden";
+
+/// That of one that is for another operating system.
+pub(super) const OS_NOT_SUPPORTED: &str = "PodOSNotSupported";
 
 /// A pod has to go for a reason of the node's, and fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +52,9 @@ pub enum Demand {
 
 /// Whether this is the reason of a pod that had to go.
 pub(super) fn is_eviction(reason: &str) -> bool {
-    [EVICTED, TERMINATED, NODE_SHUTDOWN, SYSCTL_FORBIDDEN].contains(&reason) || is_shortage(reason)
+    let own = [EVICTED, TERMINATED, NODE_SHUTDOWN, SYSCTL_FORBIDDEN];
+    let asked = [OS_NOT_SUPPORTED, app_armor::REASON, node_affinity::REASON];
+    own.contains(&reason) || asked.contains(&reason) || is_shortage(reason)
 }
 
 /// Asks workers.

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::PodStatus;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
+use super::testing::node::{FOREVER, Node, is_ready, spec, told};
 use super::testing::uid;
-use super::tests::{FOREVER, Node, is_ready, spec, told};
 use crate::runtime::Runtime;
 
 /// A file system of its own for a directory, which is small and goes with this.
@@ -179,7 +179,8 @@ async fn a_volume_that_vanishes_is_made_anew_or_waited_for() {
     };
     node.api.wait("scratch", "restarted", restarted).await;
     eventually("it is there again", || scratch.join("began").exists()).await;
-    told(&node, "FailedMount: volume \"data\": hostPath ").await;
+    let text = "FailedMount: MountVolume.SetUp failed for volume \"data\" : hostPath ";
+    told(&node, text).await;
     let hosted = node.api.pod("hosted").unwrap().status.unwrap();
     assert!(!is_ready(&hosted));
     fs::create_dir(&host).unwrap();

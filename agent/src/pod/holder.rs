@@ -16,7 +16,8 @@ use super::paths::Paths;
 use super::spec::{PodView, spec_hash};
 use crate::network::namespaces::Namespace;
 use crate::runtime::{
-    BindMount, Container, ContainerConfig, NamespacePaths, Resources, Seccomp, Security, Stdio,
+    BindMount, Container, ContainerConfig, Handler, NamespacePaths, Resources, Seccomp, Security,
+    Stdio,
 };
 
 /// What the container is called, as upstream calls that which holds a pod's namespaces. No spec can name one so.
@@ -80,6 +81,7 @@ pub(super) fn config(
     id: String,
     attempt: u32,
     streak: u32,
+    handler: Option<Handler>,
     paths: &Paths,
 ) -> ContainerConfig {
     let uid = &pod.id.uid;
@@ -93,6 +95,7 @@ pub(super) fn config(
         spec_hash: spec_hash(spec),
         // The namespace's processes can reach what the first of them sees: that is this file, which none can change.
         image: None,
+        handler,
         mounts: vec![BindMount {
             source: paths.holder(),
             destination: PROGRAM_PATH.into(),
@@ -112,18 +115,21 @@ pub(super) fn config(
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(&id),
         resources: Resources::LEAST,
+        huge_pages: BTreeMap::new(),
         given: String::new(),
         oom_score_adj: OOM_SCORE_ADJ,
         sysctls: BTreeMap::new(),
         security: Security {
             user: Some(NOBODY),
             group: Some(NOBODY),
+            strict_groups: true,
             read_only_root: true,
             drop_capabilities: vec!["ALL".to_owned()],
             seccomp: Seccomp::RuntimeDefault,
             ..Security::default()
         },
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
         id,
     }

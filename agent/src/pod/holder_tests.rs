@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::holder;
-use super::tests::{Node, is_ready, spec, told};
+use super::testing::node::{Node, is_ready, spec, told};
 use crate::runtime::{ContainerState, Runtime};
 
 #[tokio::test(flavor = "multi_thread")]

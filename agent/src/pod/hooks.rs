@@ -1,7 +1,7 @@
 //! Lifecycle hooks: what a container asks to be done after it was started, and before it is asked to stop.
 //!
 //! Each runs in a task of its own, so that the pod's worker goes on meanwhile. A container counts as running while its
-//! postStart hook does. A preStop hook has the time until the container is killed. An agent that begins anew meanwhile runs
+//! postStart hook does. A preStop hook has the time until the container is killed, and the container then has a moment yet. An agent that begins anew meanwhile runs
 //! either again: a hook runs at least once.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, LifecycleHandler, Probe};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::check::{Answer, Asker, Check};
 use super::events::Kind;
@@ -128,13 +129,14 @@ pub(super) fn after_start(
     });
 }
 
-/// Runs what is to be run before a container's stop, and then asks it to stop. False where there is nothing to run.
+/// Runs what is to be run before a container's stop, and then asks it to stop, and tells its id. False where there is nothing to run.
 pub(super) fn before_stop(
     shared: &Shared,
     pod: &PodView,
     observed: &Observed,
     container: &Container,
     kill_at: Timestamp,
+    ended: &UnboundedSender<String>,
 ) -> bool {
     let (_, Some(hook)) = hooks(pod, &container.name, address(shared, pod, observed)) else {
         return false;
@@ -142,7 +144,7 @@ pub(super) fn before_stop(
     let left = kill_at.duration_since(Timestamp::now());
     let left = Duration::try_from(left).unwrap_or_default();
     let (runtime, events) = (shared.runtime.clone(), shared.events.clone());
-    let (pod, container) = (pod.id.clone(), container.clone());
+    let (pod, container, ended) = (pod.id.clone(), container.clone(), ended.clone());
     tokio::spawn(async move {
         if let Err(why) = hook.run(&container.id, left, &runtime).await {
             let text = format!("PreStopHook failed: {why}");
@@ -152,6 +154,8 @@ pub(super) fn before_stop(
         if let Err(error) = runtime.signal(&container.id, container.stop_signal).await {
             tracing::warn!(%error, "a container was not asked to stop, and will be killed");
         }
+        // Its pod may be gone by now.
+        let _ = ended.send(container.id);
     });
     true
 }

@@ -195,6 +195,7 @@ mod tests {
             image_id: String::new(),
             given: String::new(),
             stop_signal: 15,
+            user: None,
             created_at: jiff::Timestamp::UNIX_EPOCH,
             earlier_boot: false,
             hook_due: false,

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::tests::{FOREVER, Node, is_ready, spec, told};
+use super::testing::node::{FOREVER, Node, is_ready, spec, told};
 use super::{Manager, Paths};
 use crate::events::Events;
 use crate::housekeeping::eviction::{Pressures, Rules};

@@ -59,6 +59,7 @@ fn container(pod: &PodView, name: &str, state: ContainerState) -> Container {
         image_id: String::new(),
         given: resize::note(spec),
         stop_signal: 15,
+        user: None,
         created_at: at(0),
         earlier_boot: false,
         hook_due: false,
@@ -361,7 +362,7 @@ fn what_a_pod_asks_for_in_vain_is_told() {
     }
     assert_eq!(
         refusals(&pod, &pod.containers()[0]),
-        ["an appArmorProfile other than Unconfined is not supported on this node"]
+        ["appArmorProfile RuntimeDefault is not supported on this node"]
     );
 }
 

@@ -1,5 +1,6 @@
 //! Which pods this node has: one worker for each, and an end for those that the API does not know.
 
+mod admission;
 mod statics;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,18 +16,16 @@ use kube::{Api, Client};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
-use super::admission::Taken;
 use super::archives;
-use super::demand::{Demand, Demands, EVICTED, Eviction, NODE_SHUTDOWN, SYSCTL_FORBIDDEN};
+use super::demand::{Demand, Demands};
 use super::events::Events;
-use super::host_ports::{self, Teller};
+use super::host_ports::Teller;
 use super::mirror::Mirror;
 use super::paths::is_plain_name;
 use super::pull;
 use super::shared::{Order, Pokes, Settings, Shared};
 use super::spec::{CONFIG_SOURCE, DEFAULT_GRACE, PodView};
 use super::static_pods::{self, Found};
-use super::sysctls;
 use super::table::PodTable;
 use super::volumes::Tokens;
 use super::worker;
@@ -55,7 +54,8 @@ impl Manager {
         table: PodTable,
     ) -> Manager {
         let (demands, demanded) = Demands::channel();
-        let running = run(client, settings, runtime, network, table.clone(), demanded);
+        let asking = (demands.clone(), demanded);
+        let running = run(client, settings, runtime, network, table.clone(), asking);
         Manager {
             table,
             demands,
@@ -89,9 +89,6 @@ impl Drop for Manager {
     }
 }
 
-/// Why a node that goes down takes no new pods, as upstream.
-const SHUTTING_DOWN: &str = "Pod was rejected as the node is shutting down.";
-
 struct Handle {
     id: PodRef,
     orders: watch::Sender<Order>,
@@ -112,6 +109,7 @@ fn full_name(pod: &PodRef) -> (String, String) {
 
 struct Pods {
     shared: Arc<Shared>,
+    demands: Demands,
     workers: BTreeMap<String, Handle>,
     tasks: JoinSet<()>,
     /// Whose worker a task is, by uid.
@@ -136,7 +134,7 @@ async fn run(
     runtime: Arc<dyn Runtime>,
     network: Arc<dyn PodNetwork>,
     table: PodTable,
-    mut demanded: mpsc::Receiver<Demand>,
+    (demands, mut demanded): (Demands, mpsc::Receiver<Demand>),
 ) {
     let (first_done, archives_imported) = watch::channel(false);
     let (imported, mut imports) = mpsc::channel(1);
@@ -154,6 +152,7 @@ async fn run(
 
     let node_name = settings.node_name.clone();
     let mut pods = Pods {
+        demands,
         shared: Arc::new(Shared {
             host_ports: Teller::new(settings.cluster.clone()),
             events: Events::start(client.clone(), node_name.clone()),
@@ -233,14 +232,6 @@ async fn adopt(runtime: &dyn Runtime) -> BTreeMap<String, Vec<Container>> {
     }
 }
 
-/// The pod that takes what the node gives to pods. One that is deleted, and is here no longer than it takes to end, has given
-/// its place to another.
-fn holder(order: &Order) -> Option<&Arc<PodView>> {
-    let pod = order.pod.as_ref()?;
-    let is_over = matches!(pod.phase(), Some("Succeeded" | "Failed"));
-    (!is_over && !order.is_rejected && order.vanished_by.is_none()).then_some(pod)
-}
-
 impl Pods {
     fn change(&mut self, change: Event<Pod>, listed: &mut BTreeSet<String>) {
         match change {
@@ -295,63 +286,10 @@ impl Pods {
         }
     }
 
-    /// Whether the node cannot have a new pod, as another has its host ports. The scheduler sees to it that this does not
-    /// come to pass; not every pod is its.
-    fn is_rejected(&self, pod: &PodView) -> bool {
-        if !self.is_new(pod) {
-            return false;
-        }
-        let clashes = |order: &Order| holder(order).is_some_and(|it| host_ports::clash(pod, it));
-        let mut workers = self.workers.values();
-        workers.any(|worker| clashes(&worker.orders.borrow()))
-    }
-
-    /// Whether nothing of the pod was on the node before.
-    fn is_new(&self, pod: &PodView) -> bool {
-        let begun = pod.phase().is_some_and(|phase| phase != "Pending");
-        !begun && !self.adopted.contains_key(&pod.id.uid)
-    }
-
-    /// The end, before it began, of a new pod that the node does not take.
-    fn refusal(&self, pod: &PodView) -> Option<Eviction> {
-        if !self.is_new(pod) {
-            return None;
-        }
-        let (reason, why) = match self.is_shutting_down {
-            true => (NODE_SHUTDOWN, SHUTTING_DOWN.to_owned()),
-            false => match sysctls::refusal(pod, &self.shared.settings.allowed_sysctls) {
-                Some(why) => (SYSCTL_FORBIDDEN, why),
-                None => match self.pressures.refusal(pod) {
-                    Some(why) => (EVICTED, why),
-                    None => self.shortage(pod)?,
-                },
-            },
-        };
-        Some(Eviction {
-            reason,
-            message: format!("Pod was rejected: {why}"),
-            by: Timestamp::now(),
-        })
-    }
-
-    /// What the node has too little of for a new pod. Those from files are the node's own.
-    fn shortage(&self, pod: &PodView) -> Option<(&'static str, String)> {
-        if pod.is_static() {
-            return None;
-        }
-        let mut taken = Taken::default();
-        for worker in self.workers.values() {
-            let order = worker.orders.borrow();
-            if let Some(other) = holder(&order).filter(|_| order.evicted.is_none()) {
-                taken.add(other);
-            }
-        }
-        taken.shortage(pod, &self.shared.settings.allocatable)
-    }
-
     fn spawn(&mut self, id: PodRef, order: Order) {
+        let look = self.look_at_node(&order);
         let containers = self.adopted.remove(&id.uid).unwrap_or_default();
-        self.spawn_with(id, order, std::future::ready(containers));
+        self.spawn_with(id, order, std::future::ready(containers), look);
     }
 
     fn spawn_with(
@@ -359,6 +297,7 @@ impl Pods {
         id: PodRef,
         mut order: Order,
         containers: impl Future<Output = Vec<Container>> + Send + 'static,
+        is_evicted: impl Future<Output = bool> + Send + 'static,
     ) {
         order.imports = self.imports;
         let uid = id.uid.clone();
@@ -373,8 +312,14 @@ impl Pods {
             },
         );
         let shared = self.shared.clone();
+        let mut evicted = receiver.clone();
         let task = self.tasks.spawn(async move {
-            worker::run(shared, id, containers.await, receiver, poke).await;
+            let containers = containers.await;
+            if is_evicted.await {
+                // An error says that the manager is gone, and with it the agent.
+                let _ = evicted.wait_for(|order| order.evicted.is_some()).await;
+            }
+            worker::run(shared, id, containers, receiver, poke).await;
         });
         self.uids.insert(task.id(), uid);
     }
@@ -394,13 +339,14 @@ impl Pods {
         tracing::error!(%error, pod = id.name, namespace = id.namespace, "a pod's worker died; another takes over");
         let order = handle.orders.borrow().clone();
         let runtime = self.shared.runtime.clone();
-        self.spawn_with(id, order, async move {
+        let found = async move {
             tokio::time::sleep(RETRY).await;
             adopt(runtime.as_ref())
                 .await
                 .remove(&uid)
                 .unwrap_or_default()
-        });
+        };
+        self.spawn_with(id, order, found, std::future::ready(false));
     }
 
     /// The object of a pod is gone without this node's doing: its containers follow.

@@ -14,6 +14,7 @@
 mod absence_tests;
 pub mod action;
 mod admission;
+mod app_armor;
 mod archives;
 mod backoff;
 mod check;
@@ -49,6 +50,7 @@ mod mirror;
 mod mounts;
 #[cfg(test)]
 mod node_access_tests;
+mod node_affinity;
 pub mod observed;
 mod paths;
 mod perform;
@@ -65,6 +67,7 @@ mod report;
 mod resize;
 mod resource_field;
 mod resources;
+mod runtime_class;
 mod sandbox;
 mod seccomp;
 mod service_env;

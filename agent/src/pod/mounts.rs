@@ -47,6 +47,20 @@ pub(super) fn memory(
     )?)
 }
 
+/// The same of huge pages of a size, at most so many bytes.
+pub(super) fn huge_pages(path: &Path, page_size: u64, bytes: Option<u64>) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if is_mounted(path)? {
+        return Ok(());
+    }
+    let size = bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
+    // Without a nul byte, as it is made of numbers.
+    let options = CString::new(format!("mode=777,pagesize={page_size}{size}"))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    let options = Some(options.as_c_str());
+    Ok(mount("hugetlbfs", path, "hugetlbfs", flags, options)?)
+}
+
 /// Mounts the file system that these directories make, the topmost first, for reading only; nothing in it runs as a program.
 /// What is mounted there already stays.
 pub(super) fn layers(path: &Path, layers: &[PathBuf]) -> io::Result<()> {
@@ -410,6 +424,12 @@ mod tests {
         assert_eq!(stat.f_blocks * stat.f_frsize, 1 << 20);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o1777);
+        let pages = place.path("mounts/pages");
+        for _ in 0..2 {
+            huge_pages(&pages, 2 << 20, Some(4 << 20)).unwrap();
+        }
+        let stat = rustix::fs::statvfs(&pages).unwrap();
+        assert_eq!((stat.f_bsize, stat.f_blocks), (2 << 20, 2));
         remove_all(&place.path("mounts")).unwrap();
         remove_all(&place.path("mounts")).unwrap();
         assert!(!path.exists());

@@ -1,14 +1,18 @@
 //! What a pod may see of its node and of its own name, against a real containerd.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::core::v1::PodStatus;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
 use serde_json::json;
 
-use super::tests::{Node, is_ready, spec};
+use super::testing::node::{MAX_PIDS, Node, is_ready, spec};
+use crate::runtime::cgroup;
+use crate::runtime::testing::OTHER_RUNTIME;
 
 /// Unmounts a directory, and what is below it, when the test ends.
 struct Mounted(PathBuf);
@@ -57,7 +61,12 @@ async fn what_is_asked_of_the_node_and_of_names_is_there() {
     ]);
     let _agent = node.agent();
     node.api.create("asking", pod);
-    node.api.wait("asking", "ready", is_ready).await;
+    let status = node.api.wait("asking", "ready", is_ready).await;
+    let shown = json!(status.container_statuses.unwrap()[0].volume_mounts);
+    assert_eq!(
+        shown[1],
+        json!({"name": "passed", "mountPath": "/still", "readOnly": true, "recursiveReadOnly": "Enabled"})
+    );
     let first = fs::read_to_string("/proc/1/comm").unwrap();
     node.log("asking", "main", 0, &format!("first {first}"))
         .await;
@@ -124,4 +133,128 @@ async fn what_cannot_be_had_of_the_node_is_refused_with_the_reason() {
             message.contains("is too long (64 characters is the max")
         })
         .await;
+}
+
+/// Who a container is, with what it runs, and how it is asked to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_is_to_be_it_is() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let passed = node.daemon.path().join("passed");
+    fs::create_dir_all(&passed).unwrap();
+    fs::set_permissions(&passed, fs::Permissions::from_mode(0o777)).unwrap();
+    let script = "trap 'touch /passed/asked; exit 0' USR1; echo groups $(id -G); \
+        while :; do sleep 0.05; done";
+    let mut pod = spec(script, "Always");
+    pod["os"] = json!({"name": "linux"});
+    pod["runtimeClassName"] = json!(OTHER_RUNTIME);
+    pod["securityContext"] = json!({"runAsUser": 1001, "supplementalGroups": [4000]});
+    pod["volumes"] = json!([{"name": "passed", "hostPath": {"path": passed}}]);
+    let main = &mut pod["containers"][0];
+    main["lifecycle"] = json!({"stopSignal": "SIGUSR1"});
+    main["volumeMounts"] = json!([{"name": "passed", "mountPath": "/passed"}]);
+    let _agent = node.agent();
+    node.api.create("particular", pod.clone());
+    pod["securityContext"]["supplementalGroupsPolicy"] = json!("Strict");
+    node.api.create("strict", pod);
+
+    let status = node.api.wait("particular", "ready", is_ready).await;
+    let main = &status.container_statuses.unwrap()[0];
+    assert_eq!(main.stop_signal.as_deref(), Some("SIGUSR1"));
+    let user =
+        json!({"linux": {"uid": 1001, "gid": 1002, "supplementalGroups": [1002, 1004, 4000]}});
+    assert_eq!(json!(main.user), user);
+    node.log("particular", "main", 0, "groups 1002 1004 4000\n")
+        .await;
+    node.log("strict", "main", 0, "groups 1002 4000\n").await;
+    // Another that joins its processes finds it as the first of them.
+    let look = json!({"name": "look", "image": "busybox:test", "targetContainerName": "main",
+        "args": ["grep -q 'exit [0]' /proc/1/cmdline && echo joined"]});
+    node.api.change("strict", |pod| {
+        pod["spec"]["ephemeralContainers"] = json!([look])
+    });
+    node.log("strict", "look", 0, "joined").await;
+    let used = format!("{OTHER_RUNTIME}.used");
+    assert!(node.daemon.path().join(used).exists());
+    let uid = super::testing::uid("particular");
+    let below = node
+        .daemon
+        .cgroup()
+        .join(format!("kubepods/besteffort/pod{uid}/pids.max"));
+    let below = below.strip_prefix("/").unwrap();
+    let hierarchies = cgroup::mounted().into_iter();
+    let limits: Vec<_> = hierarchies
+        .filter_map(|hierarchy| fs::read_to_string(hierarchy.mount.join(below)).ok())
+        .collect();
+    assert_eq!(limits, [format!("{MAX_PIDS}\n")]);
+
+    node.api.delete("particular", 30);
+    node.api.wait_gone("particular").await;
+    assert!(passed.join("asked").exists());
+    node.api.delete("strict", 1);
+    node.api.wait_gone("strict").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_node_is_not_it_tells() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let _agent = node.agent();
+    let with = |field: &str, value: serde_json::Value| {
+        let mut pod = spec("sleep 1000", "Always");
+        pod[field] = value;
+        pod
+    };
+    let profile = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+    for (name, pod, reason, message) in [
+        (
+            "armoured",
+            with("securityContext", profile),
+            "AppArmor",
+            "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host",
+        ),
+        (
+            "elsewhere",
+            with("nodeSelector", json!({"disk": "ssd"})),
+            "NodeAffinity",
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        ),
+        (
+            "foreign",
+            with("os", json!({"name": "windows"})),
+            "PodOSNotSupported",
+            "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS",
+        ),
+    ] {
+        node.api.create(name, pod);
+        let is_over = |status: &PodStatus| status.phase.as_deref() == Some("Failed");
+        let status = node.api.wait(name, "refused", is_over).await;
+        assert_eq!(status.reason.as_deref(), Some(reason));
+        assert_eq!(status.message.as_deref(), Some(message));
+    }
+    for (name, pod, message) in [
+        (
+            "classless",
+            with("runtimeClassName", json!("absent")),
+            "failed to get sandbox runtime: runtimeclass.node.k8s.io \"absent\" not found",
+        ),
+        (
+            "unhandled",
+            with("runtimeClassName", json!("kata")),
+            "failed to get sandbox runtime: no runtime for \"kata\" is configured",
+        ),
+        (
+            "separate",
+            with("hostUsers", json!(false)),
+            "the container runtime does not support user namespaces, which hostUsers: false asks for",
+        ),
+    ] {
+        node.api.create(name, pod);
+        let told = format!("Failed to create pod sandbox: {message}");
+        let waits = |status: &PodStatus| status.message.as_ref() == Some(&told);
+        let status = node.api.wait(name, "refused", waits).await;
+        assert_eq!(status.phase.as_deref(), Some("Pending"));
+    }
 }

@@ -8,15 +8,19 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::action::add;
+use super::deletion::LEAST as LEAST_GRACE;
 use super::demand::Eviction;
 use super::resize::Room;
 use super::spec::{Question, container_id, spare_container_id};
-use crate::runtime::{Container, ContainerState};
+use crate::runtime::{Container, ContainerState, Handler};
 
 /// What is known of a pod on this node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     pub sandbox: Sandbox,
+    /// With what the pod's containers run, if not with the default: known once the sandbox is ready.
+    pub handler: Option<Handler>,
     pub volumes: Volumes,
     pub contents: Contents,
     /// Every container the pod has or had, in no particular order.
@@ -113,10 +117,32 @@ pub struct Failure {
 /// How far the stopping of a container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// It was asked to, and is killed at this time.
-    Asked { kill_at: Timestamp },
+    /// It was asked to, and is killed at this time, unless its hook leaves it too little.
+    Asked { kill_at: Timestamp, hook: StopHook },
     /// It was killed; its end is only a matter of hearing of it.
     Killed,
+}
+
+/// How far that is which a container does before it is asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopHook {
+    /// There is nothing to do.
+    None,
+    Runs,
+    Ended {
+        at: Timestamp,
+    },
+}
+
+impl StopHook {
+    /// When a container is killed that is to be gone at a time: after its hook it has a moment in any case.
+    pub fn kill_at(self, at: Timestamp) -> Timestamp {
+        match self {
+            StopHook::None => at,
+            StopHook::Runs => add(at, LEAST_GRACE),
+            StopHook::Ended { at: ended } => at.max(add(ended, LEAST_GRACE)),
+        }
+    }
 }
 
 /// One probe of one container, which is named by its id: its successor is probed anew.
@@ -263,6 +289,13 @@ impl Observed {
         match self.spare.contains(name) {
             true => spare_container_id(uid, name, attempt),
             false => container_id(uid, name, attempt),
+        }
+    }
+
+    /// Notes that what a container did before its stop is done.
+    pub fn hook_ended(&mut self, id: &str, at: Timestamp) {
+        if let Some(Stop::Asked { hook, .. }) = self.stops.get_mut(id) {
+            *hook = StopHook::Ended { at };
         }
     }
 

@@ -1,48 +1,47 @@
 //! Performing actions. What an action came to is told; what to do about it, the next plan decides.
 
+pub(super) mod run;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as ContainerSpec, Volume};
+use k8s_openapi::api::core::v1::Volume;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::action::{StopHow, StopReason};
 use super::backoff;
-use super::config::{self, Parts};
-use super::env::{self, Context};
-use super::ephemeral;
+use super::env::Context;
 use super::events::Kind;
 use super::holder;
 use super::hooks;
-use super::hosts;
 use super::image_volumes;
-use super::observed::{
-    CREATE_ERROR, Contents, Failure, ImageState, Observed, RUN_ERROR, Sandbox, Volumes,
-};
+use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, StopHook, Volumes};
 use super::paths::Paths;
-use super::refusals::refusals;
+use super::runtime_class;
 use super::sandbox;
-use super::seccomp;
-use super::service_env;
 use super::shared::Shared;
 use super::spec::PodView;
-use super::volumes::{self, VolumeError};
+use super::volumes::{self, ReadContents, VolumeError};
 use super::{resize, resources};
 use crate::runtime::memory::MemoryHierarchy;
 use crate::runtime::{
-    Container, ContainerState, Exit, ExitCause, PodRef, Resources, RuntimeError, log_pipe,
+    Container, ContainerState, Handler, PodRef, Resources, RuntimeError, log_pipe,
 };
 
 /// What came of an action.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Sandbox(Sandbox),
+    Prepared {
+        sandbox: Sandbox,
+        handler: Option<Handler>,
+    },
+    SandboxGone,
     /// Those that were made have contents as of now.
     Volumes(Volumes, Contents),
-    Contents(Contents),
     Image {
         name: String,
         state: ImageState,
@@ -79,6 +78,7 @@ pub(super) enum Outcome {
         id: String,
         how: StopHow,
         why: StopReason,
+        hook: StopHook,
     },
     /// Nothing came of it; the same action is worth another try after a while.
     Trouble(String),
@@ -101,26 +101,37 @@ pub(super) async fn prepare_sandbox(
     };
     let settings = &shared.settings;
     let dns = (settings.dns)();
-    let prepared = sandbox::prepare(
-        shared.network.as_ref(),
-        &shared.settings.paths,
-        &dns,
-        settings,
-        pod,
-        // Its containers may run already, with more than it asks for now.
-        resize::while_changing(pod, observed),
-    );
-    Outcome::Sandbox(match prepared.await {
-        Ok(addresses) => Sandbox::Ready { addresses },
-        Err(error) => {
-            let message = error.to_string();
+    let prepare = async {
+        let handler = runtime_class::handler(shared, pod).await;
+        let handler = handler.map_err(|error| error.to_string())?;
+        let prepared = sandbox::prepare(
+            shared.network.as_ref(),
+            &dns,
+            settings,
+            pod,
+            // Its containers may run already, with more than it asks for now.
+            resize::while_changing(pod, observed),
+        );
+        let addresses = prepared.await.map_err(|error| error.to_string())?;
+        Ok::<_, String>((addresses, handler))
+    };
+    match prepare.await {
+        Ok((addresses, handler)) => Outcome::Prepared {
+            sandbox: Sandbox::Ready { addresses },
+            handler,
+        },
+        Err(why) => {
+            let message = format!("Failed to create pod sandbox: {why}");
             let reason = "FailedCreatePodSandBox";
             shared
                 .events
                 .send(&pod.id, None, Kind::Warning, reason, &message);
-            Sandbox::Failed(set_up_failure("ContainerCreating", message, tries))
+            Outcome::Prepared {
+                sandbox: Sandbox::Failed(set_up_failure("ContainerCreating", message, tries)),
+                handler: None,
+            }
         }
-    })
+    }
 }
 
 pub(super) async fn prepare_volumes(
@@ -132,65 +143,78 @@ pub(super) async fn prepare_volumes(
         Volumes::Failed(failure) => failure.tries + 1,
         _ => 1,
     };
-    match make(shared, pod, observed, |_| true).await {
+    match make(shared, pod, observed).await {
         Ok(again) => {
             let contents = again.map_or(Contents::Unknown, Contents::FreshUntil);
             Outcome::Volumes(Volumes::Ready, contents)
         }
         Err(error) => {
             let message = error.to_string();
-            shared
-                .events
-                .send(&pod.id, None, Kind::Warning, "FailedMount", &message);
+            let events = &shared.events;
+            events.send(&pod.id, None, Kind::Warning, "FailedMount", error.told());
             let failure = set_up_failure("ContainerCreating", message, tries);
             Outcome::Volumes(Volumes::Failed(failure), Contents::Unknown)
         }
     }
 }
 
-/// What could not be read stays as it was, and is tried again when all is looked at the next time.
-pub(super) async fn refresh_volumes(
-    shared: &Shared,
-    pod: &PodView,
-    observed: &Observed,
-) -> Outcome {
-    let usual = volumes::look_again(&pod.id.uid, Timestamp::now());
-    let at = match make(shared, pod, observed, volumes::has_contents).await {
-        Ok(at) => at.unwrap_or(usual),
-        Err(error) => {
-            tracing::warn!(
+/// What volumes shall show, as it was read.
+#[derive(Debug)]
+pub(super) struct Read {
+    pod: Arc<PodView>,
+    volumes: Vec<(Volume, Result<ReadContents, VolumeError>)>,
+}
+
+/// Reads what is in those of the pod's volumes that have contents.
+pub(super) async fn read_volumes(shared: &Shared, pod: Arc<PodView>, sandbox: &Sandbox) -> Read {
+    let context = context(shared, &pod, sandbox);
+    let sources = sources(shared);
+    let mut read = Vec::new();
+    let all = pod.spec().volumes.iter().flatten();
+    for volume in all.filter(|volume| volumes::has_contents(volume)) {
+        let contents = volumes::read(&sources, &context, volume).await;
+        read.push((volume.clone(), contents));
+    }
+    Read { pod, volumes: read }
+}
+
+/// Writes it; says when to look again. What could not be read stays as it was, and is tried again when all is looked at the
+/// next time.
+pub(super) fn write_volumes(shared: &Shared, read: Read) -> Timestamp {
+    let (pod, paths) = (&read.pod, &shared.settings.paths);
+    let mut first = volumes::look_again(&pod.id.uid, Timestamp::now());
+    for (volume, contents) in read.volumes {
+        let written = contents.and_then(|contents| volumes::write(pod, paths, &volume, &contents));
+        match written {
+            Ok(at) => first = first.min(at),
+            Err(error) => tracing::warn!(
                 pod = pod.id.name,
                 namespace = pod.id.namespace,
                 %error,
                 "a volume's contents stay as they are"
-            );
-            usual
+            ),
         }
-    };
-    Outcome::Contents(Contents::FreshUntil(at))
+    }
+    first
 }
 
-/// Makes those of the pod's volumes; says when contents have to be looked at again.
+fn sources(shared: &Shared) -> volumes::Sources<'_> {
+    volumes::Sources {
+        client: &shared.client,
+        tokens: &shared.tokens,
+    }
+}
+
+/// Makes the pod's volumes; says when contents have to be looked at again.
 async fn make(
     shared: &Shared,
     pod: &PodView,
     observed: &Observed,
-    which: impl Fn(&Volume) -> bool,
 ) -> Result<Option<Timestamp>, VolumeError> {
-    let context = context(shared, pod, observed);
-    let sources = volumes::Sources {
-        client: &shared.client,
-        tokens: &shared.tokens,
-    };
+    let (context, sources) = (context(shared, pod, &observed.sandbox), sources(shared));
     let paths = &shared.settings.paths;
     let mut first: Option<Timestamp> = None;
-    for volume in pod
-        .spec()
-        .volumes
-        .iter()
-        .flatten()
-        .filter(|volume| which(volume))
-    {
+    for volume in pod.spec().volumes.iter().flatten() {
         let again = volumes::prepare(&sources, &context, paths, volume).await?;
         first = first.into_iter().chain(again).min();
     }
@@ -198,9 +222,9 @@ async fn make(
 }
 
 /// What fields of the pod and its node stand for.
-fn context<'a>(shared: &'a Shared, pod: &'a PodView, observed: &'a Observed) -> Context<'a> {
+fn context<'a>(shared: &'a Shared, pod: &'a PodView, sandbox: &'a Sandbox) -> Context<'a> {
     let settings = &shared.settings;
-    let addresses: &[IpAddr] = match &observed.sandbox {
+    let addresses: &[IpAddr] = match sandbox {
         Sandbox::Ready { .. } if pod.host_network() => &settings.host_addresses,
         Sandbox::Ready { addresses } => addresses,
         _ => &[],
@@ -214,315 +238,14 @@ fn context<'a>(shared: &'a Shared, pod: &'a PodView, observed: &'a Observed) -> 
     }
 }
 
-/// Makes and starts a container.
-pub(super) async fn run_container(
-    shared: &Shared,
-    pod: &PodView,
-    spec: &ContainerSpec,
-    observed: &Observed,
-    attempt: u32,
-    streak: u32,
-) -> Outcome {
-    if holder::is_one(&spec.name) {
-        return run_holder(shared, pod, spec, observed, attempt, streak).await;
-    }
-    let tries = observed.tries(&spec.name) + 1;
-    let fail = |reason, message: String, final_: bool| {
-        shared.events.send(
-            &pod.id,
-            Some(&spec.name),
-            Kind::Warning,
-            "Failed",
-            format!("Error: {message}"),
-        );
-        let mut failure = set_up_failure(reason, message, tries);
-        if final_ {
-            failure.retry_at = None;
-        }
-        Outcome::Failed {
-            container: spec.name.clone(),
-            failure,
-        }
-    };
-    let refused = refusals(pod, spec);
-    if !refused.is_empty() {
-        return fail("CreateContainerConfigError", refused.join("; "), true);
-    }
-    if attempt > 0 {
-        // The container before may have been given something else.
-        let either = resize::while_changing(pod, observed);
-        if let Err(error) = sandbox::limit_to(&shared.settings.paths, either).await {
-            return fail(CREATE_ERROR, error.to_string(), false);
-        }
-    }
-    // Somebody may have removed it since: under the kubelet, the runtime makes it anew.
-    let volumes = pod.spec().volumes.iter().flatten();
-    let paths = &shared.settings.paths;
-    let is_gone = |volume: &Volume| {
-        let mut mounts = spec.volume_mounts.iter().flatten();
-        volume.image.is_none()
-            && mounts.any(|mount| mount.name == volume.name)
-            && !volumes::path(paths, &pod.id.uid, volume).exists()
-    };
-    if volumes.into_iter().any(is_gone) {
-        let prepared = prepare_volumes(shared, pod, observed).await;
-        if !matches!(prepared, Outcome::Volumes(Volumes::Ready, _)) {
-            return prepared;
-        }
-    }
-    let context = context(shared, pod, observed);
-    let services = service_env::of(&shared.settings.cluster, pod).await;
-    let env = match env::resolve(&shared.client, &context, services, spec).await {
-        Ok(env) => env,
-        Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
-    };
-    let shared_with = pod.holder.as_ref().map(|_| holder::NAME);
-    let target_pid = match shared_with.or_else(|| ephemeral::target(pod, &spec.name)) {
-        None => None,
-        Some(target) => match running_pid(shared, observed, target).await {
-            Ok(Some(pid)) => Some(pid),
-            Ok(None) => {
-                let text = format!("target container {target} does not run");
-                return fail("CreateContainerError", text, false);
-            }
-            Err(error) => return error.into(),
-        },
-    };
-    let seccomp = match seccomp::of(pod, spec, &shared.settings.paths) {
-        Ok(seccomp) => seccomp,
-        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
-    };
-    let parts = Parts {
-        pod,
-        container: spec,
-        id: observed.next_id(&pod.id.uid, &spec.name, attempt),
-        attempt,
-        streak,
-        env,
-        paths: &shared.settings.paths,
-        node_memory: shared.node_memory,
-        hostname: hosts::machine_name(pod, &(shared.settings.dns)().domain),
-        target_pid,
-        seccomp,
-    };
-    match image_volumes::mount(shared, pod, spec).await {
-        Ok(()) => {}
-        Err(error) if error.is_unreachable() => {
-            return unreachable(shared, pod, &spec.name, CREATE_ERROR, error, tries);
-        }
-        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
-    }
-    let config = match config::container(parts) {
-        Ok(config) => config,
-        Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
-    };
-    let message = shared
-        .settings
-        .paths
-        .termination_log(&pod.id.uid, &spec.name, attempt);
-    if let Err(error) = touch(&message) {
-        return fail(
-            "CreateContainerConfigError",
-            format!("cannot write {}: {error}", message.display()),
-            false,
-        );
-    }
-    let made = match shared.runtime.create(&config).await {
-        Ok(made) => made,
-        Err(error) if error.is_unreachable() => {
-            return unreachable(shared, pod, &spec.name, CREATE_ERROR, error, tries);
-        }
-        Err(RuntimeError::Config(reason)) => {
-            return fail("CreateContainerConfigError", reason, false);
-        }
-        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
-    };
-    shared.events.send(
-        &pod.id,
-        Some(&spec.name),
-        Kind::Normal,
-        "Created",
-        format!("Created container: {}", spec.name),
-    );
-    match start_container(shared, pod, &made).await {
-        Ok(state) => Outcome::Container(Container { state, ..made }),
-        // It is made; starting it is the next plan's first thing.
-        Err(_) => Outcome::Container(made),
-    }
-}
-
-/// The first process of a container as of now: one that has ended may have given its id to another.
-async fn running_pid(
-    shared: &Shared,
-    observed: &Observed,
-    name: &str,
-) -> Result<Option<u32>, RuntimeError> {
-    let Some(container) = observed.latest(name) else {
-        return Ok(None);
-    };
-    let state = shared.runtime.state(&container.id).await?;
-    Ok(match state {
-        Some(ContainerState::Running { pid }) => Some(pid),
-        _ => None,
-    })
-}
-
-/// Makes and starts what holds the process namespace of the pod's containers.
-async fn run_holder(
-    shared: &Shared,
-    pod: &PodView,
-    spec: &ContainerSpec,
-    observed: &Observed,
-    attempt: u32,
-    streak: u32,
-) -> Outcome {
-    let fail = |message: String| {
-        let (events, tries) = (&shared.events, observed.tries(&spec.name) + 1);
-        let reason = "FailedCreatePodSandBox";
-        events.send(&pod.id, None, Kind::Warning, reason, &message);
-        Outcome::Failed {
-            container: spec.name.clone(),
-            failure: set_up_failure("ContainerCreating", message, tries),
-        }
-    };
-    if attempt > 0 {
-        let text = "Pod sandbox changed, it will be killed and re-created.";
-        let events = &shared.events;
-        events.send(&pod.id, None, Kind::Normal, "SandboxChanged", text);
-    }
-    let paths = &shared.settings.paths;
-    if let Err(error) = holder::install(paths) {
-        return fail(format!(
-            "cannot write {}: {error}",
-            paths.holder().display()
-        ));
-    }
-    let id = observed.next_id(&pod.id.uid, &spec.name, attempt);
-    let config = holder::config(pod, spec, id, attempt, streak, paths);
-    let made = match shared.runtime.create(&config).await {
-        Ok(made) => made,
-        Err(error) if error.is_unreachable() => return error.into(),
-        Err(error) => return fail(error.to_string()),
-    };
-    match start_container(shared, pod, &made).await {
-        Ok(state) => Outcome::Container(Container { state, ..made }),
-        // It is made; starting it is the next plan's first thing.
-        Err(_) => Outcome::Container(made),
-    }
-}
-
-/// Starts a container that was made. One that cannot be started has ended.
-pub(super) async fn start_container(
-    shared: &Shared,
-    view: &PodView,
-    container: &Container,
-) -> Result<ContainerState, RuntimeError> {
-    let pod = &view.id;
-    let log = shared
-        .settings
-        .paths
-        .log(pod, &container.name, container.attempt);
-    let warn = |text: String| {
-        let (field, reason) = match holder::is_one(&container.name) {
-            true => (None, "FailedCreatePodSandBox"),
-            false => (Some(&*container.name), "Failed"),
-        };
-        let events = &shared.events;
-        events.send(pod, field, Kind::Warning, reason, text);
-    };
-    match shared.runtime.start(&container.id, &log).await {
-        // Nobody has asked for it.
-        Ok(state) if holder::is_one(&container.name) => Ok(state),
-        Ok(state) => {
-            let text = format!("Started container {}", container.name);
-            shared
-                .events
-                .send(pod, Some(&container.name), Kind::Normal, "Started", text);
-            Ok(state)
-        }
-        Err(RuntimeError::Start(reason)) => {
-            warn(format!("Error: {reason}"));
-            let exit = Exit {
-                code: 128,
-                at: Timestamp::now(),
-                cause: ExitCause::Start,
-                message: reason,
-            };
-            shared.runtime.record_failure(&container.id, &exit).await
-        }
-        Err(error) => {
-            if !error.is_unreachable() {
-                warn(format!("Error: {error}"));
-            }
-            Err(error)
-        }
-    }
-}
-
-/// What comes of a runtime that was not there: people are told of one that hangs; one that is away is back soon.
-fn unreachable(
-    shared: &Shared,
-    pod: &PodView,
-    container: &str,
-    reason: &'static str,
-    error: RuntimeError,
-    tries: u32,
-) -> Outcome {
-    if !matches!(error, RuntimeError::Late { .. }) || holder::is_one(container) {
-        return error.into();
-    }
-    let text = format!("Error: {error}");
-    let events = &shared.events;
-    events.send(&pod.id, Some(container), Kind::Warning, "Failed", text);
-    Outcome::Late {
-        container: container.to_owned(),
-        failure: set_up_failure(reason, error.to_string(), tries),
-    }
-}
-
-/// Starts a container that was made earlier. One that the runtime does not start for reasons of its own is removed, to
-/// be made anew: nothing of it ever ran.
-pub(super) async fn start_made(
-    shared: &Shared,
-    pod: &PodView,
-    container: &Container,
-    observed: &Observed,
-) -> Outcome {
-    let error = match start_container(shared, pod, container).await {
-        Ok(state) => {
-            return Outcome::State {
-                id: container.id.clone(),
-                state,
-            };
-        }
-        Err(error) if error.is_unreachable() => {
-            let (name, tries) = (&container.name, observed.tries(&container.name) + 1);
-            return unreachable(shared, pod, name, RUN_ERROR, error, tries);
-        }
-        Err(error) => error,
-    };
-    // Refused if it runs after all, which is seen at the next look.
-    if let Err(error) = shared.runtime.delete(&container.id).await {
-        return error.into();
-    }
-    Outcome::Failed {
-        container: container.name.clone(),
-        failure: set_up_failure(
-            RUN_ERROR,
-            error.to_string(),
-            observed.tries(&container.name) + 1,
-        ),
-    }
-}
-
 pub(super) async fn stop_container(
     shared: &Shared,
     pod: &PodRef,
     view: Option<&PodView>,
     observed: &Observed,
     container: &Container,
-    how: StopHow,
-    why: StopReason,
+    (how, why): (StopHow, StopReason),
+    ended_hooks: &UnboundedSender<String>,
 ) -> Outcome {
     let signal = match how {
         StopHow::Ask { .. } => container.stop_signal,
@@ -555,21 +278,19 @@ pub(super) async fn stop_container(
             return error.into();
         }
     }
+    let stopping = |hook| Outcome::Stopping {
+        id: container.id.clone(),
+        how,
+        why,
+        hook,
+    };
     if let (StopHow::Ask { kill_at }, Some(view)) = (how, view)
-        && hooks::before_stop(shared, view, observed, container, kill_at)
+        && hooks::before_stop(shared, view, observed, container, kill_at, ended_hooks)
     {
-        return Outcome::Stopping {
-            id: container.id.clone(),
-            how,
-            why,
-        };
+        return stopping(StopHook::Runs);
     }
     match shared.runtime.signal(&container.id, signal).await {
-        Ok(()) => Outcome::Stopping {
-            id: container.id.clone(),
-            how,
-            why,
-        },
+        Ok(()) => stopping(StopHook::None),
         Err(error) => error.into(),
     }
 }
@@ -579,7 +300,8 @@ pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) 
     let (mut given, mut after) = (Vec::new(), observed.clone());
     let paths = &shared.settings.paths;
     let give = async {
-        let limited = sandbox::limit_to(paths, resize::while_changing(pod, observed)).await;
+        let limited =
+            sandbox::limit_to(&shared.settings, resize::while_changing(pod, observed)).await;
         limited.map_err(|error| error.to_string())?;
         for (spec, container) in resize::to_update(pod, observed) {
             let resources = resources::of_container(pod, spec);
@@ -597,7 +319,8 @@ pub(super) async fn resize(shared: &Shared, pod: &PodView, observed: &Observed) 
             after.put(changed);
             given.push((container.id.clone(), note));
         }
-        let limited = sandbox::limit_to(paths, resize::while_changing(pod, &after)).await;
+        let limited =
+            sandbox::limit_to(&shared.settings, resize::while_changing(pod, &after)).await;
         limited.map_err(|error| error.to_string())
     };
     let failed: Result<(), String> = give.await;
@@ -672,7 +395,7 @@ pub(super) async fn remove_sandbox(
     {
         return error.into();
     }
-    Outcome::Sandbox(Sandbox::Gone)
+    Outcome::SandboxGone
 }
 
 /// Removes the volumes that are on the disk; those in memory have gone with the sandbox.
@@ -707,13 +430,4 @@ pub(super) fn failure(
         tries,
         retry_at: Timestamp::now().checked_add(wait).ok(),
     }
-}
-
-/// The file for a container's termination message; writable to whoever it runs as.
-fn touch(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    fs::File::options().create(true).append(true).open(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
 }

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
 use super::spec::{PodView, container_id, spec_hash};
+use super::testing::node::{FOREVER, Node, is_ready, spec, told};
 use super::testing::uid;
-use super::tests::{FOREVER, Node, is_ready, spec, told};
 use super::{Demand, EVICTED, Eviction};
 use crate::runtime::testing::busybox_archive;
 use crate::runtime::{
@@ -48,12 +48,26 @@ async fn a_config_map_that_is_gone_takes_no_running_pod_out_of_service() {
         .await;
     told(
         &node,
-        "FailedMount: volume \"conf\": configmap \"settings\" not found",
+        "FailedMount: MountVolume.SetUp failed for volume \"conf\" : configmap \"settings\" not found",
     )
     .await;
     node.api
         .put_config_map("settings", json!({"file": "content"}));
     node.api.wait("kept", "ready again", is_ready).await;
+    // What its volumes show is to be read anew, and nobody answers: the pod does not wait for that.
+    node.api.set_silent(true);
+    node.api.change("kept", |pod| {
+        pod["metadata"]["labels"] = json!({"color": "blue"})
+    });
+    let mut containers = client.list().await.unwrap();
+    containers.retain(|container| container.is_running());
+    let container = containers.remove(0);
+    client.signal(&container.id, libc::SIGKILL).await.unwrap();
+    let ended_again = |status: &PodStatus| {
+        let mut containers = status.container_statuses.iter().flatten();
+        !is_ready(status) || containers.any(|container| container.restart_count > 1)
+    };
+    node.api.wait("kept", "looked at", ended_again).await;
     node.api.delete("kept", 0);
     node.api.wait_gone("kept").await;
 }
@@ -318,6 +332,7 @@ async fn a_container_that_was_half_made_is_made_anew() {
         attempt: 0,
         streak: 0,
         spec_hash: spec_hash(&pod.containers()[0]),
+        handler: None,
         image: Some("busybox:test".into()),
         command: Vec::new(),
         args: Vec::new(),
@@ -327,11 +342,13 @@ async fn a_container_that_was_half_made_is_made_anew() {
         namespaces: NamespacePaths::default(),
         cgroup: node.daemon.cgroup(),
         resources: Resources::default(),
+        huge_pages: Default::default(),
         given: String::new(),
         oom_score_adj: 0,
         sysctls: Default::default(),
         security: Security::default(),
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
     };
     let client = node.daemon.client();

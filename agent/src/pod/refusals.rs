@@ -2,39 +2,29 @@
 
 use k8s_openapi::api::core::v1::Container;
 
+use super::app_armor::{self, Profile};
 use super::spec::PodView;
 
 /// What this node cannot do of what the spec asks; one sentence each. A container that asks for any of it is not made.
 pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
     let spec = pod.spec();
     let security = container.security_context.clone().unwrap_or_default();
-    let of_pod = spec.security_context.clone().unwrap_or_default();
     let mut found = Vec::new();
     let mut refuse = |asked: bool, what: &str| {
         if asked {
             found.push(format!("{what} is not supported on this node"));
         }
     };
-    refuse(spec.host_users == Some(false), "hostUsers: false");
-    refuse(spec.runtime_class_name.is_some(), "runtimeClassName");
-    refuse(
-        of_pod.se_linux_options.is_some() || security.se_linux_options.is_some(),
-        "seLinuxOptions",
-    );
     refuse(
         matches!(security.proc_mount.as_deref(), Some(kind) if kind != "Default"),
         "procMount other than Default",
     );
-    let armor = security
-        .app_armor_profile
-        .as_ref()
-        .or(of_pod.app_armor_profile.as_ref());
+    // Which that is, no runtime tells that is asked for containers one by one.
     refuse(
-        armor.is_some_and(|profile| profile.type_ != "Unconfined"),
-        "an appArmorProfile other than Unconfined",
+        app_armor::of(pod, container) == Some(Profile::RuntimeDefault),
+        "appArmorProfile RuntimeDefault",
     );
     let lifecycle = container.lifecycle.clone().unwrap_or_default();
-    refuse(lifecycle.stop_signal.is_some(), "lifecycle.stopSignal");
     let hooks = [&lifecycle.post_start, &lifecycle.pre_stop];
     refuse(
         hooks
@@ -50,11 +40,14 @@ pub(super) fn refusals(pod: &PodView, container: &Container) -> Vec<String> {
             .is_some_and(|list| !list.is_empty()),
         "volumeDevices",
     );
-    let resources = container.resources.iter().chain(&spec.resources);
-    let mut limits = resources.filter_map(|resources| resources.limits.as_ref());
+    let of_pod = spec.resources.as_ref();
+    let mut limits = of_pod
+        .and_then(|it| it.limits.as_ref())
+        .into_iter()
+        .flatten();
     refuse(
-        limits.any(|limits| limits.keys().any(|name| name.starts_with("hugepages-"))),
-        "a hugepages limit",
+        limits.any(|(name, _)| name.starts_with("hugepages-")),
+        "a hugepages limit of the pod as a whole",
     );
     found
 }

@@ -30,6 +30,7 @@ fn observed(was: &PodView) -> Observed {
         image_id: String::new(),
         given: note(spec),
         stop_signal: 15,
+        user: None,
         created_at: Timestamp::UNIX_EPOCH,
         earlier_boot: false,
         hook_due: false,

@@ -1,12 +1,18 @@
 //! What containers, and pods as a whole, may use. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::spec::{
     LIMITS, PodView, REQUESTS, Side, amount, get, is_resourced, is_sidecar, limit, request,
 };
 use crate::runtime::Resources;
 use crate::runtime::oci::CPU_PERIOD_US;
+
+/// What the name of a resource begins with that is memory in pages of the size that follows.
+const HUGE_PAGES: &str = "hugepages-";
 
 /// What a container of the pod may use. Without a limit of its own it has the pod's, which some programs go by.
 pub(super) fn of_container(pod: &PodView, container: &Container) -> Resources {
@@ -19,6 +25,26 @@ pub(super) fn of_container(pod: &PodView, container: &Container) -> Resources {
         cpu_quota_us: most("cpu").map(quota),
         memory_limit: most("memory").map(|bytes| bytes as i64),
     }
+}
+
+/// By the size of a page, how much a container may have of such pages; in bytes.
+pub(super) fn huge_pages(container: &Container) -> BTreeMap<u64, u64> {
+    let limits = container
+        .resources
+        .iter()
+        .flat_map(|all| &all.limits)
+        .flatten();
+    let pages = limits.filter_map(|(name, limit)| {
+        let size = amount(&Quantity(name.strip_prefix(HUGE_PAGES)?.to_owned()))?;
+        Some((size as u64, amount(limit)? as u64))
+    });
+    pages.collect()
+}
+
+/// The sizes of the huge pages that the pod's containers may have.
+pub(super) fn huge_page_sizes(pod: &PodView) -> BTreeSet<u64> {
+    let all = pod.all_containers().map(huge_pages);
+    all.flat_map(BTreeMap::into_keys).collect()
 }
 
 /// What a pod's containers may use together: at least what they ask for, at most what the pod says, or else their limits if
@@ -134,6 +160,16 @@ mod tests {
 
     fn asks(requests: Value, limits: Value) -> Value {
         json!({"name": "c", "resources": {"requests": requests, "limits": limits}})
+    }
+
+    #[test]
+    fn huge_pages_are_limited_by_their_size() {
+        let limits = json!({"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi", "cpu": "1"});
+        let one = pod(json!([]), json!([asks(json!({}), limits), {"name": "d"}]));
+        let pages = BTreeMap::from([(2 << 20, 4 << 20), (1 << 30, 1 << 30)]);
+        assert_eq!(huge_pages(&one.containers()[0]), pages);
+        assert_eq!(huge_page_sizes(&one), [2 << 20, 1 << 30].into());
+        assert!(huge_pages(&one.containers()[1]).is_empty());
     }
 
     #[test]

@@ -41,6 +41,11 @@ pub(super) enum SandboxError {
         name.len()
     )]
     HostName { name: String },
+    /// Their files would have to be shown under other ids (KEP-127), for which containerd 2.0 and runc 1.2 are needed.
+    #[error(
+        "the container runtime does not support user namespaces, which hostUsers: false asks for"
+    )]
+    Users,
     #[error("the task that did the work was cancelled")]
     Cancelled,
 }
@@ -48,18 +53,20 @@ pub(super) enum SandboxError {
 /// Prepares it, large enough for the pod as either of `sizes`; gives the pod's addresses, none for a pod on the node's network.
 pub(super) async fn prepare(
     network: &dyn PodNetwork,
-    paths: &Paths,
     dns: &ClusterDns,
     settings: &Settings,
     pod: &PodView,
     sizes: [PodView; 2],
 ) -> Result<Vec<IpAddr>, SandboxError> {
-    let uid = pod.id.uid.clone();
+    let (uid, paths) = (pod.id.uid.clone(), &settings.paths);
+    if pod.spec().host_users == Some(false) {
+        return Err(SandboxError::Users);
+    }
     let name = hosts::machine_name(pod, &dns.domain);
     if name.len() > LONGEST_NAME {
         return Err(SandboxError::HostName { name });
     }
-    let limited = limit_to(paths, sizes);
+    let limited = limit_to(settings, sizes);
     // Both to their end: what goes on behind a failure could meet the next try.
     let (limited, addresses) = tokio::join!(limited, connect(network, paths, pod, &name));
     limited?;
@@ -117,20 +124,29 @@ pub fn limit_all(paths: &Paths, resources: &Resources) -> io::Result<()> {
 }
 
 /// Makes the pod's cgroup, which decides how pods share the node; runc makes those of its containers below.
-fn limit(pod: &PodView, resources: &Resources, paths: &Paths) -> Result<(), SandboxError> {
+fn limit(
+    pod: &PodView,
+    resources: &Resources,
+    paths: &Paths,
+    max_pids: Option<u64>,
+) -> Result<(), SandboxError> {
     let qos = pod.qos();
     let path = paths.cgroup(&pod.id.uid, qos);
     cgroup::create(&paths.hierarchies, &path, resources)
+        .and_then(|()| match max_pids {
+            Some(most) => cgroup::limit_pids(&paths.hierarchies, &path, most),
+            None => Ok(()),
+        })
         .and_then(|()| weigh(paths, qos))
         .map_err(|source| SandboxError::Cgroup { path, source })
 }
 
 /// Changes the pod's cgroup to what is enough for the pod as either of two.
-pub(super) async fn limit_to(paths: &Paths, pods: [PodView; 2]) -> Result<(), SandboxError> {
-    let paths = paths.clone();
+pub(super) async fn limit_to(settings: &Settings, pods: [PodView; 2]) -> Result<(), SandboxError> {
+    let (paths, max_pids) = (settings.paths.clone(), settings.pod_max_pids);
     blocking(move || {
         let [one, other] = pods.each_ref().map(resources::of_pod);
-        limit(&pods[0], &one.or_more(&other), &paths)
+        limit(&pods[0], &one.or_more(&other), &paths, max_pids)
     })
     .await
 }

@@ -38,6 +38,10 @@ pub struct Settings {
     pub file_check: Duration,
     /// What the node gives its pods, by resource.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// The kernel confines processes by AppArmor profiles.
+    pub app_armor: bool,
+    /// So many processes and threads each pod may have.
+    pub pod_max_pids: Option<u64>,
     /// Kernel parameters that pods may set beyond the safe ones.
     pub allowed_sysctls: Vec<Allowed>,
     /// Tells which services there are.

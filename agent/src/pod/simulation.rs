@@ -295,7 +295,10 @@ impl World {
                     container.state = stopped(137, self.now);
                 }
                 let stop = match how {
-                    StopHow::Ask { kill_at } => Stop::Asked { kill_at: *kill_at },
+                    StopHow::Ask { kill_at } => Stop::Asked {
+                        kill_at: *kill_at,
+                        hook: super::observed::StopHook::None,
+                    },
                     StopHow::Kill => Stop::Killed,
                 };
                 self.observed.stops.insert(id.clone(), stop);
@@ -350,6 +353,7 @@ impl World {
             image_id: String::new(),
             given: resize::note(spec),
             stop_signal: 15,
+            user: None,
             created_at: self.now,
             earlier_boot: false,
             hook_due: name.starts_with("main"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::spec::{CONFIG_HASH, CONFIG_MIRROR};
-use super::tests::{FOREVER, Node, is_ready, spec};
+use super::testing::node::{FOREVER, Node, is_ready, spec};
 use crate::runtime::{ContainerState, Runtime};
 
 pub(super) const NAME: &str = "static-node-1";

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as ContainerSpec, ContainerState as ApiState, ContainerStateRunning,
-    ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, PodIP, PodStatus,
+    ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, ContainerUser as ApiUser,
+    HostIP, LinuxContainerUser, PodIP, PodStatus, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -17,6 +18,8 @@ use super::plan::{Phase, is_initialized, phase, restart};
 use super::probe;
 use super::resize;
 use super::spec::{PodView, is_sidecar};
+use super::volumes;
+use crate::runtime::image::signal_name;
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
 
 /// What a status says beyond the pod and its containers.
@@ -216,6 +219,9 @@ impl View<'_> {
                 running && latest.is_some_and(|c| probe::is_started(spec, c, self.observed)),
             ),
             restart_count: latest.map_or(0, |container| count(container.attempt)),
+            stop_signal: latest.and_then(|container| signal_name(container.stop_signal)),
+            user: latest.and_then(user),
+            volume_mounts: latest.and_then(|_| volume_mounts(spec)),
             state: Some(state),
             last_state: Some(ApiState {
                 terminated: last,
@@ -394,6 +400,38 @@ fn reason(exit: &Exit) -> &'static str {
         ExitCause::Process if exit.code == 0 => "Completed",
         ExitCause::Process => "Error",
     }
+}
+
+/// Whom the container's first process runs as at its start (KEP-3619).
+fn user(container: &Container) -> Option<ApiUser> {
+    let user = container.user.as_ref()?;
+    let groups = user.groups.iter().map(|group| i64::from(*group));
+    Some(ApiUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid.into(),
+            gid: user.gid.into(),
+            supplemental_groups: Some(groups.collect()),
+        }),
+    })
+}
+
+/// How volumes are mounted; of read-only ones, whether what is mounted below is, too (KEP-3857).
+fn volume_mounts(spec: &ContainerSpec) -> Option<Vec<VolumeMountStatus>> {
+    let status = |mount: &VolumeMount| {
+        let read_only = mount.read_only == Some(true);
+        let recursive = match volumes::is_recursive(mount) {
+            true => "Enabled",
+            false => "Disabled",
+        };
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: read_only.then_some(true),
+            recursive_read_only: read_only.then(|| recursive.to_owned()),
+        }
+    };
+    let mounts = spec.volume_mounts.as_ref()?;
+    (!mounts.is_empty()).then(|| mounts.iter().map(status).collect())
 }
 
 fn api_id(container: &Container) -> String {

@@ -57,8 +57,8 @@ pub(super) fn stop(
     match observed.stops.get(&container.id) {
         // The end of a killed process is heard of; should that be missed, another look finds it.
         Some(Stop::Killed) => plan.wake_at(add(now, LOOK_AGAIN)),
-        Some(Stop::Asked { kill_at }) if (*kill_at).min(by) > now => {
-            plan.wake_at((*kill_at).min(by));
+        Some(Stop::Asked { kill_at, hook }) if hook.kill_at((*kill_at).min(by)) > now => {
+            plan.wake_at(hook.kill_at((*kill_at).min(by)));
         }
         None if by > now => {
             plan.actions.push(Action::Stop {
@@ -79,3 +79,30 @@ pub(super) fn stop(
 
 /// When to look again at a container that should have ended.
 const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::super::observed::StopHook;
+    use super::*;
+
+    #[test]
+    fn whatever_time_a_hook_takes_its_container_has_a_moment_after_it() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        assert_eq!(StopHook::None.kill_at(at(30)), at(30));
+        assert_eq!(StopHook::Runs.kill_at(at(30)), at(32), "it may end last");
+        let ended = |seconds| StopHook::Ended { at: at(seconds) };
+        assert_eq!(ended(5).kill_at(at(30)), at(30), "there is time enough");
+        assert_eq!(ended(29).kill_at(at(30)), at(31));
+        assert_eq!(ended(30).kill_at(at(30)), at(32));
+        let mut observed = Observed::default();
+        let asked = |hook| Stop::Asked {
+            kill_at: at(30),
+            hook,
+        };
+        observed.stops.insert("c".into(), asked(StopHook::Runs));
+        observed.hook_ended("c", at(7));
+        observed.hook_ended("other", at(7));
+        assert_eq!(observed.stops["c"], asked(ended(7)));
+        assert_eq!(observed.stops.len(), 1);
+    }
+}

@@ -1,5 +1,7 @@
 //! A small API server inside the test's process, as far as the pod half talks to one.
 
+pub(super) mod node;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -33,6 +35,8 @@ struct State {
     events: Vec<String>,
     config_maps: BTreeMap<String, Value>,
     away: bool,
+    /// No ConfigMap is given, and no answer either.
+    is_silent: bool,
     /// How many were asked for.
     tokens: u64,
 }
@@ -117,6 +121,11 @@ impl FakeApi {
     /// Whether every request fails from now on.
     pub(super) fn set_away(&self, away: bool) {
         self.state.lock().unwrap().away = away;
+    }
+
+    /// Whether nobody who asks for a ConfigMap is answered from now on.
+    pub(super) fn set_silent(&self, is_silent: bool) {
+        self.state.lock().unwrap().is_silent = is_silent;
     }
 
     pub(super) fn pod(&self, name: &str) -> Option<Pod> {
@@ -224,6 +233,14 @@ impl FakeApi {
                 self.put("MODIFIED", name, pod);
                 ok(self.state.lock().unwrap().pods[*name].clone())
             }
+            // Of each name but one, and its handler is called the same.
+            (&Method::GET, ["apis", "node.k8s.io", "v1", "runtimeclasses", name]) => match *name {
+                "absent" => error(404, "no such class"),
+                name => ok(json!({
+                    "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+                    "metadata": {"name": name}, "handler": name,
+                })),
+            },
             (&Method::GET, ["api", "v1", "nodes", name]) => ok(json!({
                 "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "uid": "of-node"},
             })),
@@ -258,6 +275,11 @@ impl FakeApi {
                     ok(json!(pod))
                 }
             },
+            (&Method::GET, ["api", "v1", "namespaces", _, "configmaps", _])
+                if self.state.lock().unwrap().is_silent =>
+            {
+                std::future::pending().await
+            }
             (&Method::GET, ["api", "v1", "namespaces", _, "configmaps", name]) => {
                 match self.state.lock().unwrap().config_maps.get(*name) {
                     Some(map) => ok(map.clone()),

@@ -5,6 +5,7 @@ mod atomic;
 mod contents;
 mod token;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -13,18 +14,19 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use rustix::mount::MountFlags;
 use tokio::sync::Semaphore;
 
 use super::env::{self, Context};
 use super::mounts::Missing;
 use super::paths::Paths;
-use super::spec::amount;
-use super::{host_path, image_volumes, mounts};
+use super::spec::{PodView, amount};
+use super::{host_path, image_volumes, mounts, resources};
 use crate::runtime::{BindMount, Propagation};
 use crate::slow;
 
-pub(super) use contents::{Sources, has_contents};
+pub(super) use contents::{Contents as ReadContents, Sources, has_contents};
 use contents::{fs_group, inside};
 use token::TokenError;
 pub(super) use token::Tokens;
@@ -61,6 +63,17 @@ pub(super) enum VolumeError {
     },
 }
 
+impl VolumeError {
+    /// What an Event says of it, as upstream.
+    pub(super) fn told(&self) -> String {
+        let text = self.to_string();
+        // No volume's name has a quotation mark.
+        let rest = text.strip_prefix("volume ").unwrap_or(&text);
+        let rest = rest.replacen("\": ", "\" : ", 1);
+        format!("MountVolume.SetUp failed for volume {rest}")
+    }
+}
+
 /// Contents are looked at again after this, as upstream; up to a quarter later, so that not all pods' are at once.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
 /// What is at a path is told within this, or its file system is taken not to answer.
@@ -81,8 +94,44 @@ pub(super) fn path(paths: &Paths, uid: &str, volume: &Volume) -> PathBuf {
     }
 }
 
+/// Of what a directory is made that begins empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Medium {
+    Disk,
+    Memory,
+    /// Pages of this size, in bytes; without one, of the size that the pod's containers may have.
+    HugePages(Option<u64>),
+}
+
+impl Medium {
+    fn of(empty: &EmptyDirVolumeSource) -> Option<Medium> {
+        match empty.medium.as_deref().unwrap_or_default() {
+            "" => Some(Medium::Disk),
+            "Memory" => Some(Medium::Memory),
+            "HugePages" => Some(Medium::HugePages(None)),
+            other => {
+                let size = other.strip_prefix("HugePages-")?.to_owned();
+                let size = amount(&Quantity(size)).filter(|bytes| *bytes > 0.0)?;
+                Some(Medium::HugePages(Some(size as u64)))
+            }
+        }
+    }
+}
+
+/// The size of the pages that a pod has a directory of, in bytes, or why it cannot have one.
+fn page_size(asked: Option<u64>, sizes: &BTreeSet<u64>) -> Result<u64, String> {
+    match (asked, sizes.len()) {
+        (Some(size), _) if sizes.contains(&size) => Ok(size),
+        (None, 1) => Ok(sizes.iter().copied().next().unwrap_or_default()),
+        (None, 2..) => Err(
+            "medium \"HugePages\" is for pods with huge pages of one size; name the size".into(),
+        ),
+        _ => Err("no container of the pod has a limit of huge pages of that size".into()),
+    }
+}
+
 fn in_memory(empty: &EmptyDirVolumeSource) -> bool {
-    empty.medium.as_deref() == Some("Memory")
+    Medium::of(empty).is_some_and(|medium| medium != Medium::Disk)
 }
 
 /// Makes a volume. Says when its contents have to be looked at again; `None` if they never change.
@@ -122,13 +171,24 @@ pub(super) async fn prepare(
     }
     let group = fs_group(context.pod);
     if let Some(empty) = &volume.empty_dir {
-        let medium = empty.medium.as_deref().unwrap_or_default();
-        if !matches!(medium, "" | "Memory") {
-            return Err(refuse(format!(
-                "emptyDir medium {medium:?} is not supported on this node"
-            )));
-        }
-        return empty_dir(&path, empty)
+        let made = match Medium::of(empty) {
+            None => {
+                let medium = empty.medium.as_deref().unwrap_or_default();
+                return Err(refuse(format!("unknown storage medium {medium:?}")));
+            }
+            Some(Medium::HugePages(asked)) => {
+                let sizes = resources::huge_page_sizes(context.pod);
+                let size = page_size(asked, &sizes);
+                let size = size.map_err(|why| refuse(format!("emptyDir: {why}")))?;
+                mounts::huge_pages(&path, size, size_limit(empty))
+            }
+            Some(Medium::Memory) => {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV;
+                mounts::memory(&path, size_limit(empty), EMPTY_DIR_MODE, flags)
+            }
+            Some(Medium::Disk) => empty_dir(&path),
+        };
+        return made
             .and_then(|()| match group {
                 // What is in it is the containers' own, made by the group already.
                 Some(group) => give_to_group(&path, group, 0o660),
@@ -137,19 +197,44 @@ pub(super) async fn prepare(
             .map(|()| None)
             .map_err(write);
     }
-    let Some(contents) = contents::read(sources, context, volume).await? else {
-        return Err(refuse(
-            "only emptyDir, hostPath, configMap, secret, downwardAPI, projected and image volumes are supported on this node".into(),
-        ));
+    let contents = read(sources, context, volume).await?;
+    self::write(context.pod, paths, volume, &contents).map(Some)
+}
+
+/// Reads what a volume with contents is to hold.
+pub(super) async fn read(
+    sources: &Sources<'_>,
+    context: &Context<'_>,
+    volume: &Volume,
+) -> Result<ReadContents, VolumeError> {
+    let contents = contents::read(sources, context, volume).await?;
+    contents.ok_or_else(|| VolumeError::Refused {
+        volume: volume.name.clone(),
+        reason: "only emptyDir, hostPath, configMap, secret, downwardAPI, projected and image volumes are supported on this node".into(),
+    })
+}
+
+/// Writes what was read, where that is not there yet; says when to look again.
+pub(super) fn write(
+    pod: &PodView,
+    paths: &Paths,
+    volume: &Volume,
+    contents: &ReadContents,
+) -> Result<Timestamp, VolumeError> {
+    let path = path(paths, &pod.id.uid, volume);
+    let failed = |source| VolumeError::Write {
+        volume: volume.name.clone(),
+        path: path.clone(),
+        source,
     };
     if contents::is_secret(volume) {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mounts::memory(&path, None, 0o755, flags).map_err(write)?;
+        mounts::memory(&path, None, 0o755, flags).map_err(failed)?;
     }
     let now = Timestamp::now();
-    atomic::write(&path, &contents.files, group, now).map_err(write)?;
-    let usual = look_again(&context.pod.id.uid, now);
-    Ok(Some(contents.look_again.map_or(usual, |at| at.min(usual))))
+    atomic::write(&path, &contents.files, fs_group(pod), now).map_err(failed)?;
+    let usual = look_again(&pod.id.uid, now);
+    Ok(contents.look_again.map_or(usual, |at| at.min(usual)))
 }
 
 /// When the contents of the pod's volumes are looked at again.
@@ -168,17 +253,19 @@ fn give_to_group(path: &Path, group: u32, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn empty_dir(path: &Path, empty: &EmptyDirVolumeSource) -> io::Result<()> {
-    // Whoever the container runs as may use it.
-    const MODE: u32 = 0o777;
-    if in_memory(empty) {
-        let limit = empty.size_limit.as_ref().and_then(amount);
-        let limit = limit.map(|bytes| bytes as u64).filter(|bytes| *bytes > 0);
-        return mounts::memory(path, limit, MODE, MountFlags::NOSUID | MountFlags::NODEV);
-    }
+/// Whoever a container runs as may use a directory that begins empty.
+const EMPTY_DIR_MODE: u32 = 0o777;
+
+/// How much may be in a directory in memory, in bytes.
+fn size_limit(empty: &EmptyDirVolumeSource) -> Option<u64> {
+    let limit = empty.size_limit.as_ref().and_then(amount);
+    limit.map(|bytes| bytes as u64).filter(|bytes| *bytes > 0)
+}
+
+fn empty_dir(path: &Path) -> io::Result<()> {
     if !path.exists() {
         fs::create_dir_all(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(EMPTY_DIR_MODE))?;
     }
     Ok(())
 }
@@ -229,13 +316,16 @@ pub(super) fn bind(
         source,
         destination: mount.mount_path.clone().into(),
         read_only: mount.read_only == Some(true) || !writable,
-        is_recursive: matches!(
-            mount.recursive_read_only.as_deref(),
-            Some("Enabled" | "IfPossible")
-        ),
+        is_recursive: is_recursive(mount),
         no_exec: is_image,
         propagation,
     })
+}
+
+/// Whether what is mounted below a read-only mount is read-only, too: this node can always see to that.
+pub(super) fn is_recursive(mount: &VolumeMount) -> bool {
+    let asked = mount.recursive_read_only.as_deref();
+    matches!(asked, Some("Enabled" | "IfPossible"))
 }
 
 /// The part of a volume that a mount is of. In `subPathExpr` each variable has to be known.
@@ -252,4 +342,35 @@ pub(super) fn sub_path(
         reason: format!("subPathExpr {expression}: missing value for {missing:?}"),
     })?;
     Ok(Some(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_huge_pages_has_a_size_that_the_pod_may_have() {
+        let medium = |name: &str| {
+            Medium::of(&EmptyDirVolumeSource {
+                medium: Some(name.to_owned()),
+                size_limit: None,
+            })
+        };
+        assert_eq!(medium(""), Some(Medium::Disk));
+        assert_eq!(medium("HugePages"), Some(Medium::HugePages(None)));
+        assert_eq!(
+            medium("HugePages-2Mi"),
+            Some(Medium::HugePages(Some(2 << 20)))
+        );
+        assert_eq!(medium("HugePages-x"), None);
+        assert_eq!(medium("Tape"), None);
+        let (none, one) = (BTreeSet::new(), BTreeSet::from([2 << 20]));
+        let two = BTreeSet::from([2 << 20, 1 << 30]);
+        assert_eq!(page_size(None, &one), Ok(2 << 20));
+        assert_eq!(page_size(Some(1 << 30), &two), Ok(1 << 30));
+        assert!(page_size(None, &two).unwrap_err().contains("name the size"));
+        for (asked, sizes) in [(None, &none), (Some(1 << 30), &one)] {
+            assert!(page_size(asked, sizes).is_err());
+        }
+    }
 }

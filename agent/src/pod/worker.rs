@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
@@ -20,8 +21,8 @@ use super::deletion::Deletion;
 use super::demand::TERMINATED;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
-use super::observed::{Contents, ImageState, Observed, Stop};
-use super::perform::{self, Outcome};
+use super::observed::{Contents, ImageState, Observed, Sandbox, Stop};
+use super::perform::{self, Outcome, Read, run};
 use super::plan::{plan, restart};
 use super::probe::{self, Rules, Try};
 use super::probe_counts::ProbeSeries;
@@ -33,7 +34,7 @@ use super::shared::{Order, Shared};
 use super::spec::{Goal, PodView};
 use super::status::{Surroundings, status};
 use super::table::PodSummary;
-use super::{hooks, mirror, pull, sandbox, termination_message};
+use super::{hooks, mirror, pull, sandbox, termination_message, volumes};
 use crate::runtime::{Container, ContainerState, PodRef};
 
 /// The shortest and the longest wait after trouble.
@@ -86,7 +87,9 @@ pub(super) async fn run(
         reports,
         fetches: JoinSet::new(),
         fetching: Vec::new(),
+        refresh: JoinSet::new(),
         probers: Probers::new(),
+        ended_hooks: mpsc::unbounded_channel(),
         trouble: TROUBLE.0,
     };
     for container in &worker.observed.containers {
@@ -147,7 +150,11 @@ struct Worker {
     fetches: JoinSet<Outcome>,
     /// Names of the images being fetched.
     fetching: Vec<String>,
+    /// Reads what volumes shall show; an API server that is silent holds nothing else up.
+    refresh: JoinSet<Read>,
     probers: Probers,
+    /// Ids of containers whose hooks before the stop have ended.
+    ended_hooks: (UnboundedSender<String>, UnboundedReceiver<String>),
     /// How long to wait should the next action come to nothing.
     trouble: Duration,
 }
@@ -162,6 +169,7 @@ impl Worker {
                 self.fetches.abort_all();
                 self.fetches = JoinSet::new();
                 self.fetching.clear();
+                self.refresh = JoinSet::new();
             }
             let plan = plan(
                 self.order.pod.as_deref(),
@@ -231,6 +239,7 @@ impl Worker {
         let (new, old) = (order.pod.as_deref(), self.order.pod.as_deref());
         if new.map(PodView::shown) != old.map(PodView::shown) {
             self.observed.contents = Contents::Unknown;
+            self.refresh = JoinSet::new();
         }
         if changed {
             // What failed by the old spec may succeed by the new one.
@@ -273,7 +282,10 @@ impl Worker {
             () = self.poke.notified() => self.look().await,
             // Cancel-safe: a result stays in the set until it is given out.
             Some(result) = self.fetches.join_next() => if let Some(reason) = self.fetched(result) { self.endure(&reason).await },
-            // Cancel-safe: what is not given out stays queued.
+            // Cancel-safe, as the last one.
+            Some(read) = self.refresh.join_next() => self.refreshed(read),
+            // Cancel-safe, both: what is not given out stays queued.
+            Some(id) = self.ended_hooks.1.recv() => self.observed.hook_ended(&id, Timestamp::now()),
             tried = self.probers.next() => self.probed(tried),
             () = timer => self.look().await,
         }
@@ -346,6 +358,7 @@ impl Worker {
                 () = &mut over => break,
                 () = self.poke.notified() => break,
                 _ = self.orders.changed() => break,
+                Some(id) = self.ended_hooks.1.recv() => self.observed.hook_ended(&id, Timestamp::now()),
                 // What has nothing to do with the trouble goes on meanwhile, and is told.
                 Some(result) = self.fetches.join_next() => {
                     self.fetched(result);
@@ -385,11 +398,17 @@ impl Worker {
             plan.actions.into_iter().partition(|action| {
                 matches!(
                     action,
-                    Action::FetchImage { .. } | Action::FetchVolumeImage { .. }
+                    Action::FetchImage { .. }
+                        | Action::FetchVolumeImage { .. }
+                        | Action::RefreshVolumes
                 )
             });
         for action in fetches {
             self.fetch(&action);
+        }
+        if rest.contains(&Action::PrepareVolumes) {
+            // What that reads is newer.
+            self.refresh = JoinSet::new();
         }
         if rest.is_empty() {
             return Progress::None;
@@ -410,6 +429,9 @@ impl Worker {
         let Some(pod) = self.order.pod.clone() else {
             return;
         };
+        if *action == Action::RefreshVolumes {
+            return self.refresh(pod);
+        }
         let Some(wanted) = Wanted::by(&pod, action) else {
             return;
         };
@@ -424,6 +446,26 @@ impl Worker {
         let shared = self.shared.clone();
         self.fetches
             .spawn(async move { pull::fetch_image(&shared, &pod, wanted, tries).await });
+    }
+
+    fn refresh(&mut self, pod: Arc<PodView>) {
+        if self.refresh.is_empty() {
+            let (shared, sandbox) = (self.shared.clone(), self.observed.sandbox.clone());
+            self.refresh
+                .spawn(async move { perform::read_volumes(&shared, pod, &sandbox).await });
+        }
+    }
+
+    /// Writes what was read: only this task writes the pod's files.
+    fn refreshed(&mut self, read: Result<Read, JoinError>) {
+        let at = match read {
+            Ok(read) => perform::write_volumes(&self.shared, read),
+            Err(error) => {
+                tracing::error!(%error, pod = self.id.name, "volumes were not read");
+                volumes::look_again(&self.id.uid, Timestamp::now())
+            }
+        };
+        self.observed.contents = Contents::FreshUntil(at);
     }
 
     /// Why it came to nothing, if it did.
@@ -462,7 +504,6 @@ impl Worker {
         Some(match action {
             Action::PrepareSandbox => perform::prepare_sandbox(shared, pod?, observed).await,
             Action::PrepareVolumes => perform::prepare_volumes(shared, pod?, observed).await,
-            Action::RefreshVolumes => perform::refresh_volumes(shared, pod?, observed).await,
             Action::Run {
                 container,
                 attempt,
@@ -470,13 +511,11 @@ impl Worker {
             } => {
                 let id = observed.next_id(&self.id.uid, container, *attempt);
                 shared.pokes.listen(&id, &self.poke);
-                perform::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
+                run::run_container(shared, pod?, spec(container)?, observed, *attempt, *streak)
                     .await
             }
             Action::Resize => perform::resize(shared, pod?, observed).await,
-            Action::Start { id } => {
-                perform::start_made(shared, pod?, container(id)?, observed).await
-            }
+            Action::Start { id } => run::start_made(shared, pod?, container(id)?, observed).await,
             Action::PostStart { id } => {
                 hooks::after_start(shared, pod?, observed, container(id)?);
                 Outcome::Hooked { id: id.clone() }
@@ -489,7 +528,9 @@ impl Worker {
                 Err(error) => error.into(),
             },
             Action::Stop { id, how, why } => {
-                perform::stop_container(shared, &self.id, pod, observed, container(id)?, *how, *why)
+                let (container, how) = (container(id)?, (*how, *why));
+                let ended = &self.ended_hooks.0;
+                perform::stop_container(shared, &self.id, pod, observed, container, how, ended)
                     .await
             }
             Action::Delete { id } => {
@@ -497,20 +538,23 @@ impl Worker {
             }
             Action::RemoveSandbox => perform::remove_sandbox(shared, &self.id, pod).await,
             Action::RemoveVolumes => perform::remove_volumes(shared, &self.id).await,
-            // Handled apart: the first beside everything else, the second after everything.
-            Action::FetchImage { .. } | Action::FetchVolumeImage { .. } | Action::Finish => {
-                return None;
-            }
+            // Handled apart: the last one after everything, the others beside everything else.
+            Action::FetchImage { .. }
+            | Action::FetchVolumeImage { .. }
+            | Action::RefreshVolumes
+            | Action::Finish => return None,
         })
     }
 
     fn apply(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Sandbox(sandbox) => self.observed.sandbox = sandbox,
+            Outcome::Prepared { sandbox, handler } => {
+                (self.observed.sandbox, self.observed.handler) = (sandbox, handler);
+            }
+            Outcome::SandboxGone => self.observed.sandbox = Sandbox::Gone,
             Outcome::Volumes(volumes, contents) => {
                 (self.observed.volumes, self.observed.contents) = (volumes, contents);
             }
-            Outcome::Contents(contents) => self.observed.contents = contents,
             Outcome::Image { name, state } => {
                 self.fetching.retain(|fetching| *fetching != name);
                 self.observed.images.insert(name, state);
@@ -548,13 +592,13 @@ impl Worker {
             Outcome::Hooked { id } => {
                 self.observed.hooked.insert(id);
             }
-            Outcome::Stopping { id, how, why } => {
+            Outcome::Stopping { id, how, why, hook } => {
                 let mut all = self.observed.containers.iter_mut();
                 if let (Some(container), StopReason::Resized) = (all.find(|it| it.id == id), why) {
                     container.given = resize::stopped(container);
                 }
                 let stop = match how {
-                    StopHow::Ask { kill_at } => Stop::Asked { kill_at },
+                    StopHow::Ask { kill_at } => Stop::Asked { kill_at, hook },
                     StopHow::Kill => Stop::Killed,
                 };
                 self.observed.stops.insert(id, stop);

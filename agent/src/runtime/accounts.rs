@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_client::types::Mount;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat2};
@@ -18,6 +19,44 @@ use super::oci::Accounts;
 
 /// The largest account file that is read, in bytes.
 const LIMIT: u64 = 4 << 20;
+
+/// Images whose account files are kept in memory, and the size, in bytes, up to which they are.
+const CACHED: (usize, usize) = (64, 64 << 10);
+
+/// The account files of images, kept once they were read: layers never change.
+#[derive(Default)]
+pub(super) struct Known(Mutex<Vec<(String, Arc<Accounts>)>>);
+
+impl Known {
+    /// Those of the image whose layers together have this name; `read` reads them where that is to be done.
+    pub(super) async fn of(
+        &self,
+        chain_id: &str,
+        read: impl Future<Output = Result<Accounts, RuntimeError>>,
+    ) -> Result<Arc<Accounts>, RuntimeError> {
+        // Each change is one call that cannot stop half-way.
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |all: &Vec<(String, Arc<Accounts>)>| {
+            let found = all.iter().find(|(id, _)| id == chain_id);
+            found.map(|(_, accounts)| accounts.clone())
+        };
+        if let Some(accounts) = known(&lock()) {
+            return Ok(accounts);
+        }
+        let accounts = Arc::new(read.await?);
+        let (images, bytes) = CACHED;
+        if accounts.passwd.len() + accounts.group.len() <= bytes {
+            let mut all = lock();
+            if known(&all).is_none() {
+                if all.len() == images {
+                    all.remove(0);
+                }
+                all.push((chain_id.to_owned(), accounts.clone()));
+            }
+        }
+        Ok(accounts)
+    }
+}
 
 /// The account files of the root file system that `mounts` would make. Blocks.
 pub(super) fn read(mounts: &[Mount]) -> Result<Accounts, RuntimeError> {

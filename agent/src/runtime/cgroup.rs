@@ -70,7 +70,7 @@ pub fn create(hierarchies: &[Hierarchy], cgroup: &Path, resources: &Resources) -
         let directory = below(hierarchy, cgroup);
         let mut settings = Vec::new();
         if hierarchy.is_unified() {
-            delegate(hierarchy, cgroup)?;
+            delegate(hierarchy, cgroup, &["cpu", "memory"])?;
             settings.push((
                 "cpu.weight",
                 Weight::Unified.of(resources.cpu_shares).to_string(),
@@ -97,6 +97,24 @@ pub fn create(hierarchies: &[Hierarchy], cgroup: &Path, resources: &Resources) -
         for (file, value) in settings {
             set(&directory.join(file), &value)?;
         }
+    }
+    Ok(())
+}
+
+/// Limits how many processes and threads a cgroup has, where a hierarchy counts them. Repeatable.
+pub fn limit_pids(hierarchies: &[Hierarchy], cgroup: &Path, most: u64) -> io::Result<()> {
+    for hierarchy in hierarchies {
+        if hierarchy.is_unified() {
+            delegate(hierarchy, cgroup, &["pids"])?;
+        } else if hierarchy.has("pids") {
+            fs::create_dir_all(below(hierarchy, cgroup))?;
+        } else {
+            continue;
+        }
+        set(
+            &below(hierarchy, cgroup).join("pids.max"),
+            &most.to_string(),
+        )?;
     }
     Ok(())
 }
@@ -146,8 +164,8 @@ impl Weight {
     }
 }
 
-/// Makes the cgroups above one of v2 hand CPU and memory down, as far as they have them.
-fn delegate(hierarchy: &Hierarchy, cgroup: &Path) -> io::Result<()> {
+/// Makes the cgroups above one of v2 hand controllers down, as far as they have them.
+fn delegate(hierarchy: &Hierarchy, cgroup: &Path, controllers: &[&str]) -> io::Result<()> {
     let path = cgroup.strip_prefix("/").unwrap_or(cgroup);
     let mut directory = hierarchy.mount.clone();
     for part in path.components() {
@@ -155,7 +173,7 @@ fn delegate(hierarchy: &Hierarchy, cgroup: &Path) -> io::Result<()> {
         let there = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
         let before = fs::read_to_string(&handed_down).unwrap_or_default();
         let has = |text: &str, name| text.split_whitespace().any(|has| has == name);
-        for name in ["cpu", "memory"] {
+        for &name in controllers {
             if has(&there, name) && !has(&before, name) {
                 set(&handed_down, &format!("+{name}"))?;
             }

@@ -1,6 +1,10 @@
 //! What the machine allows, found once at start.
 
 use std::fs;
+use std::path::Path;
+
+use super::cgroup;
+use crate::node::facts::{HUGE_PAGES, huge_pages};
 
 /// Facts about the machine that decide how a container can be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +17,11 @@ pub struct Host {
     pub capabilities: u64,
     /// Identifies this boot of the machine.
     pub boot_id: String,
+    /// Sizes of huge pages, in bytes, of which the machine has some that can be shared out; `None` where nothing limits who
+    /// takes how many.
+    pub huge_pages: Option<Vec<u64>>,
+    /// The kernel labels processes and files by SELinux.
+    pub selinux: bool,
     /// The architecture in the words of OCI images: `amd64`, `arm64`.
     pub architecture: &'static str,
 }
@@ -35,6 +44,8 @@ impl Host {
                 .any(|line| line.split(' ').nth(2) == Some("cgroup")),
             capabilities: capability_bits(&status, "CapBnd:"),
             boot_id: boot_id.trim().to_owned(),
+            huge_pages: limits_huge_pages(&mounts).then(sizes_of_huge_pages),
+            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             architecture: match std::env::consts::ARCH {
                 "x86_64" => "amd64",
                 "aarch64" => "arm64",
@@ -48,6 +59,30 @@ impl Host {
         self.oom_score_floor
             .map_or(wanted, |floor| wanted.max(floor))
     }
+}
+
+/// Whether a cgroup hierarchy limits huge pages.
+fn limits_huge_pages(mounts: &str) -> bool {
+    cgroup::hierarchies(mounts).iter().any(|hierarchy| {
+        let file = hierarchy.mount.join("cgroup.controllers");
+        let unified = || fs::read_to_string(file).unwrap_or_default();
+        hierarchy.has("hugetlb")
+            || hierarchy.is_unified() && unified().split_whitespace().any(|it| it == "hugetlb")
+    })
+}
+
+fn sizes_of_huge_pages() -> Vec<u64> {
+    let pages = huge_pages(Path::new(HUGE_PAGES)).into_iter();
+    pages
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(size, _)| size)
+        .collect()
+}
+
+/// Whether the kernel confines processes by AppArmor profiles.
+pub fn app_armor_is_on() -> bool {
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.trim() == "Y")
 }
 
 fn capability_bits(status: &str, field: &str) -> u64 {

@@ -134,45 +134,79 @@ pub fn sha256(bytes: &[u8]) -> String {
     text
 }
 
+/// The signals that have names of their own; where a number has two, the first is its usual one.
+const SIGNALS: [(&str, i32); 34] = [
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("ILL", libc::SIGILL),
+    ("TRAP", libc::SIGTRAP),
+    ("ABRT", libc::SIGABRT),
+    ("IOT", libc::SIGABRT),
+    ("BUS", libc::SIGBUS),
+    ("FPE", libc::SIGFPE),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("SEGV", libc::SIGSEGV),
+    ("USR2", libc::SIGUSR2),
+    ("PIPE", libc::SIGPIPE),
+    ("ALRM", libc::SIGALRM),
+    ("TERM", libc::SIGTERM),
+    ("STKFLT", libc::SIGSTKFLT),
+    ("CHLD", libc::SIGCHLD),
+    ("CLD", libc::SIGCHLD),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("TSTP", libc::SIGTSTP),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("URG", libc::SIGURG),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+    ("VTALRM", libc::SIGVTALRM),
+    ("PROF", libc::SIGPROF),
+    ("WINCH", libc::SIGWINCH),
+    ("IO", libc::SIGIO),
+    ("POLL", libc::SIGIO),
+    ("PWR", libc::SIGPWR),
+    ("SYS", libc::SIGSYS),
+];
+/// The first and the last real-time signal, as the C library of most systems counts them.
+const REAL_TIME: (i32, i32) = (34, 64);
+
 /// A signal by name, with or without `SIG`, or by number.
-fn signal_number(text: &str) -> Option<i32> {
+pub fn signal_number(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=64).contains(&number).then_some(number);
     }
     let name = text.trim().to_uppercase();
-    Some(match name.strip_prefix("SIG").unwrap_or(&name) {
-        "HUP" => libc::SIGHUP,
-        "INT" => libc::SIGINT,
-        "QUIT" => libc::SIGQUIT,
-        "ABRT" => libc::SIGABRT,
-        "KILL" => libc::SIGKILL,
-        "USR1" => libc::SIGUSR1,
-        "USR2" => libc::SIGUSR2,
-        "ALRM" => libc::SIGALRM,
-        "TERM" => libc::SIGTERM,
-        "CONT" => libc::SIGCONT,
-        "STOP" => libc::SIGSTOP,
-        "WINCH" => libc::SIGWINCH,
-        "PWR" => libc::SIGPWR,
-        // Real-time signals, as the C library of most systems counts them.
-        "RTMIN" => 34,
-        "RTMAX" => 64,
-        other => {
-            if let Some(offset) = other.strip_prefix("RTMIN+") {
-                34 + offset
-                    .parse::<i32>()
-                    .ok()
-                    .filter(|n| (0..=30).contains(n))?
-            } else if let Some(offset) = other.strip_prefix("RTMAX-") {
-                64 - offset
-                    .parse::<i32>()
-                    .ok()
-                    .filter(|n| (0..=30).contains(n))?
-            } else {
-                return None;
-            }
-        }
-    })
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
+        return Some(*number);
+    }
+    let offset = |text: &str| text.parse::<i32>().ok().filter(|n| (0..=30).contains(n));
+    match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(""), _) => Some(REAL_TIME.0),
+        (_, Some("")) => Some(REAL_TIME.1),
+        (Some(rest), _) => Some(REAL_TIME.0 + offset(rest.strip_prefix('+')?)?),
+        (_, Some(rest)) => Some(REAL_TIME.1 - offset(rest.strip_prefix('-')?)?),
+        _ => None,
+    }
+}
+
+/// What the API calls a signal (KEP-4960); `None` for a number that has no name.
+pub fn signal_name(number: i32) -> Option<String> {
+    if let Some((name, _)) = SIGNALS.iter().find(|(_, known)| *known == number) {
+        return Some(format!("SIG{name}"));
+    }
+    let (first, last) = REAL_TIME;
+    match (number - first, last - number) {
+        (0, _) => Some("SIGRTMIN".to_owned()),
+        (_, 0) => Some("SIGRTMAX".to_owned()),
+        (above @ 1..=15, _) => Some(format!("SIGRTMIN+{above}")),
+        (_, below @ 1..=14) => Some(format!("SIGRTMAX-{below}")),
+        _ => None,
+    }
 }
 
 /// The full form of an image name: registry, repository and tag or digest.
@@ -317,6 +351,24 @@ mod tests {
         let bare = ImageConfig::parse(br#"{"rootfs":{"diff_ids":[]}}"#).unwrap();
         assert_eq!(bare, ImageConfig::default());
         assert_eq!(bare.stop_signal(), libc::SIGTERM);
+    }
+
+    #[test]
+    fn each_signal_has_a_number_and_a_name() {
+        assert_eq!(signal_number("SIGUSR1"), Some(libc::SIGUSR1));
+        assert_eq!(signal_number("rtmin+3"), Some(37));
+        assert_eq!(signal_number("SIGRTMAX-1"), Some(63));
+        assert_eq!(signal_number("15"), Some(libc::SIGTERM));
+        for unknown in ["", "SIGNOT", "0", "65", "SIGRTMIN+31", "SIGRTMIN3"] {
+            assert_eq!(signal_number(unknown), None, "{unknown}");
+        }
+        for number in 1..=64 {
+            // 32 and 33 are the C library's own.
+            let name = signal_name(number);
+            assert_eq!(name.is_none(), [32, 33].contains(&number), "{number}");
+            assert!(name.is_none_or(|name| signal_number(&name) == Some(number)));
+        }
+        assert_eq!(signal_name(libc::SIGABRT).as_deref(), Some("SIGABRT"));
     }
 
     #[test]

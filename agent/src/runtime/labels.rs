@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use super::{ContainerConfig, Exit, ExitCause, PodRef, Stdio};
+use super::{ContainerConfig, ContainerUser, Exit, ExitCause, PodRef, Stdio};
 
 pub(super) const POD_UID: &str = "io.kubernetes.pod.uid";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
@@ -16,6 +16,8 @@ const SPEC_HASH: &str = "kernelet.io/spec-hash";
 const IMAGE_ID: &str = "kernelet.io/image-id";
 const IMAGE: &str = "kernelet.io/image";
 const STOP_SIGNAL: &str = "kernelet.io/stop-signal";
+/// `uid:gid:group,group`.
+const USER: &str = "kernelet.io/user";
 const BOOT_ID: &str = "kernelet.io/boot-id";
 const CGROUP: &str = "kernelet.io/cgroup";
 /// There when the container has an input; `once` when that ends with its first writer.
@@ -56,6 +58,7 @@ pub(super) struct Identity {
     pub(super) image_id: String,
     pub(super) given: String,
     pub(super) stop_signal: i32,
+    pub(super) user: Option<ContainerUser>,
     pub(super) boot_id: String,
     pub(super) cgroup: String,
     pub(super) stdio: Stdio,
@@ -68,6 +71,7 @@ pub(super) fn write(
     config: &ContainerConfig,
     image_id: &str,
     stop_signal: i32,
+    user: &ContainerUser,
     boot_id: &str,
 ) -> Labels {
     let stdio = config.stdio;
@@ -76,6 +80,7 @@ pub(super) fn write(
         stdio.stdin.then(|| (STDIN, stdin.to_owned())),
         stdio.tty.then(|| (TTY, "yes".to_owned())),
         config.hook_due.then(|| (HOOK, DUE.to_owned())),
+        write_user(user).map(|user| (USER, user)),
     ];
     [
         (OWNER, "agent".to_owned()),
@@ -145,11 +150,34 @@ pub(super) fn read(labels: &Labels) -> Option<Identity> {
             .get(STOP_SIGNAL)
             .and_then(|value| value.parse().ok())
             .unwrap_or(libc::SIGTERM),
+        user: labels.get(USER).and_then(|text| read_user(text)),
         boot_id: text(BOOT_ID).unwrap_or_default(),
         cgroup: text(CGROUP).unwrap_or_default(),
         stdio: stdio(labels),
         hook_due: labels.get(HOOK).is_some_and(|hook| hook == DUE),
         exit: read_exit(labels),
+    })
+}
+
+/// `None` for one in more groups than there is room for.
+fn write_user(user: &ContainerUser) -> Option<String> {
+    let groups: Vec<_> = user.groups.iter().map(u32::to_string).collect();
+    let text = format!("{}:{}:{}", user.uid, user.gid, groups.join(","));
+    (text.len() <= MESSAGE_LIMIT).then_some(text)
+}
+
+/// What [`write_user`] has written.
+fn read_user(text: &str) -> Option<ContainerUser> {
+    let mut fields = text.split(':');
+    let mut number = || fields.next()?.parse().ok();
+    let (uid, gid) = (number()?, number()?);
+    let groups = fields.next()?.split(',').filter(|group| !group.is_empty());
+    Some(ContainerUser {
+        uid,
+        gid,
+        groups: groups
+            .map(|group| group.parse().ok())
+            .collect::<Option<_>>()?,
     })
 }
 

@@ -13,6 +13,7 @@ pub mod containerd;
 pub mod cpu;
 mod events;
 mod exec;
+mod handlers;
 pub mod host;
 pub mod image;
 mod image_volumes;
@@ -43,6 +44,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 pub use attach::{Output, OutputStream};
+pub use handlers::Handler;
 pub use image::{Image, ImageConfig, ImageSummary};
 
 /// What the pod half asks of a container runtime. Every method is idempotent: asked again after a crash, it finishes
@@ -51,6 +53,9 @@ pub use image::{Image, ImageConfig, ImageSummary};
 pub trait Runtime: Send + Sync {
     /// Name and version, as `containerd://1.6.20`; also the check that the runtime answers.
     async fn version(&self) -> Result<String, RuntimeError>;
+
+    /// By what names, and how, it can run containers.
+    async fn handlers(&self) -> Result<Vec<Handler>, RuntimeError>;
 
     /// The image of this name, if it is present.
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError>;
@@ -191,12 +196,23 @@ pub struct Container {
     pub given: String,
     /// The signal that asks it to stop.
     pub stop_signal: i32,
+    /// Whom its first process runs as at its start; unknown of those that older agents made.
+    pub user: Option<ContainerUser>,
     pub created_at: Timestamp,
     /// It was made before the machine was last started.
     pub earlier_boot: bool,
     /// Something is to be done after its start, and nobody wrote down that it is.
     pub hook_due: bool,
     pub state: ContainerState,
+}
+
+/// Whom a process runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerUser {
+    pub uid: u32,
+    pub gid: u32,
+    /// The primary group among them, in order.
+    pub groups: Vec<u32>,
 }
 
 /// Where a container is in its life.
@@ -336,6 +352,8 @@ pub struct ContainerConfig {
     pub attempt: u32,
     pub streak: u32,
     pub spec_hash: String,
+    /// With what it runs, if not with the default.
+    pub handler: Option<Handler>,
     /// The image as the spec names it. Without one the container is empty but for its mounts, of which one has the command,
     /// and its output is lost.
     pub image: Option<String>,
@@ -351,6 +369,8 @@ pub struct ContainerConfig {
     /// Below the root of each cgroup hierarchy.
     pub cgroup: PathBuf,
     pub resources: Resources,
+    /// By the size of a page, how much memory of such pages it may have; all in bytes.
+    pub huge_pages: BTreeMap<u64, u64>,
     /// What `resources` come from, kept for whoever asks.
     pub given: String,
     pub oom_score_adj: i32,
@@ -358,6 +378,8 @@ pub struct ContainerConfig {
     pub sysctls: BTreeMap<String, String>,
     pub security: Security,
     pub stdio: Stdio,
+    /// The name of the signal that asks it to stop, in place of the one that its image names.
+    pub stop_signal: Option<String>,
     /// Something is to be done after its start; see [`Runtime::note_hook`].
     pub hook_due: bool,
 }
@@ -415,6 +437,8 @@ pub struct Security {
     pub user: Option<u32>,
     pub group: Option<u32>,
     pub supplemental_groups: Vec<u32>,
+    /// It is in no group only because its image says so (KEP-3619).
+    pub strict_groups: bool,
     /// Refuse to run as user 0.
     pub run_as_non_root: bool,
     pub read_only_root: bool,
@@ -424,6 +448,17 @@ pub struct Security {
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
     pub seccomp: Seccomp,
+    /// The profile of the node that confines it, where it is confined.
+    pub app_armor: Option<String>,
+    /// Where it asks for one. A kernel without SELinux takes no notice, as under upstream.
+    pub selinux: Option<SelinuxLabel>,
+}
+
+/// By what SELinux knows a container: its processes, and its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelinuxLabel {
+    pub process: String,
+    pub files: String,
 }
 
 /// How a container's system calls are filtered.

@@ -6,15 +6,18 @@ use std::path::PathBuf;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
-    LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp, Mount, MountBuilder, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, User, UserBuilder,
+    LinuxDeviceCgroupBuilder, LinuxHugepageLimit, LinuxHugepageLimitBuilder, LinuxMemoryBuilder,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp,
+    Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
 use super::host::Host;
-use super::image::ImageConfig;
+use super::image::{ImageConfig, signal_number};
 use super::process::with_terminal;
-use super::{ContainerConfig, Propagation, Resources, RuntimeError, Seccomp, Security, seccomp};
+use super::{
+    ContainerConfig, ContainerUser, Propagation, Resources, RuntimeError, Seccomp, Security,
+    seccomp,
+};
 
 /// What containers may do as root by default; the set that Docker and containerd settled on.
 const DEFAULT_CAPABILITIES: [Capability; 14] = [
@@ -125,6 +128,11 @@ pub fn spec(
     let user = user(&config.security, &image.user, accounts)?;
     let capabilities = capabilities(&config.security, host)?;
     let filter = filter(&config.security)?;
+    if host.huge_pages.is_none() && !config.huge_pages.is_empty() {
+        return Err(RuntimeError::Config(
+            "huge pages cannot be limited on this node: it has no cgroup controller hugetlb".into(),
+        ));
+    }
     build(config, image, args, user, capabilities, filter, host)
         .map_err(|error| RuntimeError::Config(format!("no valid OCI spec: {error}")))
 }
@@ -182,6 +190,7 @@ fn build(
                 .devices(device_rules(security.privileged)?)
                 .cpu(cpu(&config.resources)?)
                 .memory(memory(&config.resources)?)
+                .hugepage_limits(huge_pages(config, host)?)
                 .build()?,
         )
         .masked_paths(paths(MASKED_PATHS, security.privileged))
@@ -203,6 +212,14 @@ fn build(
         Propagation::Both => linux = linux.rootfs_propagation("rshared"),
     }
 
+    if !security.privileged {
+        process.set_apparmor_profile(security.app_armor.clone());
+    }
+    let label = security.selinux.as_ref();
+    if let Some(label) = label.filter(|_| host.selinux && !security.privileged) {
+        process.set_selinux_label(Some(label.process.clone()));
+        linux = linux.mount_label(label.files.clone());
+    }
     if config.stdio.tty {
         with_terminal(&mut process);
     }
@@ -327,6 +344,9 @@ fn user(security: &Security, of_image: &str, accounts: &Accounts) -> Result<User
     }
     let mut groups: BTreeSet<u32> = security.supplemental_groups.iter().copied().collect();
     groups.insert(gid);
+    if !security.strict_groups {
+        groups.extend(memberships(accounts, uid));
+    }
     UserBuilder::default()
         .uid(uid)
         .gid(gid)
@@ -352,8 +372,51 @@ fn account(file: &str, wanted: &str) -> Option<(u32, u32)> {
     })
 }
 
+/// The groups whose lines in the image's `/etc/group` name this user.
+fn memberships(accounts: &Accounts, uid: u32) -> impl Iterator<Item = u32> {
+    let user = accounts.passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
+    });
+    accounts.group.lines().filter_map(move |line| {
+        let mut fields = line.split(':').skip(2);
+        let gid = fields.next()?.parse().ok()?;
+        let mut members = fields.next()?.split(',');
+        members
+            .any(|member| Some(member.trim()) == user)
+            .then_some(gid)
+    })
+}
+
+/// Whom the first process of a container with this spec runs as.
+pub fn user_of(spec: &Spec) -> ContainerUser {
+    let user = spec
+        .process()
+        .as_ref()
+        .map(|process| process.user().clone());
+    let user = user.unwrap_or_default();
+    ContainerUser {
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+    }
+}
+
+/// The signal that asks a container to stop: its own, or else its image's.
+pub fn stop_signal(config: &ContainerConfig, image: &ImageConfig) -> Result<i32, RuntimeError> {
+    let Some(name) = &config.stop_signal else {
+        return Ok(image.stop_signal());
+    };
+    signal_number(name)
+        .ok_or_else(|| RuntimeError::Config(format!("lifecycle.stopSignal: {name:?} is no signal")))
+}
+
 /// Whether [`spec`] needs to look at the image's account files.
 pub fn needs_accounts(security: &Security, image: &ImageConfig) -> bool {
+    if !security.strict_groups {
+        return true;
+    }
     let plain = |text: &str| text.is_empty() || text.parse::<u32>().is_ok();
     let (name, group) = image.user.split_once(':').unwrap_or((&image.user, ""));
     match security.user {
@@ -582,6 +645,35 @@ fn memory(resources: &Resources) -> Result<oci_spec::runtime::LinuxMemory, OciSp
         Some(limit) => LinuxMemoryBuilder::default().limit(limit).build(),
         None => LinuxMemoryBuilder::default().build(),
     }
+}
+
+/// The limits of huge pages: of each size that the machine has, and that it asks for. It gets none that it does not ask for.
+fn huge_pages(
+    config: &ContainerConfig,
+    host: &Host,
+) -> Result<Vec<LinuxHugepageLimit>, OciSpecError> {
+    let all = host.huge_pages.iter().flatten().copied();
+    let sizes: BTreeSet<u64> = all.chain(config.huge_pages.keys().copied()).collect();
+    let limit = |size: u64| {
+        let bytes = config.huge_pages.get(&size).copied().unwrap_or(0);
+        LinuxHugepageLimitBuilder::default()
+            .page_size(page_size(size))
+            .limit(i64::try_from(bytes).unwrap_or(i64::MAX))
+            .build()
+    };
+    sizes.into_iter().map(limit).collect()
+}
+
+/// As the kernel's cgroup files name it: `2MB`.
+fn page_size(bytes: u64) -> String {
+    let units = [(1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")];
+    let whole = units
+        .into_iter()
+        .find(|(unit, _)| bytes.is_multiple_of(*unit));
+    whole.map_or_else(
+        || format!("{bytes}B"),
+        |(unit, name)| format!("{}{name}", bytes / unit),
+    )
 }
 
 fn paths(list: &[&str], privileged: bool) -> Vec<String> {

@@ -49,6 +49,7 @@ pub(super) fn container(
         image_id: identity.image_id,
         given: identity.given,
         stop_signal: identity.stop_signal,
+        user: identity.user,
         created_at: stored.created_at.map_or(Timestamp::UNIX_EPOCH, timestamp),
         earlier_boot: identity.boot_id != boot_id,
         hook_due: identity.hook_due,
@@ -60,10 +61,7 @@ pub(super) fn container(
 pub(super) fn exit(task: &Process, out_of_memory: bool) -> Exit {
     Exit {
         code: i32::try_from(task.exit_status).unwrap_or(255),
-        at: task
-            .exited_at
-            .clone()
-            .map_or_else(Timestamp::now, timestamp),
+        at: task.exited_at.map_or_else(Timestamp::now, timestamp),
         cause: match out_of_memory && task.exit_status != 0 {
             true => ExitCause::OutOfMemory,
             false => ExitCause::Process,

@@ -23,6 +23,22 @@ pub(crate) const PREFIX: &str = "kn-pd";
 /// Tells the test program to be a log writer; see [`log_pipe_process`].
 pub(crate) const LOG_PIPE: &str = "KERNELET_TEST_LOG_PIPE";
 
+/// A runtime that is configured beside the default one. It does the same, and leaves a file, its own name with `.used`.
+pub(crate) const OTHER_RUNTIME: &str = "other";
+
+/// containerd's configuration, in this directory. A runtime that it names takes the place of those there are without it.
+fn config_file(directory: &Path) -> String {
+    const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
+    const RUNTIMES: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes";
+    const TYPE: &str = "runtime_type = \"io.containerd.runc.v2\"";
+    let binary = directory.join(OTHER_RUNTIME);
+    format!(
+        "version = 2\n[{CRI}]\nrestrict_oom_score_adj = true\n[{RUNTIMES}.runc]\n{TYPE}\n\
+        [{RUNTIMES}.{OTHER_RUNTIME}]\n{TYPE}\n\
+        [{RUNTIMES}.{OTHER_RUNTIME}.options]\nBinaryName = {binary:?}\n"
+    )
+}
+
 /// A containerd that ends with the test.
 pub(crate) struct Daemon {
     child: Child,
@@ -36,11 +52,11 @@ impl Daemon {
             return None;
         }
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
-        fs::write(
-            dir.path().join("config.toml"),
-            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n",
-        )
-        .unwrap();
+        fs::write(dir.path().join("config.toml"), config_file(dir.path())).unwrap();
+        let other = dir.path().join(OTHER_RUNTIME);
+        let script = "#!/bin/sh\ntouch \"$0.used\"\nexec runc \"$@\"\n";
+        fs::write(&other, script).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
         let logger = dir.path().join("logger");
         fs::write(
             &logger,
@@ -341,7 +357,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
             "etc/passwd",
             "root:x:0:0::/:/bin/sh\napp:x:1001:1002::/:/bin/sh\n",
         ),
-        ("etc/group", "root:x:0:\nteam:x:1003:\n"),
+        ("etc/group", "root:x:0:\nteam:x:1003:\nextra:x:1004:app\n"),
     ] {
         append(&mut layer, file, text.as_bytes());
     }

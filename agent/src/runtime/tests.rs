@@ -36,6 +36,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
         attempt: 0,
         streak: 0,
         spec_hash: "hash".into(),
+        handler: None,
         image: Some(IMAGE.into()),
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
         args: Vec::new(),
@@ -51,6 +52,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             cpu_shares: 102,
             ..Resources::default()
         },
+        huge_pages: Default::default(),
         given: String::new(),
         oom_score_adj: -997,
         sysctls: Default::default(),
@@ -59,6 +61,7 @@ fn config(daemon: &Daemon, name: &str, script: &str) -> ContainerConfig {
             ..Security::default()
         },
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
     }
 }

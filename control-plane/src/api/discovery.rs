@@ -20,7 +20,11 @@ const VERBS: [&str; 8] = [
 
 fn verbs(kind: &Kind) -> Vec<&'static str> {
     let mut verbs = VERBS.to_vec();
-    verbs.retain(|verb| *verb != "deletecollection" || kind.deletes_collections());
+    verbs.retain(|verb| match *verb {
+        "get" | "list" => true,
+        "deletecollection" => kind.deletes_collections() && !kind.computed,
+        _ => !kind.computed,
+    });
     verbs
 }
 

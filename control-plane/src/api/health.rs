@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::response::{IntoResponse, Response};
-use http::{StatusCode, header};
+use http::{StatusCode, Uri, header};
 use tokio::sync::Mutex;
 
 use super::Api;
-use super::request::Query;
+use super::request::{self, Query};
 use crate::store::Store;
 
 /// How long the store's last answer is good.
@@ -19,6 +19,7 @@ const FRESH: Duration = Duration::from_secs(1);
 pub struct Health {
     ready: AtomicBool,
     stopping: AtomicBool,
+    elects: AtomicBool,
     /// What the store last answered, and when.
     store: Mutex<Option<(Instant, Result<(), &'static str>)>>,
 }
@@ -34,8 +35,17 @@ impl Health {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Scheduler and controllers run where their Leases are held, which may be elsewhere.
+    pub fn set_elects(&self) {
+        self.elects.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn elects(&self) -> bool {
+        self.elects.load(Ordering::Relaxed)
+    }
+
     /// Whether the store answers. However many ask, it is asked once at a time.
-    async fn of_store(&self, store: &dyn Store) -> Result<(), &'static str> {
+    pub(super) async fn of_store(&self, store: &dyn Store) -> Result<(), &'static str> {
         let mut last = self.store.lock().await;
         if let Some((at, answer)) = *last
             && at.elapsed() < FRESH
@@ -54,10 +64,11 @@ impl Health {
 /// One check: its name and what is wrong.
 type Check = (&'static str, Result<(), &'static str>);
 
-/// Answers one of the three paths.
-pub(super) async fn answer(api: &Api, path: &str, query: &Query) -> Response {
+/// Answers one of the three paths. The store's check has upstream's name, which load balancers' checks exclude.
+pub(super) async fn answer(api: &Api, uri: &Uri, query: &Query) -> Response {
+    let path = uri.path();
     let store = api.health.of_store(&*api.registry.store).await;
-    let mut checks: Vec<Check> = vec![("ping", Ok(())), ("store", store)];
+    let mut checks: Vec<Check> = vec![("ping", Ok(())), ("etcd", store)];
     if path.starts_with("/readyz") {
         let ready = api.health.ready.load(Ordering::Relaxed);
         checks.push((
@@ -78,8 +89,11 @@ pub(super) async fn answer(api: &Api, path: &str, query: &Query) -> Response {
             return plain(StatusCode::NOT_FOUND, "404 page not found\n".to_owned());
         }
     }
-    let excluded = query.get("exclude");
-    for (_, result) in checks.iter_mut().filter(|(name, _)| *name == excluded) {
+    let excluded: Vec<String> = request::pairs(uri)
+        .filter_map(|(name, value)| (name == "exclude").then_some(value))
+        .collect();
+    let is_excluded = |name: &str| excluded.iter().any(|one| one == name);
+    for (_, result) in checks.iter_mut().filter(|(name, _)| is_excluded(name)) {
         *result = Ok(());
     }
     let healthy = checks.iter().all(|(_, result)| result.is_ok());
@@ -94,7 +108,7 @@ pub(super) async fn answer(api: &Api, path: &str, query: &Query) -> Response {
     let mut text: String = checks
         .iter()
         .map(|(check, result)| match result {
-            Ok(()) if *check == excluded => format!("[+]{check} excluded: ok\n"),
+            Ok(()) if is_excluded(check) => format!("[+]{check} excluded: ok\n"),
             Ok(()) => format!("[+]{check} ok\n"),
             Err(why) => format!("[-]{check} failed: {why}\n"),
         })

@@ -73,6 +73,16 @@ impl Inflight {
             .map_err(|_| ApiError::too_many_requests())
     }
 
+    /// How many slots are taken, for reading and for writing.
+    pub fn running(&self) -> (usize, usize) {
+        let classes = [&self.nodes, &self.administrators, &self.others];
+        let taken = |of: fn(&Class) -> usize| classes.into_iter().map(of).sum();
+        (
+            taken(|class| READS - class.reads.available_permits()),
+            taken(|class| WRITES - class.writes.available_permits()),
+        )
+    }
+
     fn class(&self, user: &User) -> Option<&Class> {
         if is_part(user) {
             None

@@ -6,10 +6,13 @@
 pub mod access;
 pub mod apply;
 pub mod applying;
+pub mod audit;
 pub mod authenticate;
 pub mod body;
 pub mod bootstrap;
+mod components;
 pub mod content;
+pub mod decoders;
 pub mod default_roles;
 pub mod deletion;
 pub mod discovery;
@@ -76,6 +79,7 @@ pub struct Api {
     /// `ADDRESS:PORT` that clients reach this server at, for discovery.
     pub advertised: String,
     pub health: Health,
+    audit: Option<audit::Log>,
     inflight: Inflight,
     streams: streams::Open,
     documents: openapi::Documents,
@@ -88,6 +92,7 @@ impl Api {
         authenticator: Authenticator,
         kubelet: KubeletClient,
         advertised: String,
+        audit: Option<audit::Log>,
     ) -> Arc<Self> {
         Arc::new(Api {
             registry,
@@ -95,6 +100,7 @@ impl Api {
             kubelet,
             advertised,
             health: Health::default(),
+            audit,
             inflight: Inflight::default(),
             streams: streams::Open::default(),
             documents: openapi::Documents::default(),

@@ -11,10 +11,13 @@ use super::content;
 use super::discovery;
 use super::error::ApiError;
 use super::health;
+use super::metrics::Present;
 use super::openapi;
 use super::present;
 use super::request::Query;
+use super::stored;
 use crate::auth::{self, Attributes, User};
+use crate::resources;
 
 /// The Kubernetes version whose API this server speaks.
 const MAJOR: &str = "1";
@@ -45,13 +48,18 @@ pub(super) async fn serve(
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     // Whoever looks after this process must get an answer also when it has much to do.
     if let ["healthz" | "livez" | "readyz", ..] = parts.as_slice() {
-        return Ok(health::answer(api, path, query).await);
+        return Ok(health::answer(api, request.uri(), query).await);
     }
     let _share = api.inflight.share(user)?;
     let _slot = api.inflight.enter(user, "get")?;
     let found = match parts.as_slice() {
         ["version"] => Some(version()),
-        ["metrics"] => return Ok(health::plain(StatusCode::OK, api.metrics.text())),
+        ["metrics"] => {
+            return Ok(health::plain(
+                StatusCode::OK,
+                api.metrics.text(present(api)),
+            ));
+        }
         ["api" | "apis"] if discovery::aggregated_version(request.headers()).is_some() => {
             return Ok(aggregated(&request, parts[0] == "api"));
         }
@@ -79,6 +87,23 @@ pub(super) async fn serve(
     let found = found.ok_or_else(ApiError::no_route)?;
     content::require_json(request.headers())?;
     Ok(present::value(StatusCode::OK, &found))
+}
+
+/// How things are for metrics.
+fn present(api: &Api) -> Present {
+    let stored = resources::kinds()
+        .iter()
+        .filter(|kind| kind.conversion.is_none() && !kind.computed);
+    let counted = stored.map(|kind| {
+        let count = api.registry.cache.count(&stored::prefix(kind, ""));
+        (kind.qualified_plural(), count)
+    });
+    let (reading, writing) = api.inflight.running();
+    Present {
+        objects: counted.collect(),
+        reading,
+        writing,
+    }
 }
 
 /// What those are told who verify service accounts' tokens themselves.

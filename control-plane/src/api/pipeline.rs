@@ -14,14 +14,17 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::{CompressionLayer, Predicate};
 
 use super::Api;
-use super::access;
+use super::access::{self, Access};
 use super::applying;
+use super::audit::{self, Seen};
 use super::authenticate;
 use super::body;
+use super::components;
 use super::error::ApiError;
 use super::eviction;
 use super::impersonate;
 use super::log;
+use super::metrics::Labels;
 use super::paths;
 use super::present;
 use super::proxy;
@@ -89,7 +92,14 @@ async fn answer(State(api): State<Arc<Api>>, request: Request) -> Response {
     let started = Instant::now();
     let audit_id = uuid::Uuid::new_v4().to_string();
     let (path, method) = (request.uri().path().to_owned(), request.method().clone());
-    let (labels, outcome) = serve(&api, request).await;
+    let audited = api.audit.as_ref();
+    let audited = audited.map(|log| (log, audit::Asked::of(&request, &audit_id)));
+    let mut seen = Seen::default();
+    let (labels, outcome) = serve(&api, request, &mut seen).await;
+    if let Some((log, asked)) = audited {
+        let answer = outcome.as_ref().map(|response| response.status().as_u16());
+        log.record(asked, &seen, answer).await;
+    }
     let mut response = outcome.unwrap_or_else(|error| {
         if error.code.is_server_error() {
             tracing::warn!(%method, path, code = error.code.as_u16(), error = %error, "request failed");
@@ -99,12 +109,8 @@ async fn answer(State(api): State<Arc<Api>>, request: Request) -> Response {
     if let Ok(id) = HeaderValue::from_str(&audit_id) {
         response.headers_mut().insert("audit-id", id);
     }
-    api.metrics.answered(
-        labels.0,
-        labels.1,
-        response.status().as_u16(),
-        started.elapsed(),
-    );
+    api.metrics
+        .answered(labels, response.status().as_u16(), started.elapsed());
     tracing::debug!(%method, path, code = response.status().as_u16(), took = ?started.elapsed(), "request");
     response
 }
@@ -116,32 +122,40 @@ fn out_of_time() -> ApiError {
     ))
 }
 
-/// What metrics call a request: its verb and its resource.
-type Labels = (&'static str, &'static str);
-
-async fn serve(api: &Arc<Api>, request: Request) -> (Labels, Result<Response, ApiError>) {
+async fn serve(
+    api: &Arc<Api>,
+    request: Request,
+    seen: &mut Seen,
+) -> (Labels, Result<Response, ApiError>) {
     let query = Query::of(request.uri());
     let Some(target) = request::target(request.method(), request.uri(), &query) else {
-        return (("", ""), Err(ApiError::no_route()));
+        return (Labels::default(), Err(ApiError::no_route()));
     };
     let user = match authenticate::caller(api, request.extensions(), request.headers()).await {
-        Ok(user) => impersonate::effective(&api.registry, user, request.headers()).await,
+        Ok(user) => {
+            seen.caller = Some(user.clone());
+            impersonate::effective(&api.registry, user, request.headers()).await
+        }
         Err(error) => Err(error),
     };
     let user = match user {
         Ok(user) => user,
-        Err(error) => return (("", ""), Err(error)),
+        Err(error) => return (Labels::default(), Err(error)),
     };
+    seen.user = Some(user.clone());
     let (labels, work) = match target {
         Target::Path => {
             let work = paths::serve(api, &user, &query, request);
-            return (("path", ""), work.await);
+            return (Labels::of_path(), work.await);
         }
         Target::Resource(target) => {
             let kind = kind_of(&target);
-            let review = reviews::find(&target).map_or("", |review| review.plural);
-            let labels = (target.verb, kind.map_or(review, |k| k.plural));
-            (labels, receive(api, user, kind, target, query, request))
+            let labels = Labels::of(kind, reviews::find(&target), &target);
+            let warnings = seen.warnings.clone();
+            (
+                labels,
+                receive(api, (user, warnings), kind, target, query, request),
+            )
         }
     };
     let outcome = tokio::time::timeout(PATIENCE, work)
@@ -153,13 +167,20 @@ async fn serve(api: &Arc<Api>, request: Request) -> (Labels, Result<Response, Ap
 /// Reads a request for objects, if its sender may ask that and has not too much running already, and answers it.
 async fn receive(
     api: &Arc<Api>,
-    user: User,
+    (user, warnings): (User, Arc<Warnings>),
     kind: Option<&'static Kind>,
     target: ResourceRequest,
     query: Query,
     request: Request,
 ) -> Result<Response, ApiError> {
-    authorize(api, &user, &target, &query).await?;
+    let allowed = authorize(api, &user, &target, &query).await;
+    let (decision, why) = match &allowed {
+        Ok(why) => ("allow", why),
+        Err(error) => ("forbid", &error.message),
+    };
+    warnings.audit("authorization.k8s.io/decision", decision);
+    warnings.audit("authorization.k8s.io/reason", why);
+    allowed?;
     let share = api.inflight.share(&user)?;
     if let Some(review) = reviews::find(&target) {
         let _slot = api.inflight.enter(&user, target.verb)?;
@@ -185,6 +206,7 @@ async fn receive(
         query,
         headers: parts.headers,
         body: body::read(body).await?,
+        warnings,
     };
     if asked.body.len() < LARGE {
         return serve_resource(api, &asked).await;
@@ -218,12 +240,13 @@ fn no_definitions() -> Value {
     })
 }
 
+/// Why the user may do this, where there is more to say than who it is.
 pub(super) async fn authorize(
     api: &Api,
     user: &User,
     target: &ResourceRequest,
     query: &Query,
-) -> Result<(), ApiError> {
+) -> Result<String, ApiError> {
     // A list or watch of one object by its name is a request for that object.
     let selector = FieldSelector::parse(query.get("fieldSelector")).unwrap_or_default();
     let selected = match target.verb {
@@ -245,14 +268,13 @@ pub(super) async fn authorize(
         field_selector: query.get("fieldSelector"),
         path: "",
     };
-    let refusal = access::refusal(&api.registry, user, &attributes).await?;
-    match refusal {
-        None => Ok(()),
-        Some(why) => Err(ApiError::forbidden(
+    match access::decide(&api.registry, user, &attributes).await? {
+        Access::Allowed(why) => Ok(why),
+        Access::Refused(hint) => Err(ApiError::forbidden(
             &target.group,
             &target.resource,
             &target.name,
-            &why,
+            &crate::auth::refusal(user, &attributes, &hint),
         )),
     }
 }
@@ -275,6 +297,7 @@ struct Asked {
     query: Query,
     headers: HeaderMap,
     body: Bytes,
+    warnings: Arc<Warnings>,
 }
 
 async fn serve_resource(api: &Api, asked: &Asked) -> Result<Response, ApiError> {
@@ -300,7 +323,7 @@ async fn serve_resource(api: &Api, asked: &Asked) -> Result<Response, ApiError> 
         headers: &asked.headers,
         body: asked.body.clone(),
         manager: applying::manager(kind, target, &asked.query, &asked.headers)?,
-        warnings: Warnings::default(),
+        warnings: &asked.warnings,
     };
     let mut response = act(api, &input).await?;
     present::warn(&mut response, &input.warnings.take());
@@ -315,6 +338,9 @@ async fn act(api: &Api, input: &Input<'_>) -> Result<Response, ApiError> {
             ("create", true) => subresources::bind(registry, input).await,
             _ => Err(ApiError::method_not_allowed()),
         };
+    }
+    if kind.computed {
+        return components::serve(api, input).await;
     }
     if target.subresource.is_empty() {
         return match target.verb {

@@ -66,6 +66,11 @@ pub fn target(method: &Method, uri: &Uri, query: &Query) -> Option<Target> {
     if parts.iter().any(|part| part.is_empty()) {
         return None;
     }
+    // The old way to ask for a watch, of a collection or of one object.
+    let watched = parts.len() > 1 && parts[0] == "watch";
+    if watched {
+        parts.remove(0);
+    }
     let (namespace, rest) = match parts.as_slice() {
         // A namespace is itself an object; its subresources share the shape of the things inside it.
         ["namespaces", name, "status" | "finalize"] => ("", &["namespaces", name, parts[2]][..]),
@@ -79,6 +84,8 @@ pub fn target(method: &Method, uri: &Uri, query: &Query) -> Option<Target> {
         _ => return None,
     };
     let verb = match *method {
+        Method::GET | Method::HEAD if watched => "watch",
+        _ if watched => "",
         // Upstream, too, gives one object as it is, whether or not `watch` is asked for.
         Method::GET | Method::HEAD if name.is_empty() && query.flag("watch") => "watch",
         Method::GET | Method::HEAD if name.is_empty() => "list",
@@ -279,6 +286,16 @@ mod tests {
                 Method::GET,
                 "/api/v1/pods?watch=1",
                 ("watch", "", "", "pods", "", ""),
+            ),
+            (
+                Method::GET,
+                "/api/v1/watch/namespaces/a/pods/p",
+                ("watch", "", "a", "pods", "p", ""),
+            ),
+            (
+                Method::GET,
+                "/apis/apps/v1/watch/deployments",
+                ("watch", "apps", "", "deployments", "", ""),
             ),
             (
                 Method::GET,

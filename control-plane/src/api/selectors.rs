@@ -298,6 +298,16 @@ impl FieldSelector {
         Ok(FieldSelector(terms))
     }
 
+    /// The same, and this field must have this value.
+    pub fn and(mut self, path: &str, value: &str) -> Self {
+        self.0.push(FieldTerm {
+            path: path.to_owned(),
+            value: value.to_owned(),
+            equal: true,
+        });
+        self
+    }
+
     /// Refuses paths that the kind does not offer.
     pub fn check(&self, known: &[&str]) -> Result<(), SelectorError> {
         match self.0.iter().find(|t| !known.contains(&t.path.as_str())) {

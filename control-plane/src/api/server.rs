@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::audit::Source;
 use super::shares::Shares;
 use activity::{Activity, Answering};
 
@@ -161,7 +162,9 @@ impl Server {
             return;
         };
         let router = self.router.clone();
+        let source = Source(peer.ip().to_canonical());
         let service = move |mut request: Request<Body>| {
+            request.extensions_mut().insert(source);
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::apply::Manager;
+use super::audit::Log;
 use super::registry::{Call, Registry};
 use super::{Api, KubeletClient, bootstrap, default_roles, index};
 use crate::admission::service_ip::{Ranges, ServiceAddresses};
@@ -37,6 +38,16 @@ pub(crate) async fn start_with(dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
 
 /// The same on a store that other servers may have too; keys are in `dir`.
 pub(crate) async fn start_on(store: Arc<dyn Store>, dir: &Path, ranges: &str) -> (Arc<Api>, Pki) {
+    start_audited(store, dir, ranges, None).await
+}
+
+/// The same with an audit log.
+pub(crate) async fn start_audited(
+    store: Arc<dyn Store>,
+    dir: &Path,
+    ranges: &str,
+    audit: Option<Log>,
+) -> (Arc<Api>, Pki) {
     let ranges: Ranges = ranges.parse().expect("ranges");
     let config = PkiConfig {
         data_dir: dir.to_owned(),
@@ -65,6 +76,7 @@ pub(crate) async fn start_on(store: Arc<dyn Store>, dir: &Path, ranges: &str) ->
         Authenticator::new(pki.join_token.clone(), tokens),
         kubelet,
         advertised.to_owned(),
+        audit,
     );
     let servers = [advertised.parse().expect("an address")].into();
     bootstrap::ensure(&api.registry, &ranges, &servers)

@@ -3,6 +3,7 @@
 mod access;
 mod admission;
 mod applying;
+mod audit;
 mod decoders;
 mod examples;
 mod fair;
@@ -10,6 +11,7 @@ mod hostile;
 mod input;
 mod kinds;
 mod lists;
+mod metrics;
 mod mutated;
 mod objects;
 mod reviews;

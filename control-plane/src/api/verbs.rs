@@ -42,7 +42,7 @@ pub struct Input<'a> {
     /// In whose name fields are set.
     pub manager: Manager,
     /// What admission says to the client although it refuses nothing.
-    pub warnings: Warnings,
+    pub warnings: &'a Warnings,
 }
 
 impl<'a> Input<'a> {
@@ -61,7 +61,7 @@ impl<'a> Input<'a> {
             namespace: &self.request.namespace,
             dry_run,
             manager: &self.manager,
-            warnings: &self.warnings,
+            warnings: self.warnings,
         })
     }
 
@@ -74,10 +74,15 @@ impl<'a> Input<'a> {
     }
 
     fn selection(&self) -> Result<Selection, ApiError> {
+        let mut options = ListOptions::parse(self.query)?;
+        if !self.request.name.is_empty() {
+            // A watch of one object, asked for in the old way.
+            options.fields = options.fields.and("metadata.name", &self.request.name);
+        }
         let selection = Selection {
             kind: self.kind,
             namespace: self.request.namespace.clone(),
-            options: ListOptions::parse(self.query)?,
+            options,
         };
         selection.check()?;
         Ok(selection)

@@ -127,6 +127,8 @@ pub struct Kind {
     pub orphans: bool,
     /// What the client is told then.
     pub orphans_warning: Option<&'static str>,
+    /// Objects are not stored: the server says what there is, and they can only be read.
+    pub computed: bool,
     /// Set when objects are kept as another kind.
     pub conversion: Option<Conversion>,
     /// The cells of a row, in the order of `columns`. `now` is seconds since the Unix epoch.
@@ -169,6 +171,7 @@ impl Kind {
             returns_deleted_object: T::RETURNS_DELETED_OBJECT,
             orphans: T::ORPHANS,
             orphans_warning: T::ORPHANS_WARNING,
+            computed: T::COMPUTED,
             conversion: T::CONVERSION,
             row: |object, now| match decode::typed::<T>(object) {
                 Ok(object) => object.row(now),
@@ -235,6 +238,7 @@ pub trait Strategy:
     const RETURNS_DELETED_OBJECT: bool = false;
     const ORPHANS: bool = false;
     const ORPHANS_WARNING: Option<&'static str> = None;
+    const COMPUTED: bool = false;
     const CONVERSION: Option<Conversion> = None;
     /// What is wrong with a name of this kind, if anything.
     const NAME_RULE: validate::NameRule = validate::names::dns1123_subdomain;

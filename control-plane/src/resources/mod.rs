@@ -5,6 +5,7 @@
 
 pub mod age;
 mod certificatesigningrequest;
+mod componentstatus;
 mod configmap;
 mod controllerrevision;
 pub(crate) mod cronjob;
@@ -62,9 +63,9 @@ use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, PersistentVolume,
-        PersistentVolumeClaim, Pod, PodTemplate, ReplicationController, ResourceQuota, Secret,
-        Service, ServiceAccount,
+        ComponentStatus, ConfigMap, Endpoints, Event, LimitRange, Namespace, Node,
+        PersistentVolume, PersistentVolumeClaim, Pod, PodTemplate, ReplicationController,
+        ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     events::v1::Event as EventsV1Event,
@@ -85,6 +86,7 @@ pub use service::{Family, service_address_errors};
 pub use validate::{FieldError, FieldErrorReason};
 
 static KINDS: &[Kind] = &[
+    Kind::of::<ComponentStatus>(),
     Kind::of::<ConfigMap>(),
     Kind::of::<Endpoints>(),
     Kind::of::<Event>(),

@@ -129,6 +129,11 @@ impl Cache {
         }))
     }
 
+    /// How many objects have keys that start with `prefix`, as far as the cache has come.
+    pub fn count(&self, prefix: &str) -> usize {
+        self.read(|state| state.below(prefix).count())
+    }
+
     /// The changes later than `after` (None: later than now) under `prefix` if that ends with a slash, else to that one key.
     ///
     /// The stream ends when the watcher is too slow or the cache cannot go on without a gap; the client then watches again

@@ -62,6 +62,8 @@ impl<'a> Client<'a> {
             .arg(self.scenario.spec.directory.join(self.namespace))
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
+            // Still behind a switch.
+            .env("KUBECTL_APPLYSET", "true")
             .stdin(Stdio::null());
         command
     }
@@ -69,6 +71,13 @@ impl<'a> Client<'a> {
     /// What a command prints that succeeds and has nothing to remark.
     pub fn says(&self, line: &str) -> String {
         self.says_all(&words(line))
+    }
+
+    /// What a command prints that succeeds, whatever it remarks.
+    pub fn remarks(&self, line: &str) -> String {
+        let output = self.run(&words(line), None);
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// The same, with arguments that hold white space.

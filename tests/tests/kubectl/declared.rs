@@ -104,6 +104,42 @@ pub fn apply_prunes_what_is_in_no_file_any_more(client: &Client) {
     );
 }
 
+/// An apply set knows by itself what belongs to it.
+pub fn apply_sets_prune_too(client: &Client) {
+    let namespace = client.namespace;
+    let apply = format!("apply --namespace={namespace} --prune --applyset=configmaps/set -f -");
+    let both = format!("{}---\n{}", map("in-set", "a"), map("left-out", "a"));
+    client.fed(&apply, &both);
+    assert_eq!(
+        client.fed(&apply, &map("in-set", "a")),
+        "configmap/in-set unchanged\nconfigmap/left-out pruned\n"
+    );
+}
+
+pub fn apply_reaches_the_status_alone(client: &Client) {
+    client.says("create deployment parts --image=backend:v0.0.1 --replicas=0");
+    let manifest = serde_json::json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "parts"},
+        "spec": {"paused": true}, "status": {"conditions": [{"type": "Mine", "status": "True"}]},
+    });
+    let apply = "apply --server-side --subresource=status --field-manager=me --validate=false -f -";
+    assert_eq!(
+        client.fed(apply, &manifest.to_string()),
+        "deployment.apps/parts serverside-applied\n"
+    );
+    let deployment = client.get("deployment parts --show-managed-fields");
+    assert!(deployment["spec"]["paused"].is_null(), "{deployment}");
+    let conditions = deployment["status"]["conditions"].as_array().unwrap();
+    assert!(conditions.iter().any(|one| one["type"] == "Mine"));
+    let owners = deployment["metadata"]["managedFields"].as_array().unwrap();
+    assert!(
+        owners
+            .iter()
+            .any(|one| one["manager"] == "me" && one["subresource"] == "status")
+    );
+    client.says("delete deployment parts");
+}
+
 pub fn set_changes_one_thing(client: &Client) {
     client.says("create deployment idle --image=backend:v0.0.1 --replicas=0");
     client.says("set env deployment idle A=b");

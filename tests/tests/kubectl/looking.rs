@@ -23,6 +23,17 @@ pub fn at_the_cluster(client: &Client) {
     }
     assert!(nodes.contains("containerd://"), "{nodes}");
     assert_eq!(client.says("get --raw /readyz"), "ok");
+    let checks = client.says("get --raw /livez?verbose");
+    assert!(checks.contains("[+]etcd ok"), "{checks}");
+    let components = client.remarks("get componentstatuses");
+    for name in ["controller-manager", "etcd-0", "scheduler"] {
+        assert!(
+            has_row(&components, &[name, "Healthy", "ok"]),
+            "{components}"
+        );
+    }
+    let versions = client.says("api-versions");
+    assert!(versions.lines().any(|line| line == "apps/v1"), "{versions}");
     let node = client.says("describe node worker-1");
     for part in ["KubeletReady", "PodCIDR:", "Allocated resources:", "Lease:"] {
         assert!(node.contains(part), "{part} in {node}");
@@ -129,6 +140,13 @@ pub fn at_events_and_schemas(client: &Client) {
     client.begin();
     client.says(&format!("apply -f {}", client.example("backend.yaml")));
     client.says("rollout status deployment backend --timeout=60s");
+    let token = client.says("create token default --duration=10m");
+    assert_eq!(token.split('.').count(), 3);
+    let dump = client.says(&format!(
+        "cluster-info dump --namespaces {}",
+        client.namespace
+    ));
+    assert!(dump.contains("==== START logs for container"), "{dump}");
     let events = client.says("events --for deployment/backend");
     assert!(events.contains("ScalingReplicaSet"), "{events}");
     client.end();

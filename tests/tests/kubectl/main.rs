@@ -46,6 +46,8 @@ fn every_command_does_what_its_user_expects_without_odd_words() {
     }
     stock.begin();
     declared::apply_prunes_what_is_in_no_file_any_more(&stock);
+    declared::apply_sets_prune_too(&stock);
+    declared::apply_reaches_the_status_alone(&stock);
     declared::certificates_are_signed_when_somebody_approves(&stock);
     stock.end();
     looking::at_events_and_schemas(&stock);

@@ -13,12 +13,14 @@ pub fn lives_in_the_namespace_of(client: &Client) {
         eprintln!("skipped: {reason}");
         return;
     };
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubectl/client.py");
-    let said = output(
-        command(&python.to_string_lossy())
-            .args([script, client.namespace])
-            .env("KUBECONFIG", client.kubeconfig()),
-    );
-    let said = said.unwrap_or_else(|error| panic!("{error}"));
-    assert!(said.ends_with("done\n"), "{said}");
+    for script in ["client.py", "programs.py"] {
+        let script = format!("{}/tests/kubectl/{script}", env!("CARGO_MANIFEST_DIR"));
+        let said = output(
+            command(&python.to_string_lossy())
+                .args([&script, client.namespace])
+                .env("KUBECONFIG", client.kubeconfig()),
+        );
+        let said = said.unwrap_or_else(|error| panic!("{error}"));
+        assert!(said.ends_with("done\n"), "{script}: {said}");
+    }
 }

@@ -109,14 +109,17 @@ fn an_error_tells_which_conversation_it_is_about() {
 
 #[test]
 fn neighbours_may_find_each_other() {
+    let message = |to, kind, hops| {
+        let mut frame = packet("fe80::1", to, ICMPV6, &[kind, 0, 0, 0, 0, 0, 0, 0]);
+        frame[ETHERNET_LENGTH as usize + 7] = hops;
+        seen(&frame).kind
+    };
     for kind in [133, 134, 135, 136, 137] {
-        let found = seen(&packet(
-            "fe80::1",
-            "fe80::2",
-            ICMPV6,
-            &[kind, 0, 0, 0, 0, 0, 0, 0],
-        ));
-        assert_eq!(found.kind, Kind::Neighbours, "{kind}");
+        for to in ["fe80::2", "ff02::1:ff00:2"] {
+            assert_eq!(message(to, kind, 255), Kind::Neighbours, "{kind} {to}");
+        }
+        assert_eq!(message("fe80::2", kind, 254), Kind::Ports, "it was routed");
+        assert_eq!(message("2001:db8::2", kind, 255), Kind::Ports, "it will be");
     }
     let report = seen(&packet(
         "fe80::1",

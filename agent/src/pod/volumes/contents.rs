@@ -28,7 +28,7 @@ pub(in crate::pod) struct Sources<'a> {
 
 /// The files of a volume, and when they have to be looked at again at the latest.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
+pub(in crate::pod) struct Contents {
     pub(super) files: Files,
     pub(super) look_again: Option<Timestamp>,
 }

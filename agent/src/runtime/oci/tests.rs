@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Capability, LinuxNamespaceType};
 
-use super::super::{BindMount, NamespacePaths, PodRef, Stdio};
+use super::super::{BindMount, NamespacePaths, PodRef, SelinuxLabel, Stdio};
 use super::*;
 
 fn host() -> Host {
@@ -14,6 +14,8 @@ fn host() -> Host {
         unified_cgroups: false,
         capabilities: u64::MAX,
         boot_id: "boot".into(),
+        huge_pages: Some(vec![1 << 30]),
+        selinux: true,
         architecture: "amd64",
     }
 }
@@ -30,6 +32,7 @@ fn config() -> ContainerConfig {
         attempt: 0,
         streak: 0,
         spec_hash: String::new(),
+        handler: None,
         image: Some("i".into()),
         command: Vec::new(),
         args: Vec::new(),
@@ -46,6 +49,7 @@ fn config() -> ContainerConfig {
             cpu_quota_us: Some(50_000),
             memory_limit: Some(1 << 20),
         },
+        huge_pages: Default::default(),
         given: String::new(),
         oom_score_adj: 1000,
         sysctls: Default::default(),
@@ -54,6 +58,7 @@ fn config() -> ContainerConfig {
             ..Security::default()
         },
         stdio: Stdio::default(),
+        stop_signal: None,
         hook_due: false,
     }
 }
@@ -141,6 +146,60 @@ fn users_are_found_by_number_and_by_name() {
     let mut config = config();
     config.security.run_as_non_root = true;
     assert!(refused(&config, &image()).contains("will run as root"));
+}
+
+#[test]
+fn groups_of_the_image_count_unless_the_policy_is_strict() {
+    let accounts = Accounts {
+        passwd: "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n".into(),
+        group: "app:x:1000:\nextra:x:50000:other,app\nothers:x:50001:other\nbroken\n".into(),
+    };
+    let groups = |user_id, strict_groups| {
+        let security = Security {
+            user: Some(user_id),
+            group: Some(3000),
+            supplemental_groups: vec![4000],
+            strict_groups,
+            ..Security::default()
+        };
+        let user = user(&security, "app", &accounts).unwrap();
+        user.additional_gids().clone().unwrap()
+    };
+    assert_eq!(groups(1000, false), [3000, 4000, 50000]);
+    assert_eq!(groups(1000, true), [3000, 4000]);
+    assert_eq!(groups(7, false), [3000, 4000], "nobody knows this user");
+}
+
+#[test]
+fn an_image_s_user_by_name_may_be_anybody() {
+    let accounts = Accounts {
+        passwd: "app:x:1000:1000::/:/bin/sh\n".into(),
+        group: String::new(),
+    };
+    let security = Security {
+        run_as_non_root: true,
+        ..Security::default()
+    };
+    let error = user(&security, "app", &accounts).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "container has runAsNonRoot and image has non-numeric user (app), cannot verify user is non-root"
+    );
+    assert_eq!(user(&security, "1000", &accounts).unwrap().uid(), 1000);
+}
+
+#[test]
+fn the_spec_s_stop_signal_comes_before_the_image_s() {
+    let quits = ImageConfig {
+        stop_signal: "SIGQUIT".into(),
+        ..image()
+    };
+    let mut config = config();
+    assert_eq!(stop_signal(&config, &quits).unwrap(), libc::SIGQUIT);
+    config.stop_signal = Some("SIGUSR1".into());
+    assert_eq!(stop_signal(&config, &quits).unwrap(), libc::SIGUSR1);
+    config.stop_signal = Some("SIGNOT".into());
+    assert!(stop_signal(&config, &quits).is_err());
 }
 
 #[test]
@@ -269,6 +328,58 @@ fn privilege_escalation_and_system_calls_are_barred_when_asked() {
     config.security.privileged = true;
     let spec = made(&config, &image());
     assert!(spec.linux().as_ref().unwrap().seccomp().is_none());
+}
+
+#[test]
+fn a_container_is_confined_as_it_asks_where_the_kernel_can() {
+    let mut config = config();
+    config.security.app_armor = Some("own".into());
+    config.security.selinux = Some(SelinuxLabel {
+        process: "u:r:t:s0".into(),
+        files: "u:object_r:f:s0".into(),
+    });
+    let labels = |spec: &Spec| {
+        let process = spec.process().clone().unwrap();
+        let files = spec.linux().as_ref().unwrap().mount_label().clone();
+        (
+            process.apparmor_profile().clone(),
+            process.selinux_label().clone(),
+            files,
+        )
+    };
+    let (profile, process, files) = labels(&made(&config, &image()));
+    assert_eq!(profile.as_deref(), Some("own"));
+    assert_eq!(
+        (process.as_deref(), files.as_deref()),
+        (Some("u:r:t:s0"), Some("u:object_r:f:s0"))
+    );
+    let mut without = host();
+    without.selinux = false;
+    let spec = super::spec(&config, &image(), &Accounts::default(), &without).unwrap();
+    assert_eq!(labels(&spec), (Some("own".into()), None, None));
+    config.security.privileged = true;
+    assert_eq!(labels(&made(&config, &image())), (None, None, None));
+}
+
+#[test]
+fn huge_pages_are_those_that_are_asked_for() {
+    let mut config = config();
+    config.huge_pages = [(2 << 20, 4 << 20)].into();
+    let spec = made(&config, &image());
+    let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
+    let limits = resources.hugepage_limits().clone().unwrap();
+    let limits: Vec<_> = limits
+        .iter()
+        .map(|it| (it.page_size().clone(), it.limit()))
+        .collect();
+    assert_eq!(limits, [("2MB".into(), 4 << 20), ("1GB".into(), 0)]);
+    let mut without = host();
+    without.huge_pages = None;
+    let error = super::spec(&config, &image(), &Accounts::default(), &without).unwrap_err();
+    assert!(
+        error.to_string().contains("no cgroup controller hugetlb"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -15,20 +15,54 @@ pub(super) mod spdy;
 mod status;
 pub(super) mod websocket;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Pieces that wait on their way, in either direction; each is at most what one read or one frame holds.
 const QUEUE: usize = 16;
+/// Bytes of one connection that its clients have sent and nobody has taken yet: at least two of the longest pieces.
+const UNREAD: usize = 8 << 20;
 /// How long the client may take to read the last words and to close the connection.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// What the client writes on one stream. It ends when the client ends it, or is gone.
 pub(super) type Incoming = mpsc::Receiver<Bytes>;
+
+/// The room for what a client has sent on one connection, and nobody has taken yet. However many streams and pieces there
+/// are, together they are no larger.
+struct Unread(Arc<Semaphore>);
+
+impl Unread {
+    fn new() -> Unread {
+        Unread(Arc::new(Semaphore::new(UNREAD)))
+    }
+
+    /// Waits until there is room; the piece has it for as long as there is anything of it.
+    async fn hold(&self, data: Bytes) -> Bytes {
+        let length = u32::try_from(data.len().min(UNREAD)).unwrap_or(u32::MAX);
+        match self.0.clone().acquire_many_owned(length).await {
+            Ok(room) => Bytes::from_owner(Held { data, _room: room }),
+            // It is never closed.
+            Err(_) => data,
+        }
+    }
+}
+
+struct Held {
+    data: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
 
 /// What is to be sent on the connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -124,5 +158,32 @@ impl Drop for Connection {
         for task in &self.tasks {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_takes_has_its_room_and_no_more() {
+        let unread = Unread::new();
+        let large = Bytes::from(vec![7; UNREAD - 1]);
+        let held = unread.hold(large.clone()).await;
+        assert_eq!(held, large);
+        let rest = unread.hold(Bytes::from_static(b"x")).await;
+        assert!(
+            unread
+                .hold(Bytes::from_static(b"y"))
+                .now_or_never()
+                .is_none()
+        );
+        let part = held.slice(..1);
+        drop(held);
+        assert!(unread.hold(large.clone()).now_or_never().is_none());
+        drop((part, rest));
+        assert!(unread.hold(large).now_or_never().is_some());
     }
 }

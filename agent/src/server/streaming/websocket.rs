@@ -11,7 +11,7 @@ use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use super::{Connection, Incoming, Outgoing, QUEUE};
+use super::{Connection, Incoming, Outgoing, QUEUE, Unread};
 
 /// The longest message that is accepted, in bytes.
 pub(super) const LONGEST: usize = 4 << 20;
@@ -48,6 +48,7 @@ async fn read(
     form: Form,
     mut channels: Vec<Option<mpsc::Sender<Bytes>>>,
 ) {
+    let unread = Unread::new();
     while let Some(Ok(message)) = stream.next().await {
         let data = match message {
             Message::Binary(data) => decode(Form::Binary, &data).map(|at| (at, data.slice(1..))),
@@ -70,7 +71,7 @@ async fn read(
                     && !data.is_empty()
                 {
                     // Nobody reads it any more: what comes is dropped.
-                    let _ = channel.send(data).await;
+                    let _ = channel.send(unread.hold(data).await).await;
                 }
             }
             // An empty message, which some clients send to keep the connection.

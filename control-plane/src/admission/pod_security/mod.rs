@@ -1,7 +1,7 @@
 //! PodSecurity: the Pod Security Standards (privileged, baseline, restricted), as the labels of a namespace ask for them.
 //!
 //! What a pod violates of the level that is enforced is refused, of the level that warns is told. A workload's template is
-//! only warned of: its pods are refused. There is no audit log; what the audited level finds goes to the server's own log.
+//! only warned of: its pods are refused. What the audited level finds is an annotation of the audit log's event.
 
 mod baseline;
 mod checks;
@@ -97,6 +97,10 @@ fn of_pod(
     name: &str,
     warnings: &Warnings,
 ) -> Result<(), ApiError> {
+    warnings.audit(
+        "pod-security.kubernetes.io/enforce-policy",
+        policy.enforce.to_string(),
+    );
     let found = violations(pod, policy.enforce);
     if !found.is_empty() {
         let why = format!(
@@ -121,7 +125,7 @@ fn advise(pod: &Subject<'_>, policy: &Policy, warnings: &Warnings) {
         (!found.is_empty()).then_some(text)
     };
     if let Some(text) = would(policy.audit) {
-        tracing::info!(audit = text, "pod security");
+        warnings.audit("pod-security.kubernetes.io/audit-violations", text);
     }
     if let Some(text) = would(policy.warn) {
         warnings.add(text);

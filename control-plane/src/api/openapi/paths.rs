@@ -234,6 +234,13 @@ impl Paths {
             status
         };
         let object = format!("{collection}/{{name}}");
+        if kind.computed {
+            let reading = operation("get", "get", READ, None, own);
+            self.add(object, &about, &[reading]);
+            let listing = operation("get", "list", LIST, None, list);
+            self.add(collection, &about, &[listing]);
+            return;
+        }
         self.add(
             object.clone(),
             &about,

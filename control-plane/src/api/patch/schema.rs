@@ -575,7 +575,13 @@ static CLUSTER_ROLE_BINDING: Type = Type {
     fields: &[METADATA, whole("roleRef")],
 };
 
+static COMPONENT_STATUS: Type = Type {
+    name: "io.k8s.api.core.v1.ComponentStatus",
+    fields: &[METADATA, by_key("conditions", TYPE, None)],
+};
+
 static TYPES: &[&Type] = &[
+    &COMPONENT_STATUS,
     &OBJECT_META,
     &ENV_VAR,
     &ENV_VAR_SOURCE,

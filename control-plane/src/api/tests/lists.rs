@@ -122,6 +122,23 @@ async fn a_watch_list_ends_its_first_part_with_a_bookmark() {
     );
 }
 
+/// Clients from before `?watch` ask by path.
+#[tokio::test]
+async fn the_old_paths_watch_too() {
+    let f = Fixture::new().await;
+    for name in ["a", "b"] {
+        assert_eq!(f.call("POST", MAPS, map(name)).await.code, 201);
+    }
+    let old = "/api/v1/watch/namespaces/default/configmaps";
+    let end = "resourceVersion=0&timeoutSeconds=1";
+    let both = f.events(&format!("{old}?{end}"), 9).await;
+    assert_eq!(both.len(), 2, "{both:?}");
+    let one = f.events(&format!("{old}/b?{end}"), 9).await;
+    assert_eq!(one.len(), 1, "{one:?}");
+    assert_eq!(one[0]["object"]["metadata"]["name"], "b");
+    assert_eq!(f.call("POST", old, map("c")).await.code, 405);
+}
+
 #[tokio::test]
 async fn tables_have_columns_and_rows() {
     let f = Fixture::new().await;

@@ -5,6 +5,7 @@
 //! `KERNELET_TEST_REQUESTS` says how many are tried.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -21,95 +22,31 @@ use super::*;
 const HANGS: Duration = Duration::from_secs(60);
 
 const JSON: &str = "application/json";
-pub(super) const MERGE: &str = "application/merge-patch+json";
-pub(super) const STRATEGIC: &str = "application/strategic-merge-patch+json";
+const MERGE: &str = "application/merge-patch+json";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
 pub(super) const APPLY: &str = "application/apply-patch+yaml";
 
 /// What `kubectl create configmap conf --from-literal=k=v` sends as protobuf.
-pub(super) const PROTOBUF: &[u8] = b"k8s\0\n\x0f\n\x02v1\x12\x09ConfigMap\x12*\n\x14\n\x04conf\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\n\n\x03bin\x12\x03a\0b\x12\x06\n\x01k\x12\x01v\x1a\0\"\0";
+const PROTOBUF: &[u8] = b"k8s\0\n\x0f\n\x02v1\x12\x09ConfigMap\x12*\n\x14\n\x04conf\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\n\n\x03bin\x12\x03a\0b\x12\x06\n\x01k\x12\x01v\x1a\0\"\0";
 
-/// What readers of text stumble over.
-const PIECES: &[&str] = &[
-    "",
-    "null",
-    "true",
-    "0",
-    "-1",
-    "1e400",
-    "0.1",
-    "9223372036854775807",
-    "18446744073709551616",
-    "\"\"",
-    "{}",
-    "[]",
-    "[[[[",
-    "{\"a\":",
-    "\"",
-    "\\u0000",
-    "\\ud800",
-    "\u{feff}",
-    "\u{0}",
-    "é",
-    ",",
-    ":",
-    "=",
-    "!=",
-    "!",
-    "(",
-    ")",
-    " in (",
-    " notin ()",
-    "..",
-    "/",
-    "//",
-    "%",
-    "%00",
-    "%2f",
-    "%ff",
-    "&",
-    "?",
-    "~",
-    "~2",
-    "-",
-    "- ",
-    "---\n",
-    "\n",
-    "\n  ",
-    "&a [*a]",
-    "!!binary ",
-    "<<: ",
-    "$patch",
-    "\"$patch\":\"delete\"",
-    "\"$retainKeys\":[\"a\"]",
-    "$setElementOrder/containers",
-    "$deleteFromPrimitiveList/finalizers",
-    "metadata",
-    "name",
-    "namespace",
-    "resourceVersion",
-    "uid",
-    "managedFields",
-    "generateName",
-    "finalizers",
-    "ownerReferences",
-    "spec",
-    "status",
-    "containers",
-    "1Ei",
-    "1E",
-    "100m",
-    "1e3",
-    "-1Gi",
-    "1n",
-    ".",
-    "+",
-    "2026-01-01T00:00:00Z",
-    "9999999999-01-01T00:00:00Z",
-    "10.0.0.1",
-    "::",
-    "10.0.0.0/33",
-    "65536",
-];
+/// What readers of text stumble over: the fuzzer's dictionary, and nothing at all.
+static PIECES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+    let lines = include_str!("../../../fuzz/dictionary").lines();
+    let pieces = lines.filter_map(|line| line.strip_prefix('"')?.strip_suffix('"'));
+    pieces.map(unescaped).chain([Vec::new()]).collect()
+});
+
+/// A line of the dictionary without its `\xHH`.
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut parts = text.split("\\x");
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (hex, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(hex, 16).expect("two digits"));
+        bytes.extend(rest.bytes());
+    }
+    bytes
+}
 
 /// A request of a client that is right.
 #[derive(Clone, Debug)]
@@ -363,7 +300,7 @@ fn corpus() -> Vec<Good> {
 #[derive(Clone, Debug)]
 enum Edit {
     /// A piece in the place of so many bytes.
-    Put(Index, usize, &'static str),
+    Put(Index, usize, Vec<u8>),
     /// A part once more, elsewhere.
     Again(Index, usize, Index),
     /// Another byte.
@@ -374,7 +311,7 @@ enum Edit {
 
 fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
-        6 => (any::<Index>(), 0..12_usize, select(PIECES)).prop_map(|(at, len, piece)| Edit::Put(at, len, piece)),
+        6 => (any::<Index>(), 0..12_usize, select(PIECES.clone())).prop_map(|(at, len, piece)| Edit::Put(at, len, piece)),
         2 => (any::<Index>(), 0..40_usize, any::<Index>()).prop_map(|(at, len, to)| Edit::Again(at, len, to)),
         2 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Edit::Byte(at, byte)),
         1 => any::<Index>().prop_map(Edit::End),
@@ -389,7 +326,7 @@ fn edited(mut text: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
             at..(at + len).min(size - 1)
         };
         match edit {
-            Edit::Put(at, len, piece) => drop(text.splice(span(at, *len), piece.bytes())),
+            Edit::Put(at, len, piece) => drop(text.splice(span(at, *len), piece.iter().copied())),
             Edit::Again(at, len, to) => {
                 let part = text[span(at, *len)].to_vec();
                 let to = to.index(size);

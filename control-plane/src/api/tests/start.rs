@@ -49,6 +49,50 @@ async fn health_version_and_discovery_answer() {
     );
 }
 
+#[tokio::test]
+async fn parts_of_the_control_plane_can_only_be_read() {
+    let f = Fixture::new().await;
+    let uri = "/api/v1/componentstatuses";
+    let list = f.get(uri).await;
+    assert_eq!(list.body["kind"], "ComponentStatusList");
+    assert_eq!(list.body["items"][1]["metadata"]["name"], "etcd-0");
+    assert_eq!(list.warnings.len(), 1, "{:?}", list.warnings);
+    let one = f.get(&format!("{uri}/scheduler")).await.body;
+    assert_eq!(one["conditions"][0]["status"], "True");
+    // Where a leader is elected, there has to be one.
+    f.api.health.set_elects();
+    let one = f.get(&format!("{uri}/scheduler")).await.body;
+    assert_eq!(one["conditions"][0]["status"], "False");
+    assert_eq!(f.get(&format!("{uri}/nobody")).await.code, 404);
+    for method in ["PUT", "PATCH", "DELETE"] {
+        let answer = f.call(method, &format!("{uri}/scheduler"), json!({})).await;
+        assert_eq!(answer.code, 405, "{method}");
+    }
+    assert_eq!(f.get(&format!("{uri}?watch=1")).await.code, 405);
+}
+
+#[tokio::test]
+async fn checks_of_health_can_be_asked_one_by_one_and_excluded() {
+    let f = Fixture::new().await;
+    assert_eq!(f.get("/livez/etcd").await.body, "ok");
+    assert_eq!(f.get("/livez/nonsense").await.code, 404);
+    assert_eq!(
+        f.get("/readyz?exclude=etcd").await.code,
+        500,
+        "it has not begun"
+    );
+    let all = f.get("/readyz?verbose&exclude=etcd&exclude=start").await;
+    assert_eq!(
+        (all.code, all.body.as_str()),
+        (
+            200,
+            Some(
+                "[+]ping ok\n[+]etcd excluded: ok\n[+]start excluded: ok\n[+]shutdown ok\nreadyz check passed\n"
+            )
+        )
+    );
+}
+
 /// What a process that is killed leaves: the file as it is, not closed.
 fn left_by(first: &Fixture) -> tempfile::TempDir {
     let left = tempfile::tempdir().expect("a directory");

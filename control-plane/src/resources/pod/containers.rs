@@ -1,5 +1,6 @@
 //! What one container of a pod may say.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use k8s_openapi::{
@@ -7,7 +8,7 @@ use k8s_openapi::{
         Container, ContainerPort, EnvVar, ExecAction, HTTPGetAction, LifecycleHandler, Probe,
         ResourceRequirements, TCPSocketAction, VolumeMount,
     },
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{api::resource::Quantity as Written, util::intstr::IntOrString},
 };
 
 use crate::resources::{
@@ -262,28 +263,69 @@ fn resources(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
         errors.extend(quantity::errors(&path, amounts.as_ref()));
     }
     errors.extend(beyond_limits(path, resources));
+    errors.extend(huge_pages(path, resources));
     errors
 }
 
-/// Nobody asks for more than the limit.
+/// Nobody asks for more than the limit, nor for less of what cannot be promised twice.
 pub(super) fn beyond_limits(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    for (name, limit) in resources.limits.iter().flatten() {
-        let Some(request) = resources
-            .requests
+    let parse = |amount: &Written| amount.0.parse::<Quantity>().ok();
+    for (name, request) in resources.requests.iter().flatten() {
+        let limit = resources
+            .limits
             .as_ref()
-            .and_then(|requests| requests.get(name))
-        else {
+            .and_then(|limits| limits.get(name));
+        let promised_twice = resource_names::may_be_overcommitted(name);
+        let Some(limit) = limit else {
+            if !promised_twice {
+                let detail = "Limit must be set for non overcommitable resources";
+                errors.push(path.child("limits").required(detail));
+            }
             continue;
         };
-        if let (Ok(asked), Ok(most)) = (request.0.parse::<Quantity>(), limit.0.parse::<Quantity>())
-            && asked > most
-        {
-            errors.push(path.child("requests").invalid(
-                request.0.as_str(),
-                format!("must be less than or equal to {name} limit of {most}"),
-            ));
+        let (Some(asked), Some(most)) = (parse(request), parse(limit)) else {
+            continue;
+        };
+        let detail = match asked.cmp(&most) {
+            Ordering::Equal => continue,
+            _ if !promised_twice => format!("must be equal to {name} limit of {most}"),
+            Ordering::Less => continue,
+            Ordering::Greater => format!("must be less than or equal to {name} limit of {most}"),
+        };
+        let requests = path.child("requests");
+        errors.push(requests.invalid(request.0.as_str(), detail));
+    }
+    errors
+}
+
+/// Huge pages come whole, and with memory or CPU beside them.
+fn huge_pages(path: &Path, resources: &ResourceRequirements) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let (mut any, mut beside) = (false, false);
+    for (field, amounts) in [
+        ("limits", &resources.limits),
+        ("requests", &resources.requests),
+    ] {
+        for (name, amount) in amounts.iter().flatten() {
+            beside |= matches!(name.as_str(), "cpu" | "memory");
+            if !name.starts_with("hugepages-") {
+                continue;
+            }
+            any = true;
+            let Ok(bytes) = amount.0.parse::<Quantity>() else {
+                continue;
+            };
+            let size = resource_names::huge_page_size(name);
+            if size.is_none_or(|size| bytes.ceil() % size != 0) {
+                let detail = format!("{bytes} is not positive integer multiple of {name}");
+                let path = path.child(field).key(name);
+                errors.push(path.invalid(amount.0.as_str(), detail));
+            }
         }
+    }
+    if any && !beside {
+        errors.push(path.forbidden("HugePages require cpu or memory"));
     }
     errors
 }
@@ -495,6 +537,36 @@ mod tests {
                 "c.resources.limits[memory]: Invalid value: \"lots\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
                 "c.resources.requests[disk]: Invalid value: \"disk\": must be a standard resource for containers",
                 "c.resources.requests: Invalid value: \"1\": must be less than or equal to cpu limit of 500m",
+            ]
+        );
+    }
+
+    #[test]
+    fn huge_pages_come_whole_and_are_promised_once() {
+        let of = |limits: Value, requests: Value| {
+            let resources = json!({ "limits": limits, "requests": requests });
+            texts(json!({ "resources": resources }), false)
+        };
+        let fine = json!({ "memory": "1Gi", "hugepages-2Mi": "4Mi" });
+        assert!(of(fine.clone(), json!({})).is_empty());
+        assert_eq!(
+            of(fine, json!({ "hugepages-2Mi": "2Mi" })),
+            [
+                "c.resources.requests: Invalid value: \"2Mi\": must be equal to hugepages-2Mi limit of 4Mi"
+            ]
+        );
+        assert_eq!(
+            of(json!({ "hugepages-2Mi": "3Mi" }), json!({})),
+            [
+                "c.resources.limits[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive integer multiple of hugepages-2Mi",
+                "c.resources.requests[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive integer multiple of hugepages-2Mi",
+                "c.resources: Forbidden: HugePages require cpu or memory",
+            ]
+        );
+        assert_eq!(
+            of(json!({}), json!({ "example.com/gpu": "1" })),
+            [
+                "c.resources.limits: Required value: Limit must be set for non overcommitable resources"
             ]
         );
     }

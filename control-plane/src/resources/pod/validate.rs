@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Toleration};
 
 pub use super::affinity::node_selector;
-use super::{affinity, containers, resize, volumes, whole};
+use super::{affinity, containers, os, resize, security, volumes, whole};
 use crate::resources::validate::{self, FieldError, Path, labels, names};
 
 const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
@@ -23,6 +23,8 @@ pub fn spec(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
     );
     errors.extend(all_containers(path, spec));
     errors.extend(whole::errors(path, spec));
+    errors.extend(os::errors(path, spec));
+    errors.extend(security::errors(path, spec));
     let choice = |field: &str, value: &Option<String>, supported: &[&str]| {
         validate::one_of(&path.child(field), value.as_deref(), supported)
     };

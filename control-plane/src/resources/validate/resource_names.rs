@@ -1,6 +1,7 @@
 //! Names of resources: what containers may ask for, what limits and quotas may be about.
 
 use super::names;
+use crate::resources::quantity::Quantity;
 
 const OF_CONTAINERS: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 /// What only whole numbers make sense of.
@@ -56,6 +57,17 @@ pub fn of_any(name: &str) -> Vec<String> {
 /// Whether there can only be a whole number of it.
 pub fn is_counted(name: &str) -> bool {
     COUNTED.contains(&name)
+}
+
+/// The size of the pages, in bytes, of a resource that is memory in huge pages.
+pub fn huge_page_size(name: &str) -> Option<i64> {
+    let size: Quantity = name.strip_prefix("hugepages-")?.parse().ok()?;
+    (size.is_whole() && size.ceil() > 0).then(|| size.ceil())
+}
+
+/// Whether more may be promised of it than there is: then a limit may be above the request.
+pub fn may_be_overcommitted(name: &str) -> bool {
+    !is_extended(name) && !name.starts_with("hugepages-")
 }
 
 /// Whether it is one of a cluster's own making, such as `example.com/gpu`.

@@ -126,12 +126,16 @@ impl State {
     }
 
     pub(super) fn list(&self, prefix: &str) -> Vec<Arc<Object>> {
+        self.below(prefix).cloned().collect()
+    }
+
+    /// The objects whose keys start with `prefix`.
+    pub(super) fn below(&self, prefix: &str) -> impl Iterator<Item = &Arc<Object>> {
         use std::ops::Bound::{Included, Unbounded};
         self.objects
             .range::<str, _>((Included(prefix), Unbounded))
-            .take_while(|o| o.0.key.starts_with(prefix))
-            .map(|o| o.0.clone())
-            .collect()
+            .map(|o| &o.0)
+            .take_while(move |o| o.key.starts_with(prefix))
     }
 
     pub(super) fn put(&mut self, object: Object) {

@@ -1,7 +1,7 @@
 //! SPDY/3.1 on the server's side, as far as Kubernetes' clients use it: they open streams, both sides write on them.
 //!
 //! There are no windows: Go's clients neither announce nor respect them. What a reader does not take holds up the whole
-//! connection, after a queue.
+//! connection, after a queue, and after so many bytes.
 
 mod frame;
 mod headers;
@@ -17,7 +17,7 @@ use tokio_util::codec::{Encoder, FramedRead};
 
 pub(super) use headers::Headers;
 
-use super::{Channel, Connection, Incoming, Outgoing, QUEUE};
+use super::{Channel, Connection, Incoming, Outgoing, QUEUE, Unread};
 use frame::{Frame, FrameDecoder, FrameEncoder};
 
 /// What the `Upgrade` header says.
@@ -80,6 +80,7 @@ async fn read(
     opened: mpsc::Sender<Opened>,
 ) -> Result<(), SpdyError> {
     let mut frames = FramedRead::new(reader, FrameDecoder::new());
+    let unread = Unread::new();
     let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     while let Some(frame) = frames.next().await {
         let answer = match frame? {
@@ -118,7 +119,7 @@ async fn read(
                     && !data.is_empty()
                 {
                     // Nobody reads it any more: what comes is dropped.
-                    let _ = sender.send(data).await;
+                    let _ = sender.send(unread.hold(data).await).await;
                 }
                 if last {
                     streams.remove(&stream);
