@@ -66,8 +66,8 @@ pub(super) fn pace(zone: &Zone, nodes: &[(Zone, bool)]) -> Pace {
 pub(super) struct Brake(HashMap<Zone, (String, Instant)>);
 
 impl Brake {
-    /// Whether it is the node's turn; it stays so until another one has it, so that a write that fails can be tried again.
-    /// Else how long to wait, where that is known.
+    /// Whether it is the node's turn. It stays so until another one can have it, so that a write that fails can be tried
+    /// again. Else how long to wait, where that is known.
     pub(super) fn turn(
         &mut self,
         node: &str,
@@ -79,12 +79,11 @@ impl Brake {
             return Err(None);
         };
         if let Some((last, since)) = self.0.get(zone) {
-            if last == node {
-                return Ok(());
-            }
             let left = time.saturating_sub(now.saturating_duration_since(*since));
-            if !left.is_zero() {
-                return Err(Some(left));
+            match (left.is_zero(), last == node) {
+                (false, true) => return Ok(()),
+                (false, false) => return Err(Some(left)),
+                (true, _) => {}
             }
         }
         self.0.insert(zone.clone(), (node.to_owned(), now));
@@ -151,6 +150,12 @@ mod tests {
         assert_eq!(brake.turn("n2", &a, normal, at(3)), wait);
         assert_eq!(brake.turn("n2", &a, normal, at(10)), Ok(()));
         assert!(brake.turn("n1", &a, normal, at(11)).is_err());
+        assert_eq!(
+            brake.turn("n2", &a, normal, at(50)),
+            Ok(()),
+            "it fails again"
+        );
+        assert!(brake.turn("n1", &a, normal, at(51)).is_err());
         assert_eq!(brake.turn("n1", &a, Pace::CalledOff, at(99)), Err(None));
     }
 }
