@@ -15,6 +15,7 @@ use agent_ebpf::nat::SEEN;
 use agent_ebpf::packet::{TCP_ACK, TCP_FIN, TCP_RST};
 use aya::maps::{IterableMap as _, MapError as AyaError};
 
+use super::datagrams::{self, Offers};
 use super::maps::{MapError, Maps, read};
 use super::outside::{Outside, is_clients};
 use super::sys::each_row;
@@ -153,8 +154,8 @@ impl Connections {
         }
     }
 
-    /// Removes what has been over for as long as its state asks at `now_ns`, and says what clients' connections are over. Reads the table in batches; only rows that were silent for a while are looked at
-    /// more closely.
+    /// Removes what has been over for as long as its state asks at `now_ns`, and says what clients' connections are over. Reads the table in batches; only rows that were silent for a while, or are of datagrams,
+    /// are looked at more closely.
     pub fn sweep(&mut self, now_ns: u64) -> Result<Swept, MapError> {
         let failed = |source| read(names::CONNECTIONS, source);
         let map = self.maps.connections.map();
@@ -165,7 +166,7 @@ impl Connections {
             },
             ..Swept::default()
         };
-        let mut idle = Vec::new();
+        let mut suspects = Vec::new();
         let (key, value) = (size_of::<FlowKey>(), size_of::<Connection>());
         let rows = each_row(map.fd().as_fd(), key, value, |key, value| {
             // SAFETY: so many bytes of each, and any bytes are a value.
@@ -176,20 +177,22 @@ impl Connections {
                 )
             };
             swept.fill.rows += 1;
-            if !is_young(&row, now_ns) {
-                idle.push(key);
+            if !is_young(&row, now_ns) || datagrams::is_theirs(&key, &row) {
+                suspects.push(key);
             }
         });
         rows.map_err(|error| failed(AyaError::IoError(error)))?;
         let mut told = BTreeSet::new();
-        for key in idle {
+        let mut offers = Offers::default();
+        for key in suspects {
             // It may be another connection's by now, or no longer idle.
             let Some(row) = self.row(&key)? else {
                 continue;
             };
             let other_key = key.answers(&row);
             let other = self.row(&other_key)?;
-            let goes = is_over(&key, &row, other.as_ref(), now_ns);
+            let goes = is_over(&key, &row, other.as_ref(), now_ns)
+                || !offers.keep(&self.maps, &key, &row)?;
             if let Some(pair) = clients((key, row), other.map(|other| (other_key, other)))
                 && (goes || pair.is_over())
             {

@@ -18,6 +18,7 @@ use agent_ebpf::abi::{
 mod carry;
 mod connections;
 mod conversations;
+mod datagrams;
 mod diag;
 mod events;
 #[cfg(test)]

@@ -8,9 +8,9 @@ use agent_ebpf::packet::{TCP_FIN, TCP_RST};
 use agent_ebpf::policy::MOST_RECORDS;
 use aya::maps::{Map, MapData, RingBuf};
 
-use super::testing::on_scratch_node;
-use super::xdp_tests::{ACK, FAMILIES, Family, Node, Packet, SYN, node};
-use super::{Connections, Hook, Maps, monotonic_ns, tc_tests};
+use super::testing::{entry, on_scratch_node, put};
+use super::xdp_tests::{ACK, FAMILIES, Family, Node, Packet, SYN, key, node};
+use super::{Connections, Hook, Maps, ServiceMaps as _, monotonic_ns, tc_tests};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -176,5 +176,34 @@ fn that_a_clients_connection_is_over_is_told_once() {
         assert_eq!(over(150), [0; 0]);
         assert_eq!(over(25 * 3600), [4002]);
         assert_eq!(over(26 * 3600), [0; 0]);
+    });
+}
+
+#[test]
+fn datagrams_leave_a_backend_that_their_service_no_longer_offers() {
+    on_scratch_node(|scratch| {
+        let mut node = node(scratch);
+        let family = &FAMILIES[0];
+        let mut table = Connections::new(Maps::open(&node.dataplane.dir).unwrap());
+        let mut removed = |seconds| {
+            table
+                .sweep(monotonic_ns() + seconds * SECOND)
+                .unwrap()
+                .removed
+        };
+        node.run(&asks(family, 80, UDP, 0));
+        node.run(&asks(family, 80, TCP, SYN));
+        assert_eq!(removed(1), 0);
+        // The backend stays, as another service's may.
+        let other = std::net::SocketAddr::new(family.far.parse().unwrap(), 9090);
+        for (protocol, backend) in [(UDP, 900), (TCP, 901)] {
+            let (service, maps) = (key(family, 80, protocol), &mut node.dataplane.maps);
+            let id = maps.service(&service).unwrap().unwrap().service_id;
+            maps.apply_all(&put(service, entry(id, 2, 1, 1), &[(backend, other)]))
+                .unwrap();
+        }
+        assert_eq!(removed(1), 2, "both directions, and not the connection");
+        node.run(&asks(family, 80, UDP, 0));
+        assert_eq!(removed(1), 0, "it is offered");
     });
 }
