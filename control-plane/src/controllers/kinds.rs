@@ -10,7 +10,27 @@ pub(super) struct ServedKind {
     verbs: Vec<String>,
 }
 
+/// A kind as one text: `apps/v1/Deployment`.
+pub(super) fn name_of(api_version: &str, kind: &str) -> String {
+    format!("{api_version}/{kind}")
+}
+
 impl ServedKind {
+    #[cfg(test)]
+    pub(super) fn namespaced(api_version: &str, kind: &str, verbs: &[&str]) -> Self {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let kind = kube::core::GroupVersionKind::gvk(group, version, kind);
+        Self {
+            resource: ApiResource::from_gvk(&kind),
+            namespaced: true,
+            verbs: verbs.iter().map(|verb| (*verb).to_owned()).collect(),
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        name_of(&self.resource.api_version, &self.resource.kind)
+    }
+
     pub(super) fn can(&self, verb: &str) -> bool {
         self.verbs.iter().any(|known| known == verb)
     }

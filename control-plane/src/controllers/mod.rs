@@ -180,7 +180,6 @@ mod tests {
     use tower::service_fn;
 
     use super::*;
-    use crate::auth::tokens::Keys;
 
     /// A client of a server that is away. The other half hears of requests, and is gone when nobody has the client any more.
     fn client() -> (kube::Client, Weak<Notify>) {
@@ -199,14 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_left_of_a_leader_that_leads_no_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let keys = Keys::open(dir.path()).unwrap();
-        let accounts = Accounts {
-            authority: String::new(),
-            tokens: Arc::new(Authority::new(keys, "https://issuer".to_owned())),
-        };
-        let signer: Signer = Arc::new(|_, _| unreachable!("nobody asks"));
-        let config = ControllersConfig::new("10.244.0.0/16".parse().unwrap(), accounts, signer);
+        let config = testing::config();
         for is_told in [true, false] {
             let (client, asked) = client();
             let shutdown = CancellationToken::new();

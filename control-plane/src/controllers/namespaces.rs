@@ -1,10 +1,13 @@
 //! Namespaces that are deleted: empties them, kind by kind, then lets them go.
 //!
 //! ```text
-//!  marked ──▶ contents deleted ──none left──▶ finalizer `kubernetes` removed ──▶ gone
-//!                  ▲      │ some left: they stop with grace, or a finalizer holds them
-//!                  └──────┘
+//!  marked ──▶ pods deleted ──none left──▶ the rest deleted ──none left──▶ finalizer `kubernetes` removed ──▶ gone
+//!              ▲      │                      ▲      │ some left: they stop with grace, or a finalizer holds them
+//!              └──────┘                      └──────┘
 //! ```
+//! It goes only when a look that began a while after the mark has found nothing: what was let in just before it is written by then.
+//!
+//! Pods go first, so that none runs without the policies, quotas and secrets that were meant for it (CVE-2024-7598).
 
 use std::time::Duration;
 
@@ -22,6 +25,8 @@ const WORKERS: usize = 4;
 const FINALIZER: &str = "kubernetes";
 /// What is left goes by itself; a pod's end wakes us anyhow.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// A request that was let in before the namespace was marked may write so long after it.
+const SETTLES: Duration = Duration::from_secs(3);
 
 /// Registers with the caches; the returned future works until shutdown.
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
@@ -53,6 +58,14 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
 
 fn is_going(namespace: &Namespace) -> bool {
     namespace.metadata.deletion_timestamp.is_some()
+}
+
+/// How long until nothing new comes into the namespace; `None`: nothing does since before `now`.
+fn unsettled(namespace: &Namespace, now: Timestamp) -> Option<Duration> {
+    let marked = namespace.metadata.deletion_timestamp.as_ref()?.0;
+    let passed = Duration::try_from(now.duration_since(marked)).unwrap_or_default();
+    let left = SETTLES.saturating_sub(passed);
+    (!left.is_zero()).then_some(left)
 }
 
 /// What is still there of one kind.
@@ -106,6 +119,15 @@ fn conditions(left: &[Left], now: Timestamp) -> Vec<NamespaceCondition> {
     conditions
 }
 
+/// The kinds that are to be emptied, those of each turn only when nothing of the turn before is left.
+fn in_turn(kinds: Vec<ServedKind>) -> [Vec<ServedKind>; 2] {
+    let held = kinds
+        .into_iter()
+        .filter(|kind| kind.namespaced && kind.can("list") && kind.can("delete"));
+    let (pods, rest) = held.partition(|kind| kind.name() == "v1/Pod");
+    [pods, rest]
+}
+
 async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
     let Some(namespace) = context.caches.namespaces.get(key).filter(|it| is_going(it)) else {
         return Ok(None);
@@ -118,15 +140,22 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
     if !finalizers.iter().any(|name| name == FINALIZER) {
         return Ok(None);
     }
+    let unsettled = unsettled(&namespace, Timestamp::now());
     let mut left = Vec::new();
-    for kind in served(&context.client).await? {
-        if kind.namespaced && kind.can("list") && kind.can("delete") {
-            left.extend(empty(context, &key.name, &kind).await?);
+    for kinds in in_turn(served(&context.client).await?) {
+        for kind in &kinds {
+            left.extend(empty(context, &key.name, kind).await?);
+        }
+        if !left.is_empty() {
+            break;
         }
     }
     let api: Api<Namespace> = Api::all(context.client.clone());
     let mut namespace = (*namespace).clone();
     if left.is_empty() {
+        if unsettled.is_some() {
+            return Ok(unsettled);
+        }
         let spec = namespace.spec.get_or_insert_default();
         spec.finalizers = Some(
             finalizers
@@ -211,6 +240,40 @@ async fn empty(context: &Context, namespace: &str, kind: &ServedKind) -> Result<
 mod tests {
     use super::*;
     use crate::controllers::testing::at;
+
+    fn kind(name: &str) -> ServedKind {
+        let (api_version, kind) = name.rsplit_once('/').unwrap();
+        ServedKind::namespaced(api_version, kind, &["list", "delete", "deletecollection"])
+    }
+
+    #[test]
+    fn pods_go_before_what_was_meant_for_them() {
+        let all = [
+            "v1/ConfigMap",
+            "v1/Pod",
+            "metrics.k8s.io/v1beta1/Pod",
+            "networking.k8s.io/v1/NetworkPolicy",
+        ];
+        let mut kinds: Vec<ServedKind> = all.map(kind).into();
+        kinds.push(ServedKind::namespaced("v1", "Binding", &["create"]));
+        let names = |kinds: &Vec<ServedKind>| -> Vec<String> {
+            kinds.iter().map(ServedKind::name).collect()
+        };
+        let [first, rest] = in_turn(kinds);
+        assert_eq!(names(&first), [all[1]]);
+        assert_eq!(names(&rest), [all[0], all[2], all[3]]);
+    }
+
+    #[test]
+    fn a_namespace_that_was_just_marked_is_looked_at_once_more() {
+        let mut namespace = Namespace::default();
+        namespace.metadata.deletion_timestamp = Some(Time(at(100)));
+        let after = |second| unsettled(&namespace, at(second));
+        assert_eq!(after(100), Some(SETTLES));
+        assert_eq!(after(101), Some(SETTLES - Duration::from_secs(1)));
+        assert_eq!(after(100 + SETTLES.as_secs() as i64), None);
+        assert_eq!(after(90), Some(SETTLES), "a clock that was set back");
+    }
 
     #[test]
     fn the_status_says_what_is_left_and_what_holds_it() {

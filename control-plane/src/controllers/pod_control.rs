@@ -56,7 +56,7 @@ impl PodControl {
         Self { wording, ..self }
     }
 
-    fn expectations(&self) -> MutexGuard<'_, Expectations> {
+    pub(super) fn expectations(&self) -> MutexGuard<'_, Expectations> {
         self.expectations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

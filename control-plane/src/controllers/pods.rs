@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, ObjectMeta, OwnerReference, Time,
+};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::Resource;
 use kube::core::{Selector, SelectorExt};
@@ -57,6 +59,23 @@ pub(crate) fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodConditio
         .iter()
         .flatten()
         .find(|condition| condition.type_ == type_)
+}
+
+/// Why a pod is taken away (KEP-3329).
+pub(crate) const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
+/// The condition that says of `pod` why it is taken away: since when that was first said.
+pub(crate) fn disrupted(pod: &Pod, reason: &str, message: &str, now: Timestamp) -> PodCondition {
+    let said = condition(pod, DISRUPTION_TARGET).filter(|said| said.status == "True");
+    let since = said.and_then(|said| said.last_transition_time.clone());
+    PodCondition {
+        type_: DISRUPTION_TARGET.into(),
+        status: "True".into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        last_transition_time: Some(since.unwrap_or(Time(now))),
+        ..PodCondition::default()
+    }
 }
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {

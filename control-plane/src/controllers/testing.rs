@@ -1,8 +1,36 @@
 //! Objects for tests, built from what matters.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::{Accounts, Caches, Context, ControllersConfig, Signer};
+use crate::auth::tokens::{Authority, Keys};
+
+/// What controllers work with that ask `client`. Their caches are empty.
+pub(super) fn context(client: kube::Client) -> Context {
+    Context {
+        client,
+        caches: Arc::new(Caches::new()),
+        config: Arc::new(config()),
+        shutdown: CancellationToken::new(),
+    }
+}
+
+/// Upstream's times, and nobody who signs.
+pub(super) fn config() -> ControllersConfig {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = Keys::open(dir.path()).unwrap();
+    let accounts = Accounts {
+        authority: String::new(),
+        tokens: Arc::new(Authority::new(keys, "https://issuer".to_owned())),
+    };
+    let signer: Signer = Arc::new(|_, _| unreachable!("nobody asks"));
+    ControllersConfig::new("10.244.0.0/16".parse().unwrap(), accounts, signer)
+}
 
 pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()

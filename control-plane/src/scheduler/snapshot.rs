@@ -6,7 +6,8 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Container, Namespace, Node, NodeAffinity, Pod, PodSpec, Taint, Toleration,
+    Container, ContainerStatus, Namespace, Node, NodeAffinity, Pod, PodSpec, PodStatus,
+    ResourceRequirements, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
@@ -151,7 +152,7 @@ impl PodInfo {
             uid: meta.uid.clone().unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
             is_terminating: meta.deletion_timestamp.is_some(),
-            requests: requests(spec),
+            requests: requests(spec, status),
             host_ports: host_ports(spec),
             group: group(pod),
             priority: spec.priority.unwrap_or_default(),
@@ -184,11 +185,30 @@ fn group(pod: &Pod) -> u64 {
     hasher.finish()
 }
 
-/// The most that the pod takes at any time.
-fn requests(spec: &PodSpec) -> Resources {
-    let of = |container: &Container| {
-        let resources = container.resources.as_ref();
+/// The most that the pod takes at any time. A container that is being resized takes what it has until it has less (KEP-1287).
+fn requests(spec: &PodSpec, status: Option<&PodStatus>) -> Resources {
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    // The node will never give what is asked for.
+    let is_infeasible = conditions.into_iter().flatten().any(|condition| {
+        condition.type_ == "PodResizePending"
+            && condition.status == "True"
+            && condition.reason.as_deref() == Some("Infeasible")
+    });
+    let asked = |resources: Option<&ResourceRequirements>| {
         Resources::of(resources.and_then(|resources| resources.requests.as_ref()))
+    };
+    let of = |container: &Container| {
+        let mut most = asked(container.resources.as_ref());
+        let known = status.and_then(|status| status_of(status, &container.name));
+        let given = known.filter(|it| it.allocated_resources.is_some() || it.resources.is_some());
+        if let Some(given) = given {
+            if is_infeasible {
+                most = Resources::default();
+            }
+            most.max(&Resources::of(given.allocated_resources.as_ref()));
+            most.max(&asked(given.resources.as_ref()));
+        }
+        most
     };
     let mut total = peak(spec, of, Resources::add, Resources::max);
     total
@@ -196,6 +216,12 @@ fn requests(spec: &PodSpec) -> Resources {
         .extend(Resources::of(Some(&whole::requests(spec))).0);
     total.add(&Resources::of(spec.overhead.as_ref()));
     total
+}
+
+fn status_of<'a>(status: &'a PodStatus, container: &str) -> Option<&'a ContainerStatus> {
+    let init = status.init_container_statuses.iter().flatten();
+    let mut all = init.chain(status.container_statuses.iter().flatten());
+    all.find(|it| it.name == container)
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

@@ -308,3 +308,27 @@ proptest! {
         prop_assert!(snapshot.nodes().all(|node| node.used.get("cpu") == 0 && node.pods == 0 && node.groups.is_empty()));
     }
 }
+
+#[test]
+fn a_container_takes_what_it_has_until_its_resize_is_done() {
+    let resized = |asked: &str, given: &str, pending: Option<&str>| {
+        let status = serde_json::json!({
+            "containerStatuses": [{
+                "name": "", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "allocatedResources": {"cpu": given}, "resources": {"requests": {"cpu": "1"}},
+            }],
+            "conditions": pending.map(|reason| serde_json::json!([
+                {"type": "PodResizePending", "status": "True", "reason": reason},
+            ])),
+        });
+        let status = serde_json::from_value(status).unwrap();
+        let pod = asking("p", asked).with(|pod| pod.status = Some(status));
+        PodInfo::of(&pod.build()).requests.get("cpu")
+    };
+    assert_eq!(resized("500m", "2", None), 2000, "it shrinks");
+    assert_eq!(resized("500m", "500m", None), 1000, "not done yet");
+    assert_eq!(resized("3", "2", Some("Deferred")), 3000, "it grows");
+    assert_eq!(resized("3", "2", Some("Infeasible")), 2000, "it never will");
+    let unknown = asking("p", "500m").build();
+    assert_eq!(PodInfo::of(&unknown).requests.get("cpu"), 500);
+}

@@ -10,10 +10,9 @@ use serde_json::json;
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
 use crate::controllers::driver::{Result, queue};
-use crate::controllers::pods::{condition, has_ended};
+use crate::controllers::pods::{DISRUPTION_TARGET as TARGET, condition, has_ended};
 
 const WORKERS: usize = 2;
-const TARGET: &str = "DisruptionTarget";
 /// A pod that is not even being deleted after this stays.
 const TIMEOUT: Duration = Duration::from_secs(120);
 

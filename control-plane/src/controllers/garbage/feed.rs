@@ -19,7 +19,7 @@ use super::lock;
 use crate::controllers::cache::{Cache, WatchBackoff, report_watch_error};
 use crate::controllers::caches::Caches;
 use crate::controllers::driver::{Error, Queue, Result};
-use crate::controllers::kinds::{ServedKind, served};
+use crate::controllers::kinds::{ServedKind, name_of, served};
 use crate::controllers::{Context, pods::uid};
 
 /// Kinds that appear later are found after this at most.
@@ -110,19 +110,10 @@ pub(super) struct Kinds {
     known: tokio::sync::RwLock<HashMap<String, ServedKind>>,
 }
 
-fn name_of(api_version: &str, kind: &str) -> String {
-    format!("{api_version}/{kind}")
-}
-
 impl Kinds {
     async fn refresh(&self, client: &kube::Client) -> Result<Vec<ServedKind>> {
         let kinds = served(client).await?;
-        let named = kinds.iter().map(|kind| {
-            (
-                name_of(&kind.resource.api_version, &kind.resource.kind),
-                kind.clone(),
-            )
-        });
+        let named = kinds.iter().map(|kind| (kind.name(), kind.clone()));
         *self.known.write().await = named.collect();
         Ok(kinds)
     }
@@ -155,20 +146,27 @@ pub(super) async fn follow_others(context: &Context, kinds: &Kinds, into: &Sink)
     loop {
         match kinds.refresh(&context.client).await {
             Ok(kinds) => {
-                let follow =
-                    |kind: &ServedKind| kind.can("list") && kind.can("watch") && !kind.is_event();
-                for kind in kinds.into_iter().filter(follow) {
-                    let name = name_of(&kind.resource.api_version, &kind.resource.kind);
-                    // A node's Lease is owned by its Node, and renewed every few seconds.
-                    if !CACHED.contains(&name.as_str()) && followed.insert(name) {
-                        let api = Api::all_with(context.client.clone(), &kind.resource);
-                        watches.spawn(follow_one(
-                            api,
-                            kind,
-                            into.clone(),
-                            context.shutdown.clone(),
-                        ));
-                    }
+                let unlisted = lock(&into.graph).unlisted().join(", ");
+                if !unlisted.is_empty() {
+                    warn!(
+                        kinds = unlisted,
+                        "not all kinds can be listed; what is deleted in the foreground or leaves its dependents waits"
+                    );
+                }
+                let served: HashSet<String> = kinds.iter().map(ServedKind::name).collect();
+                let mut new = kinds;
+                // Leases too: a node's is owned by its Node, though it is renewed every few seconds.
+                new.retain(|kind| {
+                    let can_follow = kind.can("list") && kind.can("watch") && !kind.is_event();
+                    can_follow
+                        && !CACHED.contains(&kind.name().as_str())
+                        && followed.insert(kind.name())
+                });
+                lock(&into.graph).follow(&served, new.iter().map(ServedKind::name));
+                for kind in new {
+                    let api = Api::all_with(context.client.clone(), &kind.resource);
+                    let (into, shutdown) = (into.clone(), context.shutdown.clone());
+                    watches.spawn(follow_one(api, kind, into, shutdown));
                 }
             }
             Err(error) => warn!(%error, "cannot ask which kinds are served, trying again"),
@@ -213,6 +211,7 @@ async fn follow_one(
                     into.remove(gone);
                 }
                 known = std::mem::take(&mut listed);
+                lock(&into.graph).listed(&kind.name());
             }
             Some(Ok(watcher::Event::Apply(object))) => {
                 put(&object.metadata);

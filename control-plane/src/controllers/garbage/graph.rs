@@ -66,6 +66,8 @@ pub(super) struct Unknown {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Nothing,
+    /// Dependents may be missing here: ask again.
+    Wait,
     /// Find out which of these exist, then ask again.
     Verify(BTreeSet<Unknown>),
     Delete {
@@ -83,11 +85,43 @@ pub(super) enum Action {
 pub(super) struct Graph {
     things: HashMap<String, Thing>,
     dependents: HashMap<String, HashSet<String>>,
+    /// Kinds whose objects are not all in here yet; `None` before anybody knows which kinds there are.
+    unlisted: Option<HashSet<String>>,
 }
 
 impl Graph {
     pub(super) fn get(&self, uid: &str) -> Option<&Thing> {
         self.things.get(uid)
+    }
+
+    /// Takes note of all kinds that are `served`, and of those among them that are followed from now on.
+    pub(super) fn follow(
+        &mut self,
+        served: &HashSet<String>,
+        new: impl IntoIterator<Item = String>,
+    ) {
+        let unlisted = self.unlisted.get_or_insert_default();
+        // A kind that is gone will never be listed.
+        unlisted.retain(|kind| served.contains(kind));
+        unlisted.extend(new);
+    }
+
+    /// All objects of the kind are in here.
+    pub(super) fn listed(&mut self, kind: &str) {
+        if let Some(unlisted) = &mut self.unlisted {
+            unlisted.remove(kind);
+        }
+    }
+
+    /// Kinds that are followed and whose objects are not all in here.
+    pub(super) fn unlisted(&self) -> Vec<&str> {
+        let unlisted = self.unlisted.iter().flatten();
+        unlisted.map(String::as_str).collect()
+    }
+
+    /// Whether each object's dependents are known.
+    fn is_complete(&self) -> bool {
+        self.unlisted.as_ref().is_some_and(HashSet::is_empty)
     }
 
     /// Takes the object in; gives the uids that have to be looked at.
@@ -201,12 +235,16 @@ impl Graph {
             (true, true) => Action::Nothing,
             (true, false) => Action::Disown(going),
             (false, _) => Action::Delete {
-                foreground: waiting && self.dependents(uid).next().is_some(),
+                foreground: waiting
+                    && (!self.is_complete() || self.dependents(uid).next().is_some()),
             },
         }
     }
 
     fn decide_deleting(&self, uid: &str, thing: &Thing) -> Action {
+        if (thing.orphan || thing.foreground) && !self.is_complete() {
+            return Action::Wait;
+        }
         if thing.orphan {
             return Action::Orphan(self.dependents(uid).map(|(uid, _)| uid.clone()).collect());
         }

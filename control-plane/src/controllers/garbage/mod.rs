@@ -13,7 +13,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{
     Api, DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, Preconditions,
+    PropagationPolicy,
 };
+use kube::core::ObjectMeta;
 use serde_json::json;
 use tracing::debug;
 
@@ -27,6 +29,9 @@ use super::kinds::ServedKind;
 const WORKERS: usize = 16;
 /// An owner that exists and is not in the graph may go before its kind's watch begins, so that no event tells of it.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+/// How often an object whose dependents may be unknown is looked at.
+const UNTIL_LISTED: Duration = Duration::from_millis(200);
 
 struct Controller {
     context: Context,
@@ -70,6 +75,20 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
     }
 }
 
+/// What becomes of the dependents of an object that goes: what somebody wrote down on it before, if `foreground` is not due.
+fn propagation(meta: &ObjectMeta, foreground: bool) -> PropagationPolicy {
+    let has = |finalizer: &str| meta.finalizers.iter().flatten().any(|it| it == finalizer);
+    if foreground {
+        PropagationPolicy::Foreground
+    } else if has(ORPHAN) {
+        PropagationPolicy::Orphan
+    } else if has(FOREGROUND) {
+        PropagationPolicy::Foreground
+    } else {
+        PropagationPolicy::Background
+    }
+}
+
 fn lock(graph: &Mutex<Graph>) -> MutexGuard<'_, Graph> {
     graph.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -94,6 +113,7 @@ impl Controller {
         match action {
             Action::Nothing if present.is_empty() => Ok(None),
             Action::Nothing => Ok(Some(LOOK_AGAIN)),
+            Action::Wait => Ok(Some(UNTIL_LISTED)),
             // The graph changed meanwhile; look again.
             Action::Verify(_) => Ok(Some(Duration::from_millis(1))),
             Action::Delete { foreground } => self.delete(uid, &place, foreground).await,
@@ -174,7 +194,7 @@ impl Controller {
         &self,
         uid: &str,
         place: &Place,
-    ) -> Result<Option<(Api<DynamicObject>, kube::core::ObjectMeta)>> {
+    ) -> Result<Option<(Api<DynamicObject>, ObjectMeta)>> {
         let api = self.api(place).await?;
         let found = api.get_metadata_opt(&place.name).await?;
         Ok(found
@@ -187,14 +207,13 @@ impl Controller {
             return Ok(None);
         };
         // The version: whoever gave it a new owner meanwhile wins.
+        let params = DeleteParams {
+            propagation_policy: Some(propagation(&meta, foreground)),
+            ..DeleteParams::default()
+        };
         let same = Preconditions {
             uid: Some(uid.to_owned()),
             resource_version: meta.resource_version,
-        };
-        let params = if foreground {
-            DeleteParams::foreground()
-        } else {
-            DeleteParams::background()
         };
         debug!(?place, "deleting: its owners are gone");
         api.delete(&place.name, &params.preconditions(same)).await?;
@@ -229,5 +248,26 @@ impl Controller {
         api.patch_metadata(&place.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await?;
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependent_that_goes_keeps_its_own_wish_for_its_dependents() {
+        let policy = |finalizers: &[&str], foreground| {
+            let finalizers = finalizers.iter().map(|it| (*it).to_owned()).collect();
+            let meta = ObjectMeta {
+                finalizers: Some(finalizers),
+                ..ObjectMeta::default()
+            };
+            format!("{:?}", propagation(&meta, foreground))
+        };
+        assert_eq!(policy(&["example.com/hold"], false), "Background");
+        assert_eq!(policy(&[ORPHAN], false), "Orphan");
+        assert_eq!(policy(&[FOREGROUND], false), "Foreground");
+        assert_eq!(policy(&[ORPHAN], true), "Foreground");
     }
 }

@@ -131,16 +131,28 @@ impl Controller {
                 .report(reference(job), severity, reason, message);
         }
         self.let_go(&plan.release).await?;
-        if !settled {
-            return Ok(());
+        if settled {
+            self.scale(job, &plan.dismiss, &plan.stop, &plan.create)
+                .await?;
         }
-        let doomed = [plan.dismiss.as_slice(), &plan.stop].concat();
-        let owner = uid(&job.metadata);
-        self.pods.expect(owner, plan.create.len(), &doomed);
-        self.let_go(&plan.dismiss).await?;
-        self.pods.delete(job, &doomed).await?;
-        self.pods.create(job, &plan.create).await?;
         Ok(())
+    }
+
+    async fn scale(
+        &self,
+        job: &Job,
+        dismiss: &[Arc<Pod>],
+        stop: &[Arc<Pod>],
+        create: &[Pod],
+    ) -> Result<()> {
+        // Not expected before this: what fails here is asked of nobody.
+        self.let_go(dismiss).await?;
+        let doomed = [dismiss, stop].concat();
+        self.pods.expect(uid(&job.metadata), create.len(), &doomed);
+        // Both, whatever becomes of the other: each takes back what it could not do.
+        let deleted = self.pods.delete(job, &doomed).await;
+        let created = self.pods.create(job, create).await;
+        Ok(deleted.and(created)?)
     }
 
     async fn let_go(&self, pods: &[Arc<Pod>]) -> std::result::Result<(), kube::Error> {
@@ -200,5 +212,68 @@ impl Controller {
             .await?;
         self.context.caches.jobs.wait_for(&written).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http::{Method, Request, Response, StatusCode};
+    use kube::client::Body;
+    use serde_json::json;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::controllers::testing::{context, pod};
+
+    /// A server that has conflicts with all requests of one method, does the others, and notes them.
+    fn refusing(method: Method, done: Arc<Mutex<Vec<Method>>>) -> kube::Client {
+        let service = service_fn(move |request: Request<Body>| {
+            let refused = *request.method() == method;
+            let answer = match refused {
+                true => {
+                    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409})
+                }
+                false => json!(pod("new").build()),
+            };
+            if !refused {
+                done.lock().unwrap().push(request.method().clone());
+            }
+            let mut answer = Response::new(Body::from(answer.to_string().into_bytes()));
+            if refused {
+                *answer.status_mut() = StatusCode::CONFLICT;
+            }
+            async { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_asked_for_is_not_waited_for() {
+        let mut job = Job::default();
+        job.metadata.name = Some("j".into());
+        job.metadata.namespace = Some("default".into());
+        job.metadata.uid = Some("uid-j".into());
+        let held = pod("a").with(|pod| pod.metadata.finalizers = Some(vec![TRACKED.into()]));
+        let (doomed, new) = ([Arc::new(held.build())], [pod("new").build()]);
+        for method in [Method::PATCH, Method::DELETE, Method::POST] {
+            let done = Arc::default();
+            let context = context(refusing(method.clone(), Arc::clone(&done)));
+            let pods = PodControl::start(&context, "Job", "job-controller");
+            let controller = Controller { context, pods };
+            let outcome = controller.scale(&job, &doomed, &[], &new).await;
+            assert!(outcome.is_err(), "{method}");
+            // What was done is seen by the watch.
+            let (control, owner) = (&controller.pods, uid(&job.metadata));
+            for done in done.lock().unwrap().iter() {
+                match *done {
+                    Method::POST => control.expectations().created(owner),
+                    Method::DELETE => control.expectations().deleted(owner, "uid-a"),
+                    _ => {}
+                }
+            }
+            assert_eq!(control.wait(owner), None, "{method}");
+        }
     }
 }

@@ -76,18 +76,31 @@ pub(super) fn silenced(node: &Node, now: Timestamp) -> Vec<NodeCondition> {
     conditions
 }
 
-/// The node's taints as they shall be; `None` when they are.
-pub(super) fn taints(node: &Node, readiness: Readiness, now: Timestamp) -> Option<Vec<Taint>> {
+/// Whether the node is being cleared because it fails.
+pub(super) fn is_cleared(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.into_iter().flatten().any(|taint| {
+        taint.effect == NO_EXECUTE && [UNREACHABLE, NOT_READY].contains(&taint.key.as_str())
+    })
+}
+
+/// The node's taints as they shall be; `None` when they are. A node that fails is cleared only if it `may_clear`.
+pub(super) fn taints(
+    node: &Node,
+    readiness: Readiness,
+    may_clear: bool,
+    now: Timestamp,
+) -> Option<Vec<Taint>> {
     let spec = node.spec.clone().unwrap_or_default();
     let current = spec.taints.unwrap_or_default();
     let mut wanted: Vec<(&str, &str)> = Vec::new();
-    match readiness {
-        Readiness::Ready => {}
-        Readiness::NotReady => wanted.extend([(NOT_READY, NO_SCHEDULE), (NOT_READY, NO_EXECUTE)]),
-        Readiness::Unknown => {
-            wanted.extend([(UNREACHABLE, NO_SCHEDULE), (UNREACHABLE, NO_EXECUTE)])
-        }
-    }
+    let failing = match readiness {
+        Readiness::Ready => None,
+        Readiness::NotReady => Some(NOT_READY),
+        Readiness::Unknown => Some(UNREACHABLE),
+    };
+    wanted.extend(failing.map(|key| (key, NO_SCHEDULE)));
+    wanted.extend(failing.filter(|_| may_clear).map(|key| (key, NO_EXECUTE)));
     if spec.unschedulable == Some(true) {
         wanted.push((UNSCHEDULABLE, NO_SCHEDULE));
     }

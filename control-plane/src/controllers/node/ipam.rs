@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-use super::ranges::PodRanges;
+use super::ranges::{PodRanges, overlap};
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
 use crate::controllers::driver::{Error, Result, queue};
@@ -72,11 +72,7 @@ async fn reconcile(
     let nodes = context.caches.nodes.list();
     taken.extend(nodes.iter().flat_map(|node| ranges_of(node)));
     let cluster = &context.config.pod_ranges;
-    let ranges = match before {
-        Some(ranges) => Ok(ranges),
-        None => choose(cluster, &node, &taken),
-    };
-    let ranges = match ranges {
+    let ranges = match choose(cluster, &node, before, &taken) {
         Ok(ranges) => ranges,
         Err(message) => {
             events.report(
@@ -101,12 +97,18 @@ async fn reconcile(
     Ok(None)
 }
 
-/// Free ranges for a node, or why it gets none.
+/// Free ranges for a node, or why it gets none. Those that it was to get `before` if they are still free: perhaps it has
+/// them, and the answer was lost.
 fn choose(
     cluster: &PodRanges,
     node: &Node,
+    before: Option<Vec<IpNet>>,
     taken: &[IpNet],
 ) -> std::result::Result<Vec<IpNet>, String> {
+    let is_free = |range: &IpNet| !taken.iter().any(|other| overlap(range, other));
+    if let Some(before) = before.filter(|before| before.iter().all(is_free)) {
+        return Ok(before);
+    }
     let addresses = node
         .status
         .iter()
@@ -121,4 +123,27 @@ fn choose(
         let name = node.metadata.name.as_deref().unwrap_or_default();
         format!("no free pod address range for node {name} is left in {cluster}")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_that_another_node_has_got_meanwhile_is_not_insisted_on() {
+        let cluster: PodRanges = "10.244.0.0/16".parse().unwrap();
+        let nets = |texts: &[&str]| -> Vec<IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let before = || Some(nets(&["10.244.1.0/24"]));
+        let chosen = |before, taken: &[&str]| {
+            choose(&cluster, &Node::default(), before, &nets(taken)).unwrap()
+        };
+        assert_eq!(chosen(before(), &["10.244.7.0/24"]), before().unwrap());
+        assert_eq!(
+            chosen(before(), &["10.244.0.0/23"]),
+            nets(&["10.244.2.0/24"])
+        );
+        assert_eq!(chosen(None, &[]), nets(&["10.244.0.0/24"]));
+    }
 }

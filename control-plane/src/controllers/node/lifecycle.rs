@@ -2,7 +2,7 @@
 //! their toleration they are deleted, so that they are replaced elsewhere.
 //!
 //! ```text
-//!  alive ──no sign for the grace period──▶ silent: Ready=Unknown, tainted, pods not ready ──▶ pods deleted
+//!  alive ──no sign for the grace period──▶ silent: Ready=Unknown, tainted, pods not ready ──its turn──▶ pods deleted
 //!    ▲                                        │
 //!    └──────────── reports again ─────────────┘   taints removed
 //! ```
@@ -16,15 +16,16 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::brake::{Brake, Pace, Zone, pace};
 use super::eviction::{FirstSeen, Stay, stay};
-use super::health::{NO_EXECUTE, Readiness, UNREACHABLE, condition, readiness, silenced, taints};
+use super::health::{NO_EXECUTE, Readiness, condition, is_cleared, readiness, silenced, taints};
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
 use crate::controllers::driver::{Queue, Result, queue};
 use crate::controllers::events::{Recorder, Severity, reference};
-use crate::controllers::pods::{is_active, is_ready, node_of, on_node};
+use crate::controllers::pods::{disrupted, is_active, is_ready, node_of, on_node};
 
 const WORKERS: usize = 8;
 
@@ -35,6 +36,7 @@ struct Controller {
     context: Context,
     events: Recorder,
     signs: Signs,
+    brake: Mutex<Brake>,
     /// By node.
     tainted: Mutex<HashMap<String, FirstSeen>>,
 }
@@ -48,6 +50,7 @@ pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
         context: context.clone(),
         events,
         signs,
+        brake: Mutex::default(),
         tainted: Mutex::default(),
     };
     let context = context.clone();
@@ -176,34 +179,46 @@ impl Controller {
             .as_ref()
             .and_then(|spec| spec.taints.clone())
             .unwrap_or_default();
-        let wanted = taints(&node, state, now);
+        let turn = match state {
+            Readiness::Ready => Err(None),
+            Readiness::NotReady | Readiness::Unknown => self.turn(&key.name, &node),
+        };
+        let wanted = taints(&node, state, turn.is_ok(), now);
         if let Some(taints) = &wanted {
             let patch =
                 json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
             api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
                 .await?;
         }
-        let taints = self.effective(wanted.unwrap_or(current));
+        let taints = wanted.unwrap_or(current);
         let next_eviction = self.evict(&key.name, &pods, &taints, now).await?;
         let next_check = if is_silent { grace } else { grace - silent_for };
-        Ok(Some(
-            next_eviction.map_or(next_check, |eviction| eviction.min(next_check)),
-        ))
+        let next_turn = turn.err().flatten();
+        let next = [Some(next_check), next_eviction, next_turn];
+        Ok(next.into_iter().flatten().min())
     }
 
-    /// When no node answers it is more likely us who are cut off: then nobody is evicted for being unreachable.
-    fn effective(&self, mut taints: Vec<Taint>) -> Vec<Taint> {
-        if !self
-            .context
-            .caches
-            .nodes
-            .list()
-            .iter()
-            .any(|node| readiness(node) == Readiness::Ready)
-        {
-            taints.retain(|taint| taint.key != UNREACHABLE);
+    /// Whether the node, which fails, may be cleared; else how long to wait, where that is known.
+    fn turn(&self, name: &str, node: &Node) -> std::result::Result<(), Option<Duration>> {
+        let grace = self.context.config.node_grace_period;
+        let zone = Zone::of(node);
+        let nodes: Vec<(Zone, bool)> = {
+            let (nodes, signs) = (self.context.caches.nodes.list(), lock(&self.signs));
+            let is_heard = |node: &Node| {
+                let name = node.metadata.name.as_deref().unwrap_or_default();
+                signs.get(name).is_none_or(|sign| sign.elapsed() < grace)
+            };
+            let is_well = |node: &Node| readiness(node) == Readiness::Ready && is_heard(node);
+            nodes
+                .iter()
+                .map(|node| (Zone::of(node), is_well(node)))
+                .collect()
+        };
+        let pace = pace(&zone, &nodes);
+        if pace != Pace::CalledOff && is_cleared(node) {
+            return Ok(());
         }
-        taints
+        lock(&self.brake).turn(name, &zone, pace, Instant::now())
     }
 
     async fn mark_unready(&self, pods: &[Arc<Pod>], now: Timestamp) -> Result<()> {
@@ -266,6 +281,11 @@ impl Controller {
                         uid: pod.metadata.uid.clone(),
                         resource_version: None,
                     };
+                    let patch = Patch::Strategic(reason(pod, now));
+                    ignore_gone(
+                        api.patch_status(&key.name, &PatchParams::default(), &patch)
+                            .await,
+                    )?;
                     ignore_gone(
                         api.delete(&key.name, &DeleteParams::default().preconditions(same))
                             .await,
@@ -282,6 +302,13 @@ impl Controller {
         }
         Ok(next)
     }
+}
+
+/// What to write about a pod that has to leave its node.
+pub(super) fn reason(pod: &Pod, now: Timestamp) -> Value {
+    let why = "Taint manager: deleting due to NoExecute taint";
+    let condition = disrupted(pod, "DeletionByTaintManager", why, now);
+    json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}})
 }
 
 /// Somebody else was quicker: the aim is reached.

@@ -1,5 +1,6 @@
 //! Nodes: an address range for each, and what becomes of one that falls silent or goes.
 
+mod brake;
 mod eviction;
 mod health;
 mod ipam;

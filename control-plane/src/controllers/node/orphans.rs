@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Api, DeleteParams, Preconditions};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Value, json};
 
 use crate::controllers::Context;
 use crate::controllers::cache::Key;
 use crate::controllers::driver::{Result, queue};
-use crate::controllers::pods::{has_ended, node_of, on_node};
+use crate::controllers::pods::{disrupted, has_ended, node_of, on_node};
 
 const WORKERS: usize = 8;
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -42,6 +44,20 @@ pub(super) fn verdict(pod: &Pod, node: Option<&Node>) -> Verdict {
             }
         }
     }
+}
+
+/// What to write about a pod before it is removed; `None` when it has told its own end. Nobody else will say how it ended,
+/// and whoever waits for that would wait for ever.
+pub(super) fn end(pod: &Pod, verdict: Verdict, now: Timestamp) -> Option<Value> {
+    if has_ended(pod) || verdict == Verdict::Keep {
+        return None;
+    }
+    let mut status = json!({"phase": "Failed"});
+    if verdict == Verdict::Orphan {
+        let why = "PodGC: node no longer exists";
+        status["conditions"] = json!([disrupted(pod, "DeletionByPodGC", why, now)]);
+    }
+    Some(json!({"metadata": {"uid": pod.metadata.uid}, "status": status}))
 }
 
 pub(super) fn start(context: &Context) -> impl Future<Output = ()> + use<> {
@@ -84,7 +100,8 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
         return Ok(None);
     };
     let node = node_of(&pod).and_then(|name| context.caches.nodes.get(&Key::new("", name)));
-    match verdict(&pod, node.as_deref()) {
+    let verdict = verdict(&pod, node.as_deref());
+    match verdict {
         Verdict::Keep => return Ok(None),
         Verdict::Remove => {}
         Verdict::Orphan => {
@@ -100,6 +117,11 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>> {
         }
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &key.namespace);
+    if let Some(end) = end(&pod, verdict, Timestamp::now()) {
+        let patch = Patch::Strategic(end);
+        api.patch_status(&key.name, &PatchParams::default(), &patch)
+            .await?;
+    }
     let same = Preconditions {
         uid: pod.metadata.uid.clone(),
         resource_version: None,

@@ -141,7 +141,7 @@ fn family(range: &IpNet) -> Family {
     Family::of(range.addr())
 }
 
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
+pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 

@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
 
 use super::eviction::{FirstSeen, Stay, stay};
-use super::health::{NO_EXECUTE, NOT_READY, Readiness, UNREACHABLE, readiness, silenced, taints};
-use super::orphans::{Verdict, verdict};
+use super::health::{
+    NO_EXECUTE, NOT_READY, Readiness, UNREACHABLE, is_cleared, readiness, silenced, taints,
+};
+use super::lifecycle::reason;
+use super::orphans::{Verdict, end, verdict};
 use crate::controllers::testing::{at, pod};
 
 fn node(ready: &str) -> Node {
@@ -48,7 +52,7 @@ fn a_silent_node_is_unknown_and_tainted_and_a_returning_one_is_not() {
         "the last word of the node stays its own"
     );
 
-    let tainted = taints(&node("True"), Readiness::Unknown, at(100)).unwrap();
+    let tainted = taints(&node("True"), Readiness::Unknown, true, at(100)).unwrap();
     assert_eq!(
         keys(&tainted),
         [(UNREACHABLE, "NoSchedule"), (UNREACHABLE, NO_EXECUTE)]
@@ -63,7 +67,7 @@ fn a_silent_node_is_unknown_and_tainted_and_a_returning_one_is_not() {
     });
     back.spec.as_mut().unwrap().taints = Some(own);
     assert_eq!(
-        keys(&taints(&back, readiness(&back), at(200)).unwrap()),
+        keys(&taints(&back, readiness(&back), true, at(200)).unwrap()),
         [("theirs", NO_EXECUTE)]
     );
 }
@@ -71,8 +75,8 @@ fn a_silent_node_is_unknown_and_tainted_and_a_returning_one_is_not() {
 #[test]
 fn taints_that_are_right_stay_with_the_time_they_were_added() {
     let mut silent = node("Unknown");
-    silent.spec.as_mut().unwrap().taints = taints(&silent, Readiness::Unknown, at(100));
-    assert_eq!(taints(&silent, readiness(&silent), at(200)), None);
+    silent.spec.as_mut().unwrap().taints = taints(&silent, Readiness::Unknown, true, at(100));
+    assert_eq!(taints(&silent, readiness(&silent), true, at(200)), None);
     assert_eq!(
         silenced(&silent, at(200))
             .iter()
@@ -80,6 +84,18 @@ fn taints_that_are_right_stay_with_the_time_they_were_added() {
             .count(),
         0
     );
+}
+
+#[test]
+fn a_node_that_may_not_be_cleared_yet_gets_no_new_pods_all_the_same() {
+    let tainted = |node: &Node, may_clear| taints(node, Readiness::Unknown, may_clear, at(100));
+    let mut silent = node("Unknown");
+    let held = tainted(&silent, false).unwrap();
+    assert_eq!(keys(&held), [(UNREACHABLE, "NoSchedule")]);
+    silent.spec.as_mut().unwrap().taints = tainted(&silent, true);
+    assert!(is_cleared(&silent));
+    let called_off = tainted(&silent, false).unwrap();
+    assert_eq!(keys(&called_off), [(UNREACHABLE, "NoSchedule")]);
 }
 
 #[test]
@@ -99,7 +115,7 @@ fn cordon_and_pressure_keep_new_pods_away() {
         .as_mut()
         .unwrap()
         .push(pressure);
-    let taints = taints(&cordoned, readiness(&cordoned), at(0)).unwrap();
+    let taints = taints(&cordoned, readiness(&cordoned), true, at(0)).unwrap();
     let wanted = [
         ("node.kubernetes.io/unschedulable", "NoSchedule"),
         ("node.kubernetes.io/disk-pressure", "NoSchedule"),
@@ -228,4 +244,48 @@ fn pods_that_nobody_will_finish_are_found() {
         verdict(&pod("p").terminating().build(), None),
         Verdict::Remove
     );
+}
+
+#[test]
+fn a_pod_that_nobody_will_finish_has_failed_before_it_is_removed() {
+    let running = pod("a").on("n1").ready_at(0).build();
+    let orphan = end(&running, Verdict::Orphan, at(5)).unwrap();
+    assert_eq!(orphan["metadata"], json!({"uid": "uid-a"}));
+    assert_eq!(orphan["status"]["phase"], "Failed");
+    let said = &orphan["status"]["conditions"];
+    let is = |field: &str| said[0][field].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        ["type", "status", "reason", "message"].map(is),
+        [
+            "DisruptionTarget",
+            "True",
+            "DeletionByPodGC",
+            "PodGC: node no longer exists"
+        ]
+    );
+    let out = end(&running, Verdict::Remove, at(5)).unwrap();
+    assert_eq!(out["status"], json!({"phase": "Failed"}));
+    for phase in ["Failed", "Succeeded"] {
+        let over = pod("a").on("n1").phase(phase).build();
+        assert_eq!(end(&over, Verdict::Orphan, at(5)), None);
+    }
+}
+
+#[test]
+fn an_evicted_pod_is_told_why_since_the_first_time() {
+    let mut pod = pod("a").on("n1").ready_at(0).build();
+    let condition = |said: &Value| said["status"]["conditions"][0].clone();
+    let first = condition(&reason(&pod, at(5)));
+    assert_eq!(
+        (&first["type"], &first["reason"], &first["message"]),
+        (
+            &json!("DisruptionTarget"),
+            &json!("DeletionByTaintManager"),
+            &json!("Taint manager: deleting due to NoExecute taint")
+        )
+    );
+    let told = serde_json::from_value(first.clone()).unwrap();
+    let status = pod.status.as_mut().unwrap();
+    status.conditions.as_mut().unwrap().push(told);
+    assert_eq!(condition(&reason(&pod, at(9))), first);
 }

@@ -137,3 +137,35 @@ async fn a_cron_job_starts_jobs_and_forgets_those_that_are_over() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waits_for_its_pods_ends_goes_on_when_their_node_is_gone() {
+    let cluster = Cluster::new(&["node-1"]).await;
+    let mut work = job("good");
+    work["spec"]["podReplacementPolicy"] = json!("Failed");
+    cluster.apply::<Job>(work).await;
+    let pods: Api<Pod> = cluster.default_namespace();
+    let first = until("it runs", async || {
+        let mut pods = list(&pods, "batch.kubernetes.io/job-name=work").await;
+        pods.pop()
+            .filter(|pod| pod.spec.as_ref().is_some_and(|it| it.node_name.is_some()))
+    })
+    .await;
+    cluster.silence("node-1");
+    let nodes = cluster.cluster_wide::<Node>();
+    nodes
+        .delete("node-1", &DeleteParams::default())
+        .await
+        .unwrap();
+    let jobs: Api<Job> = cluster.default_namespace();
+    until("the pod has failed", async || {
+        let status = jobs.get("work").await.unwrap().status?;
+        (status.failed == Some(1)).then_some(())
+    })
+    .await;
+    until("the pod is gone", async || {
+        let found = pods.get_opt(&first.name_any()).await.unwrap();
+        found.is_none().then_some(())
+    })
+    .await;
+}

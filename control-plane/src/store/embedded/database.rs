@@ -60,36 +60,64 @@ impl Handle {
         ReadTables::open(&database.begin_read()?)
     }
 
-    /// Performs a write. redb refuses every later one after an I/O error, such as a full disk, so the file is then
-    /// opened anew: what had been committed is in it, and the next write has its chance.
+    /// Performs a write. redb refuses every later one after an I/O error, so after one of a full disk the file is opened
+    /// anew: what had been committed is in it, and the next write has its chance. After any other the process ends.
     pub(super) fn recovering<T>(
         &self,
         write: impl Fn() -> Result<T, redb::Error>,
     ) -> Result<T, redb::Error> {
         let result = write();
-        let unusable = |e: &redb::Error| {
-            matches!(
-                e,
-                redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed
-            )
-        };
-        if let Err(error) = &result
-            && unusable(error)
-        {
-            tracing::error!(path = %self.path.display(), %error, "a write failed; opening the store anew");
-            let mut database = self
-                .database
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            *database = None;
-            match open(&self.path) {
-                Ok(fresh) => *database = Some(fresh),
-                Err(error) => {
-                    tracing::error!(%error, "the store stays closed until the next write")
+        if let Err(error) = &result {
+            match remedy(error) {
+                Remedy::None => {}
+                Remedy::Reopen => {
+                    tracing::error!(path = %self.path.display(), %error, "a write failed; opening the store anew");
+                    self.reopen();
+                }
+                Remedy::End => {
+                    tracing::error!(
+                        path = %self.path.display(), %error,
+                        "a write failed, and nobody knows what of it is on the disk; ending: see to the disk and start again"
+                    );
+                    // No caller can be trusted to stop reading what only the page cache holds.
+                    std::process::exit(1);
                 }
             }
         }
         result
+    }
+
+    fn reopen(&self) {
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *database = None;
+        match open(&self.path) {
+            Ok(fresh) => *database = Some(fresh),
+            Err(error) => tracing::error!(%error, "the store stays closed until the next write"),
+        }
+    }
+}
+
+/// What helps after a write that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    None,
+    Reopen,
+    /// The kernel drops pages that it could not write, and says so once: what a read of the file gives then need not be on
+    /// the disk, and a later flush that succeeds proves nothing.
+    End,
+}
+
+fn remedy(error: &redb::Error) -> Remedy {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    match error {
+        redb::Error::Io(io) if !matches!(io.kind(), StorageFull | QuotaExceeded) => Remedy::End,
+        redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed => {
+            Remedy::Reopen
+        }
+        _ => Remedy::None,
     }
 }
 
@@ -151,5 +179,22 @@ fn from_io(path: &Path, source: std::io::Error) -> OpenError {
             reason: source.to_string(),
         },
         _ => OpenError::Io { path, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_full_disk_lets_the_store_be_opened_anew() {
+        let of = |errno| remedy(&redb::Error::Io(io::Error::from_raw_os_error(errno)));
+        let (eio, enospc, erofs, edquot) = (5, 28, 30, 122);
+        assert_eq!([enospc, edquot].map(of), [Remedy::Reopen; 2]);
+        assert_eq!([eio, erofs].map(of), [Remedy::End; 2]);
+        assert_eq!(remedy(&redb::Error::DatabaseClosed), Remedy::Reopen);
+        assert_eq!(remedy(&redb::Error::InvalidSavepoint), Remedy::None);
     }
 }

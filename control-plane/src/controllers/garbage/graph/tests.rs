@@ -39,9 +39,60 @@ fn decide(graph: &Graph, uid: &str, absent: &[&str]) -> Action {
     )
 }
 
+/// A graph of no kind that is not listed.
+fn whole() -> Graph {
+    let mut graph = Graph::default();
+    graph.follow(&HashSet::new(), []);
+    graph
+}
+
+#[test]
+fn nobody_is_let_go_before_all_dependents_are_known() {
+    let kinds: HashSet<String> = ["batch/v1/Job", "x/v1/Gone"].map(Into::into).into();
+    let mut graph = Graph::default();
+    let mut held = |orphan| {
+        let name = if orphan { "o" } else { "f" };
+        let thing = Thing {
+            deleting: true,
+            orphan,
+            foreground: !orphan,
+            ..thing(name, &[])
+        };
+        graph.put(name, thing);
+    };
+    held(true);
+    held(false);
+    graph.put("d", thing("d", &["f"]));
+    graph.put("lost", thing("lost", &["none"]));
+    let answers = |graph: &Graph| ["o", "f"].map(|uid| decide(graph, uid, &[]));
+    assert_eq!(answers(&graph), [Action::Wait, Action::Wait]);
+    graph.follow(&kinds, kinds.clone());
+    graph.listed("x/v1/Other");
+    assert_eq!(answers(&graph), [Action::Wait, Action::Wait]);
+    assert_eq!(
+        decide(&graph, "d", &[]),
+        Action::Delete { foreground: true },
+        "it may have dependents of its own"
+    );
+    assert_eq!(
+        decide(&graph, "lost", &["none"]),
+        Action::Delete { foreground: false },
+        "others go on"
+    );
+    graph.put("late", thing("late", &["o"]));
+    graph.listed("batch/v1/Job");
+    assert_eq!(answers(&graph), [Action::Wait, Action::Wait]);
+    // It cannot be listed any more.
+    graph.follow(&["batch/v1/Job".to_owned()].into(), []);
+    assert_eq!(
+        answers(&graph),
+        [Action::Orphan(set(&["late"])), Action::Nothing]
+    );
+}
+
 #[test]
 fn a_dependent_goes_only_when_the_server_says_that_its_owner_is_gone() {
-    let mut graph = Graph::default();
+    let mut graph = whole();
     graph.put("o", thing("o", &[]));
     graph.put("d", thing("d", &["o"]));
     assert_eq!(decide(&graph, "d", &[]), Action::Nothing);
@@ -55,7 +106,7 @@ fn a_dependent_goes_only_when_the_server_says_that_its_owner_is_gone() {
 
 #[test]
 fn one_solid_owner_keeps_it_and_the_others_are_forgotten() {
-    let mut graph = Graph::default();
+    let mut graph = whole();
     graph.put("o", thing("o", &[]));
     graph.put("d", thing("d", &["o", "gone"]));
     assert_eq!(
@@ -66,7 +117,7 @@ fn one_solid_owner_keeps_it_and_the_others_are_forgotten() {
 
 #[test]
 fn foreground_takes_the_leaves_first() {
-    let mut graph = Graph::default();
+    let mut graph = whole();
     graph.put("o", thing("o", &[]));
     graph.put("m", thing("m", &["o"]));
     graph.put("l", thing("l", &["m"]));
@@ -101,7 +152,7 @@ fn foreground_takes_the_leaves_first() {
 
 #[test]
 fn foreground_may_be_asked_for_later() {
-    let mut graph = Graph::default();
+    let mut graph = whole();
     graph.put("o", thing("o", &[]));
     graph.put("d", thing("d", &["o"]));
     let mut going = Thing {
@@ -120,7 +171,7 @@ fn foreground_may_be_asked_for_later() {
 
 #[test]
 fn orphaning_frees_the_dependents() {
-    let mut graph = Graph::default();
+    let mut graph = whole();
     graph.put("d", thing("d", &["o"]));
     graph.put(
         "o",
@@ -137,7 +188,7 @@ fn orphaning_frees_the_dependents() {
 
 #[test]
 fn what_nobody_owns_is_nobodys_business() {
-    let mut graph = Graph::default();
+    let mut graph = whole();
     assert_eq!(graph.put("a", thing("a", &[])), set(&[]));
     assert_eq!(decide(&graph, "a", &[]), Action::Nothing);
 }
@@ -146,7 +197,7 @@ proptest! {
     /// Only what hangs on the removed ones goes, and all of it.
     #[test]
     fn a_tree_falls_as_a_whole_and_nothing_else_does(parents in prop::collection::vec(any::<prop::sample::Index>(), 1..30), root in any::<prop::sample::Index>()) {
-        let mut graph = Graph::default();
+        let mut graph = whole();
         let uid = |n: usize| format!("u{n}");
         graph.put(&uid(0), thing("u0", &[]));
         let mut parent_of = vec![None];
