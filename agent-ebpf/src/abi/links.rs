@@ -71,11 +71,8 @@ impl PodRanges {
         if address.as_v4().is_some() {
             return self.ipv4_mask != 0 && words[3] & self.ipv4_mask == self.ipv4;
         }
-        let mut differs = u32::from(self.ipv6_mask[0] == 0);
-        for n in 0..4 {
-            differs |= words[n] & self.ipv6_mask[n] ^ self.ipv6[n];
-        }
-        differs == 0
+        let differs = |n: usize| words[n] & self.ipv6_mask[n] ^ self.ipv6[n];
+        self.ipv6_mask[0] != 0 && differs(0) | differs(1) | differs(2) | differs(3) == 0
     }
 }
 
