@@ -26,11 +26,11 @@ use kernelet_control_plane::parts::Parts;
 use kernelet_control_plane::resources::Family;
 use kernelet_control_plane::resources::validate::is_plain;
 use kernelet_control_plane::scheduler::{self, SchedulerConfig};
-use kernelet_control_plane::store::Store;
 use kernelet_control_plane::store::cache::Cache;
 use kernelet_control_plane::store::compaction;
 use kernelet_control_plane::store::embedded::Embedded;
 use kernelet_control_plane::store::etcd::{ConnectError, Etcd, EtcdConfig};
+use kernelet_control_plane::store::{Store, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -179,19 +179,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut parts = Parts::new(stop.clone());
     let store = open_store(&args).await?;
     let is_shared = !args.etcd_endpoints.is_empty();
-    if is_shared {
-        shared::agree(&*store, &pki).await?;
-    }
-    reservations::repair(&*store)
-        .await
-        .context("cannot see which addresses are in use")?;
+    let cache = patiently(|| load(&store, is_shared, &pki)).await?;
     parts.spawn(
         "the compaction",
         compaction::run(store.clone(), compaction::Policy::default(), COMPACTION),
     );
-    let cache = Cache::start(store.clone(), api::index)
-        .await
-        .context("cannot load the store")?;
     let addresses = ServiceAddresses::new(args.service_cidr.clone());
     addresses
         .follow(&cache)
@@ -328,6 +320,44 @@ async fn open_store(args: &Args) -> anyhow::Result<Arc<dyn Store>> {
     }
 }
 
+/// What is in the store, once all control planes that share it agree.
+async fn load(store: &Arc<dyn Store>, is_shared: bool, pki: &Pki) -> anyhow::Result<Arc<Cache>> {
+    if is_shared {
+        shared::agree(&**store, pki).await?;
+    }
+    reservations::repair(&**store)
+        .await
+        .context("cannot see which addresses are in use")?;
+    Cache::start(store.clone(), api::index)
+        .await
+        .context("cannot load the store")
+}
+
+/// Asks again while the store is away: etcd's members answer nobody until they have chosen another leader.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<T>>,
+{
+    let give_up = Instant::now() + PATIENCE_WITH_ETCD;
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let is_away = |it: &(dyn std::error::Error + 'static)| {
+            matches!(it.downcast_ref(), Some(StoreError::Unavailable(_)))
+        };
+        if !error.chain().any(is_away) || Instant::now() >= give_up {
+            return Err(error);
+        }
+        tracing::warn!(
+            error = explain(&error),
+            "the store does not answer; asking again"
+        );
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Scheduler and controllers: clients of the API like any other, but without a socket in between.
 fn start_parts(
     parts: &mut Parts,
@@ -424,4 +454,29 @@ fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_is_away_is_asked_again_and_one_that_failed_is_not() {
+        let asked = Cell::new(0);
+        let after = async |first: StoreError| {
+            let first = Cell::new(Some(first));
+            asked.set(0);
+            let ask = || async {
+                asked.set(asked.get() + 1);
+                first.take().map_or(Ok(()), Err).context("cannot look")
+            };
+            (patiently(ask).await.is_ok(), asked.get())
+        };
+        let away = StoreError::Unavailable("no leader".into());
+        assert_eq!(after(away).await, (true, 2));
+        let failed = StoreError::Failed("broken".into());
+        assert_eq!(after(failed).await, (false, 1));
+    }
 }
