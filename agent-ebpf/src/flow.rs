@@ -1,6 +1,6 @@
 //! Which flow a packet belongs to. Pure.
 
-use crate::abi::{Connection, FlowKey, FragmentKey, FragmentPorts, Side};
+use crate::abi::{Connection, FlowKey, FragmentKey, FragmentPorts, Scope, ServiceKey, Side};
 use crate::packet::{Network, Part, Transport};
 use crate::select::mix;
 
@@ -74,6 +74,20 @@ impl FlowKey {
             protocol: network.protocol,
             side,
             pad: [0; 2],
+        }
+    }
+
+    /// The service address that a packet of this flow dials, if it is one's. A pod dials what sockets in the cluster do.
+    #[inline(always)]
+    pub fn dialled(&self) -> ServiceKey {
+        ServiceKey {
+            address: self.destination,
+            port: self.destination_port,
+            protocol: self.protocol,
+            scope: match self.side {
+                Side::FROM_POD => Scope::CLUSTER,
+                _ => Scope::EXTERNAL,
+            },
         }
     }
 

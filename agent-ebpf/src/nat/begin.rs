@@ -3,8 +3,7 @@
 use super::{Added, Connections, Node, REFUSED, Step, Work, answers, ends, opens};
 use crate::abi::{
     Address, CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_LOCAL, CONNECTION_REPLY,
-    CONNECTION_SERVICE, Connection, DropReason, FlowKey, PodEntry, Scope, ServiceKey, Side, TCP,
-    UDP,
+    CONNECTION_SERVICE, Connection, DropReason, FlowKey, PodEntry, Side, TCP, UDP,
 };
 use crate::flow::stir;
 use crate::outside::{Choice, Client, OutsideTables, choose};
@@ -31,15 +30,7 @@ where
         now_ns: work.used.now_ns,
     };
     let is_ipv4 = work.network.is_ipv4;
-    let mut dialled = ServiceKey {
-        address: key.destination,
-        port: key.destination_port,
-        protocol: key.protocol,
-        scope: match key.side {
-            Side::FROM_POD => Scope::CLUSTER,
-            _ => Scope::EXTERNAL,
-        },
-    };
+    let mut dialled = key.dialled();
     let mut is_node_port = false;
     if !world.is_service(&dialled) {
         if !may_be_node_port(world, key) {

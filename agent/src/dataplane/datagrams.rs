@@ -7,8 +7,8 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::abi::{
-    BackendId, CONNECTION_FORMER, CONNECTION_REPLY, CONNECTION_SERVICE, Connection, FlowKey, Scope,
-    ServiceEntry, ServiceKey, Side, SlotKey, UDP, maps as names,
+    BackendId, CONNECTION_FORMER, CONNECTION_REPLY, CONNECTION_SERVICE, Connection, FlowKey,
+    ServiceEntry, ServiceKey, SlotKey, UDP, maps as names,
 };
 use agent_ebpf::node_port;
 use aya::maps::MapError as AyaError;
@@ -38,15 +38,7 @@ impl Offers {
         if !is_theirs(key, row) {
             return Ok(true);
         }
-        let dialled = ServiceKey {
-            address: key.destination,
-            port: key.destination_port,
-            protocol: key.protocol,
-            scope: match key.side {
-                Side::FROM_POD => Scope::CLUSTER,
-                _ => Scope::EXTERNAL,
-            },
-        };
+        let dialled = key.dialled();
         let offered = match self.known.entry(dialled) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(offered(maps, &dialled)?),

@@ -3,9 +3,7 @@
 
 use std::collections::HashMap;
 
-use agent_ebpf::abi::{
-    CONNECTION_DIRECT, Scope, ServiceKey, Side, SocketEntry, SocketKey, TCP, UDP,
-};
+use agent_ebpf::abi::{CONNECTION_DIRECT, Scope, ServiceKey, SocketEntry, SocketKey, TCP, UDP};
 
 use super::clients::Client;
 use super::names::{Names, is_asked_for, protocol, socket_address};
@@ -59,15 +57,7 @@ pub fn outside(
 
 fn translated(open: &Outside, names: Names<'_>, now_ns: u64) -> api::Connection {
     let Outside { key, row, answers } = open;
-    let dialled = ServiceKey {
-        address: key.destination,
-        port: key.destination_port,
-        protocol: key.protocol,
-        scope: match key.side {
-            Side::FROM_POD => Scope::CLUSTER,
-            _ => Scope::EXTERNAL,
-        },
-    };
+    let dialled = key.dialled();
     let owner = names.service(&dialled).map(|(owner, _)| owner);
     let peer = names.peer(owner, row.destination);
     // Of those that the backend's node answers itself nothing comes back by this one.
@@ -159,7 +149,7 @@ fn state(protocol: u8, state: u8) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use agent_ebpf::abi::{CONNECTION_SERVICE, Connection, FlowKey};
+    use agent_ebpf::abi::{CONNECTION_SERVICE, Connection, FlowKey, Side};
     use agent_ebpf::nat::SEEN;
     use agent_ebpf::packet::{TCP_ACK, TCP_SYN};
 
