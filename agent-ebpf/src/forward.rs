@@ -60,6 +60,32 @@ where
         return Course::Stack;
     }
     work.used.now_ns = world.now_ns();
+    let mut steps = 1;
+    let course = course(world, work, &mut steps);
+    if course == Course::Stack {
+        uncount(world, work, steps);
+    }
+    course
+}
+
+/// The programs on the stack's way will count the packet in the rows of these steps.
+#[inline(never)]
+fn uncount(world: &(impl Connections + Fragments), work: &mut Work, steps: u32) {
+    if !identify(world, work, Side::IN) || !world.row(&work.key, &mut work.row, None) {
+        return;
+    }
+    world.uncount(&work.key, work.used.bytes);
+    if steps > 1 {
+        work.back_key = work.key.after(&work.row, Side::OUT);
+        world.uncount(&work.back_key, work.used.bytes);
+    }
+}
+
+#[inline(always)]
+fn course<W>(world: &mut W, work: &mut Work, steps: &mut u32) -> Course
+where
+    W: Frame + Fragments + Connections + Node + OutsideTables + Roads,
+{
     if !is_known(world, work) {
         let opened = match to_service(world, work) {
             Step::Next => {
@@ -89,6 +115,7 @@ where
             None => Course::Drop(DropReason::Malformed),
         };
     }
+    *steps = 2;
     if !is_known(world, work) {
         // One that has no row and begins nothing is on its way to a pod of this node, mostly.
         if !opens(work) || !takes(world, work, 0) {

@@ -334,6 +334,11 @@ impl Connections for World {
             row.link = link;
         }
     }
+    fn uncount(&self, key: &FlowKey, bytes: u32) {
+        if let Some(row) = self.rows.borrow_mut().get_mut(key) {
+            row.bytes -= u64::from(bytes);
+        }
+    }
 }
 
 impl Node for World {
