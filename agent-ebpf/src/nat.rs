@@ -82,6 +82,9 @@ pub struct Work {
     pub first_port: u16,
     pub port_count: u16,
     pub keeps_port: bool,
+    /// The flows of a packet before the network stack: as it came, and as it leaves but for answers' last step.
+    pub coming: FlowKey,
+    pub leaving: FlowKey,
 }
 
 /// What becomes of the packet.

@@ -260,6 +260,8 @@ pub(crate) fn work() -> Work {
         first_port: 0,
         port_count: 0,
         keeps_port: false,
+        coming: FlowKey::EMPTY,
+        leaving: FlowKey::EMPTY,
     }
 }
 
