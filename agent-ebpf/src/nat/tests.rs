@@ -713,7 +713,11 @@ fn what_cannot_have_the_nodes_address_does_not_leave_with_a_pods() {
         assert_eq!(node.pass(frame.clone(), Side::OUT), Ok(frame), "exempt");
     }
     let answer = message(POD, to_world, 0, 7);
-    assert_eq!(node.pass(answer.clone(), Side::OUT), Ok(answer), "an echo's");
+    assert_eq!(
+        node.pass(answer.clone(), Side::OUT),
+        Ok(answer),
+        "an echo's"
+    );
     // Of a family of which the node has no address there.
     let six = packet("fd00::7", "2001:db8::9", TCP, &tcp(4000, 443, SYN));
     assert_eq!(node.pass(six, Side::OUT), Err(DropReason::NotMasqueraded));

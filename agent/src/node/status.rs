@@ -310,7 +310,7 @@ fn handlers(names: &[String]) -> Vec<NodeRuntimeHandler> {
         name: Some(name),
         features: Some(NodeRuntimeHandlerFeatures {
             recursive_read_only_mounts: Some(true),
-            user_namespaces: Some(false),
+            user_namespaces: Some(true),
         }),
     };
     names.map(handler).collect()

@@ -15,6 +15,7 @@ use super::{resize, resources};
 use crate::network::namespaces::Namespace;
 use crate::runtime::{
     BindMount, ContainerConfig, Handler, NamespacePaths, Seccomp, Security, SelinuxLabel, Stdio,
+    Users,
 };
 
 /// Which of the pod's namespaces are its own rather than the node's.
@@ -47,6 +48,8 @@ pub(super) struct Parts<'a> {
     pub(super) seccomp: Seccomp,
     /// What the pod's RuntimeClass names.
     pub(super) handler: Option<Handler>,
+    /// Whom its users are, if not the node's.
+    pub(super) users: Option<Users>,
 }
 
 /// The config of a container.
@@ -64,6 +67,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         processes,
         seccomp,
         handler,
+        users,
     } = parts;
     let uid = &pod.id.uid;
     let expanded = |list: &Option<Vec<String>>| {
@@ -93,6 +97,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),
+            users,
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(id),
         resources: resources::of_container(pod, container),

@@ -17,7 +17,7 @@ use super::spec::{PodView, spec_hash};
 use crate::network::namespaces::Namespace;
 use crate::runtime::{
     BindMount, Container, ContainerConfig, Handler, NamespacePaths, Resources, Seccomp, Security,
-    Stdio,
+    Stdio, Users,
 };
 
 /// What the container is called, as upstream calls that which holds a pod's namespaces. No spec can name one so.
@@ -74,14 +74,13 @@ pub(super) fn install(paths: &Paths) -> io::Result<()> {
     Ok(())
 }
 
-/// The container as the runtime is told of it.
+/// The container as the runtime is told of it: with what it runs, and whom its users are, where that is not the default.
 pub(super) fn config(
     pod: &PodView,
     spec: &ContainerSpec,
     id: String,
-    attempt: u32,
-    streak: u32,
-    handler: Option<Handler>,
+    (attempt, streak): (u32, u32),
+    (handler, users): (Option<Handler>, Option<Users>),
     paths: &Paths,
 ) -> ContainerConfig {
     let uid = &pod.id.uid;
@@ -112,6 +111,7 @@ pub(super) fn config(
             net: path(Namespace::Net),
             ipc: path(Namespace::Ipc),
             uts: path(Namespace::Uts),
+            users,
         },
         cgroup: paths.cgroup(uid, pod.qos()).join(&id),
         resources: Resources::LEAST,

@@ -9,6 +9,8 @@ use super::mounts;
 use super::paths::Paths;
 use super::shared::Shared;
 use super::spec::PodView;
+use super::users;
+use crate::network::namespaces::Namespace;
 use crate::runtime::{ImageVolume, RuntimeError};
 
 /// The names and sources of a container's volumes that are images.
@@ -52,6 +54,8 @@ pub(super) async fn mount(
     pod: &PodView,
     spec: &Container,
 ) -> Result<(), RuntimeError> {
+    let users = users::are_own(pod.spec());
+    let users = users.then(|| shared.settings.paths.pin(Namespace::User, &pod.id.uid));
     for (name, source) in of(pod, spec) {
         let volume = ImageVolume {
             pod_uid: pod.id.uid.clone(),
@@ -62,7 +66,7 @@ pub(super) async fn mount(
             .image_layers(reference(source), &volume)
             .await?;
         let path = path(&shared.settings.paths, &pod.id.uid, name);
-        mounts::layers(&path, &layers).map_err(|error| RuntimeError::Failed {
+        mounts::layers(&path, &layers, users.as_deref()).map_err(|error| RuntimeError::Failed {
             action: format!("mount volume {name:?}"),
             reason: error.to_string(),
         })?;

@@ -419,8 +419,7 @@ impl Pods {
             .chain(of_containers)
             .map(|pod| (pod.uid.clone(), pod))
             .collect();
-        let pins =
-            [Namespace::Net, Namespace::Ipc, Namespace::Uts].map(|namespace| paths.pins(namespace));
+        let pins = Namespace::ALL.map(|namespace| paths.pins(namespace));
         for directory in pins.into_iter().chain([paths.pods()]) {
             for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
                 let uid = entry.file_name().to_string_lossy().into_owned();

@@ -88,6 +88,9 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub mod usage;
+mod users;
+#[cfg(test)]
+mod users_tests;
 mod volumes;
 mod worker;
 

@@ -12,13 +12,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use crate::runtime::Propagation;
+use crate::runtime::idmap::{self, detach};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fchmod, fstat,
     mkdirat, open, openat, openat2, statx,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 
 /// How often a path is looked up again that changes meanwhile.
 const LOOKUPS: usize = 16;
@@ -62,11 +63,25 @@ pub(super) fn huge_pages(path: &Path, page_size: u64, bytes: Option<u64>) -> io:
 }
 
 /// Mounts the file system that these directories make, the topmost first, for reading only; nothing in it runs as a program.
-/// What is mounted there already stays.
-pub(super) fn layers(path: &Path, layers: &[PathBuf]) -> io::Result<()> {
+/// What is mounted there already stays. With `users` the files are shown under the ids of the user namespace at that path, for
+/// which each layer is mounted beside `path`, too: nothing but what an overlay is made of can be.
+pub(super) fn layers(path: &Path, layers: &[PathBuf], users: Option<&Path>) -> io::Result<()> {
     fs::create_dir_all(path)?;
     if !is_mounted(path)? {
-        match layers {
+        let show = |(at, layer): (usize, &PathBuf)| match users {
+            None => Ok(layer.clone()),
+            Some(users) => {
+                let mut name = path.as_os_str().to_owned();
+                name.push(format!(".{at}"));
+                mapped(layer, Path::new(&name), users).map(|()| name.into())
+            }
+        };
+        let layers: Vec<PathBuf> = layers
+            .iter()
+            .enumerate()
+            .map(show)
+            .collect::<Result<_, _>>()?;
+        match layers.as_slice() {
             [] => return Err(io::Error::other("the image has no files")),
             [only] => mount_bind(only, path)?,
             many => overlay(path, many)?,
@@ -129,20 +144,31 @@ pub(super) fn sub_path(
         Missing::Made => find_or_make(&root, path)?,
         Missing::Refused => beneath(&root, path)?,
     };
+    let kind = FileType::from_raw_mode(fstat(&found)?.st_mode);
+    new_mount_point(target, kind == FileType::Directory)?;
+    Ok(mount_bind(
+        format!("/proc/self/fd/{}", found.as_raw_fd()),
+        target,
+    )?)
+}
+
+/// Mounts what is at `source` at `target`, under the ids of the user namespace at `users`, whatever was mounted there before.
+pub(super) fn mapped(source: &Path, target: &Path, users: &Path) -> io::Result<()> {
+    new_mount_point(target, fs::metadata(source)?.is_dir())?;
+    idmap::mount(source, target, users)
+}
+
+/// Makes a place to mount a directory or a file at, in place of what was there.
+fn new_mount_point(target: &Path, is_directory: bool) -> io::Result<()> {
     detach(target)?;
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent)?;
     }
     remove_mount_point(target)?;
-    if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Directory {
-        fs::create_dir(target)?;
-    } else {
-        fs::File::create(target)?;
+    match is_directory {
+        true => fs::create_dir(target),
+        false => fs::File::create(target).map(|_| ()),
     }
-    Ok(mount_bind(
-        format!("/proc/self/fd/{}", found.as_raw_fd()),
-        target,
-    )?)
 }
 
 /// Takes every mount directly below `directory` away, and then the directory.
@@ -193,17 +219,6 @@ fn peers_in(mountinfo: &str, path: &Path) -> Propagation {
     // Of several at one point the last is the topmost.
     let nearest = mounts.max_by_key(|(depth, _)| *depth);
     nearest.map_or(Propagation::None, |(_, peers)| peers)
-}
-
-/// Unmounts everything that is stacked at `path`.
-fn detach(path: &Path) -> io::Result<()> {
-    loop {
-        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
 }
 
 /// Removes an empty directory or a file, if there is one.
@@ -348,7 +363,7 @@ mod tests {
             let of: Vec<PathBuf> = of.iter().map(|layer| place.path(layer)).collect();
             let target = place.path("mounts").join(name);
             for _ in 0..2 {
-                layers(&target, &of).unwrap();
+                layers(&target, &of, None).unwrap();
                 assert_eq!(fs::read_to_string(target.join("both")).unwrap(), "upper");
                 assert!(target.join("above").exists());
                 assert_eq!(target.join("below").exists(), name == "two");
@@ -366,7 +381,7 @@ mod tests {
         };
         assert_eq!(pin("none").unwrap_err().kind(), io::ErrorKind::NotFound);
         pin("below").unwrap();
-        let nothing = layers(&place.path("mounts/none"), &[]).unwrap_err();
+        let nothing = layers(&place.path("mounts/none"), &[], None).unwrap_err();
         assert!(nothing.to_string().contains("no files"));
         remove_all(&place.path("mounts")).unwrap();
         assert!(place.path("upper/both").exists());

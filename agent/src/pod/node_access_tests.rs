@@ -245,11 +245,6 @@ async fn what_the_node_is_not_it_tells() {
             with("runtimeClassName", json!("kata")),
             "failed to get sandbox runtime: no runtime for \"kata\" is configured",
         ),
-        (
-            "separate",
-            with("hostUsers", json!(false)),
-            "the container runtime does not support user namespaces, which hostUsers: false asks for",
-        ),
     ] {
         node.api.create(name, pod);
         let told = format!("Failed to create pod sandbox: {message}");

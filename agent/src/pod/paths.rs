@@ -56,6 +56,11 @@ impl Paths {
         self.pod(uid).join("volumes")
     }
 
+    /// Which ids of the node the users of a pod are, where they are the pod's own.
+    pub(super) fn users(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("userns")
+    }
+
     pub(super) fn hosts(&self, uid: &str) -> PathBuf {
         self.pod(uid).join("hosts")
     }

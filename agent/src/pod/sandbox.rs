@@ -14,7 +14,8 @@ use super::hosts::{self, LONGEST_NAME};
 use super::paths::Paths;
 use super::shared::Settings;
 use super::spec::{PodView, QosClass};
-use super::{mounts, resources};
+use super::users::{self, UsersError};
+use super::{holder, mounts, resources};
 use crate::dns::resolv_conf::{self, ClusterDns};
 use crate::network::namespaces::{self, Namespace, NamespaceError};
 use crate::network::{NetworkError, PodNetwork};
@@ -41,11 +42,10 @@ pub(super) enum SandboxError {
         name.len()
     )]
     HostName { name: String },
-    /// Their files would have to be shown under other ids (KEP-127), for which containerd 2.0 and runc 1.2 are needed.
-    #[error(
-        "the container runtime does not support user namespaces, which hostUsers: false asks for"
-    )]
-    Users,
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    #[error("cannot write {}, which user namespaces need: {source}", path.display())]
+    Holder { path: PathBuf, source: io::Error },
     #[error("the task that did the work was cancelled")]
     Cancelled,
 }
@@ -59,9 +59,7 @@ pub(super) async fn prepare(
     sizes: [PodView; 2],
 ) -> Result<Vec<IpAddr>, SandboxError> {
     let (uid, paths) = (pod.id.uid.clone(), &settings.paths);
-    if pod.spec().host_users == Some(false) {
-        return Err(SandboxError::Users);
-    }
+    users::check(pod.spec())?;
     let name = hosts::machine_name(pod, &dns.domain);
     if name.len() > LONGEST_NAME {
         return Err(SandboxError::HostName { name });
@@ -168,8 +166,19 @@ fn pin(pod: &PodView, hostname: &str, paths: &Paths) -> Result<(), SandboxError>
     // Secrets lie below: for root only. Containers reach their part through mounts.
     private_directory(&paths.pod(uid))?;
     private_directory(&paths.logs(&pod.id))?;
-    for namespace in own_namespaces(pod) {
-        let path = paths.pin(namespace, uid);
+    let own = own_namespaces(pod).into_iter();
+    let own: Vec<_> = own
+        .map(|namespace| (namespace, paths.pin(namespace, uid)))
+        .collect();
+    if let Some(users) = users::of(paths, pod)? {
+        let waiter = paths.holder();
+        holder::install(paths).map_err(|source| SandboxError::Holder {
+            path: waiter.clone(),
+            source,
+        })?;
+        namespaces::create_pinned_with_users(users.ids, &own, &users.namespace, &waiter)?;
+    }
+    for (namespace, path) in own {
         namespaces::create_pinned(namespace, &path)?;
         if namespace == Namespace::Ipc {
             share_memory(&paths.shm(uid))?;
@@ -216,7 +225,7 @@ pub(super) async fn release(
     network.detach(&pod.uid).await?;
     let (uid, paths) = (pod.uid.clone(), paths.clone());
     blocking(move || {
-        for namespace in [Namespace::Net, Namespace::Ipc, Namespace::Uts] {
+        for namespace in Namespace::ALL {
             namespaces::remove_pinned(namespace, &paths.pin(namespace, &uid))?;
         }
         let path = paths.mounts(&uid);

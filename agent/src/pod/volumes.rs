@@ -319,6 +319,7 @@ pub(super) fn bind(
         is_recursive: is_recursive(mount),
         no_exec: is_image,
         propagation,
+        ..BindMount::default()
     })
 }
 

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
+use rustix::fs::{Mode, fchmod};
 
 use audience::Audience;
 pub use audience::{HEAD, by_short_name, socket};
@@ -92,6 +93,16 @@ pub fn run(args: &[String]) -> ExitCode {
 fn pump(path: &Path, out: OwnedFd, err: OwnedFd, ready: OwnedFd) -> io::Result<()> {
     let log = Mutex::new(Log::new(path, ROTATE_AT));
     let audience = Audience::open(path);
+    for output in [&out, &err] {
+        // Programs open them by name, as `/dev/stdout`. Those of a user namespace cannot be made their owners. Nobody else
+        // has a way to them.
+        if let Err(error) = fchmod(output, Mode::from_raw_mode(0o666)) {
+            eprintln!(
+                "log-pipe: /dev/stdout may be closed to whoever writes {}: {error}",
+                path.display()
+            );
+        }
+    }
     drop(ready);
     let copy = |fd, stream| {
         let mut input = Input::new(File::from(fd), stream);

@@ -15,6 +15,7 @@ mod events;
 mod exec;
 mod handlers;
 pub mod host;
+pub mod idmap;
 pub mod image;
 mod image_volumes;
 mod images;
@@ -22,6 +23,7 @@ mod import;
 mod labels;
 pub mod log_pipe;
 mod manifests;
+mod mapped_root;
 pub mod memory;
 pub mod oci;
 mod process;
@@ -43,6 +45,7 @@ use jiff::Timestamp;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
+use crate::network::namespaces::IdRange;
 pub use attach::{Output, OutputStream};
 pub use handlers::Handler;
 pub use image::{Image, ImageConfig, ImageSummary};
@@ -394,6 +397,10 @@ pub struct BindMount {
     pub is_recursive: bool,
     /// Nothing in it runs as a program.
     pub no_exec: bool,
+    /// No program in it runs as its owner.
+    pub no_suid: bool,
+    /// Nothing in it is a device.
+    pub no_dev: bool,
     pub propagation: Propagation,
 }
 
@@ -418,6 +425,15 @@ pub struct NamespacePaths {
     pub net: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
+    /// Whose numbers of users and groups it has; it owns the other three, then.
+    pub users: Option<Users>,
+}
+
+/// The user namespace of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Users {
+    pub namespace: PathBuf,
+    pub ids: IdRange,
 }
 
 /// Limits, in the units of the kernel's cgroup files.

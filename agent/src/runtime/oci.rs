@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
-    LinuxDeviceCgroupBuilder, LinuxHugepageLimit, LinuxHugepageLimitBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp,
-    Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
+    LinuxDeviceCgroupBuilder, LinuxHugepageLimit, LinuxHugepageLimitBuilder, LinuxIdMappingBuilder,
+    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxResourcesBuilder, LinuxSeccomp, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec,
+    SpecBuilder, User, UserBuilder,
 };
 
 use super::host::Host;
@@ -18,6 +19,7 @@ use super::{
     ContainerConfig, ContainerUser, Propagation, Resources, RuntimeError, Seccomp, Security,
     seccomp,
 };
+use crate::network::namespaces::IdRange;
 
 /// What containers may do as root by default; the set that Docker and containerd settled on.
 const DEFAULT_CAPABILITIES: [Capability; 14] = [
@@ -126,6 +128,9 @@ pub fn spec(
 ) -> Result<Spec, RuntimeError> {
     let args = command_line(config, image)?;
     let user = user(&config.security, &image.user, accounts)?;
+    if config.namespaces.users.is_some() {
+        within_range(&user)?;
+    }
     let capabilities = capabilities(&config.security, host)?;
     let filter = filter(&config.security)?;
     if host.huge_pages.is_none() && !config.huge_pages.is_empty() {
@@ -198,6 +203,14 @@ fn build(
     if let Some(filter) = filter {
         linux = linux.seccomp(filter);
     }
+    if let Some(users) = &config.namespaces.users {
+        let ids = LinuxIdMappingBuilder::default()
+            .container_id(0_u32)
+            .host_id(users.ids.first)
+            .size(IdRange::SIZE)
+            .build()?;
+        linux = linux.uid_mappings([ids]).gid_mappings([ids]);
+    }
     if !config.sysctls.is_empty() {
         let all = config.sysctls.iter();
         let all = all.map(|(name, value)| (name.clone(), value.clone()));
@@ -238,6 +251,19 @@ fn build(
     // The builder's default names a host; ours is set once, in the namespace that the pod's containers share.
     spec.set_hostname(None);
     Ok(spec)
+}
+
+/// A user namespace has no more users and groups than so many.
+fn within_range(user: &User) -> Result<(), RuntimeError> {
+    let groups = user.additional_gids().iter().flatten().copied();
+    let mut all = [user.uid(), user.gid()].into_iter().chain(groups);
+    match all.find(|id| *id >= IdRange::SIZE) {
+        None => Ok(()),
+        Some(id) => Err(RuntimeError::Config(format!(
+            "user or group {id} is not in the pod's user namespace, which has 0 to {}",
+            IdRange::SIZE - 1
+        ))),
+    }
 }
 
 /// What the container's system calls are filtered with; nothing holds back a privileged one.
@@ -491,6 +517,9 @@ fn namespaces(config: &ContainerConfig, host: &Host) -> Result<Vec<LinuxNamespac
     };
     let paths = &config.namespaces;
     let mut list = vec![new(LinuxNamespaceType::Mount)?];
+    if let Some(users) = &paths.users {
+        list.push(join(LinuxNamespaceType::User, &users.namespace)?);
+    }
     match &paths.pid {
         // runc cannot join the one that it is in.
         _ if paths.host_pid => {}
@@ -598,9 +627,12 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
             Propagation::Both => "rshared",
         };
         let mut options = vec!["rbind", propagation, access];
-        if bind.no_exec {
-            options.push("noexec");
-        }
+        let barred = [
+            (bind.no_exec, "noexec"),
+            (bind.no_suid, "nosuid"),
+            (bind.no_dev, "nodev"),
+        ];
+        options.extend(barred.iter().filter(|it| it.0).map(|it| it.1));
         list.push(mount(
             &bind.destination.to_string_lossy(),
             "bind",

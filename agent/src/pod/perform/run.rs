@@ -17,7 +17,8 @@ use crate::pod::refusals::refusals;
 use crate::pod::shared::Shared;
 use crate::pod::spec::PodView;
 use crate::pod::{
-    env, ephemeral, holder, hosts, image_volumes, resize, sandbox, seccomp, service_env, volumes,
+    env, ephemeral, holder, hosts, image_volumes, resize, sandbox, seccomp, service_env, users,
+    volumes,
 };
 use crate::runtime::{Container, ContainerState, Exit, ExitCause, RuntimeError};
 
@@ -99,6 +100,10 @@ pub(in crate::pod) async fn run_container(
         Ok(seccomp) => seccomp,
         Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
     };
+    let users = match users::of(paths, pod) {
+        Ok(users) => users,
+        Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
+    };
     let parts = Parts {
         pod,
         container: spec,
@@ -112,6 +117,7 @@ pub(in crate::pod) async fn run_container(
         processes: processes.as_ref().map(|held| held.path.clone()),
         seccomp,
         handler: observed.handler.clone(),
+        users,
     };
     match image_volumes::mount(shared, pod, spec).await {
         Ok(()) => {}
@@ -120,7 +126,7 @@ pub(in crate::pod) async fn run_container(
         }
         Err(error) => return fail(CREATE_ERROR, error.to_string(), false),
     }
-    let config = match config::container(parts) {
+    let mut config = match config::container(parts) {
         Ok(config) => config,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };
@@ -134,6 +140,12 @@ pub(in crate::pod) async fn run_container(
             format!("cannot write {}: {error}", message.display()),
             false,
         );
+    }
+    if let Some(users) = &config.namespaces.users {
+        let mapped = users::map(&mut config.mounts, paths, &pod.id.uid, &spec.name, users);
+        if let Err(error) = mapped {
+            return fail("CreateContainerConfigError", error.to_string(), false);
+        }
     }
     let made = match shared.runtime.create(&config).await {
         Ok(made) => made,
@@ -238,7 +250,12 @@ async fn run_holder(
     }
     let id = observed.next_id(&pod.id.uid, &spec.name, attempt);
     let handler = observed.handler.clone();
-    let config = holder::config(pod, spec, id, attempt, streak, handler, paths);
+    let users = match users::of(paths, pod) {
+        Ok(users) => users,
+        Err(error) => return fail(error.to_string()),
+    };
+    let made_with = (handler, users);
+    let config = holder::config(pod, spec, id, (attempt, streak), made_with, paths);
     let made = match shared.runtime.create(&config).await {
         Ok(made) => made,
         Err(error) if error.is_unreachable() => return error.into(),

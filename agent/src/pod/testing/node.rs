@@ -135,6 +135,7 @@ impl Node {
             "run/netns",
             "run/ipc",
             "run/uts",
+            "run/userns",
             "run/mounts",
             "pods",
             "logs",

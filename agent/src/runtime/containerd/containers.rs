@@ -16,6 +16,7 @@ use tonic::Code;
 use super::Containerd;
 use crate::runtime::image::{ImageConfig, normalize};
 use crate::runtime::log_pipe::named;
+use crate::runtime::mapped_root::{self, MappedRoot};
 use crate::runtime::process::Pipes;
 use crate::runtime::record::{container, exit, unseen};
 use crate::runtime::rpc::{failed, request, start_failure};
@@ -250,6 +251,8 @@ impl Containerd {
             mounts => mounts
                 .map_err(|status| failed(format!("find the root of container {id}"), &status))?,
         };
+        let spec = stored.as_ref().and_then(|stored| stored.spec.as_ref());
+        let users = spec.and_then(|spec| mapped_root::users(&spec.value));
         let stdio = stored.map_or_else(Stdio::default, |stored| labels::stdio(&stored.labels));
         let pipes = Pipes::new(&self.scratch, id);
         let (names, writer) = match is_empty {
@@ -262,6 +265,16 @@ impl Containerd {
                 })?,
         };
         let [stdin, stdout, stderr] = names;
+        let root = MappedRoot::new(&self.scratch, id);
+        let rootfs = match &users {
+            None => rootfs,
+            Some(users) => root.mounts(rootfs, users).map_err(|error| {
+                // Nothing but another kernel, or another file system, helps.
+                RuntimeError::Start(format!(
+                    "cannot show the image's layers under the ids of the pod's user namespace: {error}"
+                ))
+            })?,
+        };
         let message = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
@@ -272,6 +285,11 @@ impl Containerd {
             ..CreateTaskRequest::default()
         };
         let created = self.tasks().create(request(message, None)).await;
+        if users.is_some()
+            && let Err(error) = root.remove()
+        {
+            tracing::warn!(%error, "the layers of container {id} are left mounted until it is removed");
+        }
         if let Some(mut writer) = writer {
             if created.is_err() {
                 // It waits for a container that will not come; or there is one already, with a writer of its own.
@@ -376,6 +394,12 @@ impl Containerd {
         store::remove_snapshot(&self.channel, id)
             .await
             .map_err(|status| failed(format!("remove the root of container {id}"), &status))?;
+        MappedRoot::new(&self.scratch, id)
+            .remove()
+            .map_err(|error| RuntimeError::Failed {
+                action: format!("take away the layers of container {id}"),
+                reason: error.to_string(),
+            })?;
         let message = DeleteContainerRequest { id: id.to_owned() };
         if let Err(error) = Pipes::new(&self.scratch, id).remove() {
             tracing::warn!(%error, "the input of container {id} is left");
