@@ -170,7 +170,7 @@ mod tests {
             let all: BTreeSet<IdRange> = taken.iter().copied().map(range).collect();
             let ids = choose(&all).unwrap();
             prop_assert!(!all.contains(&ids));
-            prop_assert!(ids.first >= IdRange::SIZE && ids.first % IdRange::SIZE == 0);
+            prop_assert!(ids.first >= IdRange::SIZE && ids.first.is_multiple_of(IdRange::SIZE));
             prop_assert!((1..ids.first >> 16).all(|at| taken.contains(&at)));
         }
     }
