@@ -13,6 +13,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+#[cfg(test)]
+pub(super) use self::rounds::EACH as COLLECT_AFTER;
 use self::rounds::Rounds;
 use super::feedback::Look;
 use super::handle::{Inner, ProxyHandle, ServiceProblem};
@@ -365,9 +367,6 @@ fn perform(inner: &mut Inner, maps: &mut impl ServiceMaps, flip: Flip) -> Result
     inner.state.settle(flip, outcome.is_ok());
     outcome
 }
-
-#[cfg(test)]
-pub(super) const COLLECT_AFTER: Duration = rounds::EACH;
 
 #[cfg(test)]
 #[path = "reconcile_tests.rs"]

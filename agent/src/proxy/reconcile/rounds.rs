@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// From when something is left behind to the round that finds it, and from that to the one that removes it: so long a lookup
 /// may still read the rows, which takes microseconds. A backend that goes has its sockets closed after two rounds.
-pub(super) const EACH: Duration = Duration::from_millis(250);
+pub(in crate::proxy) const EACH: Duration = Duration::from_millis(250);
 const REPEAT_MOST: Duration = Duration::from_secs(30);
 
 /// When the next round is due.
