@@ -60,6 +60,36 @@ where
         return Course::Stack;
     }
     work.used.now_ns = world.now_ns();
+    let mut counted = Counted::Nowhere;
+    let course = course(world, work, &mut counted);
+    if course == Course::Stack && counted != Counted::Nowhere {
+        uncount(world, work, counted);
+    }
+    course
+}
+
+/// In which rows the packet is counted: that of its flow as it came, and that of its flow as it leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Nowhere,
+    Coming,
+    ComingAndLeaving,
+}
+
+/// The programs on the stack's way will count the packet in the same rows.
+#[inline(never)]
+fn uncount(rows: &impl Connections, work: &Work, counted: Counted) {
+    rows.uncount(&work.coming, work.used.bytes);
+    if counted == Counted::ComingAndLeaving {
+        rows.uncount(&work.leaving, work.used.bytes);
+    }
+}
+
+#[inline(always)]
+fn course<W>(world: &mut W, work: &mut Work, counted: &mut Counted) -> Course
+where
+    W: Frame + Fragments + Connections + Node + OutsideTables + Roads,
+{
     if !is_known(world, work) {
         let opened = match to_service(world, work) {
             Step::Next => {
@@ -75,6 +105,8 @@ where
             Step::Drop(reason) => return Course::Drop(reason),
         }
     }
+    *counted = Counted::Coming;
+    work.coming = work.key;
     let is_refused = work.row.backend == REFUSED && work.row.kind & CONNECTION_SERVICE != 0;
     if is_refused || work.row.kind & (CONNECTION_FORMER | CONNECTION_UNCHANGED) != 0 {
         return Course::Stack;
@@ -89,6 +121,7 @@ where
             None => Course::Drop(DropReason::Malformed),
         };
     }
+    work.leaving = work.key;
     if !is_known(world, work) {
         // One that has no row and begins nothing is on its way to a pod of this node, mostly.
         if !opens(work) || !takes(world, work, 0) {
@@ -104,6 +137,7 @@ where
             Step::Drop(reason) => return Course::Drop(reason),
         }
     } else {
+        *counted = Counted::ComingAndLeaving;
         let mut by = 0;
         if answers_client(&work.row) {
             by = work.row.link;

@@ -45,6 +45,7 @@ use crate::packet::{
     carried, ipv4, ipv6, transport,
 };
 use crate::rewrite::{Ends, Frame, rewrite};
+use crate::router::is_unicast;
 
 pub use begin::PORT_ATTEMPTS;
 pub(crate) use begin::{from_node, open, to_service};
@@ -81,6 +82,9 @@ pub struct Work {
     pub first_port: u16,
     pub port_count: u16,
     pub keeps_port: bool,
+    /// The flows of a packet before the network stack: as it came, and as it leaves but for answers' last step.
+    pub coming: FlowKey,
+    pub leaving: FlowKey,
 }
 
 /// What becomes of the packet.
@@ -128,7 +132,10 @@ where
             return Fate::Reached;
         }
         if !is_identified || work.network.part == Part::Later {
-            return Fate::Pass;
+            return match !is_identified && has_lost_first(world, &work.network, side) {
+                true => Fate::Drop(DropReason::Fragment),
+                false => untranslated(world, work, side),
+            };
         }
         let wanted = match side {
             Side::IN | Side::FROM_POD => to_service(world, work),
@@ -144,7 +151,7 @@ where
         };
         match opened {
             Step::Next => {}
-            Step::Done => return Fate::Pass,
+            Step::Done => return untranslated(world, work, side),
             Step::Drop(reason) => return Fate::Drop(reason),
         }
     }
@@ -170,6 +177,40 @@ where
         true => Fate::Translated,
         false => Fate::Drop(DropReason::Malformed),
     }
+}
+
+/// A packet that is not translated. It goes on as it is, unless that would show a pod's address to the world.
+#[inline(never)]
+pub(crate) fn untranslated(node: &impl Node, work: &Work, side: Side) -> Fate {
+    // Who answers an echo is known to who asked.
+    let answers = matches!(
+        work.transport,
+        Transport::Echo {
+            is_request: false,
+            ..
+        }
+    );
+    let shows_pod = side == Side::OUT
+        && !answers
+        && node.is_pods()
+        && node.masquerades(&work.network.destination);
+    match shows_pod {
+        true => Fate::Drop(DropReason::NotMasqueraded),
+        false => Fate::Pass,
+    }
+}
+
+/// Whether a later fragment, whose first was not seen, may be a service's at an address that is no machine's. One to the node
+/// itself is the stack's, which delivers nothing of which the first fragment does not come.
+#[inline(never)]
+fn has_lost_first(node: &impl Node, network: &Network, side: Side) -> bool {
+    let to = &network.destination;
+    side == Side::IN
+        && network.part == Part::Later
+        && matches!(network.protocol, TCP | UDP)
+        && is_unicast(to)
+        && !node.is_node_address(to)
+        && node.own_address(network.is_ipv4) != *to
 }
 
 /// Hands a packet to its backend's node, or to the one whose its address was before. A connection that begins where that

@@ -83,6 +83,18 @@ pub(crate) fn moved(key: &FlowKey, link: u32) {
     unsafe { (&raw mut (*row).link).write_volatile(link) };
 }
 
+#[inline(never)]
+pub(crate) fn uncount(key: &FlowKey, bytes: u32) {
+    let Some(row) = CONNECTIONS.get_ptr_mut(key) else {
+        return;
+    };
+    // SAFETY: as above. A row that has become another's this moment has counted less than this.
+    unsafe {
+        let counted = (&raw const (*row).bytes).read_volatile();
+        (&raw mut (*row).bytes).write_volatile(counted.saturating_sub(u64::from(bytes)));
+    }
+}
+
 /// The node's address on a link; [`PodEntry::NONE`] when it has none of the family.
 #[inline(always)]
 pub(crate) fn own_address(link: u32, is_ipv4: bool) -> Address {
@@ -250,6 +262,11 @@ macro_rules! with_rows {
             #[inline(always)]
             fn moved(&self, key: &agent_ebpf::abi::FlowKey, link: u32) {
                 crate::rows::moved(key, link);
+            }
+
+            #[inline(always)]
+            fn uncount(&self, key: &agent_ebpf::abi::FlowKey, bytes: u32) {
+                crate::rows::uncount(key, bytes);
             }
         }
 

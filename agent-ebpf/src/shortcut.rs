@@ -45,7 +45,16 @@ pub(crate) fn is_own_pods(address: &Address) -> bool {
 /// do. Of a source that the node would not answer by that link, the kernel may know better.
 #[inline(always)]
 pub(crate) fn from_uplink(skb: &Skb, network: &Network) -> Option<i32> {
-    if !has_fast_paths() || !is_own_pods(&network.destination) {
+    match is_own_pods(&network.destination) {
+        true => to_own_pod(skb, network),
+        false => None,
+    }
+}
+
+/// The same where it is known that the packet is for a pod of this node.
+#[inline(always)]
+pub(crate) fn to_own_pod(skb: &Skb, network: &Network) -> Option<i32> {
+    if !has_fast_paths() {
         return None;
     }
     let work = memory()?;

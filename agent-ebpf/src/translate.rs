@@ -27,11 +27,7 @@ pub(crate) fn dial<F: Form>(ctx: &SockAddrContext) -> i32 {
     let Some(dialled) = &ctx::key::<F>(ctx) else {
         return PROCEED;
     };
-    let socket = Socket {
-        ctx,
-        dialled,
-        known: known(ctx, dialled),
-    };
+    let socket = Socket::of(ctx, dialled);
     match chosen(&socket, dialled) {
         Verdict::NotService => PROCEED,
         Verdict::Backend {
@@ -81,16 +77,6 @@ fn chosen(socket: &Socket<'_>, dialled: &ServiceKey) -> Verdict {
         key.address = node_port::any(&dialled.address);
     }
     Verdict::NotService
-}
-
-/// The row of a UDP socket that has dialled before.
-#[inline(always)]
-fn known(ctx: &SockAddrContext, dialled: &ServiceKey) -> Option<*mut SocketEntry> {
-    if dialled.protocol == UDP {
-        SOCKETS.get_ptr_mut(ctx::socket(ctx))
-    } else {
-        None
-    }
 }
 
 /// A backend, and whose.
@@ -180,7 +166,27 @@ fn remember(ctx: &SockAddrContext, dialled: &ServiceKey, chosen: &Chosen) {
 struct Socket<'a> {
     ctx: &'a SockAddrContext,
     dialled: &'a ServiceKey,
+    /// Of a UDP socket.
+    cookie: SocketKey,
+    /// The row of a UDP socket that has dialled before.
     known: Option<*mut SocketEntry>,
+}
+
+impl<'a> Socket<'a> {
+    #[inline(always)]
+    fn of(ctx: &'a SockAddrContext, dialled: &'a ServiceKey) -> Self {
+        let (mut cookie, mut known) = (SocketKey(0), None);
+        if dialled.protocol == UDP {
+            cookie = ctx::socket(ctx);
+            known = SOCKETS.get_ptr_mut(cookie);
+        }
+        Self {
+            ctx,
+            dialled,
+            cookie,
+            known,
+        }
+    }
 }
 
 impl Caller for Socket<'_> {
@@ -190,7 +196,7 @@ impl Caller for Socket<'_> {
             // SAFETY: a plain helper call.
             return unsafe { bpf_get_prandom_u32() };
         }
-        let SocketKey(cookie) = ctx::socket(self.ctx);
+        let SocketKey(cookie) = self.cookie;
         let mut destination = u32::from(u16::from_ne_bytes(self.dialled.port));
         for word in self.dialled.address.words() {
             destination ^= word;

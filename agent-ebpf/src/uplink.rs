@@ -42,7 +42,7 @@ pub(crate) fn translated(ctx: &TcContext, side: Side) -> i32 {
             work.network.destination = work.row.destination;
             shortcut::from_uplink(&uplink.0, &work.network).unwrap_or(PASS)
         }
-        Fate::Reached => shortcut::from_uplink(&uplink.0, &work.network).unwrap_or(PASS),
+        Fate::Reached => shortcut::to_own_pod(&uplink.0, &work.network).unwrap_or(PASS),
         Fate::Pass | Fate::Translated => PASS,
         Fate::Onward => TC_ACT_REDIRECT,
         Fate::Drop(reason) => {

@@ -148,8 +148,10 @@ impl Roads for Arrival {
         let mut way = Way::of(self.link, packet, flow, size);
         let mut found = way.look(ctx);
         // Other nodes' pods are reached through a tunnel by no link but that.
-        let leads_there = found != Found::Nothing && (way.link() == by || is_tunnel(way.link()));
-        if by != 0 && !leads_there {
+        let leads_there = |way: &Way, found| {
+            found != Found::Nothing && (way.link() == by || is_tunnel(way.link()))
+        };
+        if by != 0 && !leads_there(&way, found) {
             let (other, by_other) = Way::by(ctx, by, packet, flow, size);
             if by_other != Found::Nothing {
                 (way, found) = (other, by_other);
@@ -159,10 +161,12 @@ impl Roads for Arrival {
             return false;
         }
         // What goes to a pod, into a tunnel, or out by a link whose driver sends only what the stack gives it, is the stack's.
-        // SAFETY: as above.
-        match unsafe { XDP_LINKS.get(LinkIndex(way.link())) } {
-            Some(out) if way.link() == self.link || out.flags & XDP_LINK_TAKES != 0 => {}
-            _ => return false,
+        if way.link() != self.link {
+            // SAFETY: as above.
+            match unsafe { XDP_LINKS.get(LinkIndex(way.link())) } {
+                Some(out) if out.flags & XDP_LINK_TAKES != 0 => {}
+                _ => return false,
+            }
         }
         self.link = way.link();
         let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (way.neighbour(), way.own());

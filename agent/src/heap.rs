@@ -10,7 +10,7 @@ const LARGE_BLOCK: libc::c_int = 64 * 1024;
 #[cfg(target_env = "gnu")]
 const SLACK: libc::c_int = 128 * 1024;
 /// Between two looks for pages that are free. Each takes about a millisecond.
-const PERIOD: Duration = Duration::from_secs(30);
+const PERIOD: Duration = Duration::from_secs(10);
 
 /// Has all threads allocate from one heap. glibc gives each its own, which costs megabytes and buys speed that an agent with
 /// few threads does not need. To be called before there are threads.

@@ -46,6 +46,8 @@ fn deny() -> Result<PathBuf> {
                     "--version",
                     DENY_VERSION,
                     "--locked",
+                    // It runs for a second, and would be built for two minutes.
+                    "--debug",
                     "--root",
                 ])
                 .arg(&root),

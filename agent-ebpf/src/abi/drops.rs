@@ -26,6 +26,11 @@ pub enum DropReason {
     NoWay = 9,
     /// From another machine: a source address in this node's pods' ranges, whose packets come from pods' links only.
     ForeignPod = 10,
+    /// From a pod to the world: of a protocol, or a kind of message, by which answers would not find the pod if it had the
+    /// node's address, or by a link at which the node has none.
+    NotMasqueraded = 11,
+    /// A later fragment that may be a service's, and whose first one was not seen before it.
+    Fragment = 12,
     /// To a pod that is isolated, and no policy allows it.
     PolicyIngress = 20,
     /// From a pod that is isolated, and no policy allows it.
@@ -41,7 +46,7 @@ pub const DROP_COUNTERS: u32 = 32;
 
 impl DropReason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::NotIp,
         Self::Spoofed,
@@ -53,6 +58,8 @@ impl DropReason {
         Self::Redirect,
         Self::NoWay,
         Self::ForeignPod,
+        Self::NotMasqueraded,
+        Self::Fragment,
         Self::PolicyIngress,
         Self::PolicyEgress,
         Self::PolicyPending,
@@ -73,6 +80,8 @@ impl DropReason {
             Self::Redirect => "redirect",
             Self::NoWay => "no-way",
             Self::ForeignPod => "foreign-pod",
+            Self::NotMasqueraded => "not-masqueraded",
+            Self::Fragment => "fragment",
             Self::PolicyIngress => "policy-ingress",
             Self::PolicyEgress => "policy-egress",
             Self::PolicyPending => "policy-pending",

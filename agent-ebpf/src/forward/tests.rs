@@ -72,6 +72,44 @@ fn what_cannot_be_sent_on_from_here_is_the_stacks_and_gets_the_same_backend() {
 }
 
 #[test]
+fn what_goes_to_the_stack_is_counted_there_alone() {
+    let counted = |world: &World| {
+        let rows = world.rows.borrow();
+        let mut bytes: Vec<u64> = rows.values().map(|row| row.bytes).collect();
+        bytes.sort_unstable();
+        bytes
+    };
+    // To a pod of this node, and to another's by a way that is the stack's alone; each begun here, and there.
+    for (port, has_road) in [(90, true), (80, false)] {
+        let (mut here, mut stack) = (node(), node());
+        for flags in [SYN, ACK, ACK] {
+            let there = segment((CLIENT, 4000), (BALANCER, port), flags);
+            here.has_road = has_road;
+            assert_eq!(here.forward(there.clone()), (Course::Stack, there.clone()));
+            for world in [&mut here, &mut stack] {
+                let came = world.pass(there.clone(), Side::IN).unwrap();
+                world.pass(came, Side::OUT).unwrap();
+            }
+            if flags == SYN {
+                // Of the packet that begins it, whoever makes the row counts it.
+                let made = |world: &World| counted(world).iter().max().copied().unwrap();
+                assert_eq!(made(&here), made(&stack));
+            }
+        }
+        assert_eq!(counted(&here), counted(&stack), "port {port}");
+        // Answers, too: those that the stack sends on.
+        here.has_road = false;
+        let back = segment((FAR, 8080), (NODE, 4000), ACK);
+        here.forward(back.clone());
+        for world in [&mut here, &mut stack] {
+            let came = world.pass(back.clone(), Side::IN).unwrap();
+            world.pass(came, Side::OUT).unwrap();
+        }
+        assert_eq!(counted(&here), counted(&stack), "port {port}");
+    }
+}
+
+#[test]
 fn a_packet_that_is_handed_over_keeps_all_but_a_hop() {
     let mut world = node();
     world.flag(crate::abi::FLAG_DIRECT_RETURN);

@@ -2,7 +2,7 @@
 
 use super::{
     Connections, ELSEWHERE, Fate, Handover, Neighbours, Node, Work, answers_elsewhere,
-    leaves_by_another,
+    leaves_by_another, untranslated,
 };
 use crate::abi::{CONNECTION_FORMER, DropReason, FlowKey, PodEntry, Side};
 use crate::flow::header_ports;
@@ -21,7 +21,7 @@ where
         return Fate::Pass;
     };
     if !read_quoted(world, work, quoted_at, side) || !world.row(&work.key, &mut work.row, None) {
-        return Fate::Pass;
+        return untranslated(world, work, side);
     }
     if work.network.is_ipv4 && kind == REDIRECT {
         return Fate::Drop(DropReason::Redirect);

@@ -260,6 +260,8 @@ pub(crate) fn work() -> Work {
         first_port: 0,
         port_count: 0,
         keeps_port: false,
+        coming: FlowKey::EMPTY,
+        leaving: FlowKey::EMPTY,
     }
 }
 
@@ -332,6 +334,11 @@ impl Connections for World {
     fn moved(&self, key: &FlowKey, link: u32) {
         if let Some(row) = self.rows.borrow_mut().get_mut(key) {
             row.link = link;
+        }
+    }
+    fn uncount(&self, key: &FlowKey, bytes: u32) {
+        if let Some(row) = self.rows.borrow_mut().get_mut(key) {
+            row.bytes -= u64::from(bytes);
         }
     }
 }

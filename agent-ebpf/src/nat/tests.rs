@@ -645,6 +645,81 @@ fn fragments_follow_the_first() {
 }
 
 #[test]
+fn a_fragment_whose_first_was_not_seen_reaches_nobody_as_it_is() {
+    let fragment = |from: &str, to: &str, protocol, offset: u8| {
+        let mut ip = ip(from, to, protocol, &[], &[7; 16]);
+        (ip[6], ip[7]) = (if offset == 0 { 0x20 } else { 0 }, offset);
+        ip[10..12].fill(0);
+        let checksum = crate::checksum::Sum::of(&ip[..20]).checksum();
+        ip[10..12].copy_from_slice(&checksum);
+        framed(&ip)
+    };
+    let mut node = node();
+    let lost = Err(DropReason::Fragment);
+    for protocol in [TCP, UDP] {
+        let later = |to: &str| fragment(CLIENT, to, protocol, 2);
+        assert_eq!(node.pass(later(BALANCER), Side::IN), lost);
+        // A pod's own address, the node's, a group's, and other protocols' are not ours to judge.
+        for to in [POD, NODE, "224.0.0.251"] {
+            assert_eq!(node.pass(later(to), Side::IN), Ok(later(to)), "{to}");
+        }
+    }
+    let other = fragment(CLIENT, BALANCER, 50, 2);
+    assert_eq!(node.pass(other.clone(), Side::IN), Ok(other));
+    // One whose first has passed as it is passes, too: others' datagrams by this node.
+    let first = fragment(CLIENT, "192.0.2.77", UDP, 0);
+    assert_eq!(node.pass(first.clone(), Side::IN), Ok(first));
+    let later = fragment(CLIENT, "192.0.2.77", UDP, 2);
+    assert_eq!(node.pass(later.clone(), Side::IN), Ok(later));
+    // A pod's.
+    node.sender = Sender::Pod;
+    let left = node.pass(fragment(POD, "192.0.2.9", UDP, 2), Side::OUT);
+    assert_eq!(left, Err(DropReason::NotMasqueraded));
+    let exempt = fragment(POD, FAR, UDP, 2);
+    assert_eq!(node.pass(exempt.clone(), Side::OUT), Ok(exempt));
+}
+
+#[test]
+fn what_cannot_have_the_nodes_address_does_not_leave_with_a_pods() {
+    let mut node = node();
+    let to_world = "192.0.2.9";
+    let message = |from: &str, to: &str, kind, id| {
+        packet(from, to, ICMP, &icmp(kind, 0, [0, id, 0, 1], b"a message"))
+    };
+    let quoting = |to: &str| {
+        let about = segment((to, 80), (POD, 4000), ACK);
+        packet(POD, to, ICMP, &icmp(3, 3, [0; 4], &about[14..]))
+    };
+    // SCTP, ESP, GRE, AH; a timestamp's question; an echo without an identifier; an error about nothing that is known.
+    let cases = |to: &str| {
+        let mut cases: Vec<_> = [132, 50, 47, 51]
+            .map(|protocol| framed(&ip(POD, to, protocol, &[], &[1; 16])))
+            .into();
+        cases.extend([message(POD, to, 13, 1), message(POD, to, 8, 0), quoting(to)]);
+        cases
+    };
+    for frame in cases(to_world) {
+        node.sender = Sender::Pod;
+        let left = node.pass(frame.clone(), Side::OUT);
+        assert_eq!(left, Err(DropReason::NotMasqueraded), "{frame:02x?}");
+        // What the node itself sends, or only passes on, is not concerned.
+        for sender in [Sender::Own, Sender::Other] {
+            node.sender = sender;
+            assert_eq!(node.pass(frame.clone(), Side::OUT), Ok(frame.clone()));
+        }
+    }
+    node.sender = Sender::Pod;
+    for frame in cases(FAR) {
+        assert_eq!(node.pass(frame.clone(), Side::OUT), Ok(frame), "exempt");
+    }
+    let answer = message(POD, to_world, 0, 7);
+    assert_eq!(node.pass(answer.clone(), Side::OUT), Ok(answer), "an echo's");
+    // Of a family of which the node has no address there.
+    let six = packet("fd00::7", "2001:db8::9", TCP, &tcp(4000, 443, SYN));
+    assert_eq!(node.pass(six, Side::OUT), Err(DropReason::NotMasqueraded));
+}
+
+#[test]
 fn a_full_table_refuses_what_is_new() {
     let mut node = node();
     node.pass(segment((CLIENT, 4000), (NODE, 30_080), SYN), Side::IN)

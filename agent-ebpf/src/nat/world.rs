@@ -22,6 +22,8 @@ pub trait Connections {
     fn put(&self, key: &FlowKey, row: &Connection) -> bool;
     /// Changes the link of a row, if it is there.
     fn moved(&self, key: &FlowKey, link: u32);
+    /// Takes back that a packet of so many bytes was counted in a row, if it is there.
+    fn uncount(&self, key: &FlowKey, bytes: u32);
 }
 
 /// A packet of a row's flow.

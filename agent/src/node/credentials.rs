@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{Request, Response};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -36,6 +36,10 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
 /// What was sent and is not acknowledged for so long ends the connection.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+/// How many connections wait for the next request, and how long. A burst of pods opens one for each request, and every one holds
+/// some 40 kB here and as much at the API server.
+const SPARE_CONNECTIONS: usize = 8;
+const SPARE_FOR: Duration = Duration::from_secs(30);
 
 /// The API server took a request and was silent.
 #[derive(Debug, thiserror::Error)]
@@ -205,7 +209,11 @@ async fn client_of(path: &Path) -> Result<(kube::Config, kube::Client), Credenti
 /// The client that kube makes by default, over connections that notice when the API server's host is gone.
 fn connected_by(config: &kube::Config) -> kube::Result<kube::Client> {
     let https = config.rustls_https_connector_with_connector(connector())?;
-    let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https);
+    let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(SPARE_CONNECTIONS)
+        .pool_idle_timeout(SPARE_FOR)
+        .pool_timer(TokioTimer::new())
+        .build(https);
     let transport = transport.map_err(BoxError::from);
     Ok(
         ClientBuilder::new(transport, config.default_namespace.clone())

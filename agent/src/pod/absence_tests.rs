@@ -34,7 +34,7 @@ async fn an_api_that_was_away_hears_the_newest_status_and_no_other() {
     let mut last = PodStatus::default();
     for change in 0..10_000 {
         last.message = Some(change.to_string());
-        reports.send_replace(Report::Status(Box::new(last.clone())));
+        reports.send_replace(Report::Status(Arc::new(last.clone())));
         tokio::task::yield_now().await;
     }
     let tries = steps.taken().len();
@@ -45,7 +45,7 @@ async fn an_api_that_was_away_hears_the_newest_status_and_no_other() {
     api.wait("quiet", "told", is_last).await;
     let first = told.recv().await.unwrap();
     assert_eq!(first["object"]["status"]["message"], json!(last.message));
-    reports.send_replace(Report::Gone(Box::new(last)));
+    reports.send_replace(Report::Gone(Arc::new(last)));
     api.wait_gone("quiet").await;
     reporter.await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! Telling the API a pod's status, and in the end that the pod is gone. One task for each pod, so that a slow or absent
 //! API server never holds up the pod itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -19,9 +20,9 @@ use crate::runtime::PodRef;
 pub(super) enum Report {
     #[default]
     Nothing,
-    Status(Box<PodStatus>),
+    Status(Arc<PodStatus>),
     /// The pod is off the node: its object may go. Before that it gets its last status.
-    Gone(Box<PodStatus>),
+    Gone(Arc<PodStatus>),
 }
 
 /// The shortest and the longest wait before another attempt.
@@ -29,7 +30,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// The status that the API has, as far as its last answer tells.
 struct Known {
-    status: PodStatus,
+    status: Arc<PodStatus>,
     /// The `resourceVersion` of the object with this status.
     version: Option<u64>,
 }
@@ -37,7 +38,7 @@ struct Known {
 impl Known {
     fn of(pod: Option<&Pod>) -> Known {
         Known {
-            status: pod.and_then(|pod| pod.status.clone()).unwrap_or_default(),
+            status: Arc::new(pod.and_then(|pod| pod.status.clone()).unwrap_or_default()),
             version: pod.and_then(version),
         }
     }
@@ -76,7 +77,7 @@ pub(super) async fn run(
             seen.is_some_and(|seen| known.is_overwritten(seen))
         };
         if overwritten {
-            known.status = PodStatus::default();
+            known.status = Arc::default();
         }
         let report = reports.borrow_and_update().clone();
         let done = match &report {
@@ -119,7 +120,7 @@ async fn write(
     api: &Api<Pod>,
     pod: &PodRef,
     known: &mut Known,
-    status: &PodStatus,
+    status: &Arc<PodStatus>,
 ) -> Result<(), kube::Error> {
     if known.status == *status {
         return Ok(());

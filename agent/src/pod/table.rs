@@ -27,7 +27,7 @@ pub struct PodTable {
 #[derive(Clone, Debug)]
 struct Shown {
     pod: Arc<PodView>,
-    status: PodStatus,
+    status: Arc<PodStatus>,
 }
 
 /// One pod, as people ask for it.
@@ -133,14 +133,12 @@ impl PodTable {
     }
 
     /// Puts a pod's object with its status, or replaces them.
-    pub(crate) fn show(&self, pod: &Arc<PodView>, status: &PodStatus) {
+    pub(crate) fn show(&self, pod: &Arc<PodView>, status: &Arc<PodStatus>) {
         let mut objects = write(&self.objects);
         match objects.get_mut(&pod.id.uid) {
             Some(known) => {
                 known.pod.clone_from(pod);
-                if known.status != *status {
-                    known.status.clone_from(status);
-                }
+                known.status.clone_from(status);
             }
             None => {
                 let (pod, status) = (pod.clone(), status.clone());
@@ -187,7 +185,8 @@ impl PodTable {
     pub fn objects(&self) -> Vec<Pod> {
         let objects = read(&self.objects);
         let full = |shown: &Shown| {
-            let (mut object, mut status) = (shown.pod.object.clone(), shown.status.clone());
+            let mut object = shown.pod.object.clone();
+            let mut status = PodStatus::clone(&shown.status);
             let known = object.status.take().and_then(|status| status.conditions);
             let ours = status.conditions.get_or_insert_default();
             let is_ours = |kind: &str| ours.iter().any(|condition| condition.type_ == kind);
@@ -251,7 +250,10 @@ mod tests {
             .push(gate);
         let pod = PodView::new(serde_json::from_value(object).unwrap()).unwrap();
         let status = json!({"phase": "Running", "conditions": conditions("True")});
-        table.show(&Arc::new(pod), &serde_json::from_value(status).unwrap());
+        table.show(
+            &Arc::new(pod),
+            &Arc::new(serde_json::from_value(status).unwrap()),
+        );
         let shown = serde_json::to_value(table.objects()).unwrap();
         assert_eq!(shown[0]["spec"]["containers"][0]["name"], "c");
         assert_eq!(

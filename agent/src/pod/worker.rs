@@ -83,7 +83,7 @@ pub(super) async fn run(
         deletion: None,
         orders,
         poke,
-        status: known,
+        status: Arc::new(known),
         reports,
         fetches: JoinSet::new(),
         fetching: Vec::new(),
@@ -144,7 +144,7 @@ struct Worker {
     orders: watch::Receiver<Order>,
     poke: Arc<Notify>,
     /// The newest status that was computed.
-    status: PodStatus,
+    status: Arc<PodStatus>,
     reports: watch::Sender<Report>,
     /// Images may take long to fetch, so that goes on beside everything else.
     fetches: JoinSet<Outcome>,
@@ -710,12 +710,12 @@ impl Worker {
         let host_ports = &self.shared.host_ports;
         host_ports.tell(pod, &self.observed, addresses);
         let said = matches!(*self.reports.borrow(), Report::Status(_));
-        if status != self.status || !said {
+        if status != *self.status || !said {
             self.shared.table.put(PodSummary::of(pod, &status));
-            self.status = status;
+            self.status = Arc::new(status);
             // A pod that vanished from the API has nobody to report to; the mirror of one whose file vanished is still there.
             if self.order.vanished_by.is_none() || pod.is_static() {
-                let report = Report::Status(Box::new(self.status.clone()));
+                let report = Report::Status(self.status.clone());
                 self.reports.send_replace(report);
             }
         }
@@ -730,7 +730,7 @@ impl Worker {
                 self.reports = watch::channel(Report::Nothing).0;
                 return;
             }
-            _ => Report::Gone(Box::new(self.status.clone())),
+            _ => Report::Gone(self.status.clone()),
         };
         self.reports.send_replace(report);
     }

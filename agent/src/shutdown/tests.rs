@@ -30,7 +30,7 @@ fn put(pods: &PodTable, name: &str, priority: i32, state: &str) {
     let pod = PodView::new(serde_json::from_value(object).unwrap()).unwrap();
     pods.show(
         &Arc::new(pod),
-        &serde_json::from_value(json!({"phase": "Running"})).unwrap(),
+        &Arc::new(serde_json::from_value(json!({"phase": "Running"})).unwrap()),
     );
     pods.put(PodSummary {
         uid: name.into(),

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
+pub mod bpf;
 pub mod client;
 pub mod rules;
 pub mod run_time;

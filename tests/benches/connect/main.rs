@@ -4,6 +4,7 @@
 //! ```text
 //! on one node     one network namespace a case, each with its server and the three backend addresses on `lo`
 //!   direct               no rules; the backend's own address is dialled
+//!   empty                programs that do nothing where a connection meets the agent's
 //!   kernelet             the agent's programs on the client's cgroup
 //!   iptables, nftables   kube-proxy's chains and maps
 //! between nodes   two namespaces a case and a cable between them
@@ -18,11 +19,12 @@ mod common;
 mod kernelet_tables;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::client::{self, BACKEND_PORT, BLOCK, Client, Exchange, Server};
 use common::rules::{self, Services};
-use common::{Report, line, run_time};
+use common::{Report, bpf, line, run_time};
 use kernelet_tables::Tables;
 use kernelet_tests::host;
 use kernelet_tests::sweep::{Residue, sweep};
@@ -54,6 +56,7 @@ enum Family {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Direct,
+    Empty,
     Kernelet(Tables),
     Iptables,
     Nftables,
@@ -90,15 +93,16 @@ impl Case {
 
     fn target(&self, dialled: u32) -> SocketAddr {
         match self.way {
-            Way::Direct => endpoint(self.family, dialled, 0),
+            Way::Direct | Way::Empty => endpoint(self.family, dialled, 0),
             _ => service(self.family, dialled),
         }
     }
 }
 
 const PLAIN: Way = Way::Kernelet(Tables::Plain);
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     Case::new("direct", "direct", Way::Direct),
+    Case::new("empty", "direct", Way::Empty),
     Case::new("kernelet", "direct", PLAIN),
     Case::new("affinity", "direct", Way::Kernelet(Tables::Affinity)),
     Case::new("feedback", "direct", Way::Kernelet(Tables::Feedback)),
@@ -173,6 +177,7 @@ fn of(count: u32) -> Services {
 fn fill(case: &Case, netns: &str, services: u32, report: &mut Report) {
     match case.way {
         Way::Direct => {}
+        Way::Empty => empty_programs(&cgroup(case.name)),
         Way::Kernelet(tables) => {
             let took = kernelet_tables::fill(case, tables, services);
             if case.name == "kernelet" {
@@ -183,6 +188,14 @@ fn fill(case: &Case, netns: &str, services: u32, report: &mut Report) {
         }
         Way::Iptables => rules::iptables(netns, of(services)),
         Way::Nftables => rules::nftables(netns, of(services)),
+    }
+}
+
+/// What a TCP connection costs at least where programs follow it.
+fn empty_programs(cgroup: &Path) {
+    host::create_dir(cgroup).unwrap_or_else(|error| panic!("{error}"));
+    for kind in bpf::OF_A_CONNECTION {
+        bpf::attach(&bpf::empty(kind), kind, cgroup);
     }
 }
 

@@ -17,7 +17,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod bpf;
 mod kernelet;
 mod packets;
 

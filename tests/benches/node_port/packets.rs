@@ -7,11 +7,12 @@
 //! A program that changes its packet finds the changed one at the next run, so addresses are chosen to change into
 //! themselves: the backend has the service's address and port, the node's packets have the client's. All work is done
 //! all the same, but for the checksum of ports, which costs where one changes. By XDP a packet loses a hop at each
-//! run, so it has many. Beside each figure is that of a program which does nothing.
+//! run, so it has many. Beside each figure are that of a program which does nothing, and that of one which only calls the
+//! kernel's helpers without which no packet of a known connection can be translated.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use agent_ebpf::abi::{
     BackendEntry, BackendId, LinkIndex, PodEntry, SHARE_ONE, Scope, ServiceEntry, ServiceKey,
@@ -19,14 +20,14 @@ use agent_ebpf::abi::{
 };
 use agent_ebpf::checksum::Sum;
 use aya::maps::MapInfo;
-use aya::programs::{ProgramFd, ProgramInfo, loaded_programs};
+use aya::programs::{ProgramInfo, loaded_programs};
 use kernelet::dataplane::{self, Config, MapOp, MapSizes, ServiceMaps as _, Uplink, Uplinks};
 use kernelet_tests::host;
 
-use super::common::client;
+use super::PREFIX;
 use super::common::{Report, index_of, is_short, line};
+use super::common::{bpf, client};
 use super::kernelet::{bpf_directory, directory};
-use super::{PREFIX, bpf};
 
 const SERVED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
@@ -80,7 +81,6 @@ pub fn measure(report: &mut Report) {
     let netns = host::netns_path(&node);
     let here = netns.clone();
     host::in_netns(&here, move || serve(link, mac)).unwrap_or_else(|error| panic!("{error}"));
-    bpf::load();
     let rounds = if is_short() { 200 } else { 2000 };
     let tried = move || run_all(link, mac, rounds);
     let figures = host::in_netns(&netns, tried).unwrap_or_else(|error| panic!("{error}"));
@@ -193,21 +193,32 @@ fn run_all(link: u32, mac: [u8; 6], rounds: usize) -> Vec<(&'static str, &'stati
         xdp("a packet, XDP, an answer", back(), XDP_TX),
         xdp("a packet, XDP, nobody's", other(), XDP_PASS),
     ];
-    let idle =
-        [false, true].map(|is_xdp| Program::of(bpf::NAMES[usize::from(is_xdp)], is_xdp, link));
+    let here = |fd, is_xdp| Program { fd, link, is_xdp };
+    let idle = [
+        here(bpf::empty(bpf::TC), false),
+        here(bpf::empty(bpf::XDP), true),
+    ];
+    let asking = [
+        here(bpf::tc_asker(14), false),
+        here(bpf::xdp_asker(SERVED.octets(), CLIENT.octets()), true),
+    ];
     let mut figures = Vec::new();
     for case in &cases {
         let program = Program::of(case.program, case.is_xdp, link);
-        let idle = &idle[usize::from(case.is_xdp)];
-        let (mut fastest, mut nothing) = (u32::MAX, u32::MAX);
+        let [idle, asking] = [&idle, &asking].map(|both| &both[usize::from(case.is_xdp)]);
+        let (mut fastest, mut nothing, mut asked) = (u32::MAX, u32::MAX, u32::MAX);
         for _ in 0..rounds {
             let (verdict, ns) = program.run(&case.packet, RUNS);
             assert_eq!(verdict, case.verdict, "{}", case.metric);
             fastest = fastest.min(ns);
             nothing = nothing.min(idle.run(&case.packet, RUNS).1);
+            let (verdict, ns) = asking.run(&case.packet, RUNS);
+            assert_eq!(verdict, if case.is_xdp { XDP_TX } else { PASS });
+            asked = asked.min(ns);
         }
         figures.push(("kernelet", case.metric, f64::from(fastest)));
         figures.push(("empty program", case.metric, f64::from(nothing)));
+        figures.push(("the helpers alone", case.metric, f64::from(asked)));
     }
     figures
 }
@@ -240,7 +251,7 @@ fn packet(mac: [u8; 6], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8) -
 
 /// A program, and what it is to think where it is.
 struct Program {
-    fd: ProgramFd,
+    fd: OwnedFd,
     link: u32,
     is_xdp: bool,
 }
@@ -249,6 +260,10 @@ impl Program {
     fn of(name: &'static str, is_xdp: bool, link: u32) -> Self {
         let fd = find(name).fd();
         let fd = fd.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let fd = fd
+            .as_fd()
+            .try_clone_to_owned()
+            .expect("there is room for one");
         Self { fd, link, is_xdp }
     }
 
@@ -278,7 +293,7 @@ fn find(name: &str) -> ProgramInfo {
     let map = map.expect("the map is pinned").id();
     let info = loaded_programs().flatten().find(|program| {
         let used = program.map_ids().ok().flatten().unwrap_or_default();
-        program.name_as_str() == Some(name) && (bpf::NAMES.contains(&name) || used.contains(&map))
+        program.name_as_str() == Some(name) && used.contains(&map)
     });
     info.unwrap_or_else(|| panic!("{name} is loaded"))
 }
