@@ -1,31 +1,20 @@
 //! What the programs tell of connections, in the real kernel: IPv6 services, counters, events.
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use agent_ebpf::abi::{
-    self, Address, BackendId, BackendStats, FlowEvent, Scope, ServiceKey, ServiceStats, TCP, UDP,
-    maps as names,
+    self, Address, BackendId, BackendStats, FlowEvent, ServiceStats, TCP, UDP, maps as names,
 };
 use agent_ebpf::histogram::{bucket, upper_bound_ns};
 use aya::maps::{Map, MapData, RingBuf};
 
 use super::testing::{
-    Scratch, dialled, entry, on_scratch_node, put, service, soon, tcp_backend, tcp_backend_at,
-    udp_backend, udp_backend_at,
+    Scratch, dialled, entry, on_scratch_node, put, service, service6, soon, tcp_backend,
+    tcp_backend_at, udp_backend, udp_backend_at,
 };
 use super::{Dataplane, MapOp, ServiceMaps, StaleSockets, close_sockets};
-
-/// The key of a service on fd00:96::`host`.
-fn service6(host: u16, port: u16, protocol: u8) -> ServiceKey {
-    ServiceKey {
-        address: Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host).into(),
-        port: port.to_be_bytes(),
-        protocol,
-        scope: Scope::CLUSTER,
-    }
-}
 
 fn stats(dataplane: &Dataplane, id: u32) -> BackendStats {
     dataplane.maps.backend_stats(BackendId(id)).unwrap()
@@ -395,40 +384,6 @@ fn records_that_find_the_ring_full_are_counted() {
         let kept = events(&mut ring(&dataplane)).len() as u64;
         assert!(kept > 1_000);
         assert_eq!(kept + dataplane.maps.events_lost().unwrap(), sent);
-    });
-}
-
-#[test]
-fn sockets_of_a_gone_ipv6_backend_are_closed() {
-    on_scratch_node(|node| {
-        let mut dataplane = node.start();
-        let (web, dns) = (service6(1, 80, TCP), service6(2, 53, UDP));
-        let listener = TcpListener::bind("[::1]:0").unwrap();
-        let tcp = listener.local_addr().unwrap();
-        let udp = udp_backend_at("[::1]:0", "b");
-        let maps = &mut dataplane.maps;
-        maps.apply_all(&put(web, entry(1, 1, 1, 1), &[(1, tcp)]))
-            .unwrap();
-        maps.apply_all(&put(dns, entry(2, 1, 1, 1), &[(2, udp)]))
-            .unwrap();
-        let mut victim = TcpStream::connect(dialled(web)).unwrap();
-        let direct = TcpStream::connect(tcp).unwrap();
-        let connected = UdpSocket::bind("[::]:0").unwrap();
-        connected.connect(dialled(dns)).unwrap();
-        let unconnected = UdpSocket::bind("[::]:0").unwrap();
-        unconnected.send_to(b"?", dialled(dns)).unwrap();
-
-        let gone = [BackendId(1), BackendId(2)].into();
-        let here = ["/proc/thread-self/ns/net".into()];
-        assert_eq!(close_sockets(maps, &gone, &here).unwrap().sockets, 2);
-        let aborted = std::io::ErrorKind::ConnectionAborted;
-        assert_eq!(victim.read(&mut [0]).unwrap_err().kind(), aborted);
-        assert_eq!(connected.recv(&mut [0]).unwrap_err().kind(), aborted);
-        direct.set_nonblocking(true).unwrap();
-        let open = (&direct).read(&mut [0]).unwrap_err().kind();
-        assert_eq!(open, std::io::ErrorKind::WouldBlock);
-        let answer = unconnected.recv_from(&mut [0; 8]).unwrap();
-        assert_eq!(answer.1, dialled(dns));
     });
 }
 

@@ -26,6 +26,10 @@ mod events_tests;
 pub mod fake;
 #[cfg(test)]
 mod follow_tests;
+#[cfg(test)]
+mod gone_tests;
+#[cfg(test)]
+mod hairpin_tests;
 mod inspect;
 mod links;
 mod listeners;

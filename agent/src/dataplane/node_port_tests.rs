@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::thread;
 
 use agent_ebpf::abi::{
     BackendId, FLAG_HOST_PORT, FLAG_LOCAL_ONLY, MAGLEV_CHUNK, MaglevChunk, MaglevKey, Scope,
     ServiceEntry, ServiceKey, TCP, UDP, maps as names,
 };
 
-use super::testing::{entry, on_scratch_node, put, tcp_backend, tcp_backend_at, udp_backend};
+use super::testing::{
+    entry, in_a_pod, on_scratch_node, put, tcp_backend, tcp_backend_at, udp_backend,
+};
 use super::{MapOp, Maps, PinnedState, ServiceMaps as _, SourcePrefix};
-use crate::self_test::place::enter_new_netns;
 
 const NODE: &str = "192.0.2.7";
 const PORT: u16 = 30_080;
@@ -54,17 +54,6 @@ fn ask(address: SocketAddr) -> io::Result<(String, SocketAddr)> {
 
 fn kind<T>(result: io::Result<T>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind())
-}
-
-/// Runs `test` in a network namespace of its own, as a pod's process is.
-fn in_a_pod(test: impl FnOnce() + Send + 'static) {
-    let pod = thread::spawn(|| {
-        enter_new_netns().expect("a network namespace");
-        test();
-    });
-    if let Err(panic) = pod.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 #[test]

@@ -53,6 +53,17 @@ pub(crate) fn on_scratch_node(test: fn(&Scratch)) {
     }
 }
 
+/// Runs `test` in a network namespace of its own, as a pod's process is.
+pub(crate) fn in_a_pod(test: impl FnOnce() + Send + 'static) {
+    let pod = thread::spawn(|| {
+        enter_new_netns().expect("a network namespace");
+        test();
+    });
+    if let Err(panic) = pod.join() {
+        resume_unwind(panic);
+    }
+}
+
 fn missing() -> Option<String> {
     if super::object::object().is_none() {
         return Some("no BPF object; run `cargo xtask build`".to_owned());
@@ -70,6 +81,16 @@ impl Scratch {
 pub(crate) fn service(host: u8, port: u16, protocol: u8) -> ServiceKey {
     ServiceKey {
         address: Address::v4([10, 96, 0, host]),
+        port: port.to_be_bytes(),
+        protocol,
+        scope: Scope::CLUSTER,
+    }
+}
+
+/// The key of a service on fd00:96::`host`.
+pub(crate) fn service6(host: u16, port: u16, protocol: u8) -> ServiceKey {
+    ServiceKey {
+        address: Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host).into(),
         port: port.to_be_bytes(),
         protocol,
         scope: Scope::CLUSTER,

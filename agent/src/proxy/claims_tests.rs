@@ -87,7 +87,6 @@ fn once_all_is_known_whoever_has_the_address_keeps_it() {
     assert_eq!(owner(&state), Some(key("web")));
 }
 
-/// An API server that takes events, and hands them on.
 #[test]
 fn a_host_port_stays_until_every_pod_of_the_node_was_heard_of() {
     let pod = |name: &str| ObjectKey::of_pod("ns", name);
@@ -125,7 +124,8 @@ fn a_host_port_stays_until_every_pod_of_the_node_was_heard_of() {
     assert_eq!(state.orphans().len(), 4);
 }
 
-fn listener() -> (Client, mpsc::UnboundedReceiver<Value>) {
+/// An API server that takes events, and hands them on.
+pub(super) fn listener() -> (Client, mpsc::UnboundedReceiver<Value>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let service = tower::service_fn(move |request: Request<Body>| {
         let sender = sender.clone();

@@ -5,8 +5,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::abi::{Address, Scope, ServiceKey, TCP, maps as names};
+use agent_ebpf::abi::{Address, SHARE_ONE, Scope, ServiceKey, TCP, maps as names};
 use proptest::prelude::*;
+use proptest::sample::select;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
@@ -14,8 +15,8 @@ use super::policy::desired;
 use super::reconcile::COLLECT_AFTER;
 use super::state::LbState;
 use super::testing::{NODE, endpoint, not_ready, service, slice, terminating, view};
-use crate::cluster::{Endpoint, ObjectKey, View};
-use crate::dataplane::testing::{Dialler, on_scratch_node, tcp_backend_at};
+use crate::cluster::{Endpoint, Locality, ObjectKey, View};
+use crate::dataplane::testing::{Dialler, dial, on_scratch_node, tcp_backend_at};
 use crate::dataplane::{Maps, ServiceMaps as _};
 
 const CHANGES: usize = 10_000;
@@ -28,6 +29,24 @@ const fn key(last: u8) -> ServiceKey {
         protocol: TCP,
         scope: Scope::CLUSTER,
     }
+}
+
+/// What a service may say of where connections go, and what the feedback may make of it.
+fn says() -> impl Strategy<Value = (Option<Locality>, Option<&'static str>, Option<u32>, u32)> {
+    let locality = select(vec![
+        None,
+        Some(Locality::Node),
+        Some(Locality::Zone),
+        Some(Locality::Cluster),
+    ]);
+    let distribution = select(vec![
+        None,
+        None,
+        Some("PreferSameNode"),
+        Some("PreferSameZone"),
+    ]);
+    let affinity = select(vec![None, None, Some(60), Some(10_800)]);
+    (locality, distribution, affinity, 0..=SHARE_ONE)
 }
 
 /// Some of a service's backends, in any state; one at least can answer.
@@ -50,15 +69,21 @@ fn endpoints(first: u8) -> impl Strategy<Value = Vec<Endpoint>> {
     })
 }
 
-/// Brings one service from the view into the maps.
-fn sync(state: &mut LbState, maps: &mut Maps, view: &View, key: &ObjectKey) {
-    let (frontends, ignored) = desired(view, NODE, crate::cluster::Locality::Node, key);
+/// Brings one service from the view into the maps, with this share for the node. Returns whether that took a write.
+fn sync(state: &mut LbState, maps: &mut Maps, view: &View, key: &ObjectKey, share: u32) -> bool {
+    let (mut frontends, ignored) = desired(view, NODE, Locality::Node, key);
+    for frontend in &mut frontends {
+        frontend.node_share = share;
+    }
+    let mut wrote = false;
     for frontend in state.assign(key, frontends, ignored) {
         if let Some(flip) = state.plan(key, &frontend) {
             maps.apply_all(&flip.ops).unwrap();
+            wrote |= !flip.ops.is_empty();
             state.settle(flip, true);
         }
     }
+    wrote
 }
 
 #[test]
@@ -82,17 +107,25 @@ fn ten_thousand_random_endpoint_changes_refuse_nobody_and_lead_to_no_stranger() 
         state.set_synced();
         let mut diallers = Vec::new();
         let mut collected = Instant::now();
-        for change in 0..CHANGES {
-            let (name, address, first) = services[change % 2];
+        let (mut tries, mut changes) = (0, 0);
+        while changes < CHANGES {
+            let (name, address, first) = services[tries % 2];
             let owner = ObjectKey::new("ns", name);
             let endpoints = endpoints(first).new_tree(&mut runner).unwrap().current();
-            let dialled = service(&address.address.to_string());
+            let mut dialled = service(&address.address.to_string());
+            let (locality, distribution, affinity, share) =
+                says().new_tree(&mut runner).unwrap().current();
+            dialled.locality = locality;
+            dialled.traffic_distribution = distribution.map(Into::into);
+            dialled.affinity_timeout_s = affinity;
             current.services.insert(owner.clone(), Arc::new(dialled));
             current.set_slice(owner.clone(), Some(slice(name, endpoints)));
-            sync(&mut state, &mut dataplane.maps, &current, &owner);
-            if change < 2 {
+            let wrote = sync(&mut state, &mut dataplane.maps, &current, &owner, share);
+            changes += usize::from(wrote);
+            if tries < 2 {
                 diallers.push(Dialler::start(address, name));
             }
+            tries += 1;
             if collected.elapsed() > COLLECT_AFTER {
                 assert!(dataplane.maps.remove_all(state.collect()).is_empty());
                 collected = Instant::now();
@@ -119,5 +152,45 @@ fn ten_thousand_random_endpoint_changes_refuse_nobody_and_lead_to_no_stranger() 
         let left = dataplane.maps.dump().unwrap();
         let named: BTreeSet<_> = left.slots.values().collect();
         assert_eq!(named, left.backends.keys().collect());
+    });
+}
+
+#[test]
+fn five_thousand_endpoints_are_served() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        // Every address of theirs is here.
+        let here = ["route", "add", "local", "10.245.0.0/16", "dev", "lo"];
+        let added = Command::new("ip").args(here).status();
+        assert!(added.unwrap().success());
+        tcp_backend_at("0.0.0.0:8080", "web");
+        let owner = ObjectKey::new("ns", "web");
+        let mut current = view(vec![]);
+        let served = service(&key(1).address.to_string());
+        current.services.insert(owner.clone(), Arc::new(served));
+        for n in 0..5 {
+            let address = |it: u8, last: u8| [10, 245, n * 4 + it, last].into();
+            let all = (0..4).flat_map(|it| (0..250).map(move |last| address(it, last)));
+            let endpoints = all.map(|address| Endpoint {
+                addresses: vec![std::net::IpAddr::V4(address)],
+                ..endpoint(1, NODE, "z1")
+            });
+            let slice = slice("web", endpoints.collect());
+            current.set_slice(ObjectKey::new("ns", format!("web-{n}")), Some(slice));
+        }
+        let mut state = LbState::new();
+        state.set_synced();
+        let maps = &mut dataplane.maps;
+        assert!(sync(&mut state, maps, &current, &owner, SHARE_ONE));
+        for _ in 0..100 {
+            assert_eq!(dial(key(1)).unwrap(), "web");
+        }
+        let totals = maps.totals().unwrap();
+        let used = totals.backends.values().filter(|it| it.opens > 0).count();
+        assert!(
+            used > 50,
+            "{used} of 100 connections met a backend of their own"
+        );
+        assert_eq!(maps.rows(names::BACKENDS).unwrap().len(), 5000);
     });
 }

@@ -12,6 +12,8 @@
 mod adopt;
 mod backends;
 #[cfg(test)]
+mod bad_input_tests;
+#[cfg(test)]
 mod claims_tests;
 pub mod feedback;
 mod handle;

@@ -3,6 +3,7 @@
 //! An error never travels back to where the change came from. It becomes the service's problem, shown by
 //! [`ProxyHandle`], and the service is tried again with back-off.
 
+mod rounds;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,9 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+#[cfg(test)]
+pub(super) use self::rounds::EACH as COLLECT_AFTER;
+use self::rounds::Rounds;
 use super::feedback::Look;
 use super::handle::{Inner, ProxyHandle, ServiceProblem};
 use super::metrics::{Measured, Metrics};
@@ -23,8 +27,6 @@ use crate::cluster::{Change, Cluster, Leftovers, Locality, Name, Node, ObjectKey
 use crate::dataplane::{MapOp, ServiceMaps};
 use crate::events::Events;
 
-/// How long what a flip left behind stays at least. A lookup takes microseconds.
-pub(super) const COLLECT_AFTER: Duration = Duration::from_millis(250);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Services between two chances for other tasks to run.
@@ -83,9 +85,7 @@ pub(super) struct Worker<M, L> {
     started: Instant,
     look_at: Instant,
     retries: BTreeMap<ObjectKey, Retry>,
-    collect_at: Option<Instant>,
-    /// How long what a flip left behind stays: longer after a failure.
-    collect_after: Duration,
+    rounds: Rounds,
     /// Removals that failed, to be repeated while the state says so.
     undone: Vec<MapOp>,
 }
@@ -115,15 +115,14 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
             started: now,
             look_at: now,
             retries,
-            collect_at: None,
-            collect_after: COLLECT_AFTER,
+            rounds: Rounds::default(),
             undone,
         }
     }
 
     fn deadline(&self) -> Instant {
         let retries = self.retries.values().map(|retry| retry.at);
-        let all = retries.chain(self.collect_at);
+        let all = retries.chain(self.rounds.next());
         all.fold(self.look_at, Instant::min)
     }
 
@@ -209,7 +208,7 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
 
     async fn timer(&mut self) {
         let now = Instant::now();
-        if self.collect_at.is_some_and(|at| at <= now) {
+        if self.rounds.begin(now) {
             self.collect();
         }
         let mut moved = BTreeSet::new();

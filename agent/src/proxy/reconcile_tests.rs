@@ -6,6 +6,7 @@ use super::super::state::LbState;
 use super::super::testing::*;
 use super::*;
 use crate::cluster::{Changes, Node, Slice, View};
+use crate::dataplane::Sockets;
 use crate::dataplane::fake::{FakeMaps, FaultyMaps};
 
 /// A worker on a cluster that looks like `view`, with what is pending for it.
@@ -102,7 +103,7 @@ async fn nothing_is_collected_while_programs_of_another_version_serve() {
     let before = worker.maps.state.clone();
     for _ in 0..3 {
         worker.collect();
-        assert!(worker.collect_at.is_some(), "it is asked again");
+        assert!(worker.rounds.next().is_some(), "it is asked again");
     }
     assert_eq!(worker.maps.state, before);
     worker.proxy.set_waiting(false);
@@ -131,16 +132,51 @@ async fn a_failed_removal_is_repeated() {
     });
     worker.changed(changes.next().await).await;
     assert!(worker.maps.inner.state.services.is_empty());
-    assert!(worker.collect_at.is_some());
+    assert!(worker.rounds.next().is_some());
     worker.collect();
     worker.collect();
     assert_eq!(worker.maps.inner.state.slots.len(), 2);
-    assert!(worker.collect_after > COLLECT_AFTER, "the wait grows");
+    assert!(worker.rounds.pause() > COLLECT_AFTER, "the wait grows");
     broken.store(false, Ordering::Relaxed);
     worker.collect();
     assert!(worker.maps.inner.state.slots.is_empty());
     assert!(worker.undone.is_empty());
-    assert_eq!(worker.collect_after, COLLECT_AFTER);
+    assert_eq!(worker.rounds.pause(), COLLECT_AFTER);
+}
+
+#[tokio::test]
+async fn the_sockets_of_a_backend_that_goes_are_closed_after_two_rounds_whatever_else_fails() {
+    let broken = AtomicBool::new(true);
+    let fails = |op: &MapOp| broken.load(Ordering::Relaxed) && matches!(op, MapOp::DeleteSlot(..));
+    let inner = FakeMaps::default();
+    let (mut worker, mut changes) = worker(web(), FaultyMaps { inner, fails });
+    worker.changed(changes.next().await).await;
+    let cluster = worker.cluster.clone();
+    let offer = |last: u8| {
+        let slice = slice("web", vec![endpoint(last, "a", "z1")]);
+        cluster.update(|view| view.set_slice(ObjectKey::new("ns", "web-1"), Some(slice)));
+    };
+    // Rows that cannot be removed make their own removal wait.
+    offer(1);
+    worker.changed(changes.next().await).await;
+    for _ in 0..9 {
+        worker.collect();
+    }
+    assert!(worker.rounds.pause() > Duration::from_secs(20));
+
+    offer(3);
+    worker.changed(changes.next().await).await;
+    worker.maps.inner.log.clear();
+    for _ in 0..2 {
+        let due = worker.rounds.next().unwrap();
+        assert!(due <= Instant::now() + COLLECT_AFTER);
+        // As if the time had come.
+        worker.rounds = Rounds::default();
+        worker.collect();
+        worker.collect_soon();
+    }
+    let closed = |op: &MapOp| matches!(op, MapOp::DeleteBackend(_, Sockets::Close));
+    assert!(worker.maps.inner.log.iter().any(closed));
 }
 
 #[tokio::test]

@@ -4,15 +4,13 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::super::feedback::Look;
-use super::{COLLECT_AFTER, RETRY_MOST, Worker, perform};
+use super::{Worker, perform};
 use crate::dataplane::ServiceMaps;
 
 impl<M: ServiceMaps, L: Look> Worker<M, L> {
     pub(super) fn collect_soon(&mut self) {
-        if self.collect_at.is_none()
-            && (self.proxy.read().state.has_garbage() || !self.undone.is_empty())
-        {
-            self.collect_at = Some(Instant::now() + self.collect_after);
+        if self.proxy.read().state.has_garbage() {
+            self.rounds.want(Instant::now());
         }
     }
 
@@ -38,9 +36,8 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
     }
 
     pub(super) fn collect(&mut self) {
-        self.collect_at = None;
         if self.proxy.is_waiting() {
-            self.collect_soon();
+            self.rounds.want(Instant::now());
             return;
         }
         let mut ops = std::mem::take(&mut self.undone);
@@ -51,7 +48,7 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
         }
         let failed = self.maps.remove_all(ops);
         match failed.first() {
-            None => self.collect_after = COLLECT_AFTER,
+            None => self.rounds.done(),
             Some((op, error)) => {
                 warn!(rows = failed.len(), ?op, %error, "rows could not be removed; trying again");
                 self.collect_later(failed.len());
@@ -63,8 +60,6 @@ impl<M: ServiceMaps, L: Look> Worker<M, L> {
     /// So many removals failed.
     pub(super) fn collect_later(&mut self, failed: usize) {
         self.metrics.map_errors.inc_by(failed as u64);
-        self.collect_after = (self.collect_after * 2).min(RETRY_MOST);
-        let at = Instant::now() + self.collect_after;
-        self.collect_at.get_or_insert(at);
+        self.rounds.failed(Instant::now());
     }
 }
