@@ -34,7 +34,7 @@ pub struct Link {
     pub vxlan_port: Option<u16>,
     /// What makes it, if no device does: `veth`, `vlan`, `bridge` and so on.
     pub kind: Option<String>,
-    /// Index of the link that it lies on, or of its other end.
+    /// Index of the link that it lies on, or of its other end, if that is in the same namespace.
     pub on: Option<u32>,
 }
 
@@ -45,6 +45,7 @@ impl Link {
             up: message.header.flags.contains(LinkFlags::Up),
             ..Link::default()
         };
+        let mut is_elsewhere = false;
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
@@ -52,6 +53,7 @@ impl Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Link(on) => link.on = Some(on),
+                LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
                 LinkAttribute::LinkInfo(infos) => {
                     link.vxlan_port = vxlan_port(&infos);
                     link.kind = kind(&infos);
@@ -59,6 +61,7 @@ impl Link {
                 _ => {}
             }
         }
+        link.on = link.on.filter(|_| !is_elsewhere);
         link
     }
 

@@ -65,9 +65,13 @@ fn wanted(
             ipv6: of(IpAddr::is_ipv6),
         }
     };
-    let candidates = candidates(links);
+    let has_own = |link: &Link| {
+        let own = own(link);
+        [own.ipv4, own.ipv6] != [PodEntry::NONE; 2]
+    };
+    let candidates = candidates(links).filter(|link| link.mac.len() == ETHERNET);
     candidates
-        .filter(|link| link.mac.len() == ETHERNET)
+        .filter(|link| below(link, links).is_none_or(|below| !has_own(below)))
         .map(|link| {
             let name = link.name.clone();
             let (own, xdp) = (own(link), None);
@@ -75,6 +79,14 @@ fn wanted(
         })
         .filter(|(_, uplink)| [uplink.own.ipv4, uplink.own.ipv6] != [PodEntry::NONE; 2])
         .collect()
+}
+
+/// The link whose programs see the packets of `link`, too, under addresses that do not tell them apart.
+fn below<'a>(link: &Link, links: &'a [Link]) -> Option<&'a Link> {
+    const SHARED: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+    let kind = link.kind.as_deref()?;
+    let mut links = links.iter();
+    links.find(|it| SHARED.contains(&kind) && Some(it.index) == link.on)
 }
 
 /// Links by which other machines may be reached.
@@ -88,14 +100,27 @@ fn candidates(links: &[Link]) -> impl Iterator<Item = &Link> {
 pub struct LeftOut {
     /// Names of links whose packets have no Ethernet header.
     pub links: Vec<String>,
-    /// One of them has an address of the node's.
+    /// Names of links that share another one, with the name of that: there their packets are translated, once.
+    pub shared: Vec<(String, String)>,
+    /// One of either has an address of the node's.
     pub is_own: bool,
 }
 
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (link, below)) in self.shared.iter().enumerate() {
+            let and = if n == 0 { "" } else { "; " };
+            write!(
+                f,
+                "{and}packets by {link} are translated at {below}, which it shares, and pods' leave with the address of {below}: \
+                 give only one of the two addresses"
+            )?;
+        }
         if self.links.is_empty() {
             return Ok(());
+        }
+        if !self.shared.is_empty() {
+            f.write_str("; ")?;
         }
         write!(
             f,
@@ -109,15 +134,25 @@ impl fmt::Display for LeftOut {
 /// Which links have to be left out, though packets may come by them.
 fn left_out(links: &[Link], addresses: &[LinkAddress], node_ips: &[IpAddr]) -> LeftOut {
     let mut left = LeftOut::default();
-    for link in candidates(links).filter(|link| link.mac.len() != ETHERNET) {
+    let on = |link: &Link| -> Vec<IpAddr> {
         let on_it = addresses
             .iter()
             .filter(|it| it.link == link.index && it.is_global);
-        let on_it: Vec<IpAddr> = on_it.map(|it| it.address).collect();
-        if !on_it.is_empty() {
-            left.links.push(link.name.clone());
-            left.is_own |= on_it.iter().any(|ip| node_ips.contains(ip));
+        on_it.map(|it| it.address).collect()
+    };
+    for link in candidates(links) {
+        let on_it = on(link);
+        if on_it.is_empty() {
+            continue;
         }
+        match below(link, links) {
+            _ if link.mac.len() != ETHERNET => left.links.push(link.name.clone()),
+            Some(below) if !on(below).is_empty() => {
+                left.shared.push((link.name.clone(), below.name.clone()));
+            }
+            _ => continue,
+        }
+        left.is_own |= on_it.iter().any(|ip| node_ips.contains(ip));
     }
     left
 }
@@ -324,5 +359,44 @@ mod tests {
         );
         assert!(left("198.51.100.1").is_own);
         assert_eq!(left_out(&links[..2], &addresses, &[]).to_string(), "");
+    }
+
+    #[test]
+    fn links_that_share_an_uplink_are_served_there_alone_and_told() {
+        let mut links = vec![
+            link(1, "lo", &[0; 6]),
+            link(2, "eth0", &[2; 6]),
+            link(3, "eth1", &[3; 6]),
+        ];
+        for (index, name, kind, on) in [
+            (4, "mv0", "macvlan", Some(2)),
+            (5, "iv0", "ipvlan", Some(2)),
+            // The links below have no address, and are in another namespace.
+            (6, "mv1", "macvlan", Some(3)),
+            (7, "mv2", "macvlan", None),
+            // Of a VLAN the programs know the packets apart.
+            (8, "eth0.5", "vlan", Some(2)),
+        ] {
+            let kind = Some(kind.to_owned());
+            links.push(Link {
+                kind,
+                on,
+                ..link(index, name, &[index as u8; 6])
+            });
+        }
+        let addresses = [2, 4, 5, 6, 7, 8].map(|n| on(n, &format!("192.0.2.{n}")));
+        let node_ip = |ip: &str| [ip.parse().unwrap()];
+        let wanted = wanted(&links, &addresses, &node_ip("192.0.2.2"));
+        let names: Vec<&str> = wanted.values().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "mv1", "mv2", "eth0.5"]);
+        let told = left_out(&links, &addresses, &node_ip("192.0.2.2"));
+        assert!(!told.is_own);
+        assert!(
+            told.to_string()
+                .starts_with("packets by mv0 are translated at eth0, which it shares,"),
+            "{told}"
+        );
+        assert!(told.to_string().contains("packets by iv0"), "{told}");
+        assert!(left_out(&links, &addresses, &node_ip("192.0.2.4")).is_own);
     }
 }
