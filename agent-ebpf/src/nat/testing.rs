@@ -18,6 +18,12 @@ pub(crate) const NODE: &str = "203.0.113.1";
 pub(crate) const CLIENT: &str = "198.51.100.2";
 pub(crate) const POD: &str = "10.244.1.7";
 pub(crate) const FAR: &str = "10.244.2.7";
+/// The same of IPv6.
+pub(crate) const NODE_V6: &str = "2001:db8:1::1";
+pub(crate) const CLIENT_V6: &str = "2001:db8:2::2";
+pub(crate) const POD_V6: &str = "fd00:10:244:1::7";
+pub(crate) const FAR_V6: &str = "fd00:10:244:2::7";
+pub(crate) const BALANCER_V6: &str = "2001:db8:3::80";
 /// A node that had the balancer's address before.
 pub(crate) const FORMER: &str = "203.0.113.3";
 pub(crate) const BALANCER: &str = "192.0.2.80";
@@ -52,6 +58,8 @@ pub(crate) struct World {
     pub(crate) leads_back: bool,
     /// At which the packet is.
     pub(crate) link: u32,
+    /// The node's address of IPv6, where it has one.
+    pub(crate) own_ipv6: Option<Address>,
     /// And that is a tunnel.
     pub(crate) is_tunnel: bool,
     /// Other links lead to clients, too.
@@ -89,6 +97,7 @@ impl Default for World {
             handover: None,
             leads_back: false,
             link: LINK,
+            own_ipv6: None,
             is_tunnel: false,
             has_way: true,
             asked: None,
@@ -354,14 +363,13 @@ impl Node for World {
         self.is_tunnel
     }
     fn own_address(&self, is_ipv4: bool) -> Address {
-        if is_ipv4 {
-            address(NODE)
-        } else {
-            PodEntry::NONE
+        match is_ipv4 {
+            true => address(NODE),
+            false => self.own_ipv6.unwrap_or(PodEntry::NONE),
         }
     }
     fn is_node_address(&self, ip: &Address) -> bool {
-        *ip == address(NODE)
+        *ip == address(NODE) || Some(*ip) == self.own_ipv6
     }
     fn node_ports(&self) -> (u16, u16) {
         (30_000, 32_767)
@@ -380,10 +388,11 @@ impl Node for World {
         self.sender == Sender::Pod
     }
     fn has_pod(&self, of: &Address) -> bool {
-        *of == address(POD)
+        *of == address(POD) || *of == address(POD_V6)
     }
     fn masquerades(&self, destination: &Address) -> bool {
-        !matches!(destination.as_v4(), Some([10, ..]))
+        let [first, ..] = destination.octets();
+        !matches!(destination.as_v4(), Some([10, ..])) && first != 0xfd
     }
     fn is_own(&self) -> bool {
         self.sender == Sender::Own
