@@ -67,13 +67,23 @@ pub(super) fn packet(random: &mut StdRng) -> Vec<u8> {
     packet
 }
 
-/// Verdict and length; `None` where the kernel itself takes no frame so short.
+/// Verdict and length; `None` where the kernel itself takes no frame so short. The packet is the node's own.
 pub(super) fn run(program: &SchedClassifier, packet: &[u8]) -> Option<(u32, usize)> {
+    run_from(program, LinkIndex::NONE, packet)
+}
+
+/// The same for a packet that came to the node by a link.
+fn run_from(program: &SchedClassifier, link: LinkIndex, packet: &[u8]) -> Option<(u32, usize)> {
     const HEADERS: usize = 14 + 40;
+    /// Where `__sk_buff` has its `ingress_ifindex`.
+    const CAME_BY: usize = 36;
+    let mut context = [0; CAME_BY + 4];
+    context[CAME_BY..].copy_from_slice(&link.0.to_ne_bytes());
     let mut out = vec![0; packet.len() + 64];
     let result = program.test_run(TestRunOptions {
         data_in: Some(packet),
         data_out: Some(&mut out),
+        ctx_in: Some(&context),
         ..Default::default()
     });
     match result {
@@ -113,7 +123,8 @@ fn whatever_comes_is_passed_on_or_dropped_at_its_length() {
             dataplane.link_programs.with(hook, |program| {
                 for _ in 0..rounds() {
                     let packet = packet(&mut random);
-                    let Some((verdict, length)) = run(program, &packet) else {
+                    let from = [LinkIndex::NONE, LOOPBACK][random.random_range(0..2)];
+                    let Some((verdict, length)) = run_from(program, from, &packet) else {
                         continue;
                     };
                     let passed = verdict == u32::MAX;
@@ -133,44 +144,87 @@ fn whatever_comes_is_passed_on_or_dropped_at_its_length() {
         let drops = dataplane.maps.drops().unwrap();
         assert!(drops[&agent_ebpf::abi::DropReason::Malformed] > 0);
         assert!(drops[&agent_ebpf::abi::DropReason::Spoofed] > 0);
+        assert!(drops[&agent_ebpf::abi::DropReason::NotMasqueraded] > 0);
     });
+}
+
+/// A TCP segment without data, from port 40,000 to port 80.
+fn segment(from: u32, to: [u8; 4], flags: u8) -> Vec<u8> {
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    packet.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 7, 0, 0, 64, 6, 0, 0]);
+    packet.extend(from.to_be_bytes());
+    packet.extend(to);
+    packet.extend([0x9c, 0x40, 0, 80]);
+    packet.resize(54, 0);
+    (packet[46], packet[47]) = (0x50, flags);
+    packet
+}
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// Passes the table's worth of new flows, and each 256th time a packet of the one that is in use.
+pub(super) fn flood(dataplane: &Dataplane, begin: impl Fn(u32), use_one: impl Fn(u8)) {
+    let most = dataplane.maps.summaries().unwrap();
+    let most = most.iter().find(|map| map.name == "CONNECTIONS").unwrap();
+    use_one(SYN);
+    for other in 0..most.max_entries {
+        begin(other);
+        if other % 256 == 0 {
+            use_one(ACK);
+        }
+    }
+    let rows = dataplane.maps.rows("CONNECTIONS").unwrap();
+    assert!(rows.len() <= most.max_entries as usize);
+    let drops = dataplane.maps.drops().unwrap();
+    assert_eq!(drops[&agent_ebpf::abi::DropReason::TableFull], 0);
+    let mut table = Connections::new(Maps::open(&dataplane.dir).unwrap());
+    let fill = table.sweep(monotonic_ns()).unwrap().fill;
+    assert!(fill.is_crowded(), "{fill}");
+}
+
+/// Whether there is a row for packets of a flow, as people see it.
+pub(super) fn has_row(dataplane: &Dataplane, flow: &str) -> bool {
+    let rows = dataplane.maps.rows("CONNECTIONS").unwrap();
+    rows.iter().any(|row| row.key.starts_with(flow))
 }
 
 #[test]
 fn a_flood_of_new_flows_leaves_those_that_are_in_use() {
     on_scratch_node(|node| {
         let dataplane = filled(node);
-        let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        packet.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 7, 0, 0, 64, 6, 0, 0]);
-        packet.extend([10, 0, 0, 7, 10, 96, 0, 1, 0x9c, 0x40, 0, 80]);
-        packet.resize(54, 0);
-        let of = |client: u32, flags: u8| {
-            let mut packet = packet.clone();
-            packet[26..30].copy_from_slice(&client.to_be_bytes());
-            packet[46] = 0x50;
-            packet[47] = flags;
-            packet
-        };
-        let most = dataplane.maps.summaries().unwrap();
-        let most = most.iter().find(|map| map.name == "CONNECTIONS").unwrap();
+        let service = [10, 96, 0, 1];
         dataplane.link_programs.with(Hook::UplinkIn, |program| {
-            run(program, &of(0x0a00_0007, 2));
-            for client in 0..most.max_entries {
-                run(program, &of(0x0b00_0000 + client, 2));
-                if client % 256 == 0 {
-                    run(program, &of(0x0a00_0007, 16));
-                }
-            }
+            flood(
+                &dataplane,
+                |client| _ = run(program, &segment(0x0b00_0000 + client, service, SYN)),
+                |flags| _ = run(program, &segment(0x0a00_0007, service, flags)),
+            );
         });
-        let rows = dataplane.maps.rows("CONNECTIONS").unwrap();
-        let kept = |row: &super::MapRow| row.key.starts_with("in TCP 10.0.0.7:40000 -> ");
-        assert!(rows.iter().any(kept), "{} rows", rows.len());
-        assert!(rows.len() <= most.max_entries as usize);
-        let refused = dataplane.maps.drops().unwrap();
-        assert_eq!(refused[&agent_ebpf::abi::DropReason::TableFull], 0);
-        let mut table = Connections::new(Maps::open(&dataplane.dir).unwrap());
-        let fill = table.sweep(monotonic_ns()).unwrap().fill;
-        assert!(fill.is_crowded(), "{fill}");
+        assert!(has_row(&dataplane, "in TCP 10.0.0.7:40000 -> "));
+    });
+}
+
+#[test]
+fn a_flood_of_what_a_pod_sends_leaves_what_is_in_use() {
+    on_scratch_node(|node| {
+        let dataplane = filled(node);
+        // As by a pod's link: that is where the packets come from here.
+        let to = |n: u32| (0x0b00_0000 + n).to_be_bytes();
+        dataplane.link_programs.with(Hook::UplinkOut, |program| {
+            flood(
+                &dataplane,
+                |n| _ = run_from(program, LOOPBACK, &segment(0x0a00_0009, to(n), SYN)),
+                |flags| {
+                    let packet = segment(0x0a00_0009, [192, 0, 2, 9], flags);
+                    run_from(program, LOOPBACK, &packet);
+                },
+            );
+        });
+        assert!(has_row(
+            &dataplane,
+            "out TCP 10.0.0.9:40000 -> 192.0.2.9:80"
+        ));
     });
 }
 

@@ -18,7 +18,7 @@ use aya::programs::{Program, TestRun as _, TestRunOptions, Xdp};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::tc_tests::rounds;
+use super::tc_tests::{flood, has_row, rounds};
 use super::testing::{Scratch, entry, on_scratch_node, put};
 use super::{Dataplane, LinkPrograms, ServiceMaps as _};
 use crate::self_test::lab::{Lab, configure};
@@ -488,5 +488,27 @@ fn whatever_comes_is_left_alone_or_leaves_with_right_checksums_and_to_nobody_els
             }
         });
         assert!(onward > rounds() / 50, "{onward} were sent on");
+    });
+}
+
+#[test]
+fn a_flood_of_new_flows_leaves_those_that_are_in_use() {
+    on_scratch_node(|scratch| {
+        let node = node(scratch);
+        let family = &FAMILIES[0];
+        // To the service whose backend is a pod of this node: to one elsewhere there are as many connections as ports.
+        let ask = |client: &str, port, flags| {
+            let packet = Packet::new((client, port), (family.balancer, 81), TCP, flags);
+            node.run(&packet.bytes()).0
+        };
+        flood(
+            &node.dataplane,
+            |n| {
+                let client = format!("198.51.100.{}", 3 + n % 250);
+                assert_eq!(ask(&client, 1024 + (n / 250) as u16, SYN), XDP_PASS);
+            },
+            |flags| assert_eq!(ask(family.client, 4000, flags), XDP_PASS),
+        );
+        assert!(has_row(&node.dataplane, "in TCP 198.51.100.2:4000 -> "));
     });
 }
