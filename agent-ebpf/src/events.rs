@@ -64,7 +64,7 @@ pub(crate) fn opened(cookie: SocketKey, entry: &SocketEntry) {
     }
 }
 
-/// Records that a connect or a datagram was refused.
+/// Records that a connect or a datagram was refused, if by [`EVENT_DROPPED`] because of the service's source ranges.
 #[inline(never)]
 pub(crate) fn refused(ctx: &SockAddrContext, dialled: &ServiceKey, service_id: u32, kind: u8) {
     write(|event| {
@@ -75,6 +75,9 @@ pub(crate) fn refused(ctx: &SockAddrContext, dialled: &ServiceKey, service_id: u
         event.dialled = dialled.address;
         event.dialled_port = dialled.port;
         event.service_id = service_id;
+        if kind == EVENT_DROPPED {
+            event.reason = DropReason::SourceRange as u8;
+        }
         process(event);
     });
 }

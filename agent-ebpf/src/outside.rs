@@ -8,7 +8,7 @@ use crate::abi::{
     ServiceEntry, ServiceKey, ServiceRow, SourceRange,
 };
 use crate::flow::stir;
-use crate::select::{ATTEMPTS, Caller, Picked, Tables, at, draw, mix, with_affinity};
+use crate::select::{ATTEMPTS, Caller, Picked, Served, Tables, at, draw, mix, with_affinity};
 
 /// The rows that this choice reads besides.
 pub trait OutsideTables: Tables {
@@ -97,6 +97,12 @@ impl Caller for Client {
     #[inline(always)]
     fn last(&self) -> Option<Picked> {
         None
+    }
+
+    /// [`choose`] asks by its address.
+    #[inline(always)]
+    fn served(&self, _: u32) -> Served {
+        Served::ByPacket
     }
 }
 

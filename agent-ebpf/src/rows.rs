@@ -119,7 +119,7 @@ pub(crate) fn is_tunnel(link: u32) -> bool {
 
 /// The node's address for all pods' links, of which the row of no link tells.
 #[inline(always)]
-fn at_pods(is_ipv4: bool) -> Address {
+pub(crate) fn at_pods(is_ipv4: bool) -> Address {
     // SAFETY: user space writes it once, at start.
     match unsafe { PODS.get(LinkIndex::NONE) } {
         Some(own) if is_ipv4 => own.ipv4,

@@ -3,6 +3,8 @@
 //! ```text
 //! service? ──no──> NotService
 //!    │ yes
+//! for this client? ──no──> NotServed; its packets will tell ──> ByPacket
+//!    │ yes
 //! ready or terminating? ──no──> NoBackend
 //!    │ yes
 //! affinity still valid, or a UDP socket's last backend still offered? ──yes──> that backend
@@ -12,8 +14,8 @@
 //! ```
 
 use crate::abi::{
-    AffinityEntry, AffinityKey, BackendEntry, BackendId, FLAG_LOCAL_ONLY, Place, SHARE_ONE,
-    ServiceEntry, ServiceKey, ServiceRow, SlotKey,
+    AffinityEntry, AffinityKey, BackendEntry, BackendId, FLAG_LOCAL_ONLY, FLAG_SOURCE_RANGES,
+    Place, SHARE_ONE, ServiceEntry, ServiceKey, ServiceRow, SlotKey,
 };
 
 /// How often the service entry is read before a missing row counts as a hole.
@@ -47,6 +49,18 @@ pub trait Caller {
     fn now_ns(&self) -> u64;
     /// The backend that a UDP socket was sent to last, if what it dialled then is what it dials now.
     fn last(&self) -> Option<Picked>;
+    /// Whether it is among those for whom a service with `FLAG_SOURCE_RANGES` is.
+    fn served(&self, service_id: u32) -> Served;
+}
+
+/// Whether a service that is not for everybody is for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    Yes,
+    No,
+    /// A socket in a pod does not know its address before it has sent something. Its packets say it: at the pod's link they
+    /// are judged by it, and translated.
+    ByPacket,
 }
 
 /// A backend in its service's table.
@@ -67,6 +81,10 @@ pub enum Verdict {
         picked: Picked,
         entry: BackendEntry,
     },
+    /// A service that is not for this client: refuse.
+    NotServed { service_id: u32 },
+    /// Leave it alone: its packets will be translated.
+    ByPacket,
     /// A service without a backend that could answer: refuse.
     NoBackend { service_id: u32 },
     /// Rows were missing on every attempt: refuse. The update protocol makes this impossible; it is counted to prove it.
@@ -89,6 +107,13 @@ pub fn choose(tables: &impl Tables, caller: &impl Caller, dialled: &ServiceKey) 
         if key != *dialled {
             verdict = Verdict::Hole { service_id };
             continue;
+        }
+        if service.flags & FLAG_SOURCE_RANGES != 0 {
+            match caller.served(service_id) {
+                Served::Yes => {}
+                Served::No => return Verdict::NotServed { service_id },
+                Served::ByPacket => return Verdict::ByPacket,
+            }
         }
         let Some(drawn) = draw(&service, mix(caller.spread())) else {
             return Verdict::NoBackend { service_id };

@@ -3,11 +3,12 @@
 use core::mem::MaybeUninit;
 
 use agent_ebpf::abi::{
-    BackendEntry, EVENT_HOLE, EVENT_NO_BACKEND, Place, ReverseEntry, ReverseKey, SOCKET_FOLLOWED,
-    SOCKET_OVER, SOCKET_SAMPLED, ServiceKey, SocketEntry, SocketKey, UDP,
+    BackendEntry, DropReason, EVENT_DROPPED, EVENT_HOLE, EVENT_NO_BACKEND, Place, ReverseEntry,
+    ReverseKey, SOCKET_FOLLOWED, SOCKET_OVER, SOCKET_SAMPLED, ServiceKey, SocketEntry, SocketKey,
+    SourceRange, UDP,
 };
-use agent_ebpf::node_port;
-use agent_ebpf::select::{Caller, Picked, Verdict, choose, mix};
+use agent_ebpf::node_port::{self, Node as _};
+use agent_ebpf::select::{Caller, Picked, Served, Verdict, choose, mix};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32};
 use aya_ebpf::programs::SockAddrContext;
@@ -16,10 +17,13 @@ use crate::bind::ThisNode;
 use crate::count::IF_ABSENT;
 use crate::ctx::Form;
 use crate::maps::{SOCK_REVERSE, SOCKETS};
+use crate::packets::dropped;
 use crate::tables::KernelTables;
-use crate::{PROCEED, clock, count, ctx, events, refuse};
+use crate::{PROCEED, clock, count, ctx, events, refuse, rows};
 
 const ECONNREFUSED: i32 = 111;
+/// What a firewall answers to the node's own sockets.
+const EPERM: i32 = 1;
 
 /// A socket connects, or a datagram leaves a UDP socket that names its destination.
 #[inline(always)]
@@ -29,7 +33,7 @@ pub(crate) fn dial<F: Form>(ctx: &SockAddrContext) -> i32 {
     };
     let socket = Socket::of(ctx, dialled);
     match chosen(&socket, dialled) {
-        Verdict::NotService => PROCEED,
+        Verdict::NotService | Verdict::ByPacket => PROCEED,
         Verdict::Backend {
             service_id,
             picked,
@@ -46,6 +50,11 @@ pub(crate) fn dial<F: Form>(ctx: &SockAddrContext) -> i32 {
             }
             ctx::set_address::<F>(ctx, &entry.address, entry.port);
             PROCEED
+        }
+        Verdict::NotServed { service_id } => {
+            dropped(DropReason::SourceRange);
+            events::refused(ctx, dialled, service_id, EVENT_DROPPED);
+            refuse(EPERM)
         }
         Verdict::NoBackend { service_id } => {
             count::refused(service_id);
@@ -216,6 +225,14 @@ impl Caller for Socket<'_> {
     }
 
     #[inline(always)]
+    fn served(&self, service_id: u32) -> Served {
+        match self.dialled.address.as_v4() {
+            Some(_) => is_served(self.ctx, service_id, true),
+            None => is_served(self.ctx, service_id, false),
+        }
+    }
+
+    #[inline(always)]
     fn last(&self) -> Option<Picked> {
         // SAFETY: only the socket's own programs write or remove its row. Two threads that send at once may read each
         // other's half: what they read is checked against the service's own table before use.
@@ -226,5 +243,21 @@ impl Caller for Socket<'_> {
             backend: known.service.backend,
             place: Place::from_detail(known.detail),
         })
+    }
+}
+
+/// The node's own sockets speak with the node's address. A function of its own, for its stack.
+#[inline(never)]
+fn is_served(ctx: &SockAddrContext, service_id: u32, is_ipv4: bool) -> Served {
+    if !ThisNode(ctx).is_here() {
+        return Served::ByPacket;
+    }
+    let client = SourceRange {
+        service_id: service_id.to_be_bytes(),
+        address: rows::at_pods(is_ipv4),
+    };
+    match rows::serves(&client) {
+        true => Served::Yes,
+        false => Served::No,
     }
 }

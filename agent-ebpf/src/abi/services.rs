@@ -72,7 +72,7 @@ pub struct ServiceEntry {
 /// `internalTrafficPolicy: Local`, or `externalTrafficPolicy: Local` in [`Scope::EXTERNAL`]: slots beyond the local ones are
 /// never used. The table then offers local backends only.
 pub const FLAG_LOCAL_ONLY: u32 = 1 << 0;
-/// [`Scope::EXTERNAL`]: only sources that `SOURCE_RANGES` has for the service are served.
+/// Only sources that `SOURCE_RANGES` has for the service are served.
 pub const FLAG_SOURCE_RANGES: u32 = 1 << 1;
 /// [`Scope::EXTERNAL`]: the backend's node answers the client itself.
 pub const FLAG_DIRECT_RETURN: u32 = 1 << 2;

@@ -92,6 +92,7 @@ struct Client {
     netns: u64,
     now_s: u64,
     last: Option<Picked>,
+    served: Served,
 }
 
 impl Caller for Client {
@@ -107,6 +108,10 @@ impl Caller for Client {
     fn last(&self) -> Option<Picked> {
         self.last
     }
+    fn served(&self, service_id: u32) -> Served {
+        assert_eq!(service_id, 7);
+        self.served
+    }
 }
 
 fn client(spread: u32) -> Client {
@@ -115,6 +120,7 @@ fn client(spread: u32) -> Client {
         netns: 1,
         now_s: 1000,
         last: None,
+        served: Served::No,
     }
 }
 
@@ -364,6 +370,7 @@ fn affinity_is_one_clients_own() {
                 netns,
                 now_s: 1000,
                 last: None,
+                served: Served::No,
             },
         )
     };
@@ -495,4 +502,26 @@ proptest! {
             prop_assert!(valid(&tables));
         }
     }
+}
+
+#[test]
+fn a_service_with_source_ranges_is_for_whom_they_name() {
+    let open = Fake::with(service(0, 0, 1, 0));
+    let closed = Fake::with(ServiceEntry {
+        flags: FLAG_SOURCE_RANGES,
+        ..service(0, 0, 1, 0)
+    });
+    let dial = |tables: &Fake, served| {
+        let client = Client {
+            served,
+            ..client(0)
+        };
+        choose(tables, &client, &DIALLED)
+    };
+    let given = |verdict| matches!(verdict, Verdict::Backend { .. });
+    assert!(given(dial(&open, Served::No)), "it has none");
+    assert!(given(dial(&closed, Served::Yes)));
+    let refused = Verdict::NotServed { service_id: 7 };
+    assert_eq!(dial(&closed, Served::No), refused);
+    assert_eq!(dial(&closed, Served::ByPacket), Verdict::ByPacket);
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use agent_ebpf::abi::{
-    Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, Port, ServiceEntry, ServiceKey,
-    ServiceRow, SlotKey, maps as names,
+    Address, AffinityEntry, AffinityKey, BackendEntry, BackendId, LinkIndex, PodEntry, Port,
+    ServiceEntry, ServiceKey, ServiceRow, SlotKey, SourceRange, maps as names,
 };
 use agent_ebpf::node_port::{self, Node};
-use agent_ebpf::select::Tables;
+use agent_ebpf::select::{Served, Tables};
+
+use aya::maps::lpm_trie::Key;
 
 use super::diag::netns_cookie as netns_cookie_of;
 use super::inspect::{present, row};
@@ -21,6 +23,8 @@ pub struct Lookup {
     /// The slots from which new connections are drawn.
     pub slots: BTreeMap<SlotKey, BackendId>,
     pub backends: BTreeMap<BackendId, BackendEntry>,
+    /// Whether a service with source ranges is for the client.
+    pub served: Served,
     /// What is remembered of the client that was asked about.
     pub affinity: Option<(AffinityKey, AffinityEntry)>,
 }
@@ -87,12 +91,34 @@ impl Maps {
             }
             None => None,
         };
+        let served = match node.in_node {
+            true => self.serves_node(service_id, &key.address),
+            false => Served::ByPacket,
+        };
         Ok(Some(Lookup {
             service,
             slots,
             backends,
+            served,
             affinity,
         }))
+    }
+
+    /// Whether a service with source ranges is for the node's own sockets.
+    fn serves_node(&self, service_id: u32, dialled: &Address) -> Served {
+        let own = self.pods.get(&LinkIndex::NONE, 0);
+        let address = own.map(|own| match dialled.as_v4() {
+            Some(_) => own.ipv4,
+            None => own.ipv6,
+        });
+        let client = SourceRange {
+            service_id: service_id.to_be_bytes(),
+            address: address.unwrap_or(PodEntry::NONE),
+        };
+        match self.source_ranges.get(&Key::new(160, client), 0) {
+            Ok(_) => Served::Yes,
+            Err(_) => Served::No,
+        }
     }
 }
 

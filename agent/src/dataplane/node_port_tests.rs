@@ -6,9 +6,10 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
 use agent_ebpf::abi::{
-    BackendId, FLAG_HOST_PORT, FLAG_LOCAL_ONLY, MAGLEV_CHUNK, MaglevChunk, MaglevKey, Scope,
-    ServiceEntry, ServiceKey, TCP, UDP, maps as names,
+    BackendId, DropReason, FLAG_HOST_PORT, FLAG_LOCAL_ONLY, FLAG_SOURCE_RANGES, MAGLEV_CHUNK,
+    MaglevChunk, MaglevKey, Scope, ServiceEntry, ServiceKey, TCP, UDP, maps as names,
 };
+use agent_ebpf::select::Served;
 
 use super::testing::{
     entry, in_a_pod, on_scratch_node, put, tcp_backend, tcp_backend_at, udp_backend,
@@ -187,6 +188,20 @@ fn a_live_node_port_is_not_bound_on_the_node() {
             assert_eq!(kind(TcpListener::bind(at(ip))), Some(expected), "{ip}");
         }
         assert!(UdpSocket::bind(at("0.0.0.0")).is_ok(), "TCP's alone");
+        // A datagram service's, of either family.
+        let maps = &mut dataplane.maps;
+        for (id, any, backend) in [
+            (2, "0.0.0.0", udp_backend("b")),
+            (3, "::", "[::1]:9".parse().unwrap()),
+        ] {
+            let key = node_port(any, UDP);
+            maps.apply_all(&put(key, entry(id, 1, 1, 1), &[(id, backend)]))
+                .unwrap();
+        }
+        for ip in ["0.0.0.0", "127.0.0.1", NODE, "::", "::1"] {
+            assert_eq!(kind(UdpSocket::bind(at(ip))), Some(expected), "{ip}");
+        }
+        assert!(TcpListener::bind(at("::1")).is_ok(), "IPv6 has none of TCP");
         assert!(TcpListener::bind("0.0.0.0:30081").is_ok(), "nobody's");
         assert!(TcpListener::bind("0.0.0.0:0").is_ok());
         in_a_pod(|| drop(TcpListener::bind(at("0.0.0.0")).expect("the pod's own")));
@@ -293,5 +308,43 @@ fn a_host_port_is_dialled_and_guarded_as_a_node_port_is_whatever_its_number() {
         }
         assert_eq!(kind(ask(of(NODE, 8081))), refused);
         assert!(TcpListener::bind(of("0.0.0.0", 8081)).is_ok());
+    });
+}
+
+#[test]
+fn source_ranges_hold_for_the_nodes_own_sockets_and_pods_are_left_to_their_packets() {
+    on_scratch_node(|node| {
+        let mut dataplane = node.start();
+        let balancer: SocketAddr = "198.18.0.1:80".parse().unwrap();
+        let key = ServiceKey {
+            address: balancer.ip().into(),
+            port: 80_u16.to_be_bytes(),
+            protocol: TCP,
+            scope: Scope::CLUSTER,
+        };
+        let closed = ServiceEntry {
+            flags: FLAG_SOURCE_RANGES,
+            ..entry(7, 1, 1, 1)
+        };
+        let links = super::PodLinks::new(dataplane.link_programs.clone(), &dataplane.dir).unwrap();
+        links.refuse_at(&[NODE.parse().unwrap()]).unwrap();
+        let maps = &mut dataplane.maps;
+        maps.apply_all(&put(key, closed, &[(1, tcp_backend("closed"))]))
+            .unwrap();
+        let range = |text: &str| SourcePrefix::new(7, text.parse().unwrap());
+        maps.apply(&MapOp::PutSourceRange(range("203.0.113.0/24")))
+            .unwrap();
+        // As a firewall of the node's says it.
+        assert_eq!(kind(ask(balancer)), Some(ErrorKind::PermissionDenied));
+        assert_eq!(maps.drops().unwrap()[&DropReason::SourceRange], 1);
+        let served = |maps: &Maps, client| maps.lookup(&key, client).unwrap().unwrap().served;
+        assert_eq!(served(maps, None), Served::No);
+        assert_eq!(served(maps, Some(1)), Served::ByPacket);
+        maps.apply(&MapOp::PutSourceRange(range("192.0.2.0/24")))
+            .unwrap();
+        assert_eq!(ask(balancer).unwrap().0, "closed");
+        assert_eq!(served(maps, None), Served::Yes);
+        // A pod's network has no way there: nothing was translated.
+        in_a_pod(move || assert_eq!(kind(ask(balancer)), Some(ErrorKind::NetworkUnreachable)));
     });
 }

@@ -11,6 +11,7 @@ use agent_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, BackendId, BackendStats, DropReason, Scope, ServiceKey,
     ServiceRow, ServiceStats, SocketEntry, SocketKey, TCP,
 };
+use agent_ebpf::select::Served;
 
 use super::{MapReader, Recorder};
 use crate::cluster::{
@@ -228,6 +229,7 @@ impl MapReader for FakeReader {
             service: ServiceRow { key: *key, entry },
             slots: slots.map(|(slot, id)| (*slot, *id)).collect(),
             backends: tables.backends.clone(),
+            served: Served::ByPacket,
             affinity,
         }))
     }

@@ -4,7 +4,7 @@
 use agent_ebpf::abi::{
     AffinityEntry, BackendId, FLAG_HOST_PORT, ServiceEntry, ServiceKey, SlotKey, UDP,
 };
-use agent_ebpf::select::{self, Verdict};
+use agent_ebpf::select::{self, Served, Verdict};
 
 use super::destination::ports;
 use super::names::{Names, protocol, socket_address, text};
@@ -82,6 +82,20 @@ pub fn trace(
         trace.protocol, row.service_id, row.generation, row.ready, row.terminating
     ));
     match decide(found, caller) {
+        Decision::NotServed => {
+            trace.outcome = "refused".to_owned();
+            trace.steps.push(
+                "SOURCE_RANGES: none of the service's loadBalancerSourceRanges has the node's address: refused"
+                    .to_owned(),
+            );
+        }
+        Decision::ByPacket => {
+            trace.outcome = "by-packet".to_owned();
+            trace.steps.push(
+                "the service has loadBalancerSourceRanges: at the pod's link its packets are judged by their source, and translated"
+                    .to_owned(),
+            );
+        }
         Decision::Refused => {
             trace.outcome = "refused".to_owned();
             trace.steps.push(
@@ -126,6 +140,8 @@ pub fn trace(
 }
 
 enum Decision {
+    NotServed,
+    ByPacket,
     Refused,
     Hole,
     /// The client keeps the backend that it had.
@@ -139,8 +155,15 @@ enum Decision {
 
 fn decide(found: &Lookup, caller: &Caller) -> Decision {
     let entry = found.service.entry;
-    let socket = Socket { caller, spread: 0 };
-    match select::choose(found, &socket, &found.service.key) {
+    let served = found.served;
+    let socket = |spread| Socket {
+        caller,
+        spread,
+        served,
+    };
+    match select::choose(found, &socket(0), &found.service.key) {
+        Verdict::NotServed { .. } => return Decision::NotServed,
+        Verdict::ByPacket => return Decision::ByPacket,
         Verdict::NoBackend { .. } => return Decision::Refused,
         Verdict::Hole { .. } | Verdict::NotService => return Decision::Hole,
         Verdict::Backend { .. } => {}
@@ -159,8 +182,7 @@ fn decide(found: &Lookup, caller: &Caller) -> Decision {
         (0..offered).find(|slot| found.slots.get(&slot_key(&entry, *slot)) == Some(&last.backend));
     // The kernel's function decides whether the client keeps it: then that is what it gives, whatever is drawn.
     let always = (0..64).all(|spread| {
-        let socket = Socket { caller, spread };
-        matches!(select::choose(found, &socket, &found.service.key),
+        matches!(select::choose(found, &socket(spread), &found.service.key),
             Verdict::Backend { picked, .. } if picked.backend == last.backend)
     });
     match slot {
@@ -319,11 +341,15 @@ fn why_not(dialled: &ServiceKey, view: &View) -> Option<String> {
 struct Socket<'a> {
     caller: &'a Caller,
     spread: u32,
+    served: Served,
 }
 
 impl select::Caller for Socket<'_> {
     fn spread(&self) -> u32 {
         self.spread
+    }
+    fn served(&self, _: u32) -> Served {
+        self.served
     }
     fn netns_cookie(&self) -> u64 {
         self.caller.netns_cookie

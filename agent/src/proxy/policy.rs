@@ -165,7 +165,7 @@ pub fn desired(
                 _ => Nearness::whoever_is_near(here, service, default, &members),
             };
             let exposed = service.exposed.as_deref();
-            let exposed = exposed.filter(|_| scope == Scope::EXTERNAL);
+            let outside = exposed.filter(|_| scope == Scope::EXTERNAL);
             frontends.push(Frontend {
                 key: ServiceKey {
                     address: address.into(),
@@ -182,7 +182,7 @@ pub fn desired(
                 source_ranges: exposed
                     .filter(|_| kind == AddressKind::LoadBalancer)
                     .and_then(|exposed| exposed.source_ranges.clone()),
-                direct_return: exposed.is_some_and(|exposed| exposed.direct_return),
+                direct_return: outside.is_some_and(|exposed| exposed.direct_return),
                 backends: backends_of(&endpoints, nearness, *protocol),
             });
         }

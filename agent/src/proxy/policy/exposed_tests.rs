@@ -183,14 +183,13 @@ fn hints_do_not_make_nodes_differ_for_who_comes_from_outside() {
 }
 
 #[test]
-fn source_ranges_are_for_load_balancers_addresses_from_outside() {
+fn source_ranges_are_for_load_balancers_addresses_whoever_dials() {
     let frontends = of(
         with(|it| it.source_ranges = Some(["10.0.0.0/8".parse().unwrap()].into())),
         everywhere(),
     );
     for frontend in &frontends {
-        let balanced = frontend.kind == AddressKind::LoadBalancer;
-        let wanted = balanced && frontend.key.scope == Scope::EXTERNAL;
+        let wanted = frontend.kind == AddressKind::LoadBalancer;
         assert_eq!(frontend.source_ranges.is_some(), wanted, "{frontend:?}");
         let flag = frontend.flags() & FLAG_SOURCE_RANGES != 0;
         assert_eq!(flag, wanted);
