@@ -237,7 +237,8 @@ impl Node for Uplink {
 
     #[inline(always)]
     fn is_pods(&self) -> bool {
-        PODS.get_ptr(LinkIndex(self.0.came_by())).is_some()
+        // The row of no link is not a pod's.
+        !self.is_own() && PODS.get_ptr(LinkIndex(self.0.came_by())).is_some()
     }
 
     #[inline(always)]
