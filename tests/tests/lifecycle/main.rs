@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
 mod cleanup;
+mod pods;
 mod proxy_only;
 
 use std::time::Duration;
