@@ -110,13 +110,40 @@ impl Drop for Scenario {
         let Some(cluster) = self.cluster.take() else {
             return;
         };
-        if std::thread::panicking() {
+        let has_failed = std::thread::panicking();
+        if has_failed {
             keep_logs(&cluster);
         }
+        let rules = if has_failed {
+            Vec::new()
+        } else {
+            rules(&cluster)
+        };
         if let Err(error) = cluster.down() {
             eprintln!("the cluster did not go: {error}");
         }
+        assert!(rules.is_empty(), "no worker has a rule: {rules:?}");
     }
+}
+
+/// The rules of netfilter on workers, whoever made them.
+fn rules(cluster: &Cluster) -> Vec<String> {
+    let mut rules = Vec::new();
+    for node in cluster.workers() {
+        for (program, arguments) in [
+            ("nft", &["list", "ruleset"][..]),
+            ("iptables-save", &[]),
+            ("ip6tables-save", &[]),
+        ] {
+            // Where there is no such program, `cargo xtask setup` was not run.
+            let said = output(node.command(program).args(arguments));
+            let said = said.unwrap_or_else(|error| format!("-A {error}"));
+            let is_rule = |line: &&str| line.starts_with("-A") || program == "nft";
+            let found = said.lines().filter(is_rule).filter(|it| !it.is_empty());
+            rules.extend(found.map(|line| format!("{}: {program}: {line}", node.name)));
+        }
+    }
+    rules
 }
 
 /// Copies the logs of a failed scenario to where the next run does not sweep them.

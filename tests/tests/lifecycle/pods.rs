@@ -35,7 +35,7 @@ impl Pod {
         let address = Ipv4Addr::new(10, 88, 0, last);
         run(&format!("ip netns add {netns}")).unwrap();
         let cable = format!(
-            "ip link add {name} type veth peer name eth0 netns {netns} && ip link set {name} master cni0 up"
+            "ip link add name {name} type veth peer name eth0 netns {netns} && ip link set dev {name} master cni0 up"
         );
         output(node.command("sh").args(["-ec", &cable])).unwrap();
         for step in [

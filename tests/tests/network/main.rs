@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A pod as the API tells of it.
 struct Pod {
     name: String,
+    node: String,
     addresses: Vec<IpAddr>,
     /// The pin of its network namespace.
     netns: PathBuf,
@@ -38,6 +39,7 @@ fn pod(scenario: &Scenario, name: &str) -> Pod {
     assert_eq!(hosts.len(), addresses.len());
     Pod {
         name: name.to_owned(),
+        node: node.to_owned(),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         netns: run
             .join("netns")
@@ -217,6 +219,10 @@ fn pods_of_both_families_talk_on_one_link_and_across_a_router() {
         assert_eq!(calls.times_us.len(), 3000, "{:?}", calls.first_failure);
     }
 
+    the_world_sees_the_nodes(&scenario, &[&one, &three]);
+    other_pods_see_the_pod(&one, &[&two, &three]);
+    policies_tell_addresses_of_both_families_apart(&scenario, [&one, &two, &three]);
+    all_reach_all();
     the_api_servers_machine_reaches_pods(&scenario, &one);
     refused_ranges_are_told(&scenario);
 
@@ -261,6 +267,96 @@ fn pods_of_both_families_talk_on_one_link_and_across_a_router() {
         get(&one, two.addresses[1], 8080, "/healthz").unwrap(),
         "ok\n"
     );
+}
+
+/// A server outside sees pods' nodes, by TCP and by datagrams, and its answers come back.
+fn the_world_sees_the_nodes(scenario: &Scenario, pods: &[&Pod]) {
+    let machine = &scenario.nodes[0];
+    let families: [IpAddr; 2] = [machine.address.into(), machine.address_v6.unwrap().into()];
+    for pod in pods {
+        let node = scenario.node(&pod.node).unwrap();
+        let own: [IpAddr; 2] = [node.address.into(), node.address_v6.unwrap().into()];
+        for (server, own) in families.into_iter().zip(own) {
+            let seen = machine.inside(|| TcpListener::bind((server, 0)).unwrap());
+            assert_eq!(seen_by(&seen.unwrap(), pod), own, "{}", pod.name);
+            let socket = machine.inside(|| UdpSocket::bind((server, 0)).unwrap());
+            let socket = socket.unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let to = socket.local_addr().unwrap();
+            let client = host::in_netns(&pod.netns, || {
+                let client = UdpSocket::bind((pod.addresses[usize::from(to.is_ipv6())], 0))?;
+                client.set_read_timeout(Some(PATIENCE))?;
+                client.send_to(b"?", to)?;
+                std::io::Result::Ok(client)
+            });
+            let client = client.unwrap().unwrap();
+            let (_, from) = socket.recv_from(&mut [0; 8]).unwrap();
+            assert_eq!(from.ip(), own, "a datagram of {}", pod.name);
+            socket.send_to(b"!", from).unwrap();
+            assert_eq!(client.recv_from(&mut [0; 8]).unwrap(), (1, to));
+        }
+    }
+}
+
+/// Between pods nothing is masqueraded.
+fn other_pods_see_the_pod(pod: &Pod, others: &[&Pod]) {
+    for other in others {
+        for (address, own) in other.addresses.iter().zip(&pod.addresses) {
+            let listener = host::in_netns(&other.netns, || TcpListener::bind((*address, 0)));
+            assert_eq!(
+                seen_by(&listener.unwrap().unwrap(), pod),
+                *own,
+                "{}",
+                other.name
+            );
+        }
+    }
+}
+
+/// The address with which a pod connects there.
+fn seen_by(listener: &TcpListener, pod: &Pod) -> IpAddr {
+    let to = listener.local_addr().unwrap();
+    let dial = || TcpStream::connect_timeout(&to, PATIENCE);
+    let stream = host::in_netns(&pod.netns, dial).unwrap();
+    let _stream = stream.unwrap_or_else(|error| panic!("{} dials {to}: {error}", pod.name));
+    listener.accept().unwrap().1.ip()
+}
+
+/// Servers take from one of them over IPv6 alone.
+fn policies_tell_addresses_of_both_families_apart(
+    scenario: &Scenario,
+    [one, two, three]: [&Pod; 3],
+) {
+    let policy = format!(
+        r#"{{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {{"name": "six"}},
+            "spec": {{"podSelector": {{"matchLabels": {{"app": "server"}}}}, "ingress": [{{"from": [
+                {{"ipBlock": {{"cidr": "{}/128"}}}}]}}]}}}}"#,
+        one.addresses[1]
+    );
+    let path = scenario.spec.directory.join("six.json");
+    host::write(&path, policy).unwrap();
+    scenario.kubectl(&format!("create -f {}", path.display()));
+    let reaches = |from: &Pod, to: &Pod, family: usize| {
+        let to = SocketAddr::new(to.addresses[family], 8080);
+        let dial = || TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok();
+        host::in_netns(&from.netns, dial).unwrap()
+    };
+    let asked = [(one, two), (one, three), (three, two), (two, three)];
+    eventually("who is not named is refused", PATIENCE, || {
+        let heard = asked.map(|(from, to)| [0, 1].map(|family| reaches(from, to, family)));
+        match heard {
+            [[false, true], [false, true], [false, false], [false, false]] => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    scenario.kubectl("delete netpol six");
+    eventually("all are heard again", PATIENCE, || {
+        let heard = asked.map(|(from, to)| [0, 1].map(|family| reaches(from, to, family)));
+        match heard == [[true; 2]; 4] {
+            true => Ok(()),
+            false => Err(format!("{heard:?}")),
+        }
+    });
 }
 
 /// A machine that is no node, but has a route, dials a pod at the pod's own addresses, which answer it themselves.

@@ -7,7 +7,7 @@ mod traffic;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Child;
 use std::time::Duration;
 
@@ -26,6 +26,10 @@ const CLIENT: u8 = 100;
 const NODE_PORT: u16 = 30_080;
 /// The same, of the service whose backends' nodes answer themselves.
 const DIRECT_PORT: u16 = 30_081;
+/// The same, of the service that keeps its clients' addresses, of TCP and of datagrams.
+const LOCAL_PORT: u16 = 30_082;
+/// An address that the cluster is told to answer for.
+const EXTERNAL: u8 = 220;
 /// The node that is cut off. It is beyond a router, so others reach its pods through the tunnel.
 const CUT: &str = "worker-3";
 /// How long something may take before the scenario calls it broken.
@@ -69,8 +73,21 @@ fn objects() -> Value {
         "data": {"lan": format!("172.30.{SUBNET}.200-172.30.{SUBNET}.209, fd72:30:{SUBNET:x}::200-fd72:30:{SUBNET:x}::209")},
     });
     let direct = json!({"kernelet.io/forwarding": "dsr"});
+    let local = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "local"},
+        "spec": {
+            "type": "NodePort", "externalTrafficPolicy": "Local", "selector": {"app": "backend"},
+            "externalIPs": [format!("172.30.{SUBNET}.{EXTERNAL}")],
+            "ports": [
+                {"name": "tcp", "port": 82, "targetPort": 9090, "nodePort": LOCAL_PORT},
+                {"name": "udp", "port": 82, "targetPort": 9091, "nodePort": LOCAL_PORT, "protocol": "UDP"},
+            ],
+        },
+    });
     let mut items = vec![
         pools,
+        local,
         service("at-nodes", "NodePort", json!({}), Some(NODE_PORT)),
         service("balanced", "LoadBalancer", json!({}), None),
         service("direct", "LoadBalancer", direct, Some(DIRECT_PORT)),
@@ -216,6 +233,67 @@ impl Drop for Watch {
     }
 }
 
+/// The backend at the node that clients dial, listening for itself where the service [`LOCAL_PORT`] leads, and its client.
+struct Local {
+    datagrams: UdpSocket,
+    client: UdpSocket,
+}
+
+impl Local {
+    fn begin(scenario: &Scenario, ingress: &str, netns: &str) -> Local {
+        let node = scenario.node(ingress).unwrap();
+        let pod = scenario.get(&format!("pod backend-{ingress}"));
+        let uid = pod["metadata"]["uid"].as_str().unwrap();
+        let bind = || {
+            (
+                TcpListener::bind("0.0.0.0:9090").unwrap(),
+                UdpSocket::bind("0.0.0.0:9091").unwrap(),
+            )
+        };
+        let (listener, datagrams) = node.inside_pod(uid, bind).unwrap();
+        run(&format!(
+            "ip -n {netns} route add 172.30.{SUBNET}.{EXTERNAL} via {}",
+            node.address
+        ))
+        .unwrap();
+        let netns = host::netns_path(netns);
+        for to in [
+            (node.address, LOCAL_PORT),
+            ([172, 30, SUBNET, EXTERNAL].into(), 82),
+        ] {
+            let to = SocketAddr::from(to);
+            let dial = || TcpStream::connect_timeout(&to, PATIENCE);
+            let stream = host::in_netns(&netns, dial).unwrap();
+            let stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
+            let seen = listener.accept().unwrap().1;
+            assert_eq!(
+                seen,
+                stream.local_addr().unwrap(),
+                "whom the backend sees by {to}"
+            );
+        }
+        let connect = || {
+            let client = UdpSocket::bind("0.0.0.0:0")?;
+            client.connect((node.address, LOCAL_PORT))?;
+            std::io::Result::Ok(client)
+        };
+        let client = host::in_netns(&netns, connect).unwrap().unwrap();
+        for socket in [&datagrams, &client] {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        Local { datagrams, client }
+    }
+
+    /// A datagram there and one back; the backend sees who asks.
+    fn goes_on(&self, phase: &str) {
+        self.client.send(b"?").unwrap();
+        let (_, from) = self.datagrams.recv_from(&mut [0; 8]).expect(phase);
+        assert_eq!(from, self.client.local_addr().unwrap(), "{phase}");
+        self.datagrams.send_to(b"!", from).unwrap();
+        assert_eq!(self.client.recv(&mut [0; 8]).expect(phase), 1);
+    }
+}
+
 #[test]
 fn clients_outside_do_not_notice_what_happens_to_agents() {
     let Some(mut scenario) = Scenario::begin(Spec {
@@ -273,6 +351,8 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     traffic.goes_on("everything is answered", SOME);
     far_backends_see_their_client(&scenario, &ingress);
     flows_are_seen(&scenario, &ingress);
+    let local = Local::begin(&scenario, &ingress, &client);
+    local.goes_on("at rest");
 
     let back = |scenario: &Scenario| {
         eventually("it announces again", PATIENCE, || {
@@ -287,6 +367,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
         .kill(&ingress, Program::Agent, Signal::KILL)
         .unwrap();
     traffic.goes_on("without the agent", SOME);
+    local.goes_on("without the agent");
     let others: Vec<&str> = names.into_iter().filter(|it| *it != ingress).collect();
     eventually("others announce", PATIENCE, || {
         let now = all_announcers(&scenario, &others)?;
@@ -300,6 +381,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     scenario.restart(&ingress, Program::Agent).unwrap();
     back(&scenario);
     traffic.goes_on("with the agent", SOME);
+    local.goes_on("with the agent");
 
     traffic.enter("an upgrade");
     scenario
@@ -310,6 +392,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     scenario.restart(&ingress, Program::Agent).unwrap();
     back(&scenario);
     traffic.goes_on("after the upgrade", SOME);
+    local.goes_on("after the upgrade");
     let refused: Vec<String> = traffic.refused().iter().map(ToString::to_string).collect();
     assert!(refused.is_empty(), "{refused:?}");
 

@@ -1,7 +1,7 @@
 //! NetworkPolicy as its users know it: the classic policies, with stock kubectl, on two nodes.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, thread};
@@ -116,6 +116,69 @@ fn await_refused(scenario: &Scenario, what: &str, from: &Pod, to: &Pod) {
         }
     });
     assert!(!reaches(scenario, from, &to.address, PORT, QUIET), "{what}");
+}
+
+/// All addresses but one pod's, at some ports, of TCP and of datagrams.
+fn blocks_and_ranges_of_ports(scenario: &Scenario, backend: &Pod, near: &Pod, far: &Pod) {
+    let but_near =
+        json!([{"ipBlock": {"cidr": "0.0.0.0/0", "except": [format!("{}/32", near.address)]}}]);
+    let blocks = json!({
+        "podSelector": app("backend"),
+        "ingress": [{"from": but_near, "ports": [
+            {"port": 8000, "endPort": PORT},
+            {"port": 9000, "endPort": 9010, "protocol": "UDP"},
+        ]}],
+    });
+    apply(scenario, &[policy("blocks", blocks)]);
+    await_refused(scenario, "an address that is excepted", near, backend);
+    await_reached(scenario, "the others of the block", far, backend);
+
+    let node = scenario.node(&backend.node).expect("the pod's node");
+    let inside = |work: &(dyn Fn() -> UdpSocket + Sync)| {
+        node.inside_pod(&backend.uid, work)
+            .expect("the pod's namespace")
+    };
+    let beyond = node.inside_pod(&backend.uid, || TcpListener::bind(("0.0.0.0", PORT + 1)));
+    let _beyond = beyond
+        .expect("the pod's namespace")
+        .expect("the port is free");
+    let is_heard = reaches(scenario, far, &backend.address, PORT + 1, QUIET);
+    assert!(!is_heard, "behind the last of the ports");
+
+    let bind = |port: u16| move || UdpSocket::bind(("0.0.0.0", port)).expect("the port is free");
+    let [within, without] = [9005, 9011].map(|port| inside(&bind(port)));
+    within
+        .set_read_timeout(Some(PATIENCE))
+        .expect("it is not zero");
+    without
+        .set_read_timeout(Some(QUIET))
+        .expect("it is not zero");
+    let send = |from: &Pod, port: u16, what: u8| {
+        let node = scenario.node(&from.node).expect("the pod's node");
+        let sent = node.inside_pod(&from.uid, || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(&[what], (backend.address.as_str(), port))
+        });
+        sent.expect("the pod's namespace").expect("it is sent");
+    };
+    // Those that must not come are sent first.
+    send(near, 9005, 1);
+    send(far, 9011, 2);
+    send(far, 9005, 3);
+    let mut got = [0];
+    within.recv(&mut got).expect("one of the block's comes");
+    assert_eq!(got, [3]);
+    assert!(
+        without.recv(&mut got).is_err(),
+        "behind the last of the ports"
+    );
+    scenario.kubectl("delete netpol blocks");
+    await_reached(
+        scenario,
+        "policies that are gone refuse nothing",
+        near,
+        backend,
+    );
 }
 
 #[test]
@@ -263,6 +326,7 @@ fn the_classic_policies_hold_on_every_node() {
 
     scenario.kubectl("delete netpol --all");
     await_reached(&scenario, "all is as before", &other, &backend);
+    blocks_and_ranges_of_ports(&scenario, &backend, &near, &far);
 }
 
 /// The address of DNS for a pod: the first of its node's range, which has 24 bits.

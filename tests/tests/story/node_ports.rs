@@ -1,6 +1,8 @@
 //! Node ports and host ports, dialled on a worker and by its pods; and the health check that load balancers ask.
 
+use std::net::UdpSocket;
 use std::process::Command;
+use std::time::Duration;
 
 use kernelet_tests::command::output;
 use kernelet_tests::host::{cgroup2_mount, netns_path};
@@ -8,11 +10,13 @@ use kernelet_tests::scenario::{Scenario, eventually};
 use kernelet_tests::{Node, Program, Spec};
 use serde_json::{Value, json};
 
-use crate::application::{REPAIR, call};
+use crate::application::{Pod, REPAIR, call};
 use crate::policies::{apply, backend, pod, ready};
 
 const NODE_PORT: u16 = 30_080;
 const HOST_PORT: u16 = 8081;
+/// Of datagrams.
+const HOST_PORT_UDP: u16 = 8082;
 const HEALTH_CHECK: u16 = 31_999;
 
 fn services() -> [Value; 2] {
@@ -72,6 +76,19 @@ fn await_health(scenario: &Scenario, worker: &str, code: i32, local: u64) {
     });
 }
 
+/// Waits until a client's calls are answered, by its own node's backend.
+fn near_answers(scenario: &Scenario, what: &str, client: &Pod) {
+    eventually(&format!("the service answers: {what}"), REPAIR, || {
+        let calls = call(scenario, client, 100)?;
+        let near = calls.answers.iter();
+        let near = near.filter(|one| one.backend.node == client.node);
+        match (calls.failures, near.map(|one| one.count).sum()) {
+            (0, 90..) => Ok(()),
+            _ => Err(format!("{calls:?}")),
+        }
+    });
+}
+
 #[test]
 fn a_node_port_answers_on_a_worker_and_from_its_pods() {
     let Some(scenario) = Scenario::begin(Spec::scenario("kso", 113, 2)) else {
@@ -81,9 +98,23 @@ fn a_node_port_answers_on_a_worker_and_from_its_pods() {
     let endpoint = format!("http://{}:{NODE_PORT}", worker.address);
     let client = pod("frontend", "client", "worker-1", &endpoint);
     let [outside, balanced] = services();
+    let at_node = |name: &str, endpoint: &str| {
+        let mut pod = pod("frontend", name, "worker-1", endpoint);
+        pod["spec"]["hostNetwork"] = true.into();
+        pod["spec"]["dnsPolicy"] = "ClusterFirstWithHostNet".into();
+        pod
+    };
+    let host_client = at_node("host-client", "http://outside");
     apply(
         &scenario,
-        &[backend(1), backend(2), client, outside, balanced],
+        &[
+            backend(1),
+            backend(2),
+            client,
+            host_client,
+            outside,
+            balanced,
+        ],
     );
     let client = ready(&scenario, "client");
     for name in ["backend-1", "backend-2"] {
@@ -100,16 +131,24 @@ fn a_node_port_answers_on_a_worker_and_from_its_pods() {
                 .ok_or_else(|| format!("another than the worker's own: {answer}"))
         });
     }
-    eventually("the node port answers a pod", REPAIR, || {
-        let calls = call(&scenario, &client, 100)?;
-        let near = calls.answers.iter();
-        let near = near.filter(|one| one.backend.node == "worker-1");
-        match (calls.failures, near.map(|one| one.count).sum()) {
-            (0, 90..) => Ok(()),
-            _ => Err(format!("{calls:?}")),
-        }
-    });
-
+    let service = scenario.get("service outside");
+    let cluster_ip = service["spec"]["clusterIP"].as_str().unwrap();
+    let answer = fetch(worker, cluster_ip, 80).unwrap();
+    assert!(answer.contains("backend-1"), "to a process: {answer}");
+    near_answers(&scenario, "a node port, a pod", &client);
+    near_answers(
+        &scenario,
+        "a cluster IP, a pod of the node's network",
+        &ready(&scenario, "host-client"),
+    );
+    // Of the node's network there is one port 3000.
+    scenario.kubectl("delete pod host-client");
+    apply(&scenario, &[at_node("host-dialler", &endpoint)]);
+    near_answers(
+        &scenario,
+        "a node port, a pod of the node's network",
+        &ready(&scenario, "host-dialler"),
+    );
     let traced = scenario.kernelet(
         "worker-1",
         &format!("trace {}:{NODE_PORT} --from client", worker.address),
@@ -135,9 +174,35 @@ fn a_node_port_answers_on_a_worker_and_from_its_pods() {
 fn exposed(name: &str, node: Option<&str>) -> Value {
     let mut pod = backend(1);
     pod["metadata"]["name"] = name.into();
-    pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "hostPort": HOST_PORT}]);
+    pod["spec"]["containers"][0]["ports"] = json!([
+        {"containerPort": 8080, "hostPort": HOST_PORT},
+        {"containerPort": 9091, "hostPort": HOST_PORT_UDP, "protocol": "UDP"},
+    ]);
     pod["spec"]["nodeName"] = node.into();
     pod
+}
+
+/// By the host port of datagrams, to a pod that sees who asks.
+fn datagrams_come(scenario: &Scenario, pod: &Pod, client: &Node, worker: &Node) {
+    let found = scenario.get(&format!("pod {}", pod.name));
+    let uid = found["metadata"]["uid"].as_str().unwrap();
+    let own = worker.inside_pod(uid, || UdpSocket::bind("0.0.0.0:9091").unwrap());
+    let connect = || {
+        let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+        client.connect((worker.address, HOST_PORT_UDP)).unwrap();
+        client
+    };
+    let (own, client) = (own.unwrap(), client.inside(connect).unwrap());
+    for socket in [&own, &client] {
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+    }
+    client.send(b"?").unwrap();
+    let (_, from) = own.recv_from(&mut [0; 8]).unwrap();
+    assert_eq!(from, client.local_addr().unwrap());
+    own.send_to(b"!", from).unwrap();
+    assert_eq!(client.recv(&mut [0; 8]).unwrap(), 1);
 }
 
 #[test]
@@ -192,6 +257,8 @@ fn a_host_port_leads_to_its_pod_from_everywhere_and_goes_with_it() {
         }
     };
     eventually("a client outside is answered", REPAIR, outside);
+
+    datagrams_come(&scenario, &one, &server, &worker);
 
     let listed = scenario.kernelet(&one.node, "service list");
     let listed = listed["services"].as_array().unwrap().iter();

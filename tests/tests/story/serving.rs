@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use kernelet_tests::command::output;
-
 use crate::application::{Load, Pod, application, await_answers, await_ready, call, pods};
 
 #[test]
@@ -67,21 +65,6 @@ fn a_frontend_reaches_the_backend_of_its_own_node_by_name() {
         }
     }
     assert_eq!(counted, seen, "the kernel counted what the frontends saw");
-
-    for node in scenario.workers() {
-        let rules = output(node.command("iptables-save").args(["-c"])).unwrap();
-        assert_eq!(
-            rules.lines().filter(|line| line.starts_with('[')).count(),
-            0,
-            "{rules}"
-        );
-        assert_eq!(
-            output(node.command("nft").args(["list", "ruleset"]))
-                .unwrap()
-                .trim(),
-            ""
-        );
-    }
 }
 
 #[test]
