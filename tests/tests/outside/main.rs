@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
+mod pods;
 mod services;
 mod traffic;
 
@@ -95,6 +96,7 @@ fn objects(scenario: &Scenario) -> Value {
     ];
     items.extend([1, 2, 3].map(|number| backend(&format!("worker-{number}"))));
     items.extend(services::objects(scenario));
+    items.extend(pods::objects());
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
@@ -302,6 +304,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     let Some(mut scenario) = Scenario::begin(Spec {
         families: Families::Dual,
         far: 1,
+        agent_args: vec![pods::exempt()],
         ..Spec::scenario(PREFIX, SUBNET, 3)
     }) else {
         return;
@@ -338,6 +341,9 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     services::clients_keep_their_backend(&scenario, &client, &ingress);
     services::backends_that_end_serve_where_no_other_does(&scenario, &client);
     services::host_ports_answer_where_they_are_asked_for(&scenario, &client);
+    pods::node_ports_beyond_the_router_answer_pods(&scenario);
+    pods::source_ranges_are_for_pods_too(&scenario);
+    pods::exempt_servers_see_pods_and_others_their_nodes(&scenario, &links, &client);
     let node = scenario.node(&ingress).unwrap();
     let mut targets = Vec::new();
     for address in [
@@ -394,7 +400,8 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
         .kill(&ingress, Program::Agent, Signal::TERM)
         .unwrap();
     // Maps of another size take the place of those that serve.
-    scenario.spec.agent_args = vec!["--max-connections=16384".to_owned()];
+    let larger = "--max-connections=16384".to_owned();
+    scenario.spec.agent_args.push(larger);
     scenario.restart(&ingress, Program::Agent).unwrap();
     back(&scenario);
     traffic.goes_on("after the upgrade", SOME);

@@ -34,7 +34,7 @@ fn narrow() -> [IpAddr; 2] {
 }
 
 /// A machine's addresses on the near link.
-fn both(host: u8) -> [IpAddr; 2] {
+pub fn both(host: u8) -> [IpAddr; 2] {
     let (subnet, last) = (u16::from(SUBNET), u16::from(host));
     [
         Ipv4Addr::new(172, 30, SUBNET, host).into(),
@@ -43,7 +43,7 @@ fn both(host: u8) -> [IpAddr; 2] {
 }
 
 /// Gives a machine more addresses, which it uses only when it is told to.
-pub fn give_addresses(netns: &str, host: u8) {
+fn give_addresses(netns: &str, host: u8) {
     let [v4, v6] = both(host);
     run(&format!("ip -n {netns} address add {v4}/24 dev eth0")).unwrap();
     let unasked = "nodad preferred_lft 0";
@@ -186,7 +186,7 @@ pub fn clients_keep_their_backend(scenario: &Scenario, client: &str, ingress: &s
 }
 
 /// A node's own addresses, one of each family.
-fn own(node: &Node) -> [IpAddr; 2] {
+pub fn own(node: &Node) -> [IpAddr; 2] {
     [node.address.into(), node.address_v6.unwrap().into()]
 }
 
