@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 
+use crate::memory::zeroed;
 use crate::skb::Skb;
 
 const AF_INET: u8 = 2;
@@ -17,6 +18,8 @@ const AF_INET6: u8 = 10;
 #[inline(never)]
 pub(crate) fn link_back(skb: &Skb, network: &Network, pod: u32) -> u32 {
     let mut asked = question(network, &network.destination, &network.source, pod);
+    // The size of no packet in particular: else the kernel would look at what this one's is there.
+    asked.__bindgen_anon_1.tot_len = 1;
     match ask(skb, &mut asked) {
         true => asked.ifindex,
         false => 0,
@@ -42,7 +45,7 @@ pub(crate) fn next_hop(skb: &Skb, network: &Network, from: u32) -> Option<Hop> {
         return None;
     }
     // SAFETY: all fields are integers, for which zero is a value.
-    let mut to: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    let mut to: bpf_redir_neigh = unsafe { zeroed() };
     to.nh_family = u32::from(asked.family);
     // SAFETY: of an IPv4 address the kernel has written the first word. The others are the packet's own.
     to.__bindgen_anon_1.ipv6_nh = unsafe { asked.__bindgen_anon_4.ipv6_dst };
@@ -63,7 +66,7 @@ pub(crate) fn send(hop: &mut Hop) -> i32 {
 #[inline(always)]
 fn question(network: &Network, from: &Address, to: &Address, link: u32) -> bpf_fib_lookup {
     // SAFETY: all fields are integers, for which zero is a value.
-    let mut asked: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let mut asked: bpf_fib_lookup = unsafe { zeroed() };
     asked.l4_protocol = network.protocol;
     asked.ifindex = link;
     let (from, to) = (from.words(), to.words());
