@@ -61,6 +61,8 @@ mod prober;
 mod pull;
 mod pull_secrets;
 #[cfg(test)]
+mod pull_tests;
+#[cfg(test)]
 mod recovery_tests;
 mod refusals;
 mod report;
