@@ -75,6 +75,8 @@ mod seccomp;
 mod service_env;
 mod shared;
 #[cfg(test)]
+mod shutdown_tests;
+#[cfg(test)]
 mod simulation;
 pub mod spec;
 mod static_pods;
