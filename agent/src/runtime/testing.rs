@@ -1,5 +1,6 @@
 //! A containerd of a test's own, and images to run in it.
 
+pub(crate) mod registry;
 pub(crate) mod relay;
 
 use std::fs::{self, File};
