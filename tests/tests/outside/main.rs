@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
+mod pods;
+mod services;
 mod traffic;
 
 use std::collections::BTreeSet;
@@ -66,7 +68,7 @@ fn service(name: &str, kind: &str, says: Value, node_port: Option<u16>) -> Value
     })
 }
 
-fn objects() -> Value {
+fn objects(scenario: &Scenario) -> Value {
     let pools = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "kernelet-load-balancer", "namespace": "kube-system"},
@@ -93,6 +95,8 @@ fn objects() -> Value {
         service("direct", "LoadBalancer", direct, Some(DIRECT_PORT)),
     ];
     items.extend([1, 2, 3].map(|number| backend(&format!("worker-{number}"))));
+    items.extend(services::objects(scenario));
+    items.extend(pods::objects());
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
@@ -139,10 +143,11 @@ fn announcers(scenario: &Scenario, name: &str, asked: &[&str]) -> Result<Vec<Str
     found.ok_or(format!("{seen:?}"))
 }
 
-/// The same for both load balancers.
+/// The same for all load balancers whose backends are anywhere.
 fn all_announcers(scenario: &Scenario, asked: &[&str]) -> Result<Vec<String>, String> {
     let mut all = announcers(scenario, "balanced", asked)?;
     all.extend(announcers(scenario, "direct", asked)?);
+    all.extend(announcers(scenario, "sticky", asked)?);
     Ok(all)
 }
 
@@ -299,12 +304,13 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     let Some(mut scenario) = Scenario::begin(Spec {
         families: Families::Dual,
         far: 1,
+        agent_args: vec![pods::exempt()],
         ..Spec::scenario(PREFIX, SUBNET, 3)
     }) else {
         return;
     };
     let file = scenario.spec.directory.join("objects.json");
-    host::write(&file, objects().to_string()).unwrap();
+    host::write(&file, objects(&scenario).to_string()).unwrap();
     scenario.kubectl(&format!("apply -f {}", file.display()));
     let links = Links {
         prefix: PREFIX,
@@ -332,6 +338,12 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
         settled.then_some(late).ok_or(format!("{early:?}"))
     });
     let ingress = first[0].clone();
+    services::clients_keep_their_backend(&scenario, &client, &ingress);
+    services::backends_that_end_serve_where_no_other_does(&scenario, &client);
+    services::host_ports_answer_where_they_are_asked_for(&scenario, &client);
+    pods::node_ports_beyond_the_router_answer_pods(&scenario);
+    pods::source_ranges_are_for_pods_too(&scenario);
+    pods::exempt_servers_see_pods_and_others_their_nodes(&scenario, &links, &client);
     let node = scenario.node(&ingress).unwrap();
     let mut targets = Vec::new();
     for address in [
@@ -388,7 +400,8 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
         .kill(&ingress, Program::Agent, Signal::TERM)
         .unwrap();
     // Maps of another size take the place of those that serve.
-    scenario.spec.agent_args = vec!["--max-connections=16384".to_owned()];
+    let larger = "--max-connections=16384".to_owned();
+    scenario.spec.agent_args.push(larger);
     scenario.restart(&ingress, Program::Agent).unwrap();
     back(&scenario);
     traffic.goes_on("after the upgrade", SOME);
