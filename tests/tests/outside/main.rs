@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
+mod datagrams;
 mod pods;
 mod services;
 mod traffic;
@@ -13,6 +14,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Child;
 use std::time::Duration;
 
+use datagrams::Datagrams;
 use kernelet_tests::command::{output, run};
 use kernelet_tests::links::Links;
 use kernelet_tests::scenario::{Scenario, eventually};
@@ -97,6 +99,7 @@ fn objects(scenario: &Scenario) -> Value {
     items.extend([1, 2, 3].map(|number| backend(&format!("worker-{number}"))));
     items.extend(services::objects(scenario));
     items.extend(pods::objects());
+    items.extend(datagrams::objects());
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
@@ -342,6 +345,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     services::backends_that_end_serve_where_no_other_does(&scenario, &client);
     services::host_ports_answer_where_they_are_asked_for(&scenario, &client);
     pods::node_ports_beyond_the_router_answer_pods(&scenario);
+    pods::what_passes_is_counted(&scenario);
     pods::source_ranges_are_for_pods_too(&scenario);
     pods::exempt_servers_see_pods_and_others_their_nodes(&scenario, &links, &client);
     let node = scenario.node(&ingress).unwrap();
@@ -365,6 +369,8 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     flows_are_seen(&scenario, &ingress);
     let local = Local::begin(&scenario, &ingress, &client);
     local.goes_on("at rest");
+    let datagrams = Datagrams::begin(&scenario, &client, &ingress);
+    datagrams.goes_on("at rest", SOME);
 
     let back = |scenario: &Scenario| {
         eventually("it announces again", PATIENCE, || {
@@ -380,6 +386,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
         .unwrap();
     traffic.goes_on("without the agent", SOME);
     local.goes_on("without the agent");
+    datagrams.goes_on("without the agent", SOME);
     let others: Vec<&str> = names.into_iter().filter(|it| *it != ingress).collect();
     eventually("others announce", PATIENCE, || {
         let now = all_announcers(&scenario, &others)?;
@@ -394,6 +401,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     back(&scenario);
     traffic.goes_on("with the agent", SOME);
     local.goes_on("with the agent");
+    datagrams.goes_on("with the agent", SOME);
 
     traffic.enter("an upgrade");
     scenario
@@ -406,6 +414,8 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     back(&scenario);
     traffic.goes_on("after the upgrade", SOME);
     local.goes_on("after the upgrade");
+    datagrams.goes_on("after the upgrade", SOME);
+    datagrams.end();
     let refused: Vec<String> = traffic.refused().iter().map(ToString::to_string).collect();
     assert!(refused.is_empty(), "{refused:?}");
 

@@ -181,6 +181,57 @@ pub fn node_ports_beyond_the_router_answer_pods(scenario: &Scenario) {
     }
 }
 
+/// What passed a pod's link so far, as its node shows it: packets and bytes sent, and received.
+fn passed(pod: &Pod, scenario: &Scenario) -> [u64; 4] {
+    let listed = scenario.kernelet(&pod.node.name, "pod list");
+    let mut pods = listed["pods"].as_array().unwrap().iter();
+    let found = pods.find(|it| it["uid"] == pod.uid.as_str()).unwrap();
+    let fields = [
+        "sent_packets",
+        "sent_bytes",
+        "received_packets",
+        "received_bytes",
+    ];
+    fields.map(|field| found["traffic"][field].as_u64().unwrap())
+}
+
+/// A pod's datagrams are counted, each and with its length, when they go past the node's network stack and when they come.
+pub fn what_passes_is_counted(scenario: &Scenario) {
+    const COUNT: u64 = 500;
+    /// Of Ethernet, IPv4 and UDP.
+    const HEADERS: u64 = 14 + 20 + 8;
+    const LENGTHS: [usize; 2] = [1000, 300];
+    let (one, two) = (Pod::of(scenario, "worker-1"), Pod::of(scenario, "worker-2"));
+    let bind = |pod: &Pod| {
+        let socket = UdpSocket::bind((pod.addresses[0], 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    };
+    let server = two.node.inside_pod(&two.uid, || bind(&two)).unwrap();
+    let client = one.node.inside_pod(&one.uid, || bind(&one)).unwrap();
+    client.connect(server.local_addr().unwrap()).unwrap();
+    let before = [passed(&one, scenario), passed(&two, scenario)];
+    let mut heard = [0; 2000];
+    for _ in 0..COUNT {
+        client.send(&[0; LENGTHS[0]]).unwrap();
+        let (_, from) = server.recv_from(&mut heard).unwrap();
+        server.send_to(&[0; LENGTHS[1]], from).unwrap();
+        client.recv(&mut heard).unwrap();
+    }
+    let after = [passed(&one, scenario), passed(&two, scenario)];
+    let bytes = LENGTHS.map(|length| COUNT * (u64::try_from(length).unwrap() + HEADERS));
+    let there = [COUNT, bytes[0], COUNT, bytes[1]];
+    let back = [COUNT, bytes[1], COUNT, bytes[0]];
+    for (pod, wanted) in [there, back].into_iter().enumerate() {
+        for (field, wanted) in wanted.into_iter().enumerate() {
+            let counted = after[pod][field] - before[pod][field];
+            // Little else passes: neighbours ask for each other.
+            let is_true = counted >= wanted && counted <= wanted + wanted / 10;
+            assert!(is_true, "pod {pod}, field {field}: {counted} for {wanted}");
+        }
+    }
+}
+
 /// A server that is exempt sees pods themselves, others their nodes.
 pub fn exempt_servers_see_pods_and_others_their_nodes(
     scenario: &Scenario,

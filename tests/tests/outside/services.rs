@@ -122,7 +122,7 @@ fn ready_at(scenario: &Scenario, node: &str, service: &str) -> Result<usize, Str
     }
 }
 
-fn await_ready(scenario: &Scenario, node: &str, service: &str, wanted: usize) {
+pub fn await_ready(scenario: &Scenario, node: &str, service: &str, wanted: usize) {
     eventually(
         &format!("{wanted} backends of {service} at {node}"),
         PATIENCE,
