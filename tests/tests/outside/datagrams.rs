@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -210,7 +210,7 @@ fn heard(socket: &UdpSocket, number: u64) -> io::Result<String> {
 }
 
 /// Rounds, in each of which every flow asks once and is answered once, until one is not.
-fn talk(record: &Record, netns: &PathBuf, targets: [SocketAddr; 2], kept: &[Flow]) {
+fn talk(record: &Record, netns: &Path, targets: [SocketAddr; 2], kept: &[Flow]) {
     while !record.stop.load(Ordering::Relaxed) {
         let number = record.rounds.load(Ordering::Relaxed) + 1;
         if let Err(why) = round(record, netns, targets, kept, number) {
