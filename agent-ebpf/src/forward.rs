@@ -59,7 +59,6 @@ where
     if !read(world, work) || !is_plain(world, work) || !identify(world, work, Side::IN) {
         return Course::Stack;
     }
-    work.used.now_ns = world.now_ns();
     let mut counted = Counted::Nowhere;
     let course = course(world, work, &mut counted);
     if course == Course::Stack && counted != Counted::Nowhere {

@@ -24,6 +24,7 @@ mod enforce;
 mod events;
 mod follow;
 mod maps;
+mod memory;
 mod packets;
 mod pod;
 mod reverse;

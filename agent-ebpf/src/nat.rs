@@ -117,17 +117,19 @@ pub fn translate<W>(world: &mut W, work: &mut Work, side: Side) -> Fate
 where
     W: Frame + Fragments + Connections + Node + OutsideTables + Neighbours,
 {
-    work.used.now_ns = world.now_ns();
     if matches!(work.transport, Transport::Error { .. }) {
         return error(world, work, side);
     }
     let is_identified = identify(world, work, side);
-    if !is_identified || !is_known(world, work) {
+    let has_row = is_identified && has_row(world, work);
+    if has_row && still_holds(world, work) {
+        look_after(world, work);
+    } else {
         // What is for a pod's own address is nobody's to translate. Most of what comes in is some connection's: that is looked
         // up first.
         if side == Side::IN && world.has_pod(&work.network.destination) {
             if is_identified {
-                reached::reached(world, work);
+                reached::reached(world, work, has_row);
             }
             return Fate::Reached;
         }
@@ -151,7 +153,7 @@ where
         };
         match opened {
             Step::Next => {}
-            Step::Done => return untranslated(world, work, side),
+            Step::Done => return Fate::Pass,
             Step::Drop(reason) => return Fate::Drop(reason),
         }
     }
@@ -300,11 +302,26 @@ pub(crate) fn is_known<W>(world: &W, work: &mut Work) -> bool
 where
     W: Connections + Node + OutsideTables,
 {
-    if !world.row(&work.key, &mut work.row, Some(work.used)) || !still_holds(world, work) {
+    if !has_row(world, work) || !still_holds(world, work) {
         return false;
     }
     look_after(world, work);
     true
+}
+
+/// Whether there is a row for the packet's flow at all.
+#[inline(always)]
+fn has_row(connections: &impl Connections, work: &mut Work) -> bool {
+    connections.row(&work.key, &mut work.row, Some(&mut work.used))
+}
+
+/// When the packet came.
+#[inline(always)]
+fn time_of(node: &impl Node, work: &mut Work) -> u64 {
+    if work.used.now_ns == 0 {
+        work.used.now_ns = node.now_ns();
+    }
+    work.used.now_ns
 }
 
 /// Keeps the answers' row there, and has answers leave by the link by which the client comes now.
@@ -351,6 +368,7 @@ pub(crate) fn identify(fragments: &impl Fragments, work: &mut Work, side: Side) 
         return false;
     };
     work.key = FlowKey::of(&work.network, ports, side);
+    work.used.now_ns = 0;
     work.used.bytes = work.network.end - work.network.at;
     work.used.flags = SEEN
         | match work.transport {

@@ -2,11 +2,15 @@
 
 use agent_ebpf::abi::{Address, TCP, UDP};
 use agent_ebpf::packet::{Bytes as _, ETHERNET_LENGTH, Network, Part};
+use agent_ebpf::router::ReversePath;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 
+use crate::clock::coarse_ns;
+use crate::maps::REVERSE_PATHS;
+use crate::memory::zeroed;
 use crate::skb::Skb;
 
 const AF_INET: u8 = 2;
@@ -16,7 +20,30 @@ const AF_INET6: u8 = 10;
 /// is not simply a link.
 #[inline(never)]
 pub(crate) fn link_back(skb: &Skb, network: &Network, pod: u32) -> u32 {
+    let asked_ns = coarse_ns();
+    let Some(last) = REVERSE_PATHS.get_ptr_mut(ReversePath::place(network)) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own, and no other program of this object runs before this one ends. All zeros, which it begins with,
+    // is a value of each field.
+    let last = unsafe { &mut *last.cast::<ReversePath>() };
+    if !last.holds(network, pod, asked_ns) {
+        *last = ReversePath {
+            source: network.source,
+            destination: network.destination,
+            pod,
+            link: ask_back(skb, network, pod),
+            asked_ns,
+        };
+    }
+    last.link
+}
+
+#[inline(always)]
+fn ask_back(skb: &Skb, network: &Network, pod: u32) -> u32 {
     let mut asked = question(network, &network.destination, &network.source, pod);
+    // The size of no packet in particular: else the kernel would look at what this one's is there.
+    asked.__bindgen_anon_1.tot_len = 1;
     match ask(skb, &mut asked) {
         true => asked.ifindex,
         false => 0,
@@ -42,7 +69,7 @@ pub(crate) fn next_hop(skb: &Skb, network: &Network, from: u32) -> Option<Hop> {
         return None;
     }
     // SAFETY: all fields are integers, for which zero is a value.
-    let mut to: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    let mut to: bpf_redir_neigh = unsafe { zeroed() };
     to.nh_family = u32::from(asked.family);
     // SAFETY: of an IPv4 address the kernel has written the first word. The others are the packet's own.
     to.__bindgen_anon_1.ipv6_nh = unsafe { asked.__bindgen_anon_4.ipv6_dst };
@@ -63,7 +90,7 @@ pub(crate) fn send(hop: &mut Hop) -> i32 {
 #[inline(always)]
 fn question(network: &Network, from: &Address, to: &Address, link: u32) -> bpf_fib_lookup {
     // SAFETY: all fields are integers, for which zero is a value.
-    let mut asked: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let mut asked: bpf_fib_lookup = unsafe { zeroed() };
     asked.l4_protocol = network.protocol;
     asked.ifindex = link;
     let (from, to) = (from.words(), to.words());

@@ -13,6 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lo
 use aya_ebpf::maps::lpm_trie::Key;
 use core::ffi::c_void;
 
+use crate::clock::coarse_ns;
 use crate::count::IF_ABSENT;
 use crate::maps::{
     CONFIG, CONNECTIONS, FORMERS, HOST_PORTS, MAGLEV, NEAR, NODE_ADDRESSES, POD_RANGES, PODS,
@@ -22,7 +23,7 @@ use crate::maps::{
 const EEXIST: i32 = 17;
 
 #[inline(never)]
-pub(crate) fn row(key: &FlowKey, into: &mut Connection, use_now: Option<Use>) -> bool {
+pub(crate) fn row(key: &FlowKey, into: &mut Connection, use_now: Option<&mut Use>) -> bool {
     const WORDS: usize = size_of::<Connection>() / size_of::<u64>();
     let Some(row) = CONNECTIONS.get_ptr_mut(key) else {
         return false;
@@ -39,12 +40,15 @@ pub(crate) fn row(key: &FlowKey, into: &mut Connection, use_now: Option<Use>) ->
     if into.key_hash != key.hash() {
         return false;
     }
-    if let Some(Use {
-        now_ns,
-        bytes,
-        flags,
-    }) = use_now
-    {
+    if let Some(used) = use_now {
+        if used.now_ns == 0 {
+            used.now_ns = coarse_ns();
+        }
+        let Use {
+            now_ns,
+            bytes,
+            flags,
+        } = *used;
         // SAFETY: as above. Two CPUs may write at once: a time is then as good as the other, a flag comes again, and of the
         // bytes some are not counted.
         unsafe {
@@ -236,7 +240,7 @@ macro_rules! with_rows {
                 &self,
                 key: &agent_ebpf::abi::FlowKey,
                 into: &mut agent_ebpf::abi::Connection,
-                use_now: Option<agent_ebpf::nat::Use>,
+                use_now: Option<&mut agent_ebpf::nat::Use>,
             ) -> bool {
                 crate::rows::row(key, into, use_now)
             }

@@ -9,6 +9,8 @@ use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::helpers::generated::bpf_skb_store_bytes;
 use aya_ebpf::programs::TcContext;
 
+use crate::memory::load;
+
 /// A packet on its way into or out of a link.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb(*mut __sk_buff);
@@ -59,24 +61,7 @@ impl Skb {
             if from + N > end {
                 return None;
             }
-            let from = from as *const u8;
-            let mut bytes = [0; N];
-            let mut n = 0;
-            while n + 4 <= N {
-                let word = from.add(n).cast::<u32>().read().to_ne_bytes();
-                (bytes[n], bytes[n + 1], bytes[n + 2], bytes[n + 3]) =
-                    (word[0], word[1], word[2], word[3]);
-                n += 4;
-            }
-            if n + 2 <= N {
-                let half = from.add(n).cast::<u16>().read().to_ne_bytes();
-                (bytes[n], bytes[n + 1]) = (half[0], half[1]);
-                n += 2;
-            }
-            if n < N {
-                bytes[n] = from.add(n).read();
-            }
-            Some(bytes)
+            Some(load(from as *const u8))
         }
     }
 

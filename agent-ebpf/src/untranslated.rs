@@ -141,9 +141,9 @@ fn opened(skb: &Skb, network: &Network) -> Option<Port> {
         return None;
     }
     match network.protocol {
-        UDP => skb.read(network.transport_at + 2),
+        UDP => skb.near(network.transport_at + 2),
         TCP => {
-            let header: [u8; 12] = skb.read(network.transport_at + 2)?;
+            let header: [u8; 12] = skb.near(network.transport_at + 2)?;
             let opens = header[11] & (TCP_SYN | TCP_ACK) == TCP_SYN;
             opens.then_some([header[0], header[1]])
         }

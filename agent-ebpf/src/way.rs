@@ -10,6 +10,8 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 
+use crate::memory::zeroed;
+
 /// `AF_INET`, `AF_INET6`
 const INET: u8 = 2;
 const INET6: u8 = 10;
@@ -34,7 +36,7 @@ impl Way {
     #[inline(always)]
     pub(crate) fn of(link: u32, packet: &Network, flow: &FlowKey, size: u16) -> Self {
         // SAFETY: all fields are integers, for which zero is a value.
-        let mut way: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        let mut way: bpf_fib_lookup = unsafe { zeroed() };
         way.ifindex = link;
         way.l4_protocol = flow.protocol;
         way.sport = u16::from_ne_bytes(flow.source_port);
@@ -120,10 +122,9 @@ impl Way {
     /// Sends a socket buffer there; gives the program's verdict.
     #[inline(always)]
     pub(crate) fn redirect(&self) -> i32 {
-        let mut next = bpf_redir_neigh {
-            nh_family: self.0.family.into(),
-            __bindgen_anon_1: aya_ebpf::bindings::bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [0; 4] },
-        };
+        // SAFETY: all fields are integers, for which zero is a value.
+        let mut next: bpf_redir_neigh = unsafe { zeroed() };
+        next.nh_family = self.0.family.into();
         // SAFETY: any bytes are an address of either family, and what was asked for was answered in its place.
         next.__bindgen_anon_1.ipv6_nh = unsafe { self.0.__bindgen_anon_4.ipv6_dst };
         let length = size_of::<bpf_redir_neigh>() as i32;

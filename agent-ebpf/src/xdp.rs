@@ -3,6 +3,8 @@
 //! The agent attaches it where the driver runs it natively; a packet that it leaves alone goes the way of
 //! [`crate::uplink`], by the same rows.
 
+use core::arch::asm;
+
 use agent_ebpf::abi::{
     Address, Connection, FlowKey, FragmentKey, FragmentPorts, LinkIndex, Port, XDP_LINK_TAKES,
 };
@@ -18,6 +20,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::XdpContext;
 
 use crate::maps::{POD_RANGES, SCRATCH, XDP_LINKS, port_range};
+use crate::memory::{load, store, zeroed};
 use crate::packets::dropped;
 use crate::rows::is_tunnel;
 use crate::way::{Found, Way};
@@ -35,7 +38,8 @@ pub(crate) fn forwarded(ctx: &XdpContext) -> u32 {
     let mut arrival = Arrival {
         ctx: XdpContext::new(ctx.ctx),
         link: came_by,
-        hardware: [0; 12],
+        // SAFETY: words of zeros.
+        hardware: unsafe { zeroed() },
     };
     match forward(&mut arrival, work) {
         Course::Stack => XDP_PASS,
@@ -58,8 +62,8 @@ struct Arrival {
     ctx: XdpContext,
     /// By which it came, and then by which it leaves.
     link: u32,
-    /// What the frame begins with when it leaves: the neighbour's address, and the node's.
-    hardware: [u8; 12],
+    /// What the frame begins with when it leaves, in words as they lie in memory: the neighbour's address, and the node's.
+    hardware: [u32; 3],
 }
 
 impl Arrival {
@@ -72,11 +76,25 @@ impl Arrival {
         if at > FURTHEST {
             return None;
         }
-        let start = self.ctx.data() + at;
-        if as_it_is(start + N) > self.ctx.data_end() {
+        let (start, end) = self.bounds();
+        let start = start + at;
+        if as_it_is(start + N) > end {
             return None;
         }
         Some(start as *mut [u8; N])
+    }
+
+    /// Where the packet begins, and where it ends. The compiler may not know that the kernel's structure has 32 bits of each: it
+    /// would cut what it has read before to that many, which is no pointer any more.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let (start, end): (usize, usize);
+        // SAFETY: the kernel passes a valid context, whose first fields these are.
+        unsafe {
+            asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) self.ctx.ctx, options(pure, readonly, nostack));
+            asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) self.ctx.ctx, options(pure, readonly, nostack));
+        }
+        (start, end)
     }
 }
 
@@ -84,7 +102,7 @@ impl Arrival {
 #[inline(always)]
 fn as_it_is(mut number: usize) -> usize {
     // SAFETY: it moves a register onto itself.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
+    unsafe { asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
     number
 }
 
@@ -98,8 +116,8 @@ impl Bytes for Arrival {
     #[inline(always)]
     fn read<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
         let place = self.place::<N>(at)?;
-        // SAFETY: within the packet, as the verifier checks; bytes need no alignment.
-        Some(unsafe { *place })
+        // SAFETY: within the packet, as the verifier checks.
+        Some(unsafe { load(place.cast()) })
     }
 }
 
@@ -108,7 +126,7 @@ impl Frame for Arrival {
     fn write<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Option<()> {
         let place = self.place::<N>(at)?;
         // SAFETY: as for reading; nobody else has the packet.
-        unsafe { *place = *bytes };
+        unsafe { store(place.cast(), bytes) };
         Some(())
     }
 
@@ -170,20 +188,20 @@ impl Roads for Arrival {
         }
         self.link = way.link();
         let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (way.neighbour(), way.own());
-        self.hardware = [a, b, c, d, e, f, g, h, i, j, k, l];
+        self.hardware = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
         true
     }
 
     #[inline(always)]
     fn leads_back(&self) -> bool {
-        let [a, b, c, d, e, f, ..] = self.hardware;
+        let [[a, b, c, d], [e, f, ..], _] = self.hardware.map(u32::to_ne_bytes);
         self.read(6) == Some([a, b, c, d, e, f])
     }
 
     #[inline(always)]
     fn address(&mut self) -> Option<()> {
-        let hardware = self.hardware;
-        self.write(0, &hardware)
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l]] = self.hardware.map(u32::to_ne_bytes);
+        self.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
     }
 }
 

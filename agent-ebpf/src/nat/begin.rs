@@ -1,6 +1,9 @@
 //! Packets of no known connection: to whom a new one goes, under which addresses and ports. Pure.
 
-use super::{Added, Connections, Node, REFUSED, Step, Work, answers, ends, opens};
+use super::{
+    Added, Connections, Fate, Node, REFUSED, Step, Work, answers, ends, opens, time_of,
+    untranslated,
+};
 use crate::abi::{
     Address, CONNECTION_DIRECT, CONNECTION_FORMER, CONNECTION_LOCAL, CONNECTION_REPLY,
     CONNECTION_SERVICE, Connection, DropReason, FlowKey, PodEntry, Side, TCP, UDP,
@@ -24,11 +27,6 @@ where
     if key.protocol != TCP && key.protocol != UDP {
         return Step::Done;
     }
-    let client = Client {
-        address: key.source,
-        port: key.source_port,
-        now_ns: work.used.now_ns,
-    };
     let is_ipv4 = work.network.is_ipv4;
     let mut dialled = key.dialled();
     let mut is_node_port = false;
@@ -39,6 +37,13 @@ where
         is_node_port = true;
         dialled.address = unspecified(is_ipv4);
     }
+    let now_ns = time_of(world, work);
+    let key = &work.key;
+    let client = Client {
+        address: key.source,
+        port: key.source_port,
+        now_ns,
+    };
     let mut kind = CONNECTION_SERVICE;
     let (service_id, backend, address, port) = match choose(world, &client, &dialled) {
         Choice::NotService => return Step::Done,
@@ -90,7 +95,7 @@ where
     work.row = Connection {
         key_hash: 0,
         link: world.link(),
-        last_seen_ns: work.used.now_ns,
+        last_seen_ns: now_ns,
         source,
         destination: address,
         source_port: key.source_port,
@@ -101,7 +106,7 @@ where
         seen: work.used.flags,
         pad: [0; 2],
         bytes: work.used.bytes.into(),
-        since_ns: work.used.now_ns,
+        since_ns: now_ns,
     };
     work.keeps_port = true;
     (work.first_port, work.port_count) = (FIRST_FREE_PORT, u16::MAX - FIRST_FREE_PORT);
@@ -161,13 +166,17 @@ where
     let is_echo = matches!(work.key.protocol, ICMP | ICMPV6);
     // What answers an echo has no identifier of its own to be known by.
     if own == PodEntry::NONE || is_echo && port == 0 {
-        return Step::Done;
+        return match untranslated(world, work, Side::OUT) {
+            Fate::Drop(reason) => Step::Drop(reason),
+            _ => Step::Done,
+        };
     }
+    let now_ns = time_of(world, work);
     let key = &work.key;
     work.row = Connection {
         key_hash: 0,
         link: world.link(),
-        last_seen_ns: work.used.now_ns,
+        last_seen_ns: now_ns,
         source: own,
         destination: key.destination,
         source_port: key.source_port,
@@ -178,7 +187,7 @@ where
         seen: work.used.flags,
         pad: [0; 2],
         bytes: work.used.bytes.into(),
-        since_ns: work.used.now_ns,
+        since_ns: now_ns,
     };
     let (first, last) = world.node_ports();
     let is_node_port = last != 0 && first <= port && port <= last;
@@ -197,9 +206,10 @@ where
     work.row.key_hash = work.key.hash();
     // Who finds all ports taken tries others when he sends again.
     let seed = stir(work.row.key_hash, work.used.now_ns as u32);
-    for attempt in 0..PORT_ATTEMPTS {
+    // The verifier follows a counter as wide as a place on the stack.
+    for attempt in 0..u64::from(PORT_ATTEMPTS) {
         if attempt > 0 || !work.keeps_port {
-            let offset = stir(seed, attempt) % u32::from(work.port_count).max(1);
+            let offset = stir(seed, attempt as u32) % u32::from(work.port_count).max(1);
             work.row.source_port = (work.first_port + offset as u16).to_be_bytes();
         }
         answers(work);

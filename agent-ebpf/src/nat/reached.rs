@@ -6,20 +6,19 @@
 
 use super::begin::add_answers;
 use super::{Added, Connections, Node, REFUSED, Work};
-use super::{answers, look_after, opens};
+use super::{answers, look_after, opens, time_of};
 use crate::abi::{CONNECTION_UNCHANGED, Connection, TCP};
 use crate::packet::{TCP_FIN, TCP_RST};
 
 /// A packet, whose flow has no row that holds for it, comes in by an uplink for a pod's own address. It goes on whatever this
 /// finds: where there is no room for rows, the answers will be taken for the pod's own.
 #[inline(never)]
-pub(crate) fn reached<W>(world: &W, work: &mut Work)
+pub(crate) fn reached<W>(world: &W, work: &mut Work, has_row: bool)
 where
     W: Connections + Node,
 {
-    let is_known = world.row(&work.key, &mut work.row, Some(work.used));
     let is_over = work.key.protocol == TCP && work.row.seen & (TCP_FIN | TCP_RST) != 0;
-    if is_known && !(is_over && opens(work)) {
+    if has_row && !(is_over && opens(work)) {
         look_after(world, work);
         return;
     }
@@ -27,11 +26,12 @@ where
     if !opens(work) || !world.masquerades(&work.key.source) {
         return;
     }
+    let now_ns = time_of(world, work);
     let key = &work.key;
     work.row = Connection {
         key_hash: key.hash(),
         link: world.link(),
-        last_seen_ns: work.used.now_ns,
+        last_seen_ns: now_ns,
         source: key.source,
         destination: key.destination,
         source_port: key.source_port,
@@ -42,7 +42,7 @@ where
         seen: work.used.flags,
         pad: [0; 2],
         bytes: work.used.bytes.into(),
-        since_ns: work.used.now_ns,
+        since_ns: now_ns,
     };
     answers(work);
     // Where the pod speaks to that port already, under the node's address, it was first.

@@ -305,19 +305,20 @@ impl Fragments for World {
 }
 
 impl Connections for World {
-    fn row(&self, key: &FlowKey, into: &mut Connection, use_now: Option<Use>) -> bool {
+    fn row(&self, key: &FlowKey, into: &mut Connection, use_now: Option<&mut Use>) -> bool {
         let mut rows = self.rows.borrow_mut();
         let Some(row) = rows.get_mut(key) else {
             return false;
         };
         assert_eq!(row.key_hash, key.hash());
         *into = *row;
-        if let Some(Use {
-            now_ns,
-            bytes,
-            flags,
-        }) = use_now
-        {
+        if let Some(used) = use_now {
+            used.now_ns = self.now_ns;
+            let Use {
+                now_ns,
+                bytes,
+                flags,
+            } = *used;
             row.bytes += u64::from(bytes);
             row.last_seen_ns = now_ns;
             row.seen |= flags;

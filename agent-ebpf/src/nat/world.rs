@@ -15,8 +15,9 @@ pub enum Added {
 
 /// The table of connections.
 pub trait Connections {
-    /// Copies a row; false when there is none. With a packet, its time, its bytes and what it has seen are brought up to now.
-    fn row(&self, key: &FlowKey, into: &mut Connection, use_now: Option<Use>) -> bool;
+    /// Copies a row; false when there is none. With a packet, its time, its bytes and what it has seen are brought up to now,
+    /// and the packet's time is known.
+    fn row(&self, key: &FlowKey, into: &mut Connection, use_now: Option<&mut Use>) -> bool;
     fn add(&self, key: &FlowKey, row: &Connection) -> Added;
     /// False when there is no room.
     fn put(&self, key: &FlowKey, row: &Connection) -> bool;
@@ -29,6 +30,7 @@ pub trait Connections {
 /// A packet of a row's flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Use {
+    /// 0 until somebody needs it: most packets of pods have no row, and reading the clock costs as much as looking for one.
     pub now_ns: u64,
     /// From the IP header on.
     pub bytes: u32,

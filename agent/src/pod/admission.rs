@@ -95,6 +95,12 @@ mod tests {
                 "Node didn't have enough resource: cpu, requested: 1500, used: 1500, capacity: 2000".into()
             ))
         );
+        let mut heavy = pod(json!({"cpu": "300m"}));
+        let overhead = json!({"cpu": "300m"});
+        heavy.object.spec.as_mut().unwrap().overhead = serde_json::from_value(overhead).unwrap();
+        let (reason, words) = taken.shortage(&heavy, &allocatable).unwrap();
+        assert_eq!(reason, "OutOfcpu", "what its class adds counts");
+        assert!(words.contains("requested: 600, used: 1500, "), "{words}");
         let (reason, _) = taken
             .shortage(&pod(json!({"memory": "513Mi"})), &allocatable)
             .unwrap();

@@ -12,11 +12,11 @@ use super::testing::uid;
 use crate::runtime::Runtime;
 
 /// A file system of its own for a directory, which is small and goes with this.
-struct Disk(PathBuf);
+pub(super) struct Disk(PathBuf);
 
 impl Disk {
     /// Of so many KiB and files.
-    fn new(path: PathBuf, kib: u32, files: u32) -> Disk {
+    pub(super) fn new(path: PathBuf, kib: u32, files: u32) -> Disk {
         fs::create_dir_all(&path).unwrap();
         let options = std::ffi::CString::new(format!("size={kib}k,nr_inodes={files}")).unwrap();
         let none = MountFlags::empty();

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::PodStatus;
-use serde_json::json;
-use tokio::sync::watch;
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::full_disk_tests::Disk;
 use super::testing::node::{FOREVER, Node, is_ready, spec, told};
 use super::{Manager, Paths};
 use crate::events::Events;
@@ -21,6 +22,11 @@ use crate::runtime::Runtime;
 use crate::runtime::containerd::Containerd;
 use crate::runtime::testing::{busybox_archive, relay};
 use crate::testing::steps::{Cut, Moment, Steps};
+
+/// Longer than anything here takes; nothing depends on how long.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Of a small file system.
+const INODES: u32 = 400;
 
 /// Keeps the node by these hard thresholds, images included where they take any room at all.
 fn keep(
@@ -37,6 +43,16 @@ fn keep_by(
     hard: &str,
     runtime: Containerd,
 ) -> (AbortOnDropHandle<()>, watch::Receiver<Health>) {
+    let (keeper, seen) = keeper(node, agent, hard, runtime);
+    (AbortOnDropHandle::new(tokio::spawn(keeper.run())), seen)
+}
+
+fn keeper(
+    node: &Node,
+    agent: &Manager,
+    hard: &str,
+    runtime: Containerd,
+) -> (Keeper, watch::Receiver<Health>) {
     let none = BySignal::default();
     let thresholds = Rules::thresholds(
         &thresholds(hard).unwrap(),
@@ -70,7 +86,7 @@ fn keep_by(
         health,
         events: Events::start(node.api.client(), "kubelet", "node-1".into()),
     };
-    (AbortOnDropHandle::new(tokio::spawn(keeper.run())), seen)
+    (keeper, seen)
 }
 
 fn is_evicted(status: &PodStatus) -> bool {
@@ -130,14 +146,7 @@ async fn a_node_that_is_short_of_memory_evicts_one_pod_after_the_other_and_takes
     let mut changes = node.api.changes();
     let (_keeper, mut health) = keep(&node, &agent, "memory.available<100%");
     node.api.wait("high", "evicted", is_evicted).await;
-    let mut order = Vec::new();
-    while let Ok(change) = changes.try_recv() {
-        let object = &change["object"];
-        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        if object["status"]["reason"] == "Evicted" && !order.contains(&name) {
-            order.push(name);
-        }
-    }
+    let order = evicted_in_order(&mut changes);
     assert_eq!(order, ["low", "high"], "the lower priority goes first");
     let status = node.api.pod("low").unwrap().status.unwrap();
     let message = status.message.unwrap();
@@ -161,6 +170,122 @@ async fn a_node_that_is_short_of_memory_evicts_one_pod_after_the_other_and_takes
     );
     let critical = node.api.pod("critical").unwrap().status.unwrap();
     assert!(is_ready(&critical));
+}
+
+/// The names of pods in the order in which they were evicted.
+fn evicted_in_order(changes: &mut broadcast::Receiver<Value>) -> Vec<String> {
+    let mut order = Vec::new();
+    while let Ok(change) = changes.try_recv() {
+        let object = &change["object"];
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        if object["status"]["reason"] == "Evicted" && !order.contains(&name) {
+            order.push(name);
+        }
+    }
+    order
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_short_of_processes_evicts_who_has_the_most_of_the_least_priority() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let agent = node.agent();
+    for (name, priority, processes) in [("quiet", 0, 1), ("forking", 0, 20), ("prized", 1, 40)] {
+        let script = format!(
+            "n=0; while [ $n -lt {processes} ]; do n=$((n+1)); sleep 1000 & done; echo forked; {FOREVER}"
+        );
+        let mut pod = spec(&script, "Always");
+        pod["priority"] = json!(priority);
+        node.api.create(name, pod);
+        node.log(name, "main", 0, "forked").await;
+        node.api.wait(name, "ready", is_ready).await;
+    }
+    let mut changes = node.api.changes();
+    let (_keeper, mut health) = keep(&node, &agent, "pid.available<100%");
+    node.api.wait("prized", "evicted", is_evicted).await;
+    assert_eq!(
+        evicted_in_order(&mut changes),
+        ["forking", "quiet", "prized"]
+    );
+    let status = node.api.pod("forking").unwrap().status.unwrap();
+    let message = status.message.unwrap();
+    let (most, available) = message
+        .strip_prefix("The node was low on resource: pids. Threshold quantity: ")
+        .and_then(|rest| rest.strip_suffix(". ")?.split_once(", available: "))
+        .unwrap_or_else(|| panic!("{message}"));
+    assert_ne!(most, available, "some have been taken");
+    told(&node, "EvictionThresholdMet: Attempting to reclaim pids").await;
+    let shown = health.wait_for(|health| health.pressures.pid).await;
+    let only_processes = Pressures {
+        pid: true,
+        ..Pressures::default()
+    };
+    assert_eq!(shown.unwrap().pressures, only_processes);
+    node.api.create("late", spec(FOREVER, "Always"));
+    let status = node.api.wait("late", "refused", is_evicted).await;
+    assert_eq!(
+        status.message.as_deref(),
+        Some("Pod was rejected: The node had condition: [PIDPressure]. ")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_that_is_short_of_inodes_is_freed_of_the_pod_that_has_the_most_files() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let place = |name: &str| node.daemon.path().join(name);
+    let snapshotter = place("root/io.containerd.snapshotter.v1.overlayfs");
+    let _layers = Disk::new(snapshotter.clone(), 64 << 10, INODES);
+    std::fs::create_dir(snapshotter.join("snapshots")).unwrap();
+    let _pods = Disk::new(place("pods"), 1 << 10, INODES);
+    let agent = node.agent();
+    // In volumes, and in containers' own layers.
+    for (signal, directory, root_dir) in [
+        ("nodefs.inodesFree", "/cache", place("pods")),
+        ("imagefs.inodesFree", "/own", node.daemon.path().into()),
+    ] {
+        let kind = signal.split('.').next().unwrap();
+        let [few, many] = ["few", "many"].map(|name| format!("{name}-{kind}"));
+        for (name, files) in [(&few, 10), (&many, INODES * 5 / 8)] {
+            let script = format!(
+                "busybox mkdir -p {directory}; n=0; while [ $n -lt {files} ]; do n=$((n+1)); : >{directory}/$n; done; \
+                 echo wrote; {FOREVER}"
+            );
+            let mut pod = spec(&script, "Always");
+            pod["volumes"] = json!([{"name": "cache", "emptyDir": {}}]);
+            pod["containers"][0]["volumeMounts"] =
+                json!([{"name": "cache", "mountPath": "/cache"}]);
+            node.api.create(name, pod);
+            node.log(name, "main", 0, "wrote").await;
+            node.api.wait(name, "ready", is_ready).await;
+        }
+        let hard = format!("{signal}<50%");
+        let (mut keeper, mut health) = keeper(&node, &agent, &hard, node.daemon.client());
+        keeper.root_dir = root_dir;
+        keeper.rules.transition = SignedDuration::ZERO;
+        let _keeper = AbortOnDropHandle::new(tokio::spawn(keeper.run()));
+        let status = node.api.wait(&many, "evicted", is_evicted).await;
+        let message = status.message.unwrap();
+        let start = format!(
+            "The node was low on resource: inodes. Threshold quantity: {}, available: ",
+            INODES / 2
+        );
+        assert!(message.starts_with(&start), "{message}");
+        assert!(!message.contains("Container"), "{message}");
+        told(&node, "EvictionThresholdMet: Attempting to reclaim inodes").await;
+        // What it wrote goes with it, and the pressure with that.
+        let is_well = |health: &Health| !health.pressures.disk;
+        let freed = tokio::time::timeout(PATIENCE, health.wait_for(is_well)).await;
+        assert!(freed.is_ok_and(|freed| freed.is_ok()), "{signal}");
+        let status = node.api.pod(&few).unwrap().status.unwrap();
+        assert!(is_ready(&status), "{status:?}");
+        for name in [&few, &many] {
+            node.api.delete(name, 0);
+            node.api.wait_gone(name).await;
+        }
+    }
 }
 
 /// A keeper collects an image that has two names and that nobody uses, and is killed at this step; gives its steps.

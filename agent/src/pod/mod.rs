@@ -61,6 +61,8 @@ mod prober;
 mod pull;
 mod pull_secrets;
 #[cfg(test)]
+mod pull_tests;
+#[cfg(test)]
 mod recovery_tests;
 mod refusals;
 mod report;
@@ -72,6 +74,8 @@ mod sandbox;
 mod seccomp;
 mod service_env;
 mod shared;
+#[cfg(test)]
+mod shutdown_tests;
 #[cfg(test)]
 mod simulation;
 pub mod spec;

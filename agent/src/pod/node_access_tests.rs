@@ -83,6 +83,51 @@ async fn what_is_asked_of_the_node_and_of_names_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_privileged_container_mounts_the_node_sees_and_pods_that_ask_for_it() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    let directory = node.daemon.path().join("shared");
+    let _outer = tmpfs(&directory);
+    mount_change(&directory, MountPropagationFlags::SHARED).unwrap();
+    let inner = directory.join("inner");
+    fs::create_dir_all(&inner).unwrap();
+    let _agent = node.agent();
+    let create = |name: &str, script: &str, propagation: &str| {
+        let mut pod = spec(script, "Always");
+        pod["volumes"] = json!([{"name": "shared", "hostPath": {"path": directory}}]);
+        let main = &mut pod["containers"][0];
+        main["securityContext"] = json!({"privileged": propagation == "Bidirectional"});
+        main["volumeMounts"] = json!([
+            {"name": "shared", "mountPath": "/shared", "mountPropagation": propagation},
+        ]);
+        node.api.create(name, pod);
+    };
+    let look = "while [ ! -e /shared/done ]; do sleep 0.05; done; echo sees $(ls /shared/inner); \
+        while [ -e /shared/done ]; do sleep 0.05; done; echo then $(ls /shared/inner); sleep 1000";
+    for (name, propagation) in [("sharing", "HostToContainer"), ("apart", "None")] {
+        create(name, look, propagation);
+        node.api.wait(name, "ready", is_ready).await;
+    }
+    let script = "mount -t tmpfs tmpfs /shared/inner && echo >/shared/inner/file && echo >/shared/done; \
+        while [ ! -e /shared/undo ]; do sleep 0.05; done; \
+        busybox umount /shared/inner && busybox rm /shared/done; sleep 1000";
+    create("mounting", script, "Bidirectional");
+    node.log("sharing", "main", 0, "sees file\n").await;
+    node.log("apart", "main", 0, "sees\n").await;
+    assert!(inner.join("file").exists(), "the node sees it");
+    fs::write(directory.join("undo"), "").unwrap();
+    node.log("sharing", "main", 0, "then\n").await;
+    assert!(!inner.join("file").exists(), "nor is it there for anyone");
+    for name in ["mounting", "sharing", "apart"] {
+        node.api.delete(name, 1);
+    }
+    for name in ["mounting", "sharing", "apart"] {
+        node.api.wait_gone(name).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_had_of_the_node_is_refused_with_the_reason() {
     let Some(node) = Node::new().await else {
         return;

@@ -256,6 +256,22 @@ async fn pods_share_the_cpu_by_their_requests_and_keep_within_their_limits() {
     }
     node.api.delete("whole", 5);
     node.api.wait_gone("whole").await;
+    // What its class adds is the pod's, and none of its containers'.
+    let mut heavy = spec(FOREVER, "Always");
+    heavy["overhead"] = json!({"cpu": "250m", "memory": "32Mi"});
+    heavy["containers"][0]["resources"] = json!({"limits": limits});
+    node.api.create("heavy", heavy);
+    node.api.wait("heavy", "ready", is_ready).await;
+    assert!(["512", "20"].contains(&&*weight(&of("heavy"))));
+    let own = format!("{}/{}", of("heavy"), container_id(&uid("heavy"), "main", 0));
+    for (directory, micros, mebibytes) in [(of("heavy"), "50000", 96), (own, "25000", 64)] {
+        let quota = either(&directory, ["cpu.cfs_quota_us", "cpu.max"]);
+        assert_eq!(quota.split(' ').next(), Some(micros), "{directory}");
+        let bytes = either(&directory, ["memory.limit_in_bytes", "memory.max"]);
+        assert_eq!(bytes, (mebibytes << 20).to_string(), "{directory}");
+    }
+    node.api.delete("heavy", 5);
+    node.api.wait_gone("heavy").await;
     let two = format!("burstable/{}", of("two"));
     let quota = either(&two, ["cpu.cfs_quota_us", "cpu.max"]);
     assert!(["25000", "25000 100000"].contains(&&*quota), "{quota}");

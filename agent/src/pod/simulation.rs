@@ -1,6 +1,8 @@
 //! Plans carried out in a simulated world: whatever happens in whatever order, each pod comes to its end, and no container
 //! runs twice.
 
+mod absence;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
@@ -464,33 +466,6 @@ proptest! {
         prop_assert!(world.finished);
         prop_assert!(world.containers.is_empty());
     }
-}
-
-#[test]
-fn for_an_hour_without_the_api_containers_restart_by_policy_and_no_more_of_them_are_kept() {
-    // The object never changes: nobody takes a status, and no news come.
-    let mut world = World::new(pod("Always", 1, false, 2));
-    world.settle();
-    world.end(0, 0);
-    world.settle();
-    let begin = world.now;
-    let mut restarts = 0;
-    while world.now.duration_since(begin) < SignedDuration::from_hours(1) {
-        world.pass(5);
-        world.end(0, 1);
-        world.look();
-        world.settle();
-        restarts += 1;
-        let running = |c: &&Container| matches!(c.state, ContainerState::Running { .. });
-        assert_eq!(world.containers.values().filter(running).count(), 2);
-        assert!(
-            world.containers.len() <= 1 + 2 * 2,
-            "one before each at most"
-        );
-        assert!(world.observed.stops.is_empty() && world.observed.failures.is_empty());
-    }
-    // By waits of 10, 20 … 160 and then 300 seconds, for two containers that take turns or one that fails alone.
-    assert!((12..40).contains(&restarts), "{restarts}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::plan::{Phase, is_initialized, phase, restart};
 use super::probe;
 use super::resize;
 use super::spec::{PodView, is_sidecar};
+use super::termination_message;
 use super::volumes;
 use crate::runtime::image::signal_name;
 use crate::runtime::{Container, ContainerState, Exit, ExitCause};
@@ -337,6 +338,8 @@ impl View<'_> {
                     .get(&container.id)
                     .cloned()
             });
+        let containers = self.pod.every_container().count();
+        let message = message.map(|text| termination_message::share(text, containers));
         Some(ContainerStateTerminated {
             exit_code: exit.code,
             signal: None,

@@ -9,6 +9,8 @@ use crate::runtime::{Container, ContainerState, Exit, log_pipe};
 
 /// How much of it is kept, in bytes, as upstream.
 const LIMIT: usize = 4096;
+/// How much of it all containers of a pod have together, in equal shares, as upstream.
+const POD_LIMIT: usize = 12 * 1024;
 /// How much of a log is kept in its place: bytes and lines, as upstream.
 const LOG_LIMIT: usize = 2048;
 const LOG_LINES: usize = 80;
@@ -39,6 +41,13 @@ pub(super) fn read(
     let recent = &logs[logs.len().saturating_sub(2)..];
     let text: String = recent.iter().map(|file| tail(file, LOG_TAIL)).collect();
     Some(said(&text))
+}
+
+/// As much of a message as one of so many containers may have: its beginning.
+pub(super) fn share(mut message: String, containers: usize) -> String {
+    let share = POD_LIMIT / containers.max(1);
+    message.truncate(message.floor_char_boundary(share));
+    message
 }
 
 /// The last of what a container wrote, from lines of a log in CRI's format: time, stream, whether the line ends here (`F`) or
@@ -80,7 +89,15 @@ fn tail(path: &Path, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use k8s_openapi::api::core::v1::PodStatus;
+    use serde_json::json;
+
     use super::*;
+    use crate::pod::observed::Observed;
+    use crate::pod::spec::PodView;
+    use crate::pod::status::{Surroundings, status};
+    use crate::runtime::{ExitCause, PodRef};
 
     const HEAD: &str = "2026-11-21T09:19:08.708255573Z stdout";
 
@@ -104,5 +121,124 @@ mod tests {
         assert!(short.starts_with("a120\n") && short.ends_with("a199\n"));
         let long = said(&lines(10, &"ä".repeat(1000)));
         assert!(long.len() <= LOG_LIMIT && long.ends_with("ä9\n"));
+    }
+    /// A container of this name that has failed.
+    fn failed(name: &str) -> Container {
+        let exit = Exit {
+            code: 1,
+            at: Timestamp::UNIX_EPOCH,
+            cause: ExitCause::Process,
+            message: String::new(),
+        };
+        let pod = PodRef {
+            uid: "u".into(),
+            namespace: "d".into(),
+            name: "p".into(),
+        };
+        Container {
+            id: name.to_owned(),
+            pod,
+            name: name.to_owned(),
+            attempt: 0,
+            streak: 0,
+            spec_hash: String::new(),
+            image: String::new(),
+            image_id: String::new(),
+            given: String::new(),
+            stop_signal: 15,
+            user: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            earlier_boot: false,
+            hook_due: false,
+            state: ContainerState::Exited(exit),
+        }
+    }
+
+    #[test]
+    fn of_a_file_the_last_4096_bytes_count_and_else_the_last_2048_of_the_log() {
+        let place = tempfile::tempdir().unwrap();
+        let paths = Paths::new(place.path().into(), place.path().into(), "/".into());
+        let container = failed("c");
+        let spec: ContainerSpec = serde_json::from_value(json!({
+            "name": "c", "terminationMessagePolicy": "FallbackToLogsOnError",
+        }))
+        .unwrap();
+        let file = paths.termination_log("u", "c", 0);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let log = paths.log(&container.pod, "c", 0);
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let told = |spec| {
+            let exit = container.state.exit().unwrap();
+            read(&paths, spec, &container, exit).unwrap()
+        };
+        for length in [4095, 4096, 4097] {
+            let text: String = (0..length)
+                .map(|n| char::from(b'a' + n as u8 % 26))
+                .collect();
+            std::fs::write(&file, &text).unwrap();
+            assert_eq!(told(Some(&spec)), text[text.len().saturating_sub(4096)..]);
+        }
+        std::fs::write(&file, "").unwrap();
+        for (length, kept) in [(2047, 2047), (2048, 2048), (2049, 2048)] {
+            let line = format!("{HEAD} F {}\n", "x".repeat(length - 1));
+            std::fs::write(&log, line).unwrap();
+            assert_eq!(told(Some(&spec)).len(), kept);
+        }
+        let lines: String = (0..81).map(|n| format!("{HEAD} F {n}\n")).collect();
+        std::fs::write(&log, lines).unwrap();
+        let last = told(Some(&spec));
+        assert_eq!((last.lines().next(), last.lines().count()), (Some("1"), 80));
+        assert_eq!(told(None), "", "a log is told only if that is asked for");
+    }
+
+    #[test]
+    fn all_containers_of_a_pod_share_12_kib() {
+        let told = |init: usize, main: usize, debug: usize| {
+            let named = |kind: &str, count: usize| -> Vec<_> {
+                (0..count)
+                    .map(|n| json!({"name": format!("{kind}{n}")}))
+                    .collect()
+            };
+            let object = json!({
+                "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+                "spec": {
+                    "restartPolicy": "Never", "initContainers": named("init", init),
+                    "containers": named("main", main), "ephemeralContainers": named("debug", debug),
+                },
+            });
+            let pod = PodView::new(serde_json::from_value(object).unwrap()).unwrap();
+            let names = pod.every_container().map(|spec| spec.name.clone());
+            let containers: Vec<_> = names.map(|name| failed(&name)).collect();
+            let text = format!("first{}", "ä".repeat(2045));
+            let around = Surroundings {
+                termination_messages: containers
+                    .iter()
+                    .map(|it| (it.id.clone(), text.clone()))
+                    .collect(),
+                ..Surroundings::default()
+            };
+            let observed = Observed {
+                containers,
+                ..Observed::default()
+            };
+            let before = PodStatus::default();
+            let status = status(&pod, &observed, &around, &before, Timestamp::UNIX_EPOCH);
+            let all = [
+                status.init_container_statuses,
+                status.container_statuses,
+                status.ephemeral_container_statuses,
+            ];
+            let ends = all
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|it| it.state?.terminated?.message);
+            let ends: Vec<String> = ends.collect();
+            assert!(ends.iter().all(|end| end.starts_with("first")), "{ends:?}");
+            ends.iter().map(String::len).collect::<Vec<_>>()
+        };
+        assert_eq!(told(0, 3, 0), [4095; 3]);
+        assert_eq!(told(1, 2, 1), [3071; 4], "no character is cut in two");
+        assert_eq!(told(1, 11, 0), [1023; 12]);
     }
 }

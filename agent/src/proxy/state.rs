@@ -538,5 +538,8 @@ fn count(backends: &[Backend], which: impl Fn(&Backend) -> bool) -> u32 {
 }
 
 #[cfg(test)]
+#[path = "state_properties.rs"]
+mod properties;
+#[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;

@@ -1,5 +1,6 @@
 //! A containerd of a test's own, and images to run in it.
 
+pub(crate) mod registry;
 pub(crate) mod relay;
 
 use std::fs::{self, File};
@@ -335,7 +336,8 @@ fn processes(is_one: impl Fn(&str) -> bool) -> Vec<rustix::process::Pid> {
     found.collect()
 }
 
-/// Writes an OCI archive with one image of one layer: a static busybox and the links to it.
+/// Writes an OCI archive with one image of two layers: a static busybox and the links to it, and the users, of whom the first
+/// layer knows none.
 pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value) {
     let mut layer = tar::Builder::new(Vec::new());
     let mut program = File::open("/bin/busybox").expect("busybox-static is installed");
@@ -352,6 +354,9 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
             .append_link(&mut header, format!("bin/{link}"), "busybox")
             .unwrap();
     }
+    append(&mut layer, "etc/passwd", b"root:x:0:0::/:/bin/sh\n");
+    let programs = layer.into_inner().unwrap();
+    let mut layer = tar::Builder::new(Vec::new());
     for (file, text) in [
         (
             "etc/passwd",
@@ -361,12 +366,12 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
     ] {
         append(&mut layer, file, text.as_bytes());
     }
-    let layer = layer.into_inner().unwrap();
+    let users = layer.into_inner().unwrap();
     let config = serde_json::to_vec(&json!({
         "architecture": Host::probe().architecture,
         "os": "linux",
         "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [sha256(&layer)]},
+        "rootfs": {"type": "layers", "diff_ids": [sha256(&programs), sha256(&users)]},
     }))
     .unwrap();
     let descriptor = |kind: &str, bytes: &[u8]| json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": sha256(bytes), "size": bytes.len()});
@@ -374,7 +379,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("config.v1+json", &config),
-        "layers": [descriptor("layer.v1.tar", &layer)],
+        "layers": [descriptor("layer.v1.tar", &programs), descriptor("layer.v1.tar", &users)],
     }))
     .unwrap();
     let mut target = descriptor("manifest.v1+json", &manifest);
@@ -387,7 +392,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
         "oci-layout",
         br#"{"imageLayoutVersion":"1.0.0"}"#,
     );
-    for blob in [&layer, &config, &manifest] {
+    for blob in [&programs, &users, &config, &manifest] {
         append(
             &mut archive,
             &format!("blobs/{}", sha256(blob).replace(':', "/")),

@@ -437,7 +437,7 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-pub(super) mod fake;
+pub(crate) mod fake;
 
 #[cfg(test)]
 mod tests {

@@ -124,13 +124,20 @@ fn ready_at(scenario: &Scenario, node: &str, service: &str) -> Result<usize, Str
 
 pub fn await_ready(scenario: &Scenario, node: &str, service: &str, wanted: usize) {
     eventually(
-        &format!("{wanted} backends of {service}"),
+        &format!("{wanted} backends of {service} at {node}"),
         PATIENCE,
         || match ready_at(scenario, node, service)? {
             count if count == wanted => Ok(()),
             count => Err(format!("{count}")),
         },
     );
+}
+
+/// Any node may have the load balancer's addresses.
+fn await_sticky(scenario: &Scenario, wanted: usize) {
+    for node in ["worker-1", "worker-2", "worker-3"] {
+        await_ready(scenario, node, "sticky", wanted);
+    }
 }
 
 /// With session affinity each client keeps its backend, whatever port it dials from, while others come, and until it goes.
@@ -143,7 +150,7 @@ pub fn clients_keep_their_backend(scenario: &Scenario, client: &str, ingress: &s
     };
     label("worker-1", "=yes");
     label("worker-2", "=yes");
-    await_ready(scenario, ingress, "sticky", 2);
+    await_sticky(scenario, 2);
     let node = scenario.node(ingress).unwrap();
     let mut targets: Vec<SocketAddr> = own(node).map(|ip| SocketAddr::new(ip, STICKY_PORT)).into();
     let balanced = addresses(scenario, "sticky");
@@ -171,11 +178,11 @@ pub fn clients_keep_their_backend(scenario: &Scenario, client: &str, ingress: &s
     };
     are_kept("again", &kept);
     label("worker-3", "=yes");
-    await_ready(scenario, ingress, "sticky", 3);
+    await_sticky(scenario, 3);
     are_kept("when a backend has come", &kept);
     // Who was with it goes to another one, and stays there.
     label("worker-1", "-");
-    await_ready(scenario, ingress, "sticky", 2);
+    await_sticky(scenario, 2);
     for ((from, to), chosen) in &mut kept {
         if chosen == "worker-1" {
             *chosen = node_of(client, Some(*from), *to).unwrap();

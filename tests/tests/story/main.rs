@@ -8,6 +8,7 @@ mod healing;
 mod images;
 mod node_ports;
 mod policies;
+mod reserve;
 mod seeing;
 mod serving;
 mod workloads;

@@ -10,6 +10,7 @@ use kernelet_tests::{Cluster, Program, Spec, command, host};
 use serde_json::{Value, json};
 
 use crate::application::REPAIR;
+use crate::reserve;
 
 const NODES: [&str; 2] = ["worker-1", "worker-2"];
 /// The node that gets a small disk.
@@ -22,9 +23,11 @@ fn workloads_and_the_nodes_own_pods_run_as_their_controllers_and_files_say() {
     let mut spec = Spec::scenario("khw", 114, 2);
     let manifests = spec.directory.join("manifests");
     spec.agent_args = vec![format!("--pod-manifest-path={}", manifests.display())];
+    spec.agent_args.extend(reserve::FLAGS.map(str::to_owned));
     let Some(mut scenario) = Scenario::begin(spec) else {
         return;
     };
+    reserve::what_is_reserved_is_not_for_pods(&scenario);
     a_daemon_set_has_a_pod_on_each_node(&scenario);
     a_stateful_sets_pods_come_and_go_in_order(&scenario);
     jobs_end_as_their_pods_do(&scenario);
@@ -32,7 +35,7 @@ fn workloads_and_the_nodes_own_pods_run_as_their_controllers_and_files_say() {
     who_fills_the_disk_is_evicted(&mut scenario);
 }
 
-fn apply(scenario: &Scenario, object: &Value) {
+pub(crate) fn apply(scenario: &Scenario, object: &Value) {
     let mut kubectl = Cluster::kubectl(scenario);
     let command = kubectl.args(["apply", "-f", "-"]).stdin(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -95,7 +98,7 @@ fn workload(kind: &str, name: &str, more: Value) -> Value {
     object
 }
 
-fn uid(pod: &Value) -> String {
+pub(crate) fn uid(pod: &Value) -> String {
     pod["metadata"]["uid"].as_str().unwrap().to_owned()
 }
 
@@ -116,6 +119,16 @@ fn delete(scenario: &Scenario, what: &str) {
     scenario.kubectl(&format!("delete {what} --timeout=60s"));
     let app = what.rsplit('/').next().unwrap();
     scenario.kubectl(&format!("wait --for=delete pod -l app={app} --timeout=60s"));
+}
+
+/// A pod of a line of script that no scheduler has a say in.
+pub(crate) fn bound(name: &str, node: &str, line: &str) -> Value {
+    let mut pod = script(line);
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"] = json!({ "name": name });
+    pod["spec"]["nodeName"] = json!(node);
+    pod
 }
 
 fn a_daemon_set_has_a_pod_on_each_node(scenario: &Scenario) {
@@ -317,14 +330,7 @@ fn who_fills_the_disk_is_evicted(scenario: &mut Scenario) {
     scenario.kubectl(&format!(
         "wait --for=condition=Ready node/{SMALL} --timeout=60s"
     ));
-    let begin = |name: &str, line: &str| {
-        let mut pod = script(line);
-        pod["apiVersion"] = json!("v1");
-        pod["kind"] = json!("Pod");
-        pod["metadata"] = json!({ "name": name });
-        pod["spec"]["nodeName"] = json!(SMALL);
-        apply(scenario, &pod);
-    };
+    let begin = |name: &str, line: &str| apply(scenario, &bound(name, SMALL, line));
     begin("modest", "exec /busybox sleep 3600");
     scenario.kubectl("wait --for=condition=Ready pod/modest --timeout=60s");
     begin(

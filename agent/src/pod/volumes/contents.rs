@@ -377,6 +377,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::pod::testing::FakeApi;
 
     #[test]
     fn an_optional_source_may_lack_what_the_items_name() {
@@ -395,6 +396,44 @@ mod tests {
         );
         let error = select(None).unwrap_err();
         assert!(error.to_string().contains("non-existent key: absent"));
+    }
+
+    #[tokio::test]
+    async fn of_two_sources_with_the_same_file_the_later_one_counts() {
+        let api = FakeApi::new();
+        api.put_config_map("one", json!({"file": "of one", "own": "one's"}));
+        api.put_config_map("two", json!({"file": "of two"}));
+        let (client, tokens) = (api.client(), Tokens::default());
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"containers": []}});
+        let pod = PodView::new(serde_json::from_value(pod).unwrap()).unwrap();
+        let context = Context {
+            pod: &pod,
+            node_name: "node-1",
+            addresses: &[],
+            host_addresses: &[],
+            allocatable: &BTreeMap::new(),
+        };
+        let sources = Sources {
+            client: &client,
+            tokens: &tokens,
+        };
+        let [one, two] = ["one", "two"].map(|name| json!({"configMap": {"name": name}}));
+        let token = json!({"serviceAccountToken": {"path": "file"}});
+        let cases = [
+            (json!([one, two]), "of two"),
+            (json!([two, one]), "of one"),
+            (json!([token, one]), "of one"),
+            (json!([one, token]), "token-"),
+        ];
+        for (projected, begins) in cases {
+            let volume = json!({"name": "v", "projected": {"sources": projected}});
+            let volume: Volume = serde_json::from_value(volume).unwrap();
+            let contents = read(&sources, &context, &volume).await.unwrap().unwrap();
+            let names: Vec<_> = contents.files.keys().map(|path| path.as_path()).collect();
+            assert_eq!(names, [Path::new("file"), Path::new("own")]);
+            let text = String::from_utf8_lossy(&contents.files[Path::new("file")].bytes);
+            assert!(text.starts_with(begins), "{volume:?}: {text}");
+        }
     }
 
     #[test]

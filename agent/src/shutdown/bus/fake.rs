@@ -13,14 +13,14 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 
 /// A bus that ends with the test.
-pub(in crate::shutdown) struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    pub(in crate::shutdown) socket: PathBuf,
+    pub(crate) socket: PathBuf,
 }
 
 impl Daemon {
     /// Starts it; `None`, with the reason printed, where that is not possible.
-    pub(in crate::shutdown) async fn start(directory: &Path) -> Option<Daemon> {
+    pub(crate) async fn start(directory: &Path) -> Option<Daemon> {
         let socket = directory.join("bus");
         let config = directory.join("bus.conf");
         let text = format!(
@@ -59,16 +59,16 @@ impl Drop for Daemon {
 }
 
 /// What a test tells the fake.
-pub(in crate::shutdown) enum Order {
+pub(crate) enum Order {
     /// A shutdown is prepared, or called off.
     Prepare(bool),
 }
 
 /// logind and systemd.
-pub(in crate::shutdown) struct Logind {
+pub(crate) struct Logind {
     bus: Bus,
     /// Where its configuration is.
-    pub(in crate::shutdown) config: PathBuf,
+    pub(crate) config: PathBuf,
     allowed_us: u64,
     is_preparing: bool,
     orders: mpsc::Receiver<Order>,
@@ -78,7 +78,7 @@ pub(in crate::shutdown) struct Logind {
 
 impl Logind {
     /// Lets shutdowns wait for five seconds, as logind does unless its configuration says otherwise.
-    pub(in crate::shutdown) async fn start(
+    pub(crate) async fn start(
         daemon: &Daemon,
         config: PathBuf,
     ) -> (mpsc::Sender<Order>, watch::Receiver<usize>) {

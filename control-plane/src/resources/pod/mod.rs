@@ -6,6 +6,7 @@ mod columns;
 mod containers;
 pub mod defaults;
 pub mod ephemeral;
+mod files;
 mod os;
 pub mod qos;
 pub mod requests;

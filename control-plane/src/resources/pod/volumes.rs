@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Volume;
 use serde_json::Value;
 
 use super::containers::PULL_POLICIES;
+use super::files;
 use crate::resources::validate::{self, FieldError, Path, names};
 
 pub(super) fn errors(path: &Path, volumes: &[Volume]) -> Vec<FieldError> {
@@ -73,6 +74,7 @@ fn one(path: &Path, volume: &Volume) -> Vec<FieldError> {
             errors.push(path.child(source).child(field).required(""));
         }
     }
+    errors.extend(files::errors(path, volume));
     if let Some(image) = &volume.image {
         let policy = image.pull_policy.as_deref();
         let path = path.child("image").child("pullPolicy");
