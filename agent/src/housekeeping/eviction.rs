@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Toleration;
 
-use super::ranking::is_critical;
 use super::signal::{Amount, BySignal, GoDuration, Pressure, Signal};
 use crate::pod::spec::{PodView, QosClass};
 
@@ -132,7 +131,7 @@ impl Pressures {
     /// Why the node cannot have a new pod now, if it cannot. Short of nothing but memory it takes those that asked for some.
     pub fn refusal(self, pod: &PodView) -> Option<String> {
         let names = self.names();
-        if names.is_empty() || is_critical(pod) {
+        if names.is_empty() || pod.is_critical() {
             return None;
         }
         if names == ["MemoryPressure"] {

@@ -12,7 +12,7 @@ use super::eviction::{Memory, Observations, Rules, Threshold};
 use super::images::{ImageMemory, ImageRules, to_free};
 use super::local_storage::{PodDisk, exceeded, is_limited};
 use super::observe;
-use super::ranking::{Candidate, ContainerUse, is_critical, message, rank};
+use super::ranking::{Candidate, ContainerUse, message, rank};
 use super::signal::{Pressure, Signal};
 use crate::events::{Events, Kind, Subject};
 use crate::node::status::{Health, Image};
@@ -285,7 +285,7 @@ impl Keeper {
     async fn keep_limits(&self) -> bool {
         let mut any = false;
         let limited = self.pods.active().into_iter();
-        for pod in limited.filter(|pod| is_limited(pod) && !is_critical(pod)) {
+        for pod in limited.filter(|pod| is_limited(pod) && !pod.is_critical()) {
             let (disk, _) = self.disk_of(&pod).await;
             if let Some(why) = exceeded(&pod, &disk) {
                 self.evict(&pod, why, SignedDuration::ZERO).await;

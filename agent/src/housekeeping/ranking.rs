@@ -7,9 +7,6 @@ use super::eviction::{Observation, Threshold};
 use super::signal::{Signal, quantity};
 use crate::pod::spec::{PodView, request};
 
-/// A pod of this priority, or above it, is never evicted, as those of a file are not.
-const SYSTEM_CRITICAL: i32 = 2_000_000_000;
-
 /// What a pod uses. What could not be read is `None`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
@@ -43,16 +40,11 @@ impl Candidate {
     }
 }
 
-/// Whether a pod stays whatever the node is short of.
-pub fn is_critical(pod: &PodView) -> bool {
-    pod.is_static() || pod.priority() >= SYSTEM_CRITICAL
-}
-
 /// Orders the pods that may be evicted, the first to go first: those that use more than they asked for, then those of lower
 /// priority, then those that are the farthest above what they asked for. Nobody asks for processes or inodes; as upstream, the
 /// first rule is then left out for processes.
 pub fn rank(signal: Signal, mut pods: Vec<Candidate>) -> Vec<Candidate> {
-    pods.retain(|candidate| !is_critical(&candidate.pod));
+    pods.retain(|candidate| !candidate.pod.is_critical());
     pods.sort_by(|a, b| compare(signal, a, b));
     pods
 }
@@ -154,7 +146,7 @@ mod tests {
                 candidate("large", 0, 0, Some(500)),
                 candidate("small", 0, 400, Some(500)),
                 candidate("unknown", 0, 0, None),
-                candidate("critical", SYSTEM_CRITICAL, 0, Some(9000)),
+                candidate("critical", 2_000_000_000, 0, Some(9000)),
             ]
         };
         let exceeding_first = ["unknown", "large", "small", "important", "within"];

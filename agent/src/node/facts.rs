@@ -42,7 +42,7 @@ impl Facts {
         let storage = storage(root_dir)?;
         let [memory_bytes] = meminfo(["MemTotal"])?;
         Ok(Facts {
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            cpus: online(&read("/sys/devices/system/cpu/online")?),
             memory_bytes,
             huge_pages: huge_pages(Path::new(HUGE_PAGES)),
             storage_bytes: storage.f_blocks.saturating_mul(storage.f_frsize),
@@ -55,6 +55,20 @@ impl Facts {
             boot_id: line_or_empty("/proc/sys/kernel/random/boot_id"),
         })
     }
+}
+
+/// How many processors a list of ranges names: `0-3,6`. The agent itself may have fewer.
+fn online(list: &str) -> usize {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some((last + 1).saturating_sub(first))
+    };
+    list.trim()
+        .split(',')
+        .filter_map(count)
+        .sum::<usize>()
+        .max(1)
 }
 
 /// What the kernel has of huge pages, from a directory that has one for each size: `hugepages-2048kB`.
@@ -164,6 +178,7 @@ mod tests {
         let text = "MemTotal:       24579456 kB\nMemAvailable:   20000000 kB\nHugePages_Total: 0\n";
         assert_eq!(parse_meminfo(text, "MemTotal"), Some(24_579_456 * 1024));
         assert_eq!(parse_meminfo(text, "Mem"), None);
+        assert_eq!(["0-3,6", "0", "0-1\n", ""].map(online), [5, 1, 2, 1]);
         assert_eq!(parse_tasks("0.52 0.58 0.59 3/467 12345\n"), 467);
         assert_eq!(
             os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),

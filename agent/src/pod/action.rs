@@ -68,6 +68,8 @@ pub enum StopReason {
     Resized,
     /// The pod has run longer than it may.
     Deadline,
+    /// What it was to do after its start has failed.
+    PostStartFailed,
     /// A probe says that it does not work.
     Unhealthy { question: Question, restarts: bool },
 }

@@ -78,7 +78,7 @@ impl Check {
         }
         if let Some(get) = &probe.http_get {
             let at = at(&host(&get.host), port(&get.port, spec)?);
-            let get = http::Get::of(get, &at, asker.user_agent())?;
+            let get = http::Get::of(get, &at, asker)?;
             return Ok(Check::Http(Box::new(get)));
         }
         if let Some(tcp) = &probe.tcp_socket {

@@ -8,7 +8,7 @@ use super::app_armor::{self, Profile};
 use super::env::expand;
 use super::hooks;
 use super::paths::Paths;
-use super::spec::{PodView, QosClass, request, spec_hash};
+use super::spec::{PodView, QosClass, is_sidecar, request, spec_hash};
 use super::sysctls;
 use super::volumes;
 use super::{resize, resources};
@@ -103,11 +103,7 @@ pub(super) fn container(parts: Parts<'_>) -> Result<ContainerConfig, volumes::Vo
         resources: resources::of_container(pod, container),
         huge_pages: resources::huge_pages(container),
         given: resize::note(container),
-        oom_score_adj: oom_score_adj(
-            pod.qos(),
-            request(container, "memory").unwrap_or(0.0) + pod.spare_request("memory"),
-            node_memory,
-        ),
+        oom_score_adj: oom_score_adj(pod, container, node_memory),
         sysctls: sysctls::of(pod),
         security: security(pod, container, seccomp),
         env: with_hostname(env, pod, hostname),
@@ -204,13 +200,28 @@ fn mounts(
     Ok(list)
 }
 
+/// Of containers that are killed last when memory runs out.
+const KILLED_LAST: i32 = -997;
+
 /// How readily the kernel kills a container when memory runs out: the less of the node it asked for, the sooner.
-fn oom_score_adj(qos: QosClass, memory_request: f64, node_memory: f64) -> i32 {
-    match qos {
-        QosClass::Guaranteed => -997,
+fn oom_score_adj(pod: &PodView, container: &Container, node_memory: f64) -> i32 {
+    let class = pod.spec().priority_class_name.as_deref();
+    if pod.is_critical() && class == Some("system-node-critical") {
+        return KILLED_LAST;
+    }
+    match pod.qos() {
+        QosClass::Guaranteed => KILLED_LAST,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let share = memory_request / node_memory.max(1.0);
+            let spare = pod.spare_request("memory");
+            let asks = |container| request(container, "memory").unwrap_or(0.0) + spare;
+            let least = pod.containers().iter().map(asks).fold(f64::MAX, f64::min);
+            let own = match is_sidecar(container) {
+                // It goes no sooner than those that it serves (KEP-753).
+                true => asks(container).max(least),
+                false => asks(container),
+            };
+            let share = own / node_memory.max(1.0);
             ((1000.0 - 1000.0 * share) as i32).clamp(3, 999)
         }
     }

@@ -1,7 +1,8 @@
 //! A container's environment and command line: values from the pod, from ConfigMaps and Secrets, and `$(VAR)`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Secret};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -9,6 +10,7 @@ use kube::{Api, Client};
 
 use super::resource_field;
 use super::spec::PodView;
+use crate::runtime::PodRef;
 
 /// Why an environment cannot be made. The text goes into the container's status.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +44,57 @@ pub(super) struct Context<'a> {
     pub(super) allocatable: &'a BTreeMap<String, Quantity>,
 }
 
+impl EnvError {
+    /// The API server gave no answer that would count.
+    fn is_silence(&self) -> bool {
+        match self {
+            EnvError::Read { source, .. } => {
+                !matches!(&**source, kube::Error::Api(status) if status.code < 500)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What a ConfigMap or Secret says, by key; `None` of one that does not exist.
+type Values = Option<BTreeMap<String, String>>;
+/// The values of what one pod uses, by kind and name.
+type Read = BTreeMap<(&'static str, String), Values>;
+
+/// What ConfigMaps and Secrets said when containers were started last, by the uid of the pod. While the API server is away, a
+/// container restarts with that.
+#[derive(Default)]
+pub(super) struct LastRead(Mutex<HashMap<String, Read>>);
+
+impl LastRead {
+    fn put(&self, uid: &str, key: (&'static str, String), values: Values) {
+        self.lock()
+            .entry(uid.to_owned())
+            .or_default()
+            .insert(key, values);
+    }
+
+    fn get(&self, uid: &str, key: &(&'static str, String)) -> Option<Values> {
+        self.lock().get(uid)?.get(key).cloned()
+    }
+
+    /// The pod is gone.
+    pub(super) fn forget(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Read>> {
+        // Each change is one call that cannot stop half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The values of the ConfigMaps and Secrets that one container uses, each read once.
 struct Sources<'a> {
     client: &'a Client,
-    namespace: &'a str,
-    read: BTreeMap<(&'static str, String), Option<BTreeMap<String, String>>>,
+    last: &'a LastRead,
+    pod: &'a PodRef,
+    read: Read,
 }
 
 const CONFIG_MAP: &str = "configmap";
@@ -60,7 +108,15 @@ impl Sources<'_> {
     ) -> Result<Option<&BTreeMap<String, String>>, EnvError> {
         let key = (kind, name.to_owned());
         if !self.read.contains_key(&key) {
-            let values = read(self.client, self.namespace, kind, name).await?;
+            let (last, uid) = (self.last, &self.pod.uid);
+            let values = match read(self.client, &self.pod.namespace, kind, name).await {
+                Ok(values) => {
+                    last.put(uid, key.clone(), values.clone());
+                    values
+                }
+                Err(error) if error.is_silence() => last.get(uid, &key).ok_or(error)?,
+                Err(error) => return Err(error),
+            };
             self.read.insert(key.clone(), values);
         }
         Ok(self.read.get(&key).and_then(Option::as_ref))
@@ -74,7 +130,7 @@ impl Sources<'_> {
         key: &str,
         optional: bool,
     ) -> Result<Option<String>, EnvError> {
-        let namespace = self.namespace.to_owned();
+        let namespace = self.pod.namespace.clone();
         match self.get(kind, name).await? {
             None if optional => Ok(None),
             None => Err(EnvError::NotFound {
@@ -128,13 +184,15 @@ async fn read(
 /// The environment of a container: `services`, then what its spec names, in that order. A later name hides an earlier one.
 pub(super) async fn resolve(
     client: &Client,
+    last: &LastRead,
     context: &Context<'_>,
     services: Vec<(String, String)>,
     container: &Container,
 ) -> Result<Vec<(String, String)>, EnvError> {
     let mut sources = Sources {
         client,
-        namespace: &context.pod.id.namespace,
+        last,
+        pod: &context.pod.id,
         read: BTreeMap::new(),
     };
     let mut env = services;
@@ -314,8 +372,10 @@ fn expanded(text: &str, env: &[(String, String)], mut unknown: impl FnMut(&str))
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
+    use crate::pod::testing::FakeApi;
 
     #[test]
     fn references_are_expanded_as_kubernetes_does() {
@@ -343,5 +403,37 @@ mod tests {
         fn text_without_references_stays(text in "[^$]*") {
             prop_assert_eq!(expand(&text, &[]), text);
         }
+    }
+
+    #[tokio::test]
+    async fn without_the_api_a_restart_makes_do_with_what_was_said_last() {
+        let api = FakeApi::new();
+        api.put_config_map("settings", json!({"COLOUR": "blue"}));
+        let object = json!({
+            "metadata": {"name": "p", "namespace": "default", "uid": "u"},
+            "spec": {"containers": [{"name": "c", "envFrom": [
+                {"configMapRef": {"name": "settings"}}, {"configMapRef": {"name": "absent", "optional": true}},
+            ]}]},
+        });
+        let pod = PodView::new(serde_json::from_value(object).unwrap()).unwrap();
+        let context = Context {
+            pod: &pod,
+            node_name: "node-1",
+            addresses: &[],
+            host_addresses: &[],
+            allocatable: &BTreeMap::new(),
+        };
+        let (client, last) = (api.client(), LastRead::default());
+        let env = async || resolve(&client, &last, &context, vec![], &pod.containers()[0]).await;
+        let blue = vec![("COLOUR".to_owned(), "blue".to_owned())];
+        assert_eq!(env().await.unwrap(), blue);
+        api.set_away(true);
+        assert_eq!(env().await.unwrap(), blue);
+        last.forget("u");
+        let error = env().await.unwrap_err();
+        assert!(error.is_silence(), "{error}");
+        api.set_away(false);
+        api.put_config_map("settings", json!({"COLOUR": "green"}));
+        assert_eq!(env().await.unwrap()[0].1, "green");
     }
 }

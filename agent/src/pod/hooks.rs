@@ -1,8 +1,8 @@
 //! Lifecycle hooks: what a container asks to be done after it was started, and before it is asked to stop.
 //!
-//! Each runs in a task of its own, so that the pod's worker goes on meanwhile. A container counts as running while its
-//! postStart hook does. A preStop hook has the time until the container is killed, and the container then has a moment yet. An agent that begins anew meanwhile runs
-//! either again: a hook runs at least once.
+//! Each runs in a task of its own, so that the pod's worker goes on meanwhile. As long as a postStart hook runs, its container
+//! is not told to run, and those that come after it are not started. A preStop hook has the time until the container is killed,
+//! and the container then has a moment yet. An agent that begins anew meanwhile runs either again: a hook runs at least once.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -19,8 +19,15 @@ use super::shared::Shared;
 use super::spec::PodView;
 use crate::runtime::{Container, Runtime};
 
-/// As long as a postStart hook may take: it holds up nothing.
+/// As long as a postStart hook may take, as upstream sets no bound.
 const LONG: Duration = Duration::from_secs(24 * 3600);
+
+/// The hook of a container, by its id, that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    PostStart { id: String, is_good: bool },
+    PreStop { id: String },
+}
 
 /// A hook of one container, ready to run.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,36 +103,32 @@ fn address(shared: &Shared, pod: &PodView, observed: &Observed) -> IpAddr {
     own.copied().unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
-/// Runs what is to be run after a container's start. Where that fails, the container is stopped.
+/// Runs what is to be run after a container's start, and tells how that ended.
 pub(super) fn after_start(
     shared: &Shared,
     pod: &PodView,
     observed: &Observed,
     container: &Container,
+    ended: &UnboundedSender<Ended>,
 ) {
     let (Some(hook), _) = hooks(pod, &container.name, address(shared, pod, observed)) else {
         return;
     };
     let (runtime, events) = (shared.runtime.clone(), shared.events.clone());
-    let (pod, grace, container) = (pod.id.clone(), pod.grace(), container.clone());
+    let (pod, container, ended) = (pod.id.clone(), container.clone(), ended.clone());
     tokio::spawn(async move {
-        let Err(why) = hook.run(&container.id, LONG, &runtime).await else {
-            if let Err(error) = runtime.note_hook(&container.id).await {
-                tracing::warn!(%error, "the next agent runs it again");
-            }
-            return;
-        };
-        let text = format!("PostStartHook failed: {why}");
-        let reason = "FailedPostStartHook";
-        events.send(&pod, Some(&container.name), Kind::Warning, reason, text);
-        let kill = async {
-            runtime.signal(&container.id, container.stop_signal).await?;
-            tokio::time::sleep(grace.unsigned_abs()).await;
-            runtime.signal(&container.id, libc::SIGKILL).await
-        };
-        if let Err(error) = kill.await {
-            tracing::warn!(%error, "a container whose postStart hook failed runs on");
+        let result = hook.run(&container.id, LONG, &runtime).await;
+        let is_good = result.is_ok();
+        if let Err(why) = result {
+            let text = format!("PostStartHook failed: {why}");
+            let reason = "FailedPostStartHook";
+            events.send(&pod, Some(&container.name), Kind::Warning, reason, text);
+        } else if let Err(error) = runtime.note_hook(&container.id).await {
+            tracing::warn!(%error, "the next agent runs it again");
         }
+        let id = container.id;
+        // Its pod may be gone by now.
+        let _ = ended.send(Ended::PostStart { id, is_good });
     });
 }
 
@@ -136,7 +139,7 @@ pub(super) fn before_stop(
     observed: &Observed,
     container: &Container,
     kill_at: Timestamp,
-    ended: &UnboundedSender<String>,
+    ended: &UnboundedSender<Ended>,
 ) -> bool {
     let (_, Some(hook)) = hooks(pod, &container.name, address(shared, pod, observed)) else {
         return false;
@@ -155,7 +158,7 @@ pub(super) fn before_stop(
             tracing::warn!(%error, "a container was not asked to stop, and will be killed");
         }
         // Its pod may be gone by now.
-        let _ = ended.send(container.id);
+        let _ = ended.send(Ended::PreStop { id: container.id });
     });
     true
 }

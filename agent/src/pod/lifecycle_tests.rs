@@ -392,7 +392,7 @@ fn an_ephemeral_container_runs_once_beside_the_others() {
         streak: 0,
     };
     let actions = |observed: &Observed| plan(Some(&pod), Goal::Run, observed, at(10)).actions;
-    assert_eq!(actions(&observed), [run("main"), run("debug")]);
+    assert_eq!(actions(&observed), [run("debug"), run("main")]);
 
     for (name, state) in [
         ("main", ContainerState::Running { pid: 7 }),

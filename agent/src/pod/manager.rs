@@ -18,6 +18,7 @@ use tokio::task::{self, JoinError, JoinSet};
 
 use super::archives;
 use super::demand::{Demand, Demands};
+use super::env::LastRead;
 use super::events::Events;
 use super::host_ports::Teller;
 use super::mirror::Mirror;
@@ -165,6 +166,7 @@ async fn run(
             archives_imported,
             pokes: Pokes::default(),
             tokens: Tokens::default(),
+            last_env: LastRead::default(),
             grants: Mutex::default(),
             pulls: Semaphore::new(pull::AT_ONCE),
         }),

@@ -36,8 +36,8 @@ pub struct Observed {
     pub stale: BTreeSet<String>,
     /// Containers, by their name in the spec, that are made by their spare id.
     pub spare: BTreeSet<String>,
-    /// Containers, by id, whose hook after the start this agent has begun to run.
-    pub hooked: BTreeSet<String>,
+    /// What this agent has done of containers' hooks after the start, by their id.
+    pub hooked: BTreeMap<String, PostStart>,
     /// The node could not have the pod.
     pub is_rejected: bool,
     /// It has to go for want of something.
@@ -121,6 +121,15 @@ pub enum Stop {
     Asked { kill_at: Timestamp, hook: StopHook },
     /// It was killed; its end is only a matter of hearing of it.
     Killed,
+}
+
+/// How far that is which a container does after its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostStart {
+    Runs,
+    Done,
+    /// The container has to end.
+    Failed,
 }
 
 /// How far that is which a container does before it is asked to stop.
@@ -290,6 +299,11 @@ impl Observed {
             true => spare_container_id(uid, name, attempt),
             false => container_id(uid, name, attempt),
         }
+    }
+
+    /// Whether a container, which runs, has yet to do what it does after its start. It is not told to run before.
+    pub fn awaits_hook(&self, container: &Container) -> bool {
+        container.hook_due && self.hooked.get(&container.id) != Some(&PostStart::Done)
     }
 
     /// Notes that what a container did before its stop is done.

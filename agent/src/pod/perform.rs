@@ -245,7 +245,7 @@ pub(super) async fn stop_container(
     observed: &Observed,
     container: &Container,
     (how, why): (StopHow, StopReason),
-    ended_hooks: &UnboundedSender<String>,
+    ended_hooks: &UnboundedSender<hooks::Ended>,
 ) -> Outcome {
     let signal = match how {
         StopHow::Ask { .. } => container.stop_signal,
@@ -254,18 +254,16 @@ pub(super) async fn stop_container(
     if matches!(how, StopHow::Ask { .. }) && !holder::is_one(&container.name) {
         let name = &container.name;
         let text = match why {
-            StopReason::PodEnds => format!("Stopping container {name}"),
+            StopReason::PodEnds | StopReason::Deadline => format!("Stopping container {name}"),
             StopReason::Changed => {
                 format!("Container {name} definition changed, will be restarted")
             }
             StopReason::Resized => format!("Container {name} resize requires restart"),
+            StopReason::PostStartFailed => "FailedPostStartHook".to_owned(),
             StopReason::Unhealthy { question, restarts } => {
                 let then = if restarts { ", will be restarted" } else { "" };
                 format!("Container {name} failed {} probe{then}", question.name())
             }
-            StopReason::Deadline => format!(
-                "Stopping container {name}: pod was active longer than activeDeadlineSeconds"
-            ),
         };
         shared
             .events

@@ -5,23 +5,27 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container as ContainerSpec;
 
 use super::action::{Action, Plan, StopReason, add};
 use super::backoff;
+use super::deletion::LEAST;
 use super::demand::is_eviction;
 use super::ephemeral;
 use super::holder;
 use super::host_ports::NODE_PORTS;
 use super::image_volumes;
-use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, Volumes};
+use super::observed::{Contents, Failure, ImageState, Observed, PostStart, Sandbox, Volumes};
 use super::probe;
 use super::resize::{self, was_stopped};
 use super::spec::{Goal, PodView, RestartPolicy, is_sidecar, spec_hash};
 use super::stop::{stop, stop_all};
 use super::volumes::has_contents;
 use crate::runtime::{Container, ContainerState, Exit};
+
+/// The reason of a pod that has run longer than it may.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 
 /// The next step of a pod. Without a `pod`, which is then known to the runtime only, it can but be removed.
 pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timestamp) -> Plan {
@@ -70,7 +74,7 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
     // What the API was told is for good, even if the runtime has forgotten why.
     match pod.phase() {
         Some("Succeeded") => return Phase::Succeeded,
-        Some("Failed") if pod.status_reason() == Some("DeadlineExceeded") => {
+        Some("Failed") if pod.status_reason() == Some(DEADLINE_EXCEEDED) => {
             return Phase::DeadlineExceeded;
         }
         Some("Failed") if pod.status_reason() == Some(NODE_PORTS) => return Phase::Rejected,
@@ -136,7 +140,9 @@ fn init_done(spec: &ContainerSpec, observed: &Observed) -> bool {
     };
     match &container.state {
         ContainerState::Running { .. } => {
-            is_sidecar(spec) && probe::is_started(spec, container, observed)
+            is_sidecar(spec)
+                && !observed.awaits_hook(container)
+                && probe::is_started(spec, container, observed)
         }
         state => {
             let succeeded = state.exit().is_some_and(|exit| exit.code == 0);
@@ -155,7 +161,7 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
     };
     if let Some(why) = why {
         let evicted = observed.evicted.as_ref();
-        let by = evicted.map_or_else(|| add(now, pod.grace()), |eviction| eviction.by);
+        let by = evicted.map_or_else(|| add(now, grace(pod)), |eviction| eviction.by);
         let mut plan = stop_all(Some(pod), observed, by, why, now);
         if plan.actions.is_empty() && plan.wake.is_none() {
             end(&mut plan, pod, observed, now);
@@ -182,8 +188,15 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
     }
     let ready = sandbox_ready && volumes_ready && holder::is_ready(pod, observed);
     let mut starting = false;
-    for spec in wanted(pod, observed).into_iter().chain(&pod.ephemeral) {
-        starting |= advance(&mut plan, pod, spec, observed, ready, now);
+    for spec in &pod.ephemeral {
+        starting |= advance(&mut plan, pod, spec, observed, ready, now) != Step::Rests;
+    }
+    // One after the other, as upstream: what a container does after its start may be to wait until others can rely on it.
+    let mut is_next = ready;
+    for spec in wanted(pod, observed) {
+        let step = advance(&mut plan, pod, spec, observed, is_next, now);
+        starting |= step != Step::Rests;
+        is_next &= step != Step::Begins;
     }
     // They may name the pod's addresses, so they come after the sandbox.
     if starting && sandbox_ready && !volumes_ready {
@@ -196,6 +209,11 @@ fn run(pod: &PodView, observed: &Observed, now: Timestamp) -> Plan {
     refresh(&mut plan, pod, observed, sandbox_ready, now);
     discard_old(&mut plan, pod, observed, now);
     plan
+}
+
+/// How long the pod's containers have to end.
+fn grace(pod: &PodView) -> SignedDuration {
+    pod.grace().max(LEAST)
 }
 
 /// Removes what a pod that has ended needs no more. The records of its containers stay, with their logs, until the pod is
@@ -257,7 +275,18 @@ fn wanted<'a>(pod: &'a PodView, observed: &Observed) -> Vec<&'a ContainerSpec> {
     wanted
 }
 
-/// Adds what brings one container a step forward; says whether that leads to a start.
+/// How a container is on its way to its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Nothing is to be done: it runs, has ended, or waits for its restart.
+    Rests,
+    /// It is to start once what failed can be tried again.
+    Waits,
+    /// It is being started, or does yet what it does after its start.
+    Begins,
+}
+
+/// Adds what brings one container a step forward. It is not started unless all is `ready` for it.
 fn advance(
     plan: &mut Plan,
     pod: &PodView,
@@ -265,7 +294,7 @@ fn advance(
     observed: &Observed,
     ready: bool,
     now: Timestamp,
-) -> bool {
+) -> Step {
     let latest = observed.latest(&spec.name);
     let changed = |container: &Container| container.spec_hash != spec_hash(spec);
     let (attempt, streak) = match latest {
@@ -276,28 +305,45 @@ fn advance(
                     plan,
                     container,
                     observed,
-                    add(now, pod.grace()),
+                    add(now, grace(pod)),
                     StopReason::Changed,
                     now,
                 );
-                return false;
+                return Step::Rests;
             }
             ContainerState::Running { .. } => {
                 // It may ask for the pod's address, so it comes after the sandbox.
                 let is_connected = matches!(observed.sandbox, Sandbox::Ready { .. });
-                if container.hook_due && is_connected && !observed.hooked.contains(&container.id) {
+                if container.hook_due
+                    && is_connected
+                    && !observed.hooked.contains_key(&container.id)
+                {
                     plan.actions.push(Action::PostStart {
                         id: container.id.clone(),
                     });
                 }
-                if let Some((question, grace)) = probe::fatal(pod, spec, container, observed) {
+                if observed.hooked.get(&container.id) == Some(&PostStart::Failed) {
+                    let why = StopReason::PostStartFailed;
+                    stop(plan, container, observed, add(now, grace(pod)), why, now);
+                } else if let Some((question, grace)) = probe::fatal(pod, spec, container, observed)
+                {
                     let restarts = is_sidecar(spec) || pod.restart_policy() != RestartPolicy::Never;
                     let why = StopReason::Unhealthy { question, restarts };
-                    stop(plan, container, observed, add(now, grace), why, now);
+                    stop(
+                        plan,
+                        container,
+                        observed,
+                        add(now, grace.max(LEAST)),
+                        why,
+                        now,
+                    );
                 }
-                return false;
+                return match observed.awaits_hook(container) {
+                    true => Step::Begins,
+                    false => Step::Rests,
+                };
             }
-            ContainerState::Stopped(_) => return false,
+            ContainerState::Stopped(_) => return Step::Rests,
             ContainerState::Created
                 if changed(container)
                     || observed.stale.contains(&container.id)
@@ -306,49 +352,63 @@ fn advance(
                 plan.actions.push(Action::Delete {
                     id: container.id.clone(),
                 });
-                return false;
+                return Step::Begins;
+            }
+            ContainerState::Created if waits(plan, observed, &spec.name, now) => {
+                return Step::Waits;
             }
             ContainerState::Created => {
-                if ready && !waits(plan, observed, &spec.name, now) {
+                if ready {
                     plan.actions.push(Action::Start {
                         id: container.id.clone(),
                     });
                 }
-                return true;
+                return Step::Begins;
             }
             ContainerState::Exited(exit) => match restart(pod, spec, container, exit) {
                 // The work of an init container is to be done again.
                 None if container.earlier_boot && is_init(pod, spec) => (container.attempt + 1, 0),
-                None => return false,
+                None => return Step::Rests,
                 Some(restart) if restart.at > now && !changed(container) => {
                     plan.wake_at(restart.at);
-                    return false;
+                    return Step::Rests;
                 }
                 Some(restart) => (container.attempt + 1, restart.streak),
             },
         },
     };
     if waits(plan, observed, &spec.name, now) {
-        return false;
+        return Step::Rests;
     }
-    if has_images(plan, pod, spec, observed, now) && ready {
-        plan.actions.push(Action::Run {
+    match images(plan, pod, spec, observed, now) {
+        Images::There if ready => plan.actions.push(Action::Run {
             container: spec.name.clone(),
             attempt,
             streak,
-        });
+        }),
+        Images::There | Images::Fetched => {}
+        Images::Failed => return Step::Waits,
     }
-    true
+    Step::Begins
 }
 
-/// Whether the images of a container and of its volumes are there; those that are not are fetched, if it is not too early.
-fn has_images(
+/// Whether a container's images are on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Images {
+    There,
+    Fetched,
+    /// One could not be fetched, and it is too early to try again.
+    Failed,
+}
+
+/// Looks for the images of a container and of its volumes; has those fetched that are not there.
+fn images(
     plan: &mut Plan,
     pod: &PodView,
     spec: &ContainerSpec,
     observed: &Observed,
     now: Timestamp,
-) -> bool {
+) -> Images {
     let own = (!holder::is_one(&spec.name)).then(|| {
         let container = spec.name.clone();
         let image = spec.image.as_deref().unwrap_or_default();
@@ -359,17 +419,22 @@ fn has_images(
         let image = image_volumes::reference(source);
         (image, Action::FetchVolumeImage { volume })
     });
-    let mut all_there = true;
+    let mut all = Images::There;
     for (image, fetch) in own.into_iter().chain(of_volumes) {
         match observed.images.get(image) {
             Some(ImageState::Present) => continue,
-            Some(ImageState::Failed(failure)) if is_early(plan, failure, now) => {}
+            Some(ImageState::Failed(failure)) if is_early(plan, failure, now) => {
+                all = Images::Failed;
+                continue;
+            }
             None | Some(ImageState::Failed(_)) if plan.actions.contains(&fetch) => {}
             None | Some(ImageState::Failed(_)) => plan.actions.push(fetch),
         }
-        all_there = false;
+        if all == Images::There {
+            all = Images::Fetched;
+        }
     }
-    all_there
+    all
 }
 
 /// Whether an earlier failure to make the container says to wait.

@@ -146,7 +146,8 @@ pub fn wanted<'a>(
 ) -> impl Iterator<Item = (ProbeId, &'a ContainerSpec, &'a Container)> {
     let running = pod.all_containers().filter_map(|spec| {
         let container = observed.latest(&spec.name)?;
-        matches!(container.state, ContainerState::Running { .. }).then_some((spec, container))
+        let runs = matches!(container.state, ContainerState::Running { .. });
+        (runs && !observed.awaits_hook(container)).then_some((spec, container))
     });
     running.flat_map(move |(spec, container)| {
         let stays = goal == Goal::Run && !observed.stops.contains_key(&container.id);

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::demand::Eviction;
+use super::env::LastRead;
 use super::events::Events;
 use super::host_ports::Teller;
 use super::mirror::Mirror;
@@ -67,6 +68,7 @@ pub(super) struct Shared {
     /// Of pods' service accounts.
     pub(super) tokens: Tokens,
     pub(super) grants: Mutex<Grants>,
+    pub(super) last_env: LastRead,
     /// So many images are pulled at once.
     pub(super) pulls: Semaphore,
 }

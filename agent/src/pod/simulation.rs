@@ -13,7 +13,9 @@ use serde_json::json;
 use super::action::{Action, StopHow, StopReason};
 use super::demand::{EVICTED, Eviction};
 use super::holder;
-use super::observed::{Failure, ImageState, Observed, ProbeState, Sandbox, Stop, Volumes};
+use super::observed::{
+    Failure, ImageState, Observed, PostStart, ProbeState, Sandbox, Stop, Volumes,
+};
 use super::plan::{Phase, phase, plan};
 use super::probe;
 use super::resize;
@@ -84,6 +86,8 @@ enum Happening {
     },
     /// The node is short of room.
     Discard,
+    /// The hooks that run end.
+    HooksEnd,
 }
 
 fn stopped(code: i32, at: Timestamp) -> ContainerState {
@@ -106,6 +110,7 @@ fn happening() -> impl Strategy<Value = Happening> {
             .prop_map(|(n, question, passed)| Happening::Probe(n, question, passed)),
         1 => prop::option::weighted(0.2, any::<bool>())
             .prop_map(|told| told.map_or(Happening::Discard, |is_told| Happening::Evict { is_told })),
+        2 => Just(Happening::HooksEnd),
     ]
 }
 
@@ -168,6 +173,7 @@ impl World {
                     self.pod.object.status = Some(self.status());
                 }
             }
+            Happening::HooksEnd => _ = self.end_hooks(),
             Happening::Discard => {
                 let until = self.now.checked_add(SignedDuration::from_secs(10));
                 self.observed.discard_until = until.ok();
@@ -195,6 +201,20 @@ impl World {
             &before,
             self.now,
         )
+    }
+
+    /// Ends the hooks that run; false when there was none.
+    fn end_hooks(&mut self) -> bool {
+        let runs = |(_, hook): &(&String, &mut PostStart)| **hook == PostStart::Runs;
+        let running: Vec<_> = self.observed.hooked.iter_mut().filter(runs).collect();
+        let any = !running.is_empty();
+        for (id, hook) in running {
+            *hook = PostStart::Done;
+            if let Some(container) = self.containers.get_mut(id) {
+                container.hook_due = false;
+            }
+        }
+        any
     }
 
     /// Gives every probe that holds something back a success.
@@ -273,8 +293,7 @@ impl World {
                 self.containers.get_mut(id).unwrap().state = ContainerState::Running { pid: 1 };
             }
             Action::PostStart { id } => {
-                self.observed.hooked.insert(id.clone());
-                self.containers.get_mut(id).unwrap().hook_due = false;
+                self.observed.hooked.insert(id.clone(), PostStart::Runs);
             }
             Action::Reap { id } => {
                 let container = self.containers.get_mut(id).unwrap();
@@ -363,6 +382,28 @@ impl World {
         };
         self.containers.insert(id.clone(), container);
         self.assert_alone(&id);
+        self.assert_next(name);
+    }
+
+    /// The main containers before this one have begun, and done what they do after their start.
+    fn assert_next(&self, name: &str) {
+        let mut main = self.pod.containers().iter();
+        if !main.any(|spec| spec.name == name) {
+            return;
+        }
+        let before = self.pod.containers().iter();
+        for spec in before.take_while(|spec| spec.name != name) {
+            let mut made = self.containers.values().filter(|it| it.name == spec.name);
+            assert!(
+                made.all(|it| !it.is_running() || !it.hook_due) && self.made(&spec.name),
+                "{name} is started before {}",
+                spec.name
+            );
+        }
+    }
+
+    fn made(&self, name: &str) -> bool {
+        self.containers.values().any(|it| it.name == name)
     }
 
     /// No other container of the same name runs.
@@ -383,7 +424,7 @@ impl World {
             if self.finished {
                 return;
             }
-            if !self.work(usize::MAX) {
+            if !self.work(usize::MAX) && !self.end_hooks() {
                 let plan = plan(Some(&self.pod), self.goal, &self.observed, self.now);
                 match plan.wake {
                     Some(wake) => self.now = self.now.max(wake),
@@ -465,6 +506,66 @@ proptest! {
         world.settle();
         prop_assert!(world.finished);
         prop_assert!(world.containers.is_empty());
+    }
+}
+
+#[test]
+fn a_container_is_not_started_before_the_hook_of_the_one_before_it_has_ended() {
+    let mut world = World::new(pod("Always", 0, false, 2));
+    let states = |world: &World| {
+        let statuses = world.status().container_statuses.unwrap();
+        statuses.into_iter().map(|it| {
+            let state = it.state.unwrap();
+            let waits = state.waiting.and_then(|waiting| waiting.reason);
+            (waits.unwrap_or("runs".into()), it.started.unwrap())
+        })
+    };
+    let words = |first: (&str, bool), second: (&str, bool)| {
+        [first, second].map(|(state, started)| (state.to_owned(), started))
+    };
+    let creating = ("ContainerCreating", false);
+    world.look();
+    while world.work(usize::MAX) {}
+    assert!(world.made("main-0") && !world.made("main-1"));
+    assert!(states(&world).eq(words(creating, creating)));
+    let probes = probe::wanted(&world.pod, world.goal, &world.observed);
+    assert_eq!(probes.count(), 0, "nor is it asked how it is");
+    assert!(world.end_hooks());
+    while world.work(usize::MAX) {}
+    world.start_up();
+    assert!(world.made("main-1"));
+    assert!(states(&world).eq(words(("runs", true), creating)));
+    assert!(world.end_hooks());
+    world.look();
+    world.start_up();
+    assert!(states(&world).eq(words(("runs", true), ("runs", true))));
+}
+
+#[test]
+fn a_container_that_cannot_be_made_holds_up_no_other() {
+    let mut world = World::new(pod("Always", 0, false, 2));
+    let failure = Failure {
+        reason: "CreateContainerConfigError",
+        message: "no".into(),
+        tries: 1,
+        retry_at: world.now.checked_add(SignedDuration::from_secs(10)).ok(),
+    };
+    world.look();
+    while !world.made("main-1") {
+        world
+            .observed
+            .failures
+            .insert("main-0".into(), failure.clone());
+        let all = plan(Some(&world.pod), world.goal, &world.observed, world.now);
+        assert!(!all.actions.is_empty());
+        for action in &all.actions {
+            if let Action::Run { container, .. } = action {
+                assert_eq!(container, "main-1");
+                return;
+            }
+            world.perform(action);
+        }
+        world.look();
     }
 }
 
@@ -600,7 +701,10 @@ fn containers_that_share_their_processes_wait_for_the_namespace_and_go_before_it
     world.goal = Goal::Gone { by: world.now };
     let mut before = names(&world);
     while !before.is_empty() {
-        assert!(world.work(1));
+        if !world.work(1) {
+            // What is asked to stop late has a moment.
+            world.pass(2);
+        }
         let now = names(&world);
         assert!(now.is_empty() || now.contains(holder::NAME));
         before = now;

@@ -10,6 +10,9 @@ use sha2::{Digest, Sha256};
 use super::{ephemeral, holder, resources};
 use crate::runtime::PodRef;
 
+/// From which priority on pods are critical to the system (`system-cluster-critical`).
+pub const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+
 /// The grace period where the spec names none.
 pub const DEFAULT_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
@@ -180,6 +183,11 @@ impl PodView {
     /// The reason of the phase that the API knows.
     pub fn status_reason(&self) -> Option<&str> {
         self.object.status.as_ref()?.reason.as_deref()
+    }
+
+    /// Whether the pod stays whatever the node is short of.
+    pub fn is_critical(&self) -> bool {
+        self.is_static() || self.priority() >= SYSTEM_CRITICAL
     }
 
     /// Who gives way to whom, as admission has set it.

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
 use super::image_volumes;
 use super::observed::{ImageState, Observed, Sandbox, Volumes};
-use super::plan::{Phase, is_initialized, phase, restart};
+use super::plan::{DEADLINE_EXCEEDED, Phase, is_initialized, phase, restart};
 use super::probe;
 use super::resize;
 use super::spec::{PodView, is_sidecar};
@@ -61,7 +61,7 @@ pub fn status(
     let conditions = view.conditions(&init, &main);
     let (reason, message) = match view.phase {
         Phase::DeadlineExceeded => (
-            Some("DeadlineExceeded".to_owned()),
+            Some(DEADLINE_EXCEEDED.to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
         Phase::Rejected => (
@@ -279,20 +279,23 @@ impl View<'_> {
             });
             of_image.or(self.observed.failures.get(&spec.name))
         };
+        // As upstream, which says so also of a pod that has been initialized.
+        let unstarted = || match self.pod.init_containers() {
+            [] => waiting("ContainerCreating", None),
+            _ => waiting("PodInitializing", None),
+        };
         let Some(container) = latest else {
             return match failure() {
                 Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
-                None if self.is_initialized() || self.pod.init_containers().is_empty() => {
-                    waiting("ContainerCreating", None)
-                }
-                None => waiting("PodInitializing", None),
+                None => unstarted(),
             };
         };
         match &container.state {
             ContainerState::Created => match failure() {
                 Some(failure) => waiting(failure.reason, Some(failure.message.clone())),
-                None => waiting("ContainerCreating", None),
+                None => unstarted(),
             },
+            ContainerState::Running { .. } if self.observed.awaits_hook(container) => unstarted(),
             // Until it is known how it ended it counts as running: that is a matter of milliseconds.
             ContainerState::Running { .. } | ContainerState::Stopped(None) => ApiState {
                 running: Some(ContainerStateRunning {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use super::action::{Action, Plan, StopHow, StopReason, add};
+use super::deletion::LEAST;
 use super::holder;
 use super::observed::{Observed, Stop};
 use super::spec::{PodView, is_sidecar};
@@ -38,10 +39,21 @@ pub(super) fn stop_all(
         Some(None) => None,
         _ => turns.last().copied().flatten(),
     };
+    // Those before may have used up the time: whose turn comes late is asked, too, before it is killed.
+    let by = match (first, ended(observed)) {
+        (Some(_), Some(turn_began)) => by.max(add(turn_began, LEAST)),
+        _ => by,
+    };
     for container in running().filter(|container| turn(container) == first) {
         stop(&mut plan, container, observed, by, why, now);
     }
     plan
+}
+
+/// When the last container ended.
+fn ended(observed: &Observed) -> Option<Timestamp> {
+    let exits = observed.containers.iter().filter_map(|it| it.state.exit());
+    exits.map(|exit| exit.at).max()
 }
 
 /// Asks a container to stop, or kills it when its time is up.
@@ -83,7 +95,52 @@ const LOOK_AGAIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use super::super::observed::StopHook;
+    use super::super::testing::failed;
     use super::*;
+
+    #[test]
+    fn a_sidecar_is_asked_even_where_others_have_used_up_the_time() {
+        let pod = serde_json::json!({
+            "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+            "spec": {
+                "initContainers": [{"name": "side", "restartPolicy": "Always"}],
+                "containers": [{"name": "main"}],
+            },
+        });
+        let pod = PodView::new(serde_json::from_value(pod).unwrap()).unwrap();
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let (main, side) = (failed("main"), failed("side"));
+        let side = Container {
+            state: ContainerState::Running { pid: 1 },
+            ..side
+        };
+        let id = side.id.clone();
+        let mut observed = Observed {
+            containers: vec![main, side],
+            ..Observed::default()
+        };
+        // The main container has ended at 0 s, when the pod's time was up.
+        let stops = |observed: &Observed, now| {
+            stop_all(Some(&pod), observed, at(0), StopReason::PodEnds, at(now))
+        };
+        let ask = StopHow::Ask { kill_at: at(2) };
+        let why = StopReason::PodEnds;
+        let asked = Action::Stop {
+            id: id.clone(),
+            how: ask,
+            why,
+        };
+        assert_eq!(stops(&observed, 0).actions, [asked]);
+        let hook = StopHook::None;
+        let kill_at = at(2);
+        observed
+            .stops
+            .insert(id.clone(), Stop::Asked { kill_at, hook });
+        let waits = stops(&observed, 1);
+        assert_eq!((waits.actions, waits.wake), (vec![], Some(at(2))));
+        let how = StopHow::Kill;
+        assert_eq!(stops(&observed, 2).actions, [Action::Stop { id, how, why }]);
+    }
 
     #[test]
     fn whatever_time_a_hook_takes_its_container_has_a_moment_after_it() {

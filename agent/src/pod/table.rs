@@ -8,6 +8,7 @@ use agent_ebpf::abi::Address;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
+use super::observed::Observed;
 use super::probe_counts::ProbeCounts;
 use super::resize;
 use super::spec::PodView;
@@ -76,9 +77,13 @@ impl PodSummary {
         own.find_map(|ip| by_address.get(&Address::from(*ip)).copied())
     }
 
-    /// What a status says of a pod.
-    pub(super) fn of(pod: &PodView, status: &PodStatus) -> PodSummary {
+    /// What a status says of a pod, and of its containers whether they run: one whose hook after the start does is not told to.
+    pub(super) fn of(pod: &PodView, status: &PodStatus, observed: &Observed) -> PodSummary {
         let id = &pod.id;
+        let runs = |id: &str| {
+            let mut all = observed.containers.iter();
+            all.find(|it| it.id == id && it.is_running())
+        };
         let containers = status
             .init_container_statuses
             .iter()
@@ -102,23 +107,21 @@ impl PodSummary {
             containers: containers
                 .map(|container| {
                     let state = container.state.clone().unwrap_or_default();
-                    let running = state.running.as_ref();
-                    let started_at = running.and_then(|running| running.started_at.as_ref());
-                    let started_at = started_at.map(|time| time.0);
-                    let word = match (state.running, state.waiting, state.terminated) {
+                    let id = container.container_id.as_deref().unwrap_or_default();
+                    let id = id.trim_start_matches("containerd://");
+                    let word = match (runs(id), state.waiting, state.terminated) {
                         (Some(_), _, _) => Some("running".to_owned()),
                         (_, Some(waiting), _) => waiting.reason,
                         (_, _, Some(terminated)) => terminated.reason,
                         _ => None,
                     };
-                    let id = container.container_id.as_deref().unwrap_or_default();
                     ContainerSummary {
                         name: container.name.clone(),
-                        id: id.trim_start_matches("containerd://").to_owned(),
+                        id: id.to_owned(),
                         state: word.unwrap_or_default(),
                         restarts: u32::try_from(container.restart_count).unwrap_or(0),
                         image: container.image.clone(),
-                        started_at,
+                        started_at: runs(id).map(|it| it.created_at),
                     }
                 })
                 .collect(),

@@ -97,7 +97,7 @@ mod tests {
     use crate::pod::observed::Observed;
     use crate::pod::spec::PodView;
     use crate::pod::status::{Surroundings, status};
-    use crate::runtime::{ExitCause, PodRef};
+    use crate::pod::testing::failed;
 
     const HEAD: &str = "2026-11-21T09:19:08.708255573Z stdout";
 
@@ -122,38 +122,6 @@ mod tests {
         let long = said(&lines(10, &"ä".repeat(1000)));
         assert!(long.len() <= LOG_LIMIT && long.ends_with("ä9\n"));
     }
-    /// A container of this name that has failed.
-    fn failed(name: &str) -> Container {
-        let exit = Exit {
-            code: 1,
-            at: Timestamp::UNIX_EPOCH,
-            cause: ExitCause::Process,
-            message: String::new(),
-        };
-        let pod = PodRef {
-            uid: "u".into(),
-            namespace: "d".into(),
-            name: "p".into(),
-        };
-        Container {
-            id: name.to_owned(),
-            pod,
-            name: name.to_owned(),
-            attempt: 0,
-            streak: 0,
-            spec_hash: String::new(),
-            image: String::new(),
-            image_id: String::new(),
-            given: String::new(),
-            stop_signal: 15,
-            user: None,
-            created_at: Timestamp::UNIX_EPOCH,
-            earlier_boot: false,
-            hook_due: false,
-            state: ContainerState::Exited(exit),
-        }
-    }
-
     #[test]
     fn of_a_file_the_last_4096_bytes_count_and_else_the_last_2048_of_the_log() {
         let place = tempfile::tempdir().unwrap();

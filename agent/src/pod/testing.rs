@@ -12,6 +12,7 @@ use futures::{Stream, StreamExt};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::body::Frame;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Client;
 use kube::client::Body;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
+use crate::runtime::{Container, ContainerState, Exit, ExitCause, PodRef};
 use crate::testing::steps::Steps;
 
 /// The objects, and everyone who watches them. Clones are the same server.
@@ -405,5 +407,37 @@ fn merge(target: &mut Value, patch: &Value) {
             }
             fields.insert(key.clone(), value);
         }
+    }
+}
+
+/// A container of this name that has failed, when time began.
+pub(super) fn failed(name: &str) -> Container {
+    let exit = Exit {
+        code: 1,
+        at: Timestamp::UNIX_EPOCH,
+        cause: ExitCause::Process,
+        message: String::new(),
+    };
+    let pod = PodRef {
+        uid: "u".into(),
+        namespace: "d".into(),
+        name: "p".into(),
+    };
+    Container {
+        id: name.to_owned(),
+        pod,
+        name: name.to_owned(),
+        attempt: 0,
+        streak: 0,
+        spec_hash: String::new(),
+        image: String::new(),
+        image_id: String::new(),
+        given: String::new(),
+        stop_signal: 15,
+        user: None,
+        created_at: Timestamp::UNIX_EPOCH,
+        earlier_boot: false,
+        hook_due: false,
+        state: ContainerState::Exited(exit),
     }
 }

@@ -190,7 +190,7 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
             "args": ["cat /shared/file /conf/file /etc/hosts /dev/shm/first; hostname; echo $GREETING $IP $ME; \
                 echo api $KUBERNETES_SERVICE_HOST $API; \
                 echo sub-path > /sub/file && cat /shared/a/b/file; mount | grep /fast; \
-                cat /accounts/group; touch /image/new || echo not-written; touch /all/x || echo read-only; /image/bin/true || echo not-run; id -u; cat /sys/x"],
+                cat /accounts/group; touch /image/new || echo not-written; touch /all/x || echo read-only; /image/bin/true || echo not-run; busybox unshare -U true || echo not-apart; busybox linux64 -R true || echo as-it-is; id -u; cat /sys/x"],
             "env": [
                 {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}},
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -228,6 +228,8 @@ async fn init_containers_come_first_and_a_finished_pod_succeeds() {
         "read-only",
         "F job.web.default.svc.cluster.local\n",
         "not-run",
+        "not-apart",
+        "as-it-is",
     ] {
         assert!(log.contains(text), "{text}: {log}");
     }

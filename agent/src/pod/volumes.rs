@@ -5,7 +5,7 @@ mod atomic;
 mod contents;
 mod token;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -184,7 +184,8 @@ pub(super) async fn prepare(
             }
             Some(Medium::Memory) => {
                 let flags = MountFlags::NOSUID | MountFlags::NODEV;
-                mounts::memory(&path, size_limit(empty), EMPTY_DIR_MODE, flags)
+                let size = memory_size(context.pod, context.allocatable, empty);
+                mounts::memory(&path, size, EMPTY_DIR_MODE, flags)
             }
             Some(Medium::Disk) => empty_dir(&path),
         };
@@ -257,6 +258,20 @@ fn give_to_group(path: &Path, group: u32, mode: u32) -> io::Result<()> {
 const EMPTY_DIR_MODE: u32 = 0o777;
 
 /// How much may be in a directory in memory, in bytes.
+/// The bytes of a directory in memory: what is in it counts as its pod's memory, so that it has no more than the pod, and the
+/// pod no more than the node gives pods.
+fn memory_size(
+    pod: &PodView,
+    allocatable: &BTreeMap<String, Quantity>,
+    empty: &EmptyDirVolumeSource,
+) -> Option<u64> {
+    let bytes = |amount: f64| amount as u64;
+    let node = allocatable.get("memory").and_then(amount).map(bytes);
+    let own = resources::of_pod(pod).memory_limit;
+    let own = own.and_then(|limit| u64::try_from(limit).ok());
+    [size_limit(empty), own, node].into_iter().flatten().min()
+}
+
 fn size_limit(empty: &EmptyDirVolumeSource) -> Option<u64> {
     let limit = empty.size_limit.as_ref().and_then(amount);
     limit.map(|bytes| bytes as u64).filter(|bytes| *bytes > 0)
@@ -347,7 +362,30 @@ pub(super) fn sub_path(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_directory_in_memory_has_no_more_than_its_pod_and_the_node() {
+        let pod = |limits: serde_json::Value| {
+            let containers = json!([{"name": "a", "resources": {"limits": limits}}]);
+            let object = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {"containers": containers}});
+            PodView::new(serde_json::from_value(object).unwrap()).unwrap()
+        };
+        let node = |memory: &str| BTreeMap::from([("memory".to_owned(), Quantity(memory.into()))]);
+        let empty = |limit: Option<&str>| EmptyDirVolumeSource {
+            size_limit: limit.map(|limit| Quantity(limit.into())),
+            ..EmptyDirVolumeSource::default()
+        };
+        let (free, bound) = (pod(json!({})), pod(json!({"memory": "64Mi"})));
+        let size = |pod, memory, limit| memory_size(pod, &node(memory), &empty(limit));
+        assert_eq!(size(&free, "1Gi", None), Some(1 << 30));
+        assert_eq!(size(&free, "1Gi", Some("2Gi")), Some(1 << 30));
+        assert_eq!(size(&bound, "1Gi", None), Some(64 << 20));
+        assert_eq!(size(&bound, "1Gi", Some("1Mi")), Some(1 << 20));
+        assert_eq!(memory_size(&free, &BTreeMap::new(), &empty(None)), None);
+    }
 
     #[test]
     fn a_directory_of_huge_pages_has_a_size_that_the_pod_may_have() {

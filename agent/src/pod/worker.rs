@@ -21,9 +21,9 @@ use super::deletion::Deletion;
 use super::demand::TERMINATED;
 use super::events::Kind;
 use super::host_ports::{NODE_PORTS, NOT_FREE};
-use super::observed::{Contents, ImageState, Observed, Sandbox, Stop};
+use super::observed::{Contents, ImageState, Observed, PostStart, Sandbox, Stop};
 use super::perform::{self, Outcome, Read, run};
-use super::plan::{plan, restart};
+use super::plan::{DEADLINE_EXCEEDED, plan, restart};
 use super::probe::{self, Rules, Try};
 use super::probe_counts::ProbeSeries;
 use super::prober::{Probers, Tried};
@@ -115,6 +115,7 @@ pub(super) async fn run(
     worker.shared.host_ports.gone(&worker.id);
     worker.shared.table.remove(&worker.id.uid);
     worker.shared.tokens.forget(&worker.id.uid);
+    worker.shared.last_env.forget(&worker.id.uid);
     let grants = worker.shared.grants.lock();
     grants
         .unwrap_or_else(PoisonError::into_inner)
@@ -153,8 +154,11 @@ struct Worker {
     /// Reads what volumes shall show; an API server that is silent holds nothing else up.
     refresh: JoinSet<Read>,
     probers: Probers,
-    /// Ids of containers whose hooks before the stop have ended.
-    ended_hooks: (UnboundedSender<String>, UnboundedReceiver<String>),
+    /// Hooks of containers that have ended.
+    ended_hooks: (
+        UnboundedSender<hooks::Ended>,
+        UnboundedReceiver<hooks::Ended>,
+    ),
     /// How long to wait should the next action come to nothing.
     trouble: Duration,
 }
@@ -285,9 +289,23 @@ impl Worker {
             // Cancel-safe, as the last one.
             Some(read) = self.refresh.join_next() => self.refreshed(read),
             // Cancel-safe, both: what is not given out stays queued.
-            Some(id) = self.ended_hooks.1.recv() => self.observed.hook_ended(&id, Timestamp::now()),
+            Some(ended) = self.ended_hooks.1.recv() => self.hook_ended(ended),
             tried = self.probers.next() => self.probed(tried),
             () = timer => self.look().await,
+        }
+    }
+
+    fn hook_ended(&mut self, ended: hooks::Ended) {
+        match ended {
+            hooks::Ended::PostStart { id, is_good } => {
+                if let Some(hook) = self.observed.hooked.get_mut(&id) {
+                    *hook = match is_good {
+                        true => PostStart::Done,
+                        false => PostStart::Failed,
+                    };
+                }
+            }
+            hooks::Ended::PreStop { id } => self.observed.hook_ended(&id, Timestamp::now()),
         }
     }
 
@@ -358,7 +376,7 @@ impl Worker {
                 () = &mut over => break,
                 () = self.poke.notified() => break,
                 _ = self.orders.changed() => break,
-                Some(id) = self.ended_hooks.1.recv() => self.observed.hook_ended(&id, Timestamp::now()),
+                Some(ended) = self.ended_hooks.1.recv() => self.hook_ended(ended),
                 // What has nothing to do with the trouble goes on meanwhile, and is told.
                 Some(result) = self.fetches.join_next() => {
                     self.fetched(result);
@@ -517,7 +535,8 @@ impl Worker {
             Action::Resize => perform::resize(shared, pod?, observed).await,
             Action::Start { id } => run::start_made(shared, pod?, container(id)?, observed).await,
             Action::PostStart { id } => {
-                hooks::after_start(shared, pod?, observed, container(id)?);
+                let ended = &self.ended_hooks.0;
+                hooks::after_start(shared, pod?, observed, container(id)?, ended);
                 Outcome::Hooked { id: id.clone() }
             }
             Action::Reap { id } => match shared.runtime.reap(id).await {
@@ -590,7 +609,7 @@ impl Worker {
                 self.shared.pokes.forget(&id);
             }
             Outcome::Hooked { id } => {
-                self.observed.hooked.insert(id);
+                self.observed.hooked.insert(id, PostStart::Runs);
             }
             Outcome::Stopping { id, how, why, hook } => {
                 let mut all = self.observed.containers.iter_mut();
@@ -710,8 +729,16 @@ impl Worker {
         let host_ports = &self.shared.host_ports;
         host_ports.tell(pod, &self.observed, addresses);
         let said = matches!(*self.reports.borrow(), Report::Status(_));
+        let is_late = |status: &PodStatus| status.reason.as_deref() == Some(DEADLINE_EXCEEDED);
+        if is_late(&status) && !is_late(&self.status) {
+            let text = "Pod was active on the node longer than the specified deadline";
+            let events = &self.shared.events;
+            events.send(&self.id, None, Kind::Normal, DEADLINE_EXCEEDED, text);
+        }
         if status != *self.status || !said {
-            self.shared.table.put(PodSummary::of(pod, &status));
+            self.shared
+                .table
+                .put(PodSummary::of(pod, &status, &self.observed));
             self.status = Arc::new(status);
             // A pod that vanished from the API has nobody to report to; the mirror of one whose file vanished is still there.
             if self.order.vanished_by.is_none() || pod.is_static() {

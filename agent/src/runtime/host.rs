@@ -13,6 +13,8 @@ pub struct Host {
     pub oom_score_floor: Option<i32>,
     /// The only cgroup hierarchy is v2.
     pub unified_cgroups: bool,
+    /// And it says how much of a container's memory may be swapped out.
+    pub limits_swap: bool,
     /// Capabilities that this process could hand on, as the bits of `CapBnd`.
     pub capabilities: u64,
     /// Identifies this boot of the machine.
@@ -42,6 +44,7 @@ impl Host {
             unified_cgroups: !mounts
                 .lines()
                 .any(|line| line.split(' ').nth(2) == Some("cgroup")),
+            limits_swap: limits_swap(&mounts),
             capabilities: capability_bits(&status, "CapBnd:"),
             boot_id: boot_id.trim().to_owned(),
             huge_pages: limits_huge_pages(&mounts).then(sizes_of_huge_pages),
@@ -59,6 +62,20 @@ impl Host {
         self.oom_score_floor
             .map_or(wanted, |floor| wanted.max(floor))
     }
+}
+
+/// Whether the only cgroup hierarchy limits swap, which kernels can be built or booted without. The file is in all groups but
+/// the root.
+fn limits_swap(mounts: &str) -> bool {
+    let hierarchies = cgroup::hierarchies(mounts);
+    let [only] = &hierarchies[..] else {
+        return false;
+    };
+    let groups = fs::read_dir(&only.mount).into_iter().flatten().flatten();
+    only.is_unified()
+        && groups
+            .map(|group| group.path())
+            .any(|group| group.join("memory.swap.max").exists())
 }
 
 /// Whether a cgroup hierarchy limits huge pages.

@@ -11,6 +11,7 @@ mod attach;
 pub mod cgroup;
 pub mod containerd;
 pub mod cpu;
+mod devices;
 mod events;
 mod exec;
 mod handlers;

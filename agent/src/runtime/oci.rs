@@ -7,7 +7,7 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
     LinuxDeviceCgroupBuilder, LinuxHugepageLimit, LinuxHugepageLimitBuilder, LinuxIdMappingBuilder,
-    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
     LinuxResourcesBuilder, LinuxSeccomp, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec,
     SpecBuilder, User, UserBuilder,
 };
@@ -190,14 +190,7 @@ fn build(
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(config, host)?)
         .cgroups_path(config.cgroup.clone())
-        .resources(
-            LinuxResourcesBuilder::default()
-                .devices(device_rules(security.privileged)?)
-                .cpu(cpu(&config.resources)?)
-                .memory(memory(&config.resources)?)
-                .hugepage_limits(huge_pages(config, host)?)
-                .build()?,
-        )
+        .resources(resources(config, host)?)
         .masked_paths(paths(MASKED_PATHS, security.privileged))
         .readonly_paths(paths(READ_ONLY_PATHS, security.privileged));
     if let Some(filter) = filter {
@@ -643,6 +636,18 @@ fn mounts(config: &ContainerConfig, host: &Host) -> Result<Vec<Mount>, OciSpecEr
     Ok(list)
 }
 
+fn resources(config: &ContainerConfig, host: &Host) -> Result<LinuxResources, OciSpecError> {
+    let resources = LinuxResourcesBuilder::default()
+        .devices(device_rules(config.security.privileged)?)
+        .cpu(cpu(&config.resources)?)
+        .memory(memory(&config.resources)?)
+        .hugepage_limits(huge_pages(config, host)?);
+    match unified(host) {
+        unified if unified.is_empty() => resources.build(),
+        unified => resources.unified(unified).build(),
+    }
+}
+
 /// Device access: everything for a privileged container; for the rest nothing beyond what runc itself grants (null, zero,
 /// full, random, urandom, tty, ptmx and terminals), and making nodes.
 fn device_rules(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
@@ -655,9 +660,7 @@ fn device_rules(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError
 }
 
 /// The limits alone, for a container that runs.
-pub(super) fn limits(
-    resources: &Resources,
-) -> Result<oci_spec::runtime::LinuxResources, OciSpecError> {
+pub(super) fn limits(resources: &Resources) -> Result<LinuxResources, OciSpecError> {
     LinuxResourcesBuilder::default()
         .cpu(cpu(resources)?)
         .memory(memory(resources)?)
@@ -677,6 +680,15 @@ fn memory(resources: &Resources) -> Result<oci_spec::runtime::LinuxMemory, OciSp
         Some(limit) => LinuxMemoryBuilder::default().limit(limit).build(),
         None => LinuxMemoryBuilder::default().build(),
     }
+}
+
+/// What only cgroup v2 can do: when memory runs out a container ends as a whole, and none of its memory is swapped out, as
+/// upstream has both unless told otherwise.
+fn unified(host: &Host) -> HashMap<String, String> {
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let oom = host.unified_cgroups.then(|| set("memory.oom.group", "1"));
+    let swap = host.limits_swap.then(|| set("memory.swap.max", "0"));
+    oom.into_iter().chain(swap).collect()
 }
 
 /// The limits of huge pages: of each size that the machine has, and that it asks for. It gets none that it does not ask for.

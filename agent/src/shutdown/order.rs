@@ -6,9 +6,7 @@ use std::str::FromStr;
 use jiff::SignedDuration;
 
 use crate::housekeeping::signal::GoDuration;
-
-/// From which priority on pods are critical to the system (`system-cluster-critical`).
-pub const CRITICAL: i32 = 2_000_000_000;
+use crate::pod::spec::SYSTEM_CRITICAL;
 
 /// How long pods from a priority on may take, up to the next step's
 /// (`shutdownGracePeriodByPodPriority`, KEP-2712).
@@ -72,7 +70,7 @@ impl Steps {
         let step = |priority, grace| Step { priority, grace };
         Ok(Steps(match all.is_zero() {
             true => Vec::new(),
-            false => vec![step(0, all - critical), step(CRITICAL, critical)],
+            false => vec![step(0, all - critical), step(SYSTEM_CRITICAL, critical)],
         }))
     }
 
@@ -145,7 +143,7 @@ mod tests {
         assert_eq!(steps.to_string(), "0=20s,2000000000=10s");
         assert_eq!(steps.total(), seconds(30));
         let pods = [
-            pod("critical", CRITICAL + 1000, 60),
+            pod("critical", SYSTEM_CRITICAL + 1000, 60),
             pod("low", -5, 60),
             pod("quick", 7, 2),
         ];

@@ -107,7 +107,12 @@ async fn a_shutdown_waits_for_pods_that_end_in_order() {
     let written = std::fs::read_to_string(&config).unwrap();
     assert!(written.contains("InhibitDelayMaxSec=600\n"), "{written}");
 
-    put(&node.pods, "critical", super::order::CRITICAL, "running");
+    put(
+        &node.pods,
+        "critical",
+        crate::pod::spec::SYSTEM_CRITICAL,
+        "running",
+    );
     put(&node.pods, "web", 0, "running");
     put(&node.pods, "db", 10, "running");
     orders.send(Order::Prepare(true)).await.unwrap();
@@ -141,7 +146,12 @@ async fn a_shutdown_waits_for_pods_that_end_in_order() {
         panic!("nothing more");
     };
     assert_eq!((uid.as_str(), early.load(SeqCst)), ("critical", false));
-    put(&node.pods, "critical", super::order::CRITICAL, "Completed");
+    put(
+        &node.pods,
+        "critical",
+        crate::pod::spec::SYSTEM_CRITICAL,
+        "Completed",
+    );
     until("the machine may go down", &mut locks, |locks| *locks == 0).await;
 
     orders.send(Order::Prepare(false)).await.unwrap();

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 use url::{Position, Url};
 
-use super::{Answer, dial};
+use super::{Answer, Asker, dial};
 use crate::chain::chain;
 use crate::pod::insecure;
 
@@ -28,6 +28,8 @@ pub(in crate::pod) struct Get {
     /// The value of `Host`, where the URL's own will not do.
     host: Option<HeaderValue>,
     headers: HeaderMap,
+    /// To a hook, any answer is as good as another.
+    asker: Asker,
 }
 
 /// What a request came to, short of an answer.
@@ -35,11 +37,7 @@ type Failed = String;
 
 impl Get {
     /// What `get` asks of `at`, a host and port.
-    pub(super) fn of(
-        get: &HTTPGetAction,
-        at: &str,
-        user_agent: &'static str,
-    ) -> Result<Get, String> {
+    pub(super) fn of(get: &HTTPGetAction, at: &str, asker: Asker) -> Result<Get, String> {
         let scheme = match get.scheme.as_deref() {
             Some("HTTPS") => "https",
             _ => "http",
@@ -60,7 +58,10 @@ impl Get {
             Some(named) if !named.is_empty() => Some(named),
             _ => HeaderValue::try_from(at).ok(),
         };
-        for (name, usual) in [(header::USER_AGENT, user_agent), (header::ACCEPT, "*/*")] {
+        for (name, usual) in [
+            (header::USER_AGENT, asker.user_agent()),
+            (header::ACCEPT, "*/*"),
+        ] {
             match headers.get(&name) {
                 None => {
                     headers.insert(name, HeaderValue::from_static(usual));
@@ -73,7 +74,12 @@ impl Get {
             }
         }
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        Ok(Get { url, host, headers })
+        Ok(Get {
+            url,
+            host,
+            headers,
+            asker,
+        })
     }
 
     pub(super) async fn try_once(&self, timeout: Duration) -> Answer {
@@ -95,7 +101,10 @@ impl Get {
             let (response, _connection) = self.ask(&url, host.clone()).await?;
             let status = response.status();
             if !status.is_redirection() {
-                return Ok(judge(status));
+                return Ok(match self.asker {
+                    Asker::Probe => judge(status),
+                    Asker::Hook => Answer::Success,
+                });
             }
             match target(&url, &response) {
                 Some(next) if next.host_str() == url.host_str() => {

@@ -80,7 +80,7 @@ pub(in crate::pod) async fn run_container(
     }
     let context = context(shared, pod, &observed.sandbox);
     let services = service_env::of(&shared.settings.cluster, pod).await;
-    let env = match env::resolve(&shared.client, &context, services, spec).await {
+    let env = match env::resolve(&shared.client, &shared.last_env, &context, services, spec).await {
         Ok(env) => env,
         Err(error) => return fail("CreateContainerConfigError", error.to_string(), false),
     };

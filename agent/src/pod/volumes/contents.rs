@@ -306,7 +306,8 @@ fn select(
     default_mode: Option<i32>,
 ) -> Result<Files, VolumeError> {
     let default = default_mode.unwrap_or(DEFAULT_MODE);
-    let Some(items) = items else {
+    // No items, like nothing said of them, are all keys.
+    let Some(items) = items.filter(|items| !items.is_empty()) else {
         let all = data.into_iter();
         return Ok(all
             .map(|(key, value)| (key.into(), file(value, mode(default))))

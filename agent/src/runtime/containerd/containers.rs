@@ -14,6 +14,7 @@ use prost_types::{Any, FieldMask};
 use tonic::Code;
 
 use super::Containerd;
+use crate::runtime::devices;
 use crate::runtime::image::{ImageConfig, normalize};
 use crate::runtime::log_pipe::named;
 use crate::runtime::mapped_root::{self, MappedRoot};
@@ -109,6 +110,10 @@ impl Containerd {
         } else {
             spec_of(&oci::Accounts::default())?
         };
+        let mut spec = spec;
+        if config.security.privileged {
+            devices::add(&mut spec, Path::new("/dev"))?;
+        }
         let stored = StoredContainer {
             image: name,
             snapshotter: SNAPSHOTTER.to_owned(),

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Capability, LinuxNamespaceType};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, LinuxSeccompAction, LinuxSeccompOperator};
 
 use super::super::{BindMount, NamespacePaths, PodRef, SelinuxLabel, Stdio};
 use super::*;
@@ -12,6 +12,7 @@ fn host() -> Host {
     Host {
         oom_score_floor: None,
         unified_cgroups: false,
+        limits_swap: false,
         capabilities: u64::MAX,
         boot_id: "boot".into(),
         huge_pages: Some(vec![1 << 30]),
@@ -306,23 +307,80 @@ fn privilege_escalation_and_system_calls_are_barred_when_asked() {
         spec.process().as_ref().unwrap().no_new_privileges(),
         Some(true)
     );
-    let bars = |spec: &Spec, name: &str| {
-        let filter = spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
-        let calls = filter.syscalls().clone().unwrap_or_default();
-        calls
-            .iter()
-            .any(|call| call.names().iter().any(|it| it == name))
+    let filter = |spec: &Spec| spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
+    let rules = |spec: &Spec, name: &str| {
+        let calls = filter(spec).syscalls().clone().unwrap_or_default();
+        let of = calls
+            .into_iter()
+            .filter(|call| call.names().iter().any(|it| it == name));
+        of.collect::<Vec<_>>()
     };
-    assert!(bars(&spec, "mount") && bars(&spec, "clone") && bars(&spec, "reboot"));
+    // Whether whatever arguments are allowed.
+    let allows = |spec: &Spec, name: &str| {
+        let mut rules = rules(spec, name).into_iter();
+        rules.any(|rule| rule.action() == LinuxSeccompAction::ScmpActAllow && rule.args().is_none())
+    };
+    assert_eq!(
+        (
+            filter(&spec).default_action(),
+            filter(&spec).default_errno_ret()
+        ),
+        (LinuxSeccompAction::ScmpActErrno, Some(1))
+    );
+    for name in [
+        "openat",
+        "futex",
+        "execve",
+        "epoll_wait",
+        "ptrace",
+        "chroot",
+    ] {
+        assert!(allows(&spec, name), "{name}");
+    }
+    for name in [
+        "mount",
+        "clone",
+        "clone3",
+        "reboot",
+        "syslog",
+        "socket",
+        "personality",
+        "io_uring_setup",
+    ] {
+        assert!(!allows(&spec, name), "{name}");
+    }
+    let first = |name: &str| {
+        let rules = rules(&spec, name);
+        let [only] = &rules[..] else {
+            panic!("{rules:?}")
+        };
+        let arguments = only.args().clone().unwrap();
+        (
+            arguments[0].index(),
+            arguments[0].value(),
+            arguments[0].op(),
+        )
+    };
+    assert_eq!(first("socket"), (0, 40, LinuxSeccompOperator::ScmpCmpNe));
+    assert_eq!(
+        first("clone"),
+        (0, 0x7e02_0000, LinuxSeccompOperator::ScmpCmpMaskedEq)
+    );
+    assert_eq!(rules(&spec, "clone3")[0].errno_ret(), Some(38));
+    assert_eq!(rules(&spec, "personality").len(), 5);
 
     // Who may mount has to be able to call it.
     config.security.add_capabilities = vec!["CAP_SYS_ADMIN".to_owned()];
     let spec = made(&config, &image());
-    assert!(!bars(&spec, "mount") && !bars(&spec, "clone") && bars(&spec, "reboot"));
+    for name in ["mount", "clone", "clone3", "setns"] {
+        assert!(allows(&spec, name), "{name}");
+    }
+    assert!(!allows(&spec, "reboot"));
 
     let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]}"#;
     config.security.seccomp = Seccomp::Profile(profile.to_owned());
-    assert!(bars(&made(&config, &image()), "chmod"));
+    let calls = filter(&made(&config, &image())).syscalls().clone().unwrap();
+    assert_eq!(calls[0].names(), &["chmod".to_owned()]);
     config.security.seccomp = Seccomp::Profile("{}x".to_owned());
     assert!(super::spec(&config, &image(), &Accounts::default(), &host()).is_err());
     config.security.privileged = true;
@@ -390,4 +448,23 @@ fn kernel_parameters_are_the_containers_namespaces() {
     let spec = made(&config, &image());
     let set = spec.linux().as_ref().unwrap().sysctl().clone().unwrap();
     assert_eq!(set, [parameter].into());
+}
+
+#[test]
+fn on_cgroup_v2_a_container_ends_as_a_whole_and_none_of_it_is_swapped_out() {
+    let unified = |unified_cgroups, limits_swap| {
+        let host = Host {
+            unified_cgroups,
+            limits_swap,
+            ..host()
+        };
+        let spec = spec(&config(), &image(), &Accounts::default(), &host).unwrap();
+        let linux = spec.linux().clone().unwrap();
+        linux.resources().clone().unwrap().unified().clone()
+    };
+    assert_eq!(unified(false, false), None);
+    let oom = ("memory.oom.group".to_owned(), "1".to_owned());
+    assert_eq!(unified(true, false), Some([oom.clone()].into()));
+    let swap = ("memory.swap.max".to_owned(), "0".to_owned());
+    assert_eq!(unified(true, true), Some([oom, swap].into()));
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::copy::to_process;
 use super::exec::follow_sizes;
@@ -27,14 +28,21 @@ pub(super) async fn run(
     } = attached;
     let (incoming, resize) = (remote.stdin.take(), remote.resize.take());
     let gone = remote.connection.gone.clone();
+    let writes = incoming.is_some() && stdin.is_some();
+    let close = async || {
+        if writes
+            && stdio.stdin_once
+            && let Err(error) = runtime.close_stdin(&process).await
+        {
+            tracing::debug!(%error, "a container's stdin stays open");
+        }
+    };
+    let is_closed = AtomicBool::new(false);
     let input = async {
         if let (Some(incoming), Some(pipe)) = (incoming, stdin) {
             to_process(incoming, pipe).await;
-            if stdio.stdin_once
-                && let Err(error) = runtime.close_stdin(&process).await
-            {
-                tracing::debug!(%error, "a container's stdin stays open");
-            }
+            close().await;
+            is_closed.store(true, Ordering::Relaxed);
         }
         std::future::pending::<()>().await;
     };
@@ -55,6 +63,10 @@ pub(super) async fn run(
             }
         }
     };
+    // Its first client has gone, in whatever way.
+    if !is_closed.load(Ordering::Relaxed) {
+        close().await;
+    }
     remote.finish(&ending).await;
 }
 
