@@ -1,5 +1,7 @@
 //! Agents that are killed at each step of what they do, against a real containerd.
 
+mod users;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -143,6 +145,15 @@ struct Cuts {
 
 /// The life of a pod whose agents are killed; gives the steps of making and of removing it.
 async fn live(node: &Node, name: &str, cuts: Cuts) -> [Vec<String>; 2] {
+    live_as(node, name, cuts, pod).await
+}
+
+async fn live_as(
+    node: &Node,
+    name: &str,
+    cuts: Cuts,
+    pod: impl Fn(&Path) -> Value,
+) -> [Vec<String>; 2] {
     let notes = node.daemon.path().join("notes").join(name);
     std::fs::create_dir_all(&notes).unwrap();
     let note = |what: &str| std::fs::read_to_string(notes.join(what)).unwrap_or_default();
@@ -227,6 +238,9 @@ impl Node {
         let mut found = self.left_on_disk();
         found.extend(self.network.0.lock().unwrap().clone());
         found.extend(self.daemon.leftovers());
+        let entries = std::fs::read_dir(self.daemon.path()).into_iter().flatten();
+        let names = entries.flatten().map(|it| it.path().display().to_string());
+        found.extend(names.filter(|name| name.contains("/layers-")));
         found
     }
 }

@@ -338,6 +338,27 @@ fn processes(is_one: impl Fn(&str) -> bool) -> Vec<rustix::process::Pid> {
 
 /// Writes an OCI archive with one image of one layer: a static busybox and the links to it.
 pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value) {
+    archive(path, name, config, &[busybox_layer()]);
+}
+
+/// The same with two layers more: `/opt/first` is of the second, and the third has `/opt/last` in its place.
+pub(crate) fn layered_archive(path: &Path, name: &str, config: serde_json::Value) {
+    let layer = |files: &[&str]| {
+        let mut layer = tar::Builder::new(Vec::new());
+        for file in files {
+            append(&mut layer, file, b"text");
+        }
+        layer.into_inner().unwrap()
+    };
+    let layers = [
+        busybox_layer(),
+        layer(&["opt/first"]),
+        layer(&["opt/.wh.first", "opt/last"]),
+    ];
+    archive(path, name, config, &layers);
+}
+
+fn busybox_layer() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     let mut program = File::open("/bin/busybox").expect("busybox-static is installed");
     layer.append_file("bin/busybox", &mut program).unwrap();
@@ -362,12 +383,16 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
     ] {
         append(&mut layer, file, text.as_bytes());
     }
-    let layer = layer.into_inner().unwrap();
+    layer.into_inner().unwrap()
+}
+
+fn archive(path: &Path, name: &str, config: serde_json::Value, layers: &[Vec<u8>]) {
+    let ids: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
     let config = serde_json::to_vec(&json!({
         "architecture": Host::probe().architecture,
         "os": "linux",
         "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [sha256(&layer)]},
+        "rootfs": {"type": "layers", "diff_ids": ids},
     }))
     .unwrap();
     let descriptor = |kind: &str, bytes: &[u8]| json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": sha256(bytes), "size": bytes.len()});
@@ -375,7 +400,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("config.v1+json", &config),
-        "layers": [descriptor("layer.v1.tar", &layer)],
+        "layers": layers.iter().map(|layer| descriptor("layer.v1.tar", layer)).collect::<Vec<_>>(),
     }))
     .unwrap();
     let mut target = descriptor("manifest.v1+json", &manifest);
@@ -388,7 +413,7 @@ pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value
         "oci-layout",
         br#"{"imageLayoutVersion":"1.0.0"}"#,
     );
-    for blob in [&layer, &config, &manifest] {
+    for blob in layers.iter().chain([&config, &manifest]) {
         append(
             &mut archive,
             &format!("blobs/{}", sha256(blob).replace(':', "/")),
