@@ -142,6 +142,13 @@ pub(crate) static SCRATCH: PerCpuArray<[u64; size_of::<Work>().div_ceil(8)], 1> 
 pub(crate) static POD_SCRATCH: PerCpuArray<[u64; size_of::<router::Work>().div_ceil(8)], 1> =
     PerCpuArray::new();
 
+/// What this CPU was told last of senders to pods. Not pinned either.
+#[btf_map]
+pub(crate) static REVERSE_PATHS: PerCpuArray<
+    [u64; size_of::<router::ReversePath>().div_ceil(8)],
+    { router::REVERSE_PATHS as usize },
+> = PerCpuArray::new();
+
 /// A plain hash: a row costs a connect a third of what socket storage does, and goes when its socket is released. Its
 /// rows are allocated at start: taking memory for one would be felt in each connect.
 #[btf_map]

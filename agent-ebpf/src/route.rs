@@ -2,11 +2,14 @@
 
 use agent_ebpf::abi::{Address, TCP, UDP};
 use agent_ebpf::packet::{Bytes as _, ETHERNET_LENGTH, Network, Part};
+use agent_ebpf::router::ReversePath;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 
+use crate::clock::coarse_ns;
+use crate::maps::REVERSE_PATHS;
 use crate::memory::zeroed;
 use crate::skb::Skb;
 
@@ -17,6 +20,27 @@ const AF_INET6: u8 = 10;
 /// is not simply a link.
 #[inline(never)]
 pub(crate) fn link_back(skb: &Skb, network: &Network, pod: u32) -> u32 {
+    let asked_ns = coarse_ns();
+    let Some(last) = REVERSE_PATHS.get_ptr_mut(ReversePath::place(network)) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own, and no other program of this object runs before this one ends. All zeros, which it begins with,
+    // is a value of each field.
+    let last = unsafe { &mut *last.cast::<ReversePath>() };
+    if !last.holds(network, pod, asked_ns) {
+        *last = ReversePath {
+            source: network.source,
+            destination: network.destination,
+            pod,
+            link: ask_back(skb, network, pod),
+            asked_ns,
+        };
+    }
+    last.link
+}
+
+#[inline(always)]
+fn ask_back(skb: &Skb, network: &Network, pod: u32) -> u32 {
     let mut asked = question(network, &network.destination, &network.source, pod);
     // The size of no packet in particular: else the kernel would look at what this one's is there.
     asked.__bindgen_anon_1.tot_len = 1;

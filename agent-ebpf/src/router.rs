@@ -3,6 +3,7 @@
 use crate::abi::Address;
 use crate::abi::pods::PodTarget;
 use crate::checksum::{Sum, updated};
+use crate::flow::stir;
 use crate::packet::{Bytes, Network};
 use crate::policy::Packet;
 
@@ -14,6 +15,42 @@ pub struct Work {
     pub packet: Packet,
     /// The pod of this node that the packet can be handed to, where there is one.
     pub target: PodTarget,
+}
+
+/// By which link the node would answer a sender, as the routes said when it was last asked. A packet is spared the question for
+/// as long as the kernel's coarse clock stands still, some milliseconds: routes that change meanwhile might as well have changed
+/// behind the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReversePath {
+    pub source: Address,
+    pub destination: Address,
+    /// To which the destination is bound.
+    pub pod: u32,
+    /// The answer; 0 where it is not simply a link.
+    pub link: u32,
+    /// Of the coarse clock.
+    pub asked_ns: u64,
+}
+
+/// How many of them a CPU remembers.
+pub const REVERSE_PATHS: u32 = 64;
+
+impl ReversePath {
+    /// Where that of a packet stands.
+    #[inline(always)]
+    pub fn place(network: &Network) -> u32 {
+        let (source, destination) = (network.source.words(), network.destination.words());
+        stir(u32::from_be(source[3]), u32::from_be(destination[3])) % REVERSE_PATHS
+    }
+
+    /// Whether it answers for a packet to the pod at the link `pod`, now.
+    #[inline(always)]
+    pub fn holds(&self, network: &Network, pod: u32, now_ns: u64) -> bool {
+        self.asked_ns == now_ns
+            && self.pod == pod
+            && self.source == network.source
+            && self.destination == network.destination
+    }
 }
 
 /// Bytes of an IPv4 and of an IPv6 header that say no more than they have to.

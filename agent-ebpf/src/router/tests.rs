@@ -95,3 +95,30 @@ proptest! {
         prop_assert_eq!(zero(Sum::of(&packet[..20]).folded()), zero(before));
     }
 }
+
+#[test]
+fn an_answer_about_a_sender_holds_for_that_packets_ends_and_that_moment_only() {
+    let of = |from, to| network(&packet_in(from, to, UDP, &[], &udp(1, 2, b"hello")));
+    for (from, to, other) in [
+        ("10.244.2.7", "10.244.1.8", "10.244.2.9"),
+        ("fd00:2::7", "fd00:1::8", "fd00:2::9"),
+    ] {
+        let asked = of(from, to);
+        let path = ReversePath {
+            source: asked.source,
+            destination: asked.destination,
+            pod: 5,
+            link: 2,
+            asked_ns: 4_000_000,
+        };
+        assert!(path.holds(&asked, 5, 4_000_000));
+        assert!(!path.holds(&asked, 5, 8_000_000), "the clock went on");
+        assert!(
+            !path.holds(&asked, 6, 4_000_000),
+            "another pod has the address"
+        );
+        assert!(!path.holds(&of(other, to), 5, 4_000_000));
+        assert!(!path.holds(&of(from, other), 5, 4_000_000));
+        assert!(ReversePath::place(&asked) < REVERSE_PATHS);
+    }
+}

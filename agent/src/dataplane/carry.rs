@@ -1,6 +1,7 @@
 //! Carries rows from another version's maps into ours. Ids stay as they are, so that rows of different maps go on naming
 //! each other, and a row that we have already is never replaced: whatever was carried before may be carried again.
 
+mod connections;
 mod sockets;
 
 use std::io;
@@ -152,13 +153,7 @@ pub(super) fn clients(
             translating(from, maps)?;
             copy(from, names::FORMERS, hash, &mut maps.formers, |k, v| (k, v))?;
             copy(from, names::UPLINKS, hash, &mut maps.uplinks, |k, v| (k, v))?;
-            copy(
-                from,
-                names::CONNECTIONS,
-                lru,
-                &mut maps.connections,
-                |k, v| (k, v),
-            )?;
+            connections::carry(from, &mut maps.connections)?;
             copy(from, names::AFFINITY, lru, &mut maps.affinity, |k, v| {
                 (k, v)
             })

@@ -18,7 +18,7 @@ use aya::maps::{IterableMap as _, MapError as AyaError};
 use super::datagrams::{self, Offers};
 use super::maps::{MapError, Maps, read};
 use super::outside::{Outside, is_clients};
-use super::sys::each_row;
+use super::sys::each_pair;
 
 /// A connection that both ends have confirmed may be silent for a day.
 const ESTABLISHED: Duration = Duration::from_secs(24 * 3600);
@@ -167,15 +167,7 @@ impl Connections {
             ..Swept::default()
         };
         let mut suspects = Vec::new();
-        let (key, value) = (size_of::<FlowKey>(), size_of::<Connection>());
-        let rows = each_row(map.fd().as_fd(), key, value, |key, value| {
-            // SAFETY: so many bytes of each, and any bytes are a value.
-            let (key, row) = unsafe {
-                (
-                    key.as_ptr().cast::<FlowKey>().read_unaligned(),
-                    value.as_ptr().cast::<Connection>().read_unaligned(),
-                )
-            };
+        let rows = each_pair(map.fd().as_fd(), |key: FlowKey, row: Connection| {
             swept.fill.rows += 1;
             if !is_young(&row, now_ns) || datagrams::is_theirs(&key, &row) {
                 suspects.push(key);

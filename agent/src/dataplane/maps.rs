@@ -24,7 +24,7 @@ use ipnet::IpNet;
 
 use super::policy::PolicyMaps;
 use super::port_bits;
-use super::sys::each_row;
+use super::sys::each_pair;
 use super::{MapOp, PinnedState, ServiceMaps, SourcePrefix};
 
 /// Why a map could not be opened, read or written.
@@ -354,16 +354,8 @@ impl Maps {
     /// Every client socket that was sent to a backend.
     pub fn sockets(&self) -> Result<Vec<(SocketKey, SocketEntry)>, MapError> {
         let mut rows = Vec::new();
-        let (key, value) = (size_of::<SocketKey>(), size_of::<SocketEntry>());
-        let read = each_row(self.sockets.map().fd().as_fd(), key, value, |key, value| {
-            // SAFETY: so many bytes of each, and any bytes are a value.
-            rows.push(unsafe {
-                (
-                    key.as_ptr().cast::<SocketKey>().read_unaligned(),
-                    value.as_ptr().cast::<SocketEntry>().read_unaligned(),
-                )
-            });
-        });
+        let map = self.sockets.map().fd().as_fd();
+        let read = each_pair(map, |key, row| rows.push((key, row)));
         read.map_err(|error| self::read(names::SOCKETS, AyaError::IoError(error)))?;
         Ok(rows)
     }

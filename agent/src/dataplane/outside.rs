@@ -15,7 +15,7 @@ use agent_ebpf::packet::{TCP_ACK, TCP_FIN, TCP_RST};
 use aya::maps::{IterableMap as _, MapError as AyaError};
 
 use super::maps::{MapError, Maps, Sum as _, read};
-use super::sys::each_row;
+use super::sys::each_pair;
 
 /// Whether a row stands for a connection that a client outside has with a backend, or had. Of each there is one.
 pub(super) fn is_clients(row: &Connection) -> bool {
@@ -81,16 +81,8 @@ impl Maps {
     /// The open connections of clients outside with backends.
     pub fn outside(&self) -> Result<Vec<(FlowKey, Connection)>, MapError> {
         let mut open = Vec::new();
-        let (key, value) = (size_of::<FlowKey>(), size_of::<Connection>());
         let map = self.connections.map().fd().as_fd();
-        let rows = each_row(map, key, value, |key, value| {
-            // SAFETY: so many bytes of each, and any bytes are a value.
-            let (key, row) = unsafe {
-                (
-                    key.as_ptr().cast::<FlowKey>().read_unaligned(),
-                    value.as_ptr().cast::<Connection>().read_unaligned(),
-                )
-            };
+        let rows = each_pair(map, |key: FlowKey, row: Connection| {
             if is_open(&key, &row) {
                 open.push((key, row));
             }

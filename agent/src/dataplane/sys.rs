@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::Pod;
 use rustix::time::{ClockId, clock_gettime};
 
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -302,9 +303,26 @@ struct BatchAttr {
     flags: u64,
 }
 
+/// Gives every row of a hash map, as [`each_row`] does.
+pub(super) fn each_pair<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut row: impl FnMut(K, V),
+) -> io::Result<()> {
+    each_row(map, size_of::<K>(), size_of::<V>(), |key, value| {
+        // SAFETY: so many bytes of each, and any bytes are a value.
+        let (key, value) = unsafe {
+            (
+                key.as_ptr().cast::<K>().read_unaligned(),
+                value.as_ptr().cast::<V>().read_unaligned(),
+            )
+        };
+        row(key, value);
+    })
+}
+
 /// Gives every row of a hash map or a trie as bytes. Reads many with one call: asking for one key after the other takes a hundred
 /// times as long, and begins anew where a key has gone meanwhile. `value_size` is that of all CPUs' values.
-pub(super) fn each_row(
+fn each_row(
     map: BorrowedFd<'_>,
     key_size: usize,
     value_size: usize,

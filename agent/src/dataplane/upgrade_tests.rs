@@ -5,7 +5,8 @@ use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use agent_ebpf::abi::{
-    AffinityKey, BackendId, ServiceEntry, ServiceKey, SlotKey, SocketKey, TCP, UDP, maps as names,
+    AffinityKey, BackendId, Connection, FlowKey, ServiceEntry, ServiceKey, SlotKey, SocketKey, TCP,
+    UDP, maps as names,
 };
 use aya::Pod;
 use aya::maps::{HashMap, MapData, PerCpuHashMap, PerCpuValues};
@@ -177,6 +178,43 @@ fn maps_of_another_size_are_replaced_without_a_gap() {
         assert_eq!(dialler.stop(), Vec::<String>::new());
         drop(after);
         assert!(node.start().adopted);
+    });
+}
+
+#[test]
+fn a_smaller_table_takes_over_the_connections_that_were_seen_last() {
+    on_scratch_node(|node| {
+        const ROWS: u16 = 3000;
+        const LATEST: u16 = 500;
+        let mut before = node.start();
+        let key = |number: u16| FlowKey {
+            source_port: number.to_be_bytes(),
+            protocol: TCP,
+            ..FlowKey::EMPTY
+        };
+        // In no order of the table's.
+        for number in (0..ROWS).rev() {
+            let row = Connection {
+                last_seen_ns: number.into(),
+                ..Connection::EMPTY
+            };
+            let put = before.maps.connections.insert(key(number), row, 0);
+            put.unwrap();
+        }
+        drop(before);
+        let config = super::Config {
+            sizes: MapSizes {
+                connections: 1024,
+                ..MapSizes::default()
+            },
+            ..node.config.clone()
+        };
+        let mut after = start(&config, &node.probe).unwrap();
+        take_over(&mut after);
+        let carried = |number: &u16| after.maps.connections.get(&key(*number), 0).is_ok();
+        let lost: Vec<u16> = (ROWS - LATEST..ROWS).filter(|it| !carried(it)).collect();
+        assert_eq!(lost, Vec::<u16>::new());
+        assert!(!carried(&0));
     });
 }
 

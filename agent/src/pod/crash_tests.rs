@@ -1,8 +1,8 @@
 //! Agents that are killed at each step of what they do, against a real containerd.
 
-mod users;
-
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ impl Mortal {
     fn start(node: &Node) -> Mortal {
         let steps = Arc::<Steps>::default();
         let socket = node.daemon.path().join("relay.sock");
-        let _ = std::fs::remove_file(&socket);
+        let _ = fs::remove_file(&socket);
         let relay = relay::start(&socket, &node.daemon.socket(), steps.clone());
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
@@ -144,20 +144,15 @@ struct Cuts {
 }
 
 /// The life of a pod whose agents are killed; gives the steps of making and of removing it.
-async fn live(node: &Node, name: &str, cuts: Cuts) -> [Vec<String>; 2] {
-    live_as(node, name, cuts, pod).await
-}
-
-async fn live_as(
-    node: &Node,
-    name: &str,
-    cuts: Cuts,
-    pod: impl Fn(&Path) -> Value,
-) -> [Vec<String>; 2] {
+async fn live(node: &Node, name: &str, host_users: bool, cuts: Cuts) -> [Vec<String>; 2] {
     let notes = node.daemon.path().join("notes").join(name);
-    std::fs::create_dir_all(&notes).unwrap();
-    let note = |what: &str| std::fs::read_to_string(notes.join(what)).unwrap_or_default();
-    node.api.create(name, pod(&notes));
+    fs::create_dir_all(&notes).unwrap();
+    // Whose users are others is a stranger here.
+    fs::set_permissions(&notes, fs::Permissions::from_mode(0o777)).unwrap();
+    let note = |what: &str| fs::read_to_string(notes.join(what)).unwrap_or_default();
+    let mut whole = pod(&notes);
+    whole["hostUsers"] = json!(host_users);
+    node.api.create(name, whole);
     let is_made = |status: &PodStatus| {
         let debug = status.ephemeral_container_statuses.iter().flatten().next();
         let state = debug.and_then(|debug| debug.state.as_ref());
@@ -175,6 +170,13 @@ async fn live_as(
     let steps = Mortal::start(node).work(cuts.making.clone(), made).await;
     let agent = Mortal::start(node);
     node.api.wait(name, "made", is_made).await;
+    let users = node
+        .daemon
+        .path()
+        .join("pods")
+        .join(uid(name))
+        .join("userns");
+    assert_eq!(users.exists(), !host_users);
     eventually("the hook after the start", || !note("started").is_empty()).await;
     let status = node.api.pod(name).unwrap().status.unwrap();
     let all = [
@@ -238,29 +240,29 @@ impl Node {
         let mut found = self.left_on_disk();
         found.extend(self.network.0.lock().unwrap().clone());
         found.extend(self.daemon.leftovers());
-        let entries = std::fs::read_dir(self.daemon.path()).into_iter().flatten();
+        let entries = fs::read_dir(self.daemon.path()).into_iter().flatten();
         let names = entries.flatten().map(|it| it.path().display().to_string());
+        // Where layers are mounted under a pod's ids for a while.
         found.extend(names.filter(|name| name.contains("/layers-")));
         found
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_may_be_killed_after_each_step_of_making_and_of_removing_a_pod() {
-    let Some(node) = Node::new().await else {
-        return;
-    };
+/// Lives of pods, with agents killed after each step that counts.
+async fn live_through_all(node: &Node, host_users: bool, counts: impl Fn(&str) -> bool) {
     node.api
         .put_config_map("authority", json!({"ca.crt": "authority"}));
-    let [making, removing] = live(&node, "whole", Cuts::default()).await;
+    let kind = if host_users { "killed" } else { "mapped" };
+    let name = format!("{kind}-whole");
+    let [making, removing] = live(node, &name, host_users, Cuts::default()).await;
     // Each agent takes in the archives of images when it begins, whatever it does besides.
     let is_import = |step: &str| {
         ["Leases/", "Content/", "Images/"]
             .iter()
             .any(|of| step.starts_with(of))
     };
-    let mut making = cuts(&making, |_| true).into_iter();
-    let mut removing = cuts(&removing, |step| !is_import(step)).into_iter();
+    let mut making = cuts(&making, &counts).into_iter();
+    let mut removing = cuts(&removing, |step| counts(step) && !is_import(step)).into_iter();
     for round in 0.. {
         let cuts = Cuts {
             making: making.next(),
@@ -269,8 +271,27 @@ async fn an_agent_may_be_killed_after_each_step_of_making_and_of_removing_a_pod(
         if cuts.making.is_none() && cuts.removing.is_none() {
             break;
         }
-        live(&node, &format!("killed-{round}"), cuts).await;
+        live(node, &format!("{kind}-{round}"), host_users, cuts).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_may_be_killed_after_each_step_of_making_and_of_removing_a_pod() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    live_through_all(&node, true, |_| true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_may_be_killed_after_each_step_of_a_pod_with_users_of_its_own() {
+    let Some(node) = Node::new().await else {
+        return;
+    };
+    // Roots are reached through it.
+    let below = node.daemon.path();
+    fs::set_permissions(below, fs::Permissions::from_mode(0o711)).unwrap();
+    live_through_all(&node, false, |_| true).await;
 }
 
 /// Only what the API is told: the rest is as for any pod.
@@ -394,7 +415,7 @@ async fn an_agent_may_be_killed_after_each_step_of_evicting_a_pod() {
     let Some(node) = Node::new().await else {
         return;
     };
-    let steps = be_evicted(&node, "whole", None).await;
+    let steps = be_evicted(&node, "evicted-whole", None).await;
     for (round, cut) in cuts(&steps, |_| true).into_iter().enumerate() {
         be_evicted(&node, &format!("evicted-{round}"), Some(cut)).await;
     }

@@ -17,7 +17,7 @@ use crate::runtime::{ContainerState, Runtime};
 const SCRIPT: &str = "echo map $(cat /proc/self/uid_map); echo image $(busybox stat -c %u:%g /bin/busybox /data /given/old); \
     echo groups $(id -G); echo mine >/data/new; busybox chown 5:6 /data/new; echo mine >/given/new; echo mine >/root-file; \
     busybox mknod /node c 1 3 || echo no node; echo by name >/dev/stdout; hostname other && echo named; \
-    echo labels $(cat /labels/labels); echo image $(busybox stat -c %u:%g /files/bin/busybox); \
+    echo users $(cat /etc/passwd | grep -c app) $(busybox stat -c %u:%g /etc/passwd); echo labels $(cat /labels/labels); echo image $(busybox stat -c %u:%g /files/bin/busybox); \
     echo end >/dev/termination-log; sleep 1000";
 
 fn own(script: &str) -> Value {
@@ -107,6 +107,8 @@ async fn who_has_users_of_its_own_shares_files_and_images_and_no_ids() {
     node.log("own", "main", 0, "no node\n").await;
     node.log("own", "main", 0, "by name\n").await;
     node.log("own", "main", 0, "named\n").await;
+    // Of the image's second layer.
+    node.log("own", "main", 0, "users 1 0:0\n").await;
     node.log("own", "main", 0, "labels own\n").await;
     node.log("own", "main", 0, "image 0:0\n").await;
     node.log("plain", "main", 0, "map 0 0 4294967295\n").await;
@@ -176,18 +178,18 @@ async fn who_has_users_of_its_own_shares_files_and_images_and_no_ids() {
     node.api.wait("shared", "refused", waits).await;
     let mut foreign = own("sleep 1000");
     foreign["securityContext"] = json!({"runAsUser": 70000});
-    node.api.create("foreign", foreign);
+    node.api.create("beyond", foreign);
     let waits = |status: &PodStatus| {
         json!(status.container_statuses)
             .to_string()
             .contains("user or group 70000 is not in the pod's user namespace")
     };
-    node.api.wait("foreign", "refused", waits).await;
+    node.api.wait("beyond", "refused", waits).await;
 
-    for name in ["own", "sharing", "plain", "later", "shared", "foreign"] {
+    for name in ["own", "sharing", "plain", "later", "shared", "beyond"] {
         node.api.delete(name, 1);
     }
-    for name in ["own", "sharing", "plain", "later", "shared", "foreign"] {
+    for name in ["own", "sharing", "plain", "later", "shared", "beyond"] {
         node.api.wait_gone(name).await;
     }
     assert_eq!(node.left_on_disk(), Vec::<String>::new());

@@ -336,29 +336,9 @@ fn processes(is_one: impl Fn(&str) -> bool) -> Vec<rustix::process::Pid> {
     found.collect()
 }
 
-/// Writes an OCI archive with one image of one layer: a static busybox and the links to it.
+/// Writes an OCI archive with one image of two layers: a static busybox and the links to it, and the users, of whom the first
+/// layer knows none.
 pub(crate) fn busybox_archive(path: &Path, name: &str, config: serde_json::Value) {
-    archive(path, name, config, &[busybox_layer()]);
-}
-
-/// The same with two layers more: `/opt/first` is of the second, and the third has `/opt/last` in its place.
-pub(crate) fn layered_archive(path: &Path, name: &str, config: serde_json::Value) {
-    let layer = |files: &[&str]| {
-        let mut layer = tar::Builder::new(Vec::new());
-        for file in files {
-            append(&mut layer, file, b"text");
-        }
-        layer.into_inner().unwrap()
-    };
-    let layers = [
-        busybox_layer(),
-        layer(&["opt/first"]),
-        layer(&["opt/.wh.first", "opt/last"]),
-    ];
-    archive(path, name, config, &layers);
-}
-
-fn busybox_layer() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     let mut program = File::open("/bin/busybox").expect("busybox-static is installed");
     layer.append_file("bin/busybox", &mut program).unwrap();
@@ -374,6 +354,9 @@ fn busybox_layer() -> Vec<u8> {
             .append_link(&mut header, format!("bin/{link}"), "busybox")
             .unwrap();
     }
+    append(&mut layer, "etc/passwd", b"root:x:0:0::/:/bin/sh\n");
+    let programs = layer.into_inner().unwrap();
+    let mut layer = tar::Builder::new(Vec::new());
     for (file, text) in [
         (
             "etc/passwd",
@@ -383,16 +366,12 @@ fn busybox_layer() -> Vec<u8> {
     ] {
         append(&mut layer, file, text.as_bytes());
     }
-    layer.into_inner().unwrap()
-}
-
-fn archive(path: &Path, name: &str, config: serde_json::Value, layers: &[Vec<u8>]) {
-    let ids: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
+    let users = layer.into_inner().unwrap();
     let config = serde_json::to_vec(&json!({
         "architecture": Host::probe().architecture,
         "os": "linux",
         "config": config,
-        "rootfs": {"type": "layers", "diff_ids": ids},
+        "rootfs": {"type": "layers", "diff_ids": [sha256(&programs), sha256(&users)]},
     }))
     .unwrap();
     let descriptor = |kind: &str, bytes: &[u8]| json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": sha256(bytes), "size": bytes.len()});
@@ -400,7 +379,7 @@ fn archive(path: &Path, name: &str, config: serde_json::Value, layers: &[Vec<u8>
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("config.v1+json", &config),
-        "layers": layers.iter().map(|layer| descriptor("layer.v1.tar", layer)).collect::<Vec<_>>(),
+        "layers": [descriptor("layer.v1.tar", &programs), descriptor("layer.v1.tar", &users)],
     }))
     .unwrap();
     let mut target = descriptor("manifest.v1+json", &manifest);
@@ -413,7 +392,7 @@ fn archive(path: &Path, name: &str, config: serde_json::Value, layers: &[Vec<u8>
         "oci-layout",
         br#"{"imageLayoutVersion":"1.0.0"}"#,
     );
-    for blob in layers.iter().chain([&config, &manifest]) {
+    for blob in [&programs, &users, &config, &manifest] {
         append(
             &mut archive,
             &format!("blobs/{}", sha256(blob).replace(':', "/")),

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
+mod datagrams;
+mod pods;
+mod services;
 mod traffic;
 
 use std::collections::BTreeSet;
@@ -11,6 +14,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Child;
 use std::time::Duration;
 
+use datagrams::Datagrams;
 use kernelet_tests::command::{output, run};
 use kernelet_tests::links::Links;
 use kernelet_tests::scenario::{Scenario, eventually};
@@ -66,7 +70,7 @@ fn service(name: &str, kind: &str, says: Value, node_port: Option<u16>) -> Value
     })
 }
 
-fn objects() -> Value {
+fn objects(scenario: &Scenario) -> Value {
     let pools = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "kernelet-load-balancer", "namespace": "kube-system"},
@@ -93,6 +97,9 @@ fn objects() -> Value {
         service("direct", "LoadBalancer", direct, Some(DIRECT_PORT)),
     ];
     items.extend([1, 2, 3].map(|number| backend(&format!("worker-{number}"))));
+    items.extend(services::objects(scenario));
+    items.extend(pods::objects());
+    items.extend(datagrams::objects());
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
@@ -139,10 +146,11 @@ fn announcers(scenario: &Scenario, name: &str, asked: &[&str]) -> Result<Vec<Str
     found.ok_or(format!("{seen:?}"))
 }
 
-/// The same for both load balancers.
+/// The same for all load balancers whose backends are anywhere.
 fn all_announcers(scenario: &Scenario, asked: &[&str]) -> Result<Vec<String>, String> {
     let mut all = announcers(scenario, "balanced", asked)?;
     all.extend(announcers(scenario, "direct", asked)?);
+    all.extend(announcers(scenario, "sticky", asked)?);
     Ok(all)
 }
 
@@ -299,12 +307,13 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     let Some(mut scenario) = Scenario::begin(Spec {
         families: Families::Dual,
         far: 1,
+        agent_args: vec![pods::exempt()],
         ..Spec::scenario(PREFIX, SUBNET, 3)
     }) else {
         return;
     };
     let file = scenario.spec.directory.join("objects.json");
-    host::write(&file, objects().to_string()).unwrap();
+    host::write(&file, objects(&scenario).to_string()).unwrap();
     scenario.kubectl(&format!("apply -f {}", file.display()));
     let links = Links {
         prefix: PREFIX,
@@ -332,6 +341,13 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
         settled.then_some(late).ok_or(format!("{early:?}"))
     });
     let ingress = first[0].clone();
+    services::clients_keep_their_backend(&scenario, &client, &ingress);
+    services::backends_that_end_serve_where_no_other_does(&scenario, &client);
+    services::host_ports_answer_where_they_are_asked_for(&scenario, &client);
+    pods::node_ports_beyond_the_router_answer_pods(&scenario);
+    pods::what_passes_is_counted(&scenario);
+    pods::source_ranges_are_for_pods_too(&scenario);
+    pods::exempt_servers_see_pods_and_others_their_nodes(&scenario, &links, &client);
     let node = scenario.node(&ingress).unwrap();
     let mut targets = Vec::new();
     for address in [
@@ -353,6 +369,8 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     flows_are_seen(&scenario, &ingress);
     let local = Local::begin(&scenario, &ingress, &client);
     local.goes_on("at rest");
+    let datagrams = Datagrams::begin(&scenario, &client, &ingress);
+    datagrams.goes_on("at rest", SOME);
 
     let back = |scenario: &Scenario| {
         eventually("it announces again", PATIENCE, || {
@@ -368,6 +386,7 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
         .unwrap();
     traffic.goes_on("without the agent", SOME);
     local.goes_on("without the agent");
+    datagrams.goes_on("without the agent", SOME);
     let others: Vec<&str> = names.into_iter().filter(|it| *it != ingress).collect();
     eventually("others announce", PATIENCE, || {
         let now = all_announcers(&scenario, &others)?;
@@ -382,17 +401,21 @@ fn clients_outside_do_not_notice_what_happens_to_agents() {
     back(&scenario);
     traffic.goes_on("with the agent", SOME);
     local.goes_on("with the agent");
+    datagrams.goes_on("with the agent", SOME);
 
     traffic.enter("an upgrade");
     scenario
         .kill(&ingress, Program::Agent, Signal::TERM)
         .unwrap();
     // Maps of another size take the place of those that serve.
-    scenario.spec.agent_args = vec!["--max-connections=16384".to_owned()];
+    let larger = "--max-connections=16384".to_owned();
+    scenario.spec.agent_args.push(larger);
     scenario.restart(&ingress, Program::Agent).unwrap();
     back(&scenario);
     traffic.goes_on("after the upgrade", SOME);
     local.goes_on("after the upgrade");
+    datagrams.goes_on("after the upgrade", SOME);
+    datagrams.end();
     let refused: Vec<String> = traffic.refused().iter().map(ToString::to_string).collect();
     assert!(refused.is_empty(), "{refused:?}");
 

@@ -250,26 +250,35 @@ fn call(target: SocketAddr, port: Option<u16>) -> io::Result<String> {
 }
 
 fn dial(target: SocketAddr, port: Option<u16>) -> io::Result<TcpStream> {
+    dial_from(port.map(|port| SocketAddr::new(any(target), port)), target)
+}
+
+/// The address that stands for all of a target's family.
+pub fn any(target: SocketAddr) -> IpAddr {
+    match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// A connection, from an address and port of the caller's choice.
+pub fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(target),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    if let Some(port) = port {
-        let any: IpAddr = match target {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
+    if let Some(source) = source {
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::new(any, port).into())?;
+        socket.bind(&source.into())?;
     }
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect_timeout(&target.into(), PATIENCE)?;
     Ok(socket.into())
 }
 
-/// One request and its answer; the connection stays open.
-fn ask(stream: &mut TcpStream) -> io::Result<String> {
+/// One request and the node that answers it; the connection stays open.
+pub fn ask(stream: &mut TcpStream) -> io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: outside\r\n\r\n")?;
     let mut reader = BufReader::new(stream);
     let mut length = 0;
