@@ -409,7 +409,7 @@ fn refused_ranges_are_told(scenario: &Scenario) {
 }
 
 #[test]
-fn a_node_whose_own_range_is_its_links_says_so_and_joins_anew() {
+fn a_node_whose_range_or_mtu_cannot_be_says_so_and_joins_anew() {
     let Some(mut scenario) = Scenario::begin(Spec {
         images: Vec::new(),
         ..Spec::scenario("kno", 146, 1)
@@ -444,19 +444,14 @@ fn a_node_whose_own_range_is_its_links_says_so_and_joins_anew() {
             .unwrap_or_default()
     };
     let why = "the node's pod range 172.30.146.0/24 overlaps 172.30.146.0/24, the network of its own link eth0";
-    eventually(
-        "the node says why it is not Ready",
-        PATIENCE,
-        || match ready(&scenario) {
-            it if it["message"]
-                .as_str()
-                .is_some_and(|text| text.contains(why)) =>
-            {
-                Ok(())
-            }
-            other => Err(other.to_string()),
-        },
-    );
+    let says = |scenario: &Scenario, why: &str| {
+        eventually("the node says why it is not Ready", PATIENCE, || {
+            let ready = ready(scenario);
+            let said = ready["message"].as_str().unwrap_or_default();
+            said.contains(why).then_some(()).ok_or(ready.to_string())
+        });
+    };
+    says(&scenario, why);
     let events = scenario
         .kubectl("get events --field-selector involvedObject.kind=Node,reason=PodNetworkRefused");
     assert!(events.contains(why), "{events}");
@@ -466,6 +461,15 @@ fn a_node_whose_own_range_is_its_links_says_so_and_joins_anew() {
         it if it["status"] == "True" => Ok(()),
         other => Err(other.to_string()),
     });
+
+    // Packets that its link does not take are told in the same way.
+    scenario
+        .kill("worker-1", Program::Agent, Signal::TERM)
+        .unwrap();
+    scenario.spec.agent_args.push("--pod-mtu=9000".to_owned());
+    scenario.restart("worker-1", Program::Agent).unwrap();
+    let why = "--pod-mtu 9000 is more than the 1500 of link eth0, by which pods' packets leave";
+    says(&scenario, why);
 }
 
 #[test]

@@ -109,14 +109,17 @@ async fn pools_change_while_everything_runs_and_nonsense_is_told() {
     cluster.apply::<Service>(balancer("web", json!({}))).await;
     let none = "no pool has IPv4 addresses to give; name some in the ConfigMap kube-system/kernelet-load-balancer";
     is_told(&cluster, "default", none).await;
-    let bad =
-        json!({"inside": "10.96.7.0/24", "pods": "10.244.9.0/24", "lan": "192.0.2.7, 192.0.2.9"});
+    let bad = json!({
+        "inside": "10.96.7.0/24", "pods": "10.244.9.0/24", "lan": "192.0.2.7, 192.0.2.9",
+        "twice": "192.0.2.8-192.0.2.20",
+    });
     put_pools(&cluster, bad).await;
     // The node has 192.0.2.7 itself.
     gets(&cluster, "web", "192.0.2.9").await;
     for why in [
         "pool inside: 10.96.7.1-10.96.7.254 overlaps 10.96.0.0/12, which is the cluster's own for pods or services",
         "pool pods: 10.244.9.1-10.244.9.254 overlaps 10.244.0.0/16, which is the cluster's own for pods or services",
+        "pool twice: 192.0.2.8-192.0.2.20 overlaps 192.0.2.9 of pool lan",
     ] {
         is_told(&cluster, "kube-system", why).await;
     }
