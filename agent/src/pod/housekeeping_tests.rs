@@ -192,8 +192,8 @@ async fn a_node_that_is_short_of_processes_evicts_who_has_the_most_of_the_least_
     };
     let agent = node.agent();
     for (name, priority, processes) in [
-        ("pids-quiet", 0, 1),
-        ("pids-forking", 0, 20),
+        ("pids-few", 0, 1),
+        ("pids-many", 0, 20),
         ("pids-prized", 1, 40),
     ] {
         let script = format!(
@@ -210,9 +210,9 @@ async fn a_node_that_is_short_of_processes_evicts_who_has_the_most_of_the_least_
     node.api.wait("pids-prized", "evicted", is_evicted).await;
     assert_eq!(
         evicted_in_order(&mut changes),
-        ["pids-forking", "pids-quiet", "pids-prized"]
+        ["pids-many", "pids-few", "pids-prized"]
     );
-    let status = node.api.pod("pids-forking").unwrap().status.unwrap();
+    let status = node.api.pod("pids-many").unwrap().status.unwrap();
     let message = status.message.unwrap();
     let (most, available) = message
         .strip_prefix("The node was low on resource: pids. Threshold quantity: ")
