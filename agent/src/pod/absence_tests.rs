@@ -84,17 +84,19 @@ async fn a_runtime_that_hangs_is_waited_for_and_nothing_restarts() {
 
     // People hear of it when its time is up.
     steps.be_late(true);
-    node.api.create("late", spec(FOREVER, "Always"));
+    node.api.create("unanswered", spec(FOREVER, "Always"));
     let words = "cannot create container main: containerd gave no answer in time";
     let is_told =
         |status: &PodStatus| waiting(status) == Some(("CreateContainerError".into(), words.into()));
-    node.api.wait("late", "told of the runtime", is_told).await;
+    node.api
+        .wait("unanswered", "told of the runtime", is_told)
+        .await;
     told(&node, &format!("Failed: Error: {words}")).await;
     let status = node.api.pod("before").unwrap().status.unwrap();
     assert!(is_ready(&status), "who runs stays in service: {status:?}");
     steps.be_late(false);
-    node.api.wait("late", "ready", is_ready).await;
-    for name in ["before", "during", "late"] {
+    node.api.wait("unanswered", "ready", is_ready).await;
+    for name in ["before", "during", "unanswered"] {
         node.api.delete(name, 5);
         node.api.wait_gone(name).await;
     }

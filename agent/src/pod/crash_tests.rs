@@ -240,6 +240,10 @@ impl Node {
         let mut found = self.left_on_disk();
         found.extend(self.network.0.lock().unwrap().clone());
         found.extend(self.daemon.leftovers());
+        let entries = fs::read_dir(self.daemon.path()).into_iter().flatten();
+        let names = entries.flatten().map(|it| it.path().display().to_string());
+        // Where layers are mounted under a pod's ids for a while.
+        found.extend(names.filter(|name| name.contains("/layers-")));
         found
     }
 }
@@ -248,7 +252,9 @@ impl Node {
 async fn live_through_all(node: &Node, host_users: bool, counts: impl Fn(&str) -> bool) {
     node.api
         .put_config_map("authority", json!({"ca.crt": "authority"}));
-    let [making, removing] = live(node, "whole", host_users, Cuts::default()).await;
+    let kind = if host_users { "killed" } else { "mapped" };
+    let name = format!("{kind}-whole");
+    let [making, removing] = live(node, &name, host_users, Cuts::default()).await;
     // Each agent takes in the archives of images when it begins, whatever it does besides.
     let is_import = |step: &str| {
         ["Leases/", "Content/", "Images/"]
@@ -265,7 +271,7 @@ async fn live_through_all(node: &Node, host_users: bool, counts: impl Fn(&str) -
         if cuts.making.is_none() && cuts.removing.is_none() {
             break;
         }
-        live(node, &format!("killed-{round}"), host_users, cuts).await;
+        live(node, &format!("{kind}-{round}"), host_users, cuts).await;
     }
 }
 
@@ -409,7 +415,7 @@ async fn an_agent_may_be_killed_after_each_step_of_evicting_a_pod() {
     let Some(node) = Node::new().await else {
         return;
     };
-    let steps = be_evicted(&node, "whole", None).await;
+    let steps = be_evicted(&node, "evicted-whole", None).await;
     for (round, cut) in cuts(&steps, |_| true).into_iter().enumerate() {
         be_evicted(&node, &format!("evicted-{round}"), Some(cut)).await;
     }

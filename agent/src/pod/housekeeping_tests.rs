@@ -191,7 +191,11 @@ async fn a_node_that_is_short_of_processes_evicts_who_has_the_most_of_the_least_
         return;
     };
     let agent = node.agent();
-    for (name, priority, processes) in [("quiet", 0, 1), ("forking", 0, 20), ("prized", 1, 40)] {
+    for (name, priority, processes) in [
+        ("pids-few", 0, 1),
+        ("pids-many", 0, 20),
+        ("pids-prized", 1, 40),
+    ] {
         let script = format!(
             "n=0; while [ $n -lt {processes} ]; do n=$((n+1)); sleep 1000 & done; echo forked; {FOREVER}"
         );
@@ -203,12 +207,12 @@ async fn a_node_that_is_short_of_processes_evicts_who_has_the_most_of_the_least_
     }
     let mut changes = node.api.changes();
     let (_keeper, mut health) = keep(&node, &agent, "pid.available<100%");
-    node.api.wait("prized", "evicted", is_evicted).await;
+    node.api.wait("pids-prized", "evicted", is_evicted).await;
     assert_eq!(
         evicted_in_order(&mut changes),
-        ["forking", "quiet", "prized"]
+        ["pids-many", "pids-few", "pids-prized"]
     );
-    let status = node.api.pod("forking").unwrap().status.unwrap();
+    let status = node.api.pod("pids-many").unwrap().status.unwrap();
     let message = status.message.unwrap();
     let (most, available) = message
         .strip_prefix("The node was low on resource: pids. Threshold quantity: ")
@@ -222,8 +226,8 @@ async fn a_node_that_is_short_of_processes_evicts_who_has_the_most_of_the_least_
         ..Pressures::default()
     };
     assert_eq!(shown.unwrap().pressures, only_processes);
-    node.api.create("late", spec(FOREVER, "Always"));
-    let status = node.api.wait("late", "refused", is_evicted).await;
+    node.api.create("pids-late", spec(FOREVER, "Always"));
+    let status = node.api.wait("pids-late", "refused", is_evicted).await;
     assert_eq!(
         status.message.as_deref(),
         Some("Pod was rejected: The node had condition: [PIDPressure]. ")

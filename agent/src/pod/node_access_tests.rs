@@ -105,7 +105,7 @@ async fn what_a_privileged_container_mounts_the_node_sees_and_pods_that_ask_for_
     };
     let look = "while [ ! -e /shared/done ]; do sleep 0.05; done; echo sees $(ls /shared/inner); \
         while [ -e /shared/done ]; do sleep 0.05; done; echo then $(ls /shared/inner); sleep 1000";
-    for (name, propagation) in [("sharing", "HostToContainer"), ("apart", "None")] {
+    for (name, propagation) in [("receiving", "HostToContainer"), ("secluded", "None")] {
         create(name, look, propagation);
         node.api.wait(name, "ready", is_ready).await;
     }
@@ -114,16 +114,16 @@ async fn what_a_privileged_container_mounts_the_node_sees_and_pods_that_ask_for_
         while [ ! -e /shared/undo ]; do sleep 0.05; done; \
         busybox umount /shared/inner && busybox rm /shared/done; sleep 1000";
     create("mounting", script, "Bidirectional");
-    node.log("sharing", "main", 0, "sees file\n").await;
-    node.log("apart", "main", 0, "sees\n").await;
+    node.log("receiving", "main", 0, "sees file\n").await;
+    node.log("secluded", "main", 0, "sees\n").await;
     assert!(inner.join("file").exists(), "the node sees it");
     fs::write(directory.join("undo"), "").unwrap();
-    node.log("sharing", "main", 0, "then\n").await;
+    node.log("receiving", "main", 0, "then\n").await;
     assert!(!inner.join("file").exists(), "nor is it there for anyone");
-    for name in ["mounting", "sharing", "apart"] {
+    for name in ["mounting", "receiving", "secluded"] {
         node.api.delete(name, 1);
     }
-    for name in ["mounting", "sharing", "apart"] {
+    for name in ["mounting", "receiving", "secluded"] {
         node.api.wait_gone(name).await;
     }
 }

@@ -417,12 +417,12 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     drop(agent);
     let agent = node.agent();
     assert!(agent.demands().ask(Demand::ShutDown(true)).await);
-    node.api.create("late", spec(FOREVER, "Always"));
+    node.api.create("late-again", spec(FOREVER, "Always"));
     let is_late = |status: &PodStatus| {
         let told = (status.phase.as_deref(), status.reason.as_deref());
         told == (Some("Failed"), Some("NodeShutdown"))
     };
-    node.api.wait("late", "refused", is_late).await;
+    node.api.wait("late-again", "refused", is_late).await;
     for _ in 0..500 {
         let left = node.daemon.client().list().await.unwrap();
         if left.is_empty() && !volume.exists() {
@@ -437,7 +437,7 @@ async fn an_evicted_pod_fails_whatever_becomes_of_its_agent_and_leaves_nothing_b
     assert_eq!(status.message.as_deref(), Some(message));
     assert!(status.container_statuses.unwrap()[0].state.is_some());
     told(&node, &format!("Evicted: {message}")).await;
-    for pod in ["hungry", "late"] {
+    for pod in ["hungry", "late-again"] {
         node.api.delete(pod, 0);
         node.api.wait_gone(pod).await;
     }

@@ -69,17 +69,18 @@ async fn when_the_node_shuts_down_pods_end_the_critical_last_and_no_new_one_begi
     };
     let slow = "trap 'while [ ! -e /gate/open ]; do sleep 0.05; done; exit 0' TERM; \
         while :; do sleep 0.05; done";
-    node.api.create("web", with(FOREVER, 0));
-    node.api.create("slow", with(slow, 10));
-    node.api.create("critical", with(FOREVER, 2_000_001_000));
-    for name in ["web", "slow", "critical"] {
+    node.api.create("down-web", with(FOREVER, 0));
+    node.api.create("down-slow", with(slow, 10));
+    node.api
+        .create("down-critical", with(FOREVER, 2_000_001_000));
+    for name in ["down-web", "down-slow", "down-critical"] {
         node.api.wait(name, "ready", is_ready).await;
     }
     let mut done = with("true", 0);
     done["restartPolicy"] = json!("Never");
-    node.api.create("done", done);
+    node.api.create("down-done", done);
     let is_done = |status: &PodStatus| status.phase.as_deref() == Some("Succeeded");
-    node.api.wait("done", "done", is_done).await;
+    node.api.wait("down-done", "done", is_done).await;
 
     orders.send(Order::Prepare(true)).await.unwrap();
     until("the node is not ready", &mut healthy, |it| {
@@ -91,7 +92,7 @@ async fn when_the_node_shuts_down_pods_end_the_critical_last_and_no_new_one_begi
         "NodeShutdown: Shutdown manager detected shutdown event",
     )
     .await;
-    let status = node.api.wait("web", "terminated", is_terminated).await;
+    let status = node.api.wait("down-web", "terminated", is_terminated).await;
     assert_eq!(status.message.as_deref(), Some(WORDS));
     let mut conditions = status.conditions.iter().flatten();
     let disrupted = conditions
@@ -110,9 +111,9 @@ async fn when_the_node_shuts_down_pods_end_the_critical_last_and_no_new_one_begi
     );
 
     // Nobody begins any more.
-    node.api.create("late", spec(FOREVER, "Always"));
+    node.api.create("down-late", spec(FOREVER, "Always"));
     let is_refused = |status: &PodStatus| status.reason.as_deref() == Some("NodeShutdown");
-    let status = node.api.wait("late", "refused", is_refused).await;
+    let status = node.api.wait("down-late", "refused", is_refused).await;
     assert_eq!(status.phase.as_deref(), Some("Failed"));
     assert_eq!(
         status.message.as_deref(),
@@ -121,16 +122,16 @@ async fn when_the_node_shuts_down_pods_end_the_critical_last_and_no_new_one_begi
 
     // As long as one of the first group takes its time, the second goes on.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let critical = node.api.pod("critical").unwrap().status.unwrap();
+    let critical = node.api.pod("down-critical").unwrap().status.unwrap();
     assert!(is_ready(&critical), "{critical:?}");
     assert_eq!(*locks.borrow(), 1, "the machine waits");
     fs::write(gate.join("open"), "").unwrap();
-    for name in ["slow", "critical"] {
+    for name in ["down-slow", "down-critical"] {
         let status = node.api.wait(name, "terminated", is_terminated).await;
         assert_eq!(status.message.as_deref(), Some(WORDS));
     }
     until("the machine may go down", &mut locks, |locks| *locks == 0).await;
-    let status = node.api.pod("done").unwrap().status.unwrap();
+    let status = node.api.pod("down-done").unwrap().status.unwrap();
     assert!(is_done(&status) && status.reason.is_none(), "{status:?}");
 
     // It is called off.
@@ -141,9 +142,16 @@ async fn when_the_node_shuts_down_pods_end_the_critical_last_and_no_new_one_begi
         "NodeShutdown: Shutdown manager detected shutdown cancellation",
     )
     .await;
-    node.api.create("next", spec(FOREVER, "Always"));
-    node.api.wait("next", "ready", is_ready).await;
-    for name in ["web", "slow", "critical", "done", "late", "next"] {
+    node.api.create("down-next", spec(FOREVER, "Always"));
+    node.api.wait("down-next", "ready", is_ready).await;
+    for name in [
+        "down-web",
+        "down-slow",
+        "down-critical",
+        "down-done",
+        "down-late",
+        "down-next",
+    ] {
         node.api.delete(name, 0);
         node.api.wait_gone(name).await;
     }

@@ -156,13 +156,13 @@ async fn no_annotation_makes_a_pod_of_the_api_one_of_a_file_or_a_mirror() {
     node.api
         .change("annotated", annotated(CONFIG_MIRROR, "a-hash"));
     // A change that is heard after that one.
-    node.api.create("later", spec(FOREVER, "Always"));
-    node.api.wait("later", "ready", is_ready).await;
+    node.api.create("later-plain", spec(FOREVER, "Always"));
+    node.api.wait("later-plain", "ready", is_ready).await;
     assert!(node.api.pod("annotated").is_some());
     assert_eq!(node.running().await.len(), 2);
-    node.api.delete("later", 1);
+    node.api.delete("later-plain", 1);
     node.api.delete("annotated", 1);
     node.api.wait_gone("annotated").await;
-    node.api.wait_gone("later").await;
+    node.api.wait_gone("later-plain").await;
     assert_eq!(node.running().await, Vec::<String>::new());
 }

@@ -30,6 +30,9 @@ pub(super) struct FakeApi {
     changes: broadcast::Sender<Value>,
 }
 
+/// The pods of all tests of this process, and which server each is of.
+static NAMES: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+
 #[derive(Default)]
 struct State {
     pods: BTreeMap<String, Value>,
@@ -76,6 +79,9 @@ impl FakeApi {
 
     /// Adds a pod that is bound to the node. Its name is to be the only one of all tests; see [`uid`].
     pub(super) fn create(&self, name: &str, spec: Value) {
+        let own = Arc::as_ptr(&self.state) as usize;
+        let first = *NAMES.lock().unwrap().entry(name.to_owned()).or_insert(own);
+        assert_eq!(first, own, "another test has a pod {name}");
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "default", "uid": uid(name)},

@@ -178,18 +178,18 @@ async fn who_has_users_of_its_own_shares_files_and_images_and_no_ids() {
     node.api.wait("shared", "refused", waits).await;
     let mut foreign = own("sleep 1000");
     foreign["securityContext"] = json!({"runAsUser": 70000});
-    node.api.create("foreign", foreign);
+    node.api.create("beyond", foreign);
     let waits = |status: &PodStatus| {
         json!(status.container_statuses)
             .to_string()
             .contains("user or group 70000 is not in the pod's user namespace")
     };
-    node.api.wait("foreign", "refused", waits).await;
+    node.api.wait("beyond", "refused", waits).await;
 
-    for name in ["own", "sharing", "plain", "later", "shared", "foreign"] {
+    for name in ["own", "sharing", "plain", "later", "shared", "beyond"] {
         node.api.delete(name, 1);
     }
-    for name in ["own", "sharing", "plain", "later", "shared", "foreign"] {
+    for name in ["own", "sharing", "plain", "later", "shared", "beyond"] {
         node.api.wait_gone(name).await;
     }
     assert_eq!(node.left_on_disk(), Vec::<String>::new());

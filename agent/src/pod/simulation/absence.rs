@@ -75,6 +75,9 @@ async fn after_an_hour_without_the_api_it_hears_the_newest_status_and_nothing_ha
         world.look();
         teller.tell(&world);
         world.settle();
+        // Each new container is probed.
+        world.start_up();
+        world.settle();
         teller.tell(&world);
         let running = world.containers.values().filter(|it| it.is_running());
         assert_eq!(running.count(), 2);
