@@ -122,6 +122,7 @@ mod tests {
         let long = said(&lines(10, &"ä".repeat(1000)));
         assert!(long.len() <= LOG_LIMIT && long.ends_with("ä9\n"));
     }
+
     /// A container of this name that has failed.
     fn failed(name: &str) -> Container {
         let exit = Exit {
