@@ -162,7 +162,7 @@ impl Daemon {
         }
     }
 
-    /// Whatever there is of containers: records, tasks, roots, mounts, cgroups and files of commands. Shims are not counted:
+    /// Whatever there is of containers: records, tasks, roots, mounts, cgroups and files of processes. Shims are not counted:
     /// containerd 1.6 may leave one without a container when the creation of a task is cut off, and knows nothing of it.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let ctr = |args: &[&str]| {
@@ -201,11 +201,17 @@ impl Daemon {
                 found.extend(pods.map(|entry| entry.path().display().to_string()));
             }
         }
-        let is_id =
-            |name: &str| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        // Of commands and of containers.
+        let is_id = |name: &str| {
+            matches!(name.len(), 32 | 64) && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
         let entries = fs::read_dir(self.path()).into_iter().flatten().flatten();
-        let commands = entries.filter(|entry| is_id(&entry.file_name().to_string_lossy()));
-        found.extend(commands.map(|entry| entry.path().display().to_string()));
+        let of_processes = entries.filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            is_id(&name) || name.starts_with("layers-")
+        });
+        found.extend(of_processes.map(|entry| entry.path().display().to_string()));
         found
     }
 
