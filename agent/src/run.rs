@@ -238,6 +238,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
     let (peers, peers_seen) = watch::channel(Peers::default());
     let neighbours = Maps::open(&dir)?;
     parts.spawn(unfailing(near::run(peers_seen.clone(), neighbours)));
+    let reached = peers_seen.clone();
     introspection.peers(peers_seen.clone());
     let telling = connect::tell_routes(peers_seen, health.clone());
     parts.spawn(unfailing(telling));
@@ -277,6 +278,8 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         let told = node.config.masquerade_exempt.clone();
         parts.spawn(unfailing(masquerade::run(
             node.cluster.clone(),
+            node.name.to_string(),
+            reached,
             told,
             exempt,
         )));

@@ -1,15 +1,17 @@
-//! Which destinations see pods' own addresses: the cluster's, and those that `--masquerade-exempt` names. To all others pods
+//! Which destinations see pods' own addresses: the cluster's, but for nodes beyond a router, and those that `--masquerade-exempt` names. To all others pods
 //! speak with the node's address. What is exempt is pure, keeping the map so is level-triggered.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::routes::{Hop, Peers, ranges};
 use crate::chain::chain;
-use crate::cluster::{Change, Changes, Cluster, View};
+use crate::cluster::{Change, Changes, Cluster, Name, Node, View};
 use crate::dataplane::{MapError, Maps};
 
 /// Until the next pass after one that failed.
@@ -29,15 +31,36 @@ const ALL: [IpNet; 2] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
 ];
 
-/// What is exempt: every node's pods and addresses, and what was `told`.
-fn wanted(view: &View, told: &[IpNet]) -> BTreeSet<IpNet> {
-    let nodes = view.nodes.values().flat_map(|node| {
-        let addresses = node.internal_ips.iter().copied().map(IpNet::from);
+/// What is exempt for pods of the node `own`: every node's pods, the addresses of nodes that are not beyond a router, and what
+/// was `told`. A router knows no pods, and may not take their addresses for anybody's.
+fn wanted(view: &View, own: &str, peers: &Peers, told: &[IpNet]) -> BTreeSet<IpNet> {
+    let nodes = view.nodes.iter().flat_map(|(name, node)| {
+        let is_own = &**name == own;
+        let addresses = node.internal_ips.iter().copied();
+        let exempt = addresses.filter(move |ip| is_own || is_near(name, node, peers, ip));
         let pods = node.pod_cidrs.iter().copied();
-        addresses.chain(pods)
+        exempt.map(IpNet::from).chain(pods)
     });
     let told = told.iter().map(IpNet::trunc);
     nodes.chain(told).chain(GROUPS).collect()
+}
+
+/// Whether pods' packets to an address of another node pass no router, as far as that is known.
+fn is_near(name: &Name, node: &Node, peers: &Peers, ip: &IpAddr) -> bool {
+    let Some(hops) = peers.get(name) else {
+        // One without pods is looked for by nobody.
+        return ranges(node).next().is_none();
+    };
+    let of_family = |range: &IpNet| range.addr().is_ipv4() == ip.is_ipv4();
+    let mut hops = hops.iter().filter(|(range, _)| of_family(range));
+    !hops.any(|(_, hop)| matches!(hop, Ok(Hop::Tunnel(_))))
+}
+
+/// Whether it is known of each other node how it is reached.
+fn are_found(view: &View, own: &str, peers: &Peers) -> bool {
+    let others = view.nodes.iter().filter(|(name, _)| &***name != own);
+    let mut with_pods = others.filter(|(_, node)| ranges(node).next().is_some());
+    with_pods.all(|(name, _)| peers.contains_key(name))
 }
 
 /// What the map is to hold, by what it holds. While the view is not whole, nothing is taken away; and where nothing is known at
@@ -56,10 +79,16 @@ fn next(
 }
 
 /// Keeps the map of `maps` until the process ends. It stays then.
-pub async fn run(cluster: Cluster, told: Vec<IpNet>, mut maps: Maps) {
+pub async fn run(
+    cluster: Cluster,
+    own: String,
+    mut peers: watch::Receiver<Peers>,
+    told: Vec<IpNet>,
+    mut maps: Maps,
+) {
     let mut changes = cluster.subscribe();
     loop {
-        let outcome = pass(&cluster, &told, &mut maps);
+        let outcome = pass(&cluster, &own, &peers.borrow_and_update(), &told, &mut maps);
         if let Err(error) = &outcome {
             let error = chain(error);
             warn!(
@@ -71,14 +100,22 @@ pub async fn run(cluster: Cluster, told: Vec<IpNet>, mut maps: Maps) {
         tokio::select! {
             () = tokio::time::sleep(RETRY), if outcome.is_err() => {}
             () = node_change(&mut changes) => {}
+            Ok(()) = peers.changed() => {}
         }
     }
 }
 
-fn pass(cluster: &Cluster, told: &[IpNet], maps: &mut Maps) -> Result<(), MapError> {
+fn pass(
+    cluster: &Cluster,
+    own: &str,
+    peers: &Peers,
+    told: &[IpNet],
+    maps: &mut Maps,
+) -> Result<(), MapError> {
     let (wanted, synced) = {
         let view = cluster.view();
-        (wanted(&view, told), view.synced)
+        let synced = view.synced && are_found(&view, own, peers);
+        (wanted(&view, own, peers, told), synced)
     };
     let present = maps.exempt()?;
     if let Some(next) = next(&present, wanted, synced) {
@@ -107,6 +144,9 @@ async fn node_change(changes: &mut Changes) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::routes::Tunnel;
     use super::*;
 
     fn set(ranges: &[&str]) -> BTreeSet<IpNet> {
@@ -133,22 +173,50 @@ mod tests {
     }
 
     #[test]
-    fn the_clusters_own_addresses_are_exempt() {
+    fn the_clusters_own_addresses_are_exempt_but_for_nodes_beyond_a_router() {
         let mut view = View::default();
-        let node = crate::cluster::Node {
-            internal_ips: vec!["192.0.2.1".parse().unwrap()],
-            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
-            ..Default::default()
-        };
-        view.nodes.insert("n1".into(), std::sync::Arc::new(node));
+        for number in 1..=4 {
+            let node = Node {
+                internal_ips: vec![format!("192.0.2.{number}").parse().unwrap()],
+                pod_cidrs: match number {
+                    4 => Vec::new(),
+                    _ => vec![format!("10.244.{number}.0/24").parse().unwrap()],
+                },
+                ..Node::default()
+            };
+            let name = format!("n{number}");
+            view.nodes.insert(name.as_str().into(), Arc::new(node));
+        }
         let told = ["10.9.8.7/8".parse().unwrap()];
-        let expected = [
+        let mut peers = Peers::new();
+        let always = [
             "10.0.0.0/8",
             "10.244.1.0/24",
+            "10.244.2.0/24",
+            "10.244.3.0/24",
             "192.0.2.1/32",
+            "192.0.2.4/32",
             "224.0.0.0/4",
             "ff00::/8",
         ];
-        assert_eq!(wanted(&view, &told), set(&expected));
+        assert_eq!(wanted(&view, "n1", &peers, &told), set(&always));
+        assert!(!are_found(&view, "n1", &peers));
+        let tunnel = Hop::Tunnel(Tunnel {
+            remote: "192.0.2.3".parse().unwrap(),
+            vni: 1,
+            source: None,
+            mtu: 1450,
+        });
+        let direct = Hop::Direct("192.0.2.2".parse().unwrap());
+        for (name, range, hop) in [
+            ("n2", "10.244.2.0/24", direct),
+            ("n3", "10.244.3.0/24", tunnel),
+        ] {
+            peers.insert(name.into(), [(range.parse().unwrap(), Ok(hop))].into());
+        }
+        assert!(are_found(&view, "n1", &peers));
+        let mut near = set(&always);
+        near.insert("192.0.2.2/32".parse().unwrap());
+        assert_eq!(wanted(&view, "n1", &peers, &told), near);
     }
 }

@@ -213,7 +213,7 @@ fn hop(peer: &Node, range: IpNet, underlay: &Underlay) -> Result<Hop, Refusal> {
     }))
 }
 
-fn ranges(node: &Node) -> impl Iterator<Item = IpNet> + use<> {
+pub(super) fn ranges(node: &Node) -> impl Iterator<Item = IpNet> + use<> {
     let ranges = Ranges::new(node.pod_cidrs.iter().copied());
     ranges.into_iter().flat_map(|ranges| ranges.iter())
 }

@@ -122,6 +122,7 @@ mod tests {
         let long = said(&lines(10, &"ä".repeat(1000)));
         assert!(long.len() <= LOG_LIMIT && long.ends_with("ä9\n"));
     }
+
     #[test]
     fn of_a_file_the_last_4096_bytes_count_and_else_the_last_2048_of_the_log() {
         let place = tempfile::tempdir().unwrap();

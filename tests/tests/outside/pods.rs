@@ -248,6 +248,14 @@ pub fn exempt_servers_see_pods_and_others_their_nodes(
         let nodes = own(pod.node).to_vec();
         assert_eq!(seen_by(&server, both(SERVER), &pod), pod.addresses);
         assert_eq!(seen_by(client, both(super::CLIENT), &pod), nodes);
+        // So do nodes beyond the router, which takes no pod's address for anybody's.
+        for node in scenario.workers().filter(|it| it.name != worker) {
+            let expected = match node.name == CUT {
+                true => &nodes,
+                false => &pod.addresses,
+            };
+            assert_eq!(seen_by(&node.netns, own(node), &pod), *expected);
+        }
     }
 }
 
