@@ -31,6 +31,8 @@ pub enum Action {
     PostStart { id: String },
     /// Write down how a container ended.
     Reap { id: String },
+    /// Do what is to be done before a container's stop, which comes after that of others.
+    PreStop { id: String, until: Timestamp },
     /// Ask a container to stop, or kill it.
     Stop {
         id: String,

@@ -78,6 +78,12 @@ pub(super) fn has_post_start(spec: &ContainerSpec) -> bool {
     lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some())
 }
 
+/// Whether something is to be done before a container's stop.
+pub(super) fn has_pre_stop(spec: &ContainerSpec) -> bool {
+    let lifecycle = spec.lifecycle.as_ref();
+    lifecycle.is_some_and(|lifecycle| lifecycle.pre_stop.is_some())
+}
+
 /// The hooks of a container: after its start and before its stop.
 fn hooks(pod: &PodView, name: &str, address: IpAddr) -> (Option<Hook>, Option<Hook>) {
     let Some(spec) = pod.all_containers().find(|spec| spec.name == name) else {
@@ -132,13 +138,23 @@ pub(super) fn after_start(
     });
 }
 
-/// Runs what is to be run before a container's stop, and then asks it to stop, and tells its id. False where there is nothing to run.
+/// What comes after a hook before the stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// The container is asked to stop.
+    Stop,
+    /// Its turn is yet to come.
+    Wait,
+}
+
+/// Runs what is to be run before a container's stop, tells when that is done, and what comes then is. False where there is
+/// nothing to run.
 pub(super) fn before_stop(
     shared: &Shared,
     pod: &PodView,
     observed: &Observed,
     container: &Container,
-    kill_at: Timestamp,
+    (kill_at, then): (Timestamp, Then),
     ended: &UnboundedSender<Ended>,
 ) -> bool {
     let (_, Some(hook)) = hooks(pod, &container.name, address(shared, pod, observed)) else {
@@ -154,7 +170,9 @@ pub(super) fn before_stop(
             let reason = "FailedPreStopHook";
             events.send(&pod, Some(&container.name), Kind::Warning, reason, text);
         }
-        if let Err(error) = runtime.signal(&container.id, container.stop_signal).await {
+        if then == Then::Stop
+            && let Err(error) = runtime.signal(&container.id, container.stop_signal).await
+        {
             tracing::warn!(%error, "a container was not asked to stop, and will be killed");
         }
         // Its pod may be gone by now.

@@ -31,6 +31,8 @@ pub struct Observed {
     pub failures: BTreeMap<String, Failure>,
     /// Containers that were asked to stop, by id.
     pub stops: BTreeMap<String, Stop>,
+    /// Whether the hooks before the stop run yet of containers, by id, that stop after others.
+    pub early_hooks: BTreeMap<String, bool>,
     /// Containers, by id, that an earlier agent made and did not start. It may have been killed while it did, and the runtime
     /// still be busy with that.
     pub stale: BTreeSet<String>,
@@ -283,6 +285,7 @@ impl Observed {
 
     fn forget_run(&mut self, id: &str) {
         self.stops.remove(id);
+        self.early_hooks.remove(id);
         self.hooked.remove(id);
         self.probes.retain(|probe, _| probe.container != id);
     }
@@ -308,6 +311,9 @@ impl Observed {
 
     /// Notes that what a container did before its stop is done.
     pub fn hook_ended(&mut self, id: &str, at: Timestamp) {
+        if let Some(runs) = self.early_hooks.get_mut(id) {
+            *runs = false;
+        }
         if let Some(Stop::Asked { hook, .. }) = self.stops.get_mut(id) {
             *hook = StopHook::Ended { at };
         }

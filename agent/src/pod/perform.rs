@@ -17,7 +17,7 @@ use super::backoff;
 use super::env::Context;
 use super::events::Kind;
 use super::holder;
-use super::hooks;
+use super::hooks::{self, Then};
 use super::image_volumes;
 use super::observed::{Contents, Failure, ImageState, Observed, Sandbox, StopHook, Volumes};
 use super::paths::Paths;
@@ -63,6 +63,11 @@ pub(super) enum Outcome {
     },
     Deleted {
         id: String,
+    },
+    /// What is to be done before its stop has begun, if there is something.
+    PreStop {
+        id: String,
+        runs: bool,
     },
     /// What is to be done after its start has begun.
     Hooked {
@@ -283,7 +288,15 @@ pub(super) async fn stop_container(
         hook,
     };
     if let (StopHow::Ask { kill_at }, Some(view)) = (how, view)
-        && hooks::before_stop(shared, view, observed, container, kill_at, ended_hooks)
+        && !observed.early_hooks.contains_key(&container.id)
+        && hooks::before_stop(
+            shared,
+            view,
+            observed,
+            container,
+            (kill_at, Then::Stop),
+            ended_hooks,
+        )
     {
         return stopping(StopHook::Runs);
     }

@@ -276,6 +276,7 @@ impl World {
                 self.observed.volumes = Volumes::Ready;
             }
             Action::Resize => panic!("no pod here is resized"),
+            Action::PreStop { .. } => panic!("no sidecar here has a hook"),
             Action::RefreshVolumes => panic!("no volume here has contents"),
             Action::FetchVolumeImage { .. } => panic!("no volume here is an image"),
             Action::FetchImage { .. } => {

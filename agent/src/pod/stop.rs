@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::action::{Action, Plan, StopHow, StopReason, add};
 use super::deletion::LEAST;
 use super::holder;
+use super::hooks::has_pre_stop;
 use super::observed::{Observed, Stop};
 use super::spec::{PodView, is_sidecar};
 use crate::runtime::{Container, ContainerState};
@@ -47,6 +48,15 @@ pub(super) fn stop_all(
     for container in running().filter(|container| turn(container) == first) {
         stop(&mut plan, container, observed, by, why, now);
     }
+    // What the others do before they stop need not wait for their turn, as upstream.
+    for container in running().filter(|container| turn(container) != first) {
+        let id = container.id.clone();
+        let mut init = pod.into_iter().flat_map(PodView::init_containers);
+        let has_hook = init.any(|spec| spec.name == container.name && has_pre_stop(spec));
+        if has_hook && by > now && !observed.early_hooks.contains_key(&id) {
+            plan.actions.push(Action::PreStop { id, until: by });
+        }
+    }
     plan
 }
 
@@ -66,6 +76,10 @@ pub(super) fn stop(
     now: Timestamp,
 ) {
     let id = container.id.clone();
+    if observed.early_hooks.get(&id) == Some(&true) && by > now {
+        plan.wake_at(by);
+        return;
+    }
     match observed.stops.get(&container.id) {
         // The end of a killed process is heard of; should that be missed, another look finds it.
         Some(Stop::Killed) => plan.wake_at(add(now, LOOK_AGAIN)),
@@ -140,6 +154,48 @@ mod tests {
         assert_eq!((waits.actions, waits.wake), (vec![], Some(at(2))));
         let how = StopHow::Kill;
         assert_eq!(stops(&observed, 2).actions, [Action::Stop { id, how, why }]);
+    }
+
+    #[test]
+    fn what_a_sidecar_does_before_its_stop_does_not_wait_for_its_turn() {
+        let sleep = serde_json::json!({"preStop": {"sleep": {"seconds": 5}}});
+        let pod = serde_json::json!({
+            "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+            "spec": {
+                "initContainers": [{"name": "side", "restartPolicy": "Always", "lifecycle": sleep}],
+                "containers": [{"name": "main"}],
+            },
+        });
+        let pod = PodView::new(serde_json::from_value(pod).unwrap()).unwrap();
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let running = |name| Container {
+            state: ContainerState::Running { pid: 1 },
+            ..failed(name)
+        };
+        let mut observed = Observed {
+            containers: vec![running("main"), running("side")],
+            ..Observed::default()
+        };
+        let stops = |observed: &Observed| {
+            stop_all(Some(&pod), observed, at(30), StopReason::PodEnds, at(0))
+        };
+        let ask = |name: &str| Action::Stop {
+            id: name.into(),
+            how: StopHow::Ask { kill_at: at(30) },
+            why: StopReason::PodEnds,
+        };
+        let hook = Action::PreStop {
+            id: "side".into(),
+            until: at(30),
+        };
+        assert_eq!(stops(&observed).actions, [ask("main"), hook]);
+        observed.early_hooks.insert("side".into(), true);
+        assert_eq!(stops(&observed).actions, [ask("main")], "it runs once");
+        observed.containers[0] = failed("main");
+        let waits = stops(&observed);
+        assert_eq!((waits.actions, waits.wake), (vec![], Some(at(30))));
+        observed.hook_ended("side", at(5));
+        assert_eq!(stops(&observed).actions, [ask("side")]);
     }
 
     #[test]

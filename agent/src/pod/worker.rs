@@ -546,6 +546,13 @@ impl Worker {
                 },
                 Err(error) => error.into(),
             },
+            Action::PreStop { id, until } => {
+                let (container, then) = (container(id)?, (*until, hooks::Then::Wait));
+                let ended = &self.ended_hooks.0;
+                let runs = hooks::before_stop(shared, pod?, observed, container, then, ended);
+                let id = id.clone();
+                Outcome::PreStop { id, runs }
+            }
             Action::Stop { id, how, why } => {
                 let (container, how) = (container(id)?, (*how, *why));
                 let ended = &self.ended_hooks.0;
@@ -607,6 +614,9 @@ impl Worker {
                 self.observed.remove(&id);
                 self.surroundings.termination_messages.remove(&id);
                 self.shared.pokes.forget(&id);
+            }
+            Outcome::PreStop { id, runs } => {
+                self.observed.early_hooks.insert(id, runs);
             }
             Outcome::Hooked { id } => {
                 self.observed.hooked.insert(id, PostStart::Runs);
