@@ -19,13 +19,16 @@ use super::image_volumes;
 use super::observed::{Contents, Failure, ImageState, Observed, PostStart, Sandbox, Volumes};
 use super::probe;
 use super::resize::{self, was_stopped};
-use super::spec::{Goal, PodView, RestartPolicy, is_sidecar, spec_hash};
+use super::spec::{Goal, PodView, is_sidecar, spec_hash};
 use super::stop::{stop, stop_all};
 use super::volumes::has_contents;
 use crate::runtime::{Container, ContainerState, Exit};
 
 /// The reason of a pod that has run longer than it may.
 pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+
+/// The code of a container that was killed.
+const KILLED: i32 = 137;
 
 /// The next step of a pod. Without a `pod`, which is then known to the runtime only, it can but be removed.
 pub fn plan(pod: Option<&PodView>, goal: Goal, observed: &Observed, now: Timestamp) -> Plan {
@@ -92,7 +95,6 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
     if pod.deadline().is_some_and(|deadline| deadline <= now) {
         return Phase::DeadlineExceeded;
     }
-    let policy = pod.restart_policy();
     let exit = |spec: &ContainerSpec| {
         let latest = observed.latest(&spec.name)?;
         latest.state.exit().map(|exit| exit.code)
@@ -101,7 +103,7 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
         .init_containers()
         .iter()
         .filter(|spec| !is_sidecar(spec))
-        .any(|spec| exit(spec).is_some_and(|code| code != 0 && !policy.restarts(code)));
+        .any(|spec| exit(spec).is_some_and(|code| code != 0 && !pod.restarts(spec, code)));
     if failed_init {
         return Phase::Failed;
     }
@@ -110,7 +112,7 @@ pub fn phase(pod: &PodView, observed: &Observed, now: Timestamp) -> Phase {
         .iter()
         .map(|spec| {
             let latest = observed.latest(&spec.name);
-            exit(spec).filter(|code| !policy.restarts(*code) && !latest.is_some_and(was_stopped))
+            exit(spec).filter(|code| !pod.restarts(spec, *code) && !latest.is_some_and(was_stopped))
         })
         .collect();
     match codes {
@@ -327,7 +329,7 @@ fn advance(
                     stop(plan, container, observed, add(now, grace(pod)), why, now);
                 } else if let Some((question, grace)) = probe::fatal(pod, spec, container, observed)
                 {
-                    let restarts = is_sidecar(spec) || pod.restart_policy() != RestartPolicy::Never;
+                    let restarts = is_sidecar(spec) || pod.restarts(spec, KILLED);
                     let why = StopReason::Unhealthy { question, restarts };
                     stop(
                         plan,
@@ -480,9 +482,9 @@ pub fn restart(
         true
     } else if is_init(pod, spec) {
         // An init container runs until it succeeds, whatever restarts the others.
-        exit.code != 0 && pod.restart_policy().restarts(exit.code)
+        exit.code != 0 && pod.restarts(spec, exit.code)
     } else {
-        pod.restart_policy().restarts(exit.code) || was_stopped(container)
+        pod.restarts(spec, exit.code) || was_stopped(container)
     };
     again.then(|| {
         let streak = backoff::streak(container.streak, container.created_at, exit.at);

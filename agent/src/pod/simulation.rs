@@ -511,6 +511,35 @@ proptest! {
 }
 
 #[test]
+fn a_container_restarts_by_rules_of_its_own_and_the_pod_ends_as_its_containers_do() {
+    let mut object = pod("Never", 0, false, 2).object;
+    let rule = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    if let Some(spec) = &mut object.spec {
+        spec.containers[0].restart_policy = Some("Never".into());
+        spec.containers[0].restart_policy_rules = serde_json::from_value(rule).unwrap();
+    }
+    let mut world = World::new(PodView::new(object).unwrap());
+    let phase_of = |world: &World| phase(&world.pod, &world.observed, world.now);
+    let position = |world: &World, name: &str| {
+        let mut running = world.containers.values().filter(|it| it.is_running());
+        running.position(|it| it.name == name).unwrap()
+    };
+    world.settle();
+    for attempt in 1..=2 {
+        world.end(position(&world, "main-0"), 42);
+        world.settle();
+        assert_eq!(world.observed.latest("main-0").unwrap().attempt, attempt);
+        assert_eq!(phase_of(&world), Phase::Active);
+    }
+    world.end(position(&world, "main-1"), 0);
+    world.settle();
+    assert_eq!(phase_of(&world), Phase::Active, "another one runs");
+    world.end(position(&world, "main-0"), 1);
+    world.settle();
+    assert_eq!(phase_of(&world), Phase::Failed);
+}
+
+#[test]
 fn a_container_is_not_started_before_the_hook_of_the_one_before_it_has_ended() {
     let mut world = World::new(pod("Always", 0, false, 2));
     let states = |world: &World| {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe, ResourceRequirements};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, Pod, PodSpec, Probe, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sha2::{Digest, Sha256};
 
@@ -52,6 +54,14 @@ pub enum RestartPolicy {
 }
 
 impl RestartPolicy {
+    fn of(name: Option<&str>) -> RestartPolicy {
+        match name {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        }
+    }
+
     /// Whether a container that ended with `code` runs again.
     pub fn restarts(self, code: i32) -> bool {
         match self {
@@ -120,11 +130,21 @@ impl PodView {
     }
 
     pub fn restart_policy(&self) -> RestartPolicy {
-        match self.spec().restart_policy.as_deref() {
-            Some("Never") => RestartPolicy::Never,
-            Some("OnFailure") => RestartPolicy::OnFailure,
-            _ => RestartPolicy::Always,
+        RestartPolicy::of(self.spec().restart_policy.as_deref())
+    }
+
+    /// Whether a container of the pod that ended with `code` runs again: as one of its rules says, or else its own policy, or
+    /// else the pod's (KEP-5307).
+    pub fn restarts(&self, container: &Container, code: i32) -> bool {
+        let mut rules = container.restart_policy_rules.iter().flatten();
+        if rules.any(|rule| rule.action == "Restart" && applies(rule, code)) {
+            return true;
         }
+        let policy = match container.restart_policy.as_deref() {
+            Some(own) => RestartPolicy::of(Some(own)),
+            None => self.restart_policy(),
+        };
+        policy.restarts(code)
     }
 
     pub fn init_containers(&self) -> &[Container] {
@@ -217,6 +237,18 @@ impl PodView {
             .trim_end_matches(['-', '.'])
             .to_owned()
     }
+}
+
+/// Whether a rule is about this code.
+fn applies(rule: &ContainerRestartRule, code: i32) -> bool {
+    rule.exit_codes.as_ref().is_some_and(|codes| {
+        let is_named = codes.values.iter().flatten().any(|value| *value == code);
+        match &*codes.operator {
+            "In" => is_named,
+            "NotIn" => !is_named,
+            _ => false,
+        }
+    })
 }
 
 /// Whether a container of the init list keeps running beside the others.
@@ -380,6 +412,8 @@ impl Question {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -403,5 +437,36 @@ mod tests {
         assert_eq!(container_id("u", "a", 0), container_id("u", "a", 0));
         assert_ne!(container_id("u", "a", 0), container_id("u", "a", 1));
         assert_eq!(container_id("u", "a", 0).len(), 64);
+    }
+
+    #[test]
+    fn a_containers_rules_come_before_its_policy_and_that_before_the_pods() {
+        let codes = |operator: &str| json!({"action": "Restart", "exitCodes": {"operator": operator, "values": [3, 42]}});
+        let containers = json!([
+            {"name": "plain"},
+            {"name": "own", "restartPolicy": "OnFailure"},
+            {"name": "in", "restartPolicy": "Never", "restartPolicyRules": [codes("In")]},
+            {"name": "not-in", "restartPolicy": "Never", "restartPolicyRules": [codes("NotIn")]},
+            {"name": "always", "restartPolicy": "Always", "restartPolicyRules": [codes("In")]},
+        ]);
+        let restarts = |policy: &str| {
+            let object = json!({
+                "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+                "spec": {"restartPolicy": policy, "containers": containers},
+            });
+            let pod = PodView::new(serde_json::from_value(object).unwrap()).unwrap();
+            let of = |spec: &Container| [0, 1, 42].map(|code| pod.restarts(spec, code));
+            pod.containers().iter().map(of).collect::<Vec<_>>()
+        };
+        let own = [
+            [false, true, true],
+            [false, false, true],
+            [true, true, false],
+            [true; 3],
+        ];
+        let all = |plain: [bool; 3]| [&[plain][..], &own[..]].concat();
+        assert_eq!(restarts("Never"), all([false; 3]));
+        assert_eq!(restarts("OnFailure"), all([false, true, true]));
+        assert_eq!(restarts("Always"), all([true; 3]));
     }
 }

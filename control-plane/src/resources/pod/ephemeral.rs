@@ -95,6 +95,11 @@ fn of_its_own(path: &Path, container: &EphemeralContainer, others: &[&str]) -> V
         ("livenessProbe", container.liveness_probe.is_some()),
         ("readinessProbe", container.readiness_probe.is_some()),
         ("startupProbe", container.startup_probe.is_some()),
+        ("restartPolicy", container.restart_policy.is_some()),
+        (
+            "restartPolicyRules",
+            container.restart_policy_rules.is_some(),
+        ),
         ("resources", amounts),
     ]
     .into_iter()

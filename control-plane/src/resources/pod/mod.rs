@@ -11,6 +11,7 @@ mod os;
 pub mod qos;
 pub mod requests;
 pub mod resize;
+mod restarts;
 mod security;
 mod update;
 pub mod validate;

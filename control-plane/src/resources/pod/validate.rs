@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Toleration};
 
 pub use super::affinity::node_selector;
-use super::{affinity, containers, os, resize, security, volumes, whole};
+use super::{affinity, containers, os, resize, restarts, security, volumes, whole};
 use crate::resources::validate::{self, FieldError, Path, labels, names};
 
-const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
+pub(super) const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
 const DNS_POLICIES: &[&str] = &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "PreferNoSchedule"];
 
@@ -173,6 +173,7 @@ fn all_containers(path: &Path, spec: &PodSpec) -> Vec<FieldError> {
         for (index, container) in list.iter().enumerate() {
             let path = path.index(index);
             errors.extend(containers::errors(&path, container, &volumes, on_host));
+            errors.extend(restarts::errors(&path, container));
             if !container.name.is_empty() && !seen.insert(container.name.as_str()) {
                 errors.push(path.child("name").duplicate(container.name.as_str()));
             }
