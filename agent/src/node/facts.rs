@@ -42,7 +42,7 @@ impl Facts {
         let storage = storage(root_dir)?;
         let [memory_bytes] = meminfo(["MemTotal"])?;
         Ok(Facts {
-            cpus: online(&read("/sys/devices/system/cpu/online")?),
+            cpus: online(&read(ONLINE)?),
             memory_bytes,
             huge_pages: huge_pages(Path::new(HUGE_PAGES)),
             storage_bytes: storage.f_blocks.saturating_mul(storage.f_frsize),
@@ -57,8 +57,11 @@ impl Facts {
     }
 }
 
+/// Which processors are in use.
+pub const ONLINE: &str = "/sys/devices/system/cpu/online";
+
 /// How many processors a list of ranges names: `0-3,6`. The agent itself may have fewer.
-fn online(list: &str) -> usize {
+pub fn online(list: &str) -> usize {
     let count = |range: &str| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);

@@ -1,7 +1,7 @@
 //! What the node and its pods use of CPU and memory, as of now.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use super::paths::Paths;
 use super::spec::QosClass;
 use super::table::{ContainerSummary, PodSummary, PodTable};
+use crate::node::facts::{self, ONLINE};
 use crate::runtime::cgroup;
-use crate::runtime::cpu::CpuHierarchy;
+use crate::runtime::cpu::{CpuCounters, CpuHierarchy};
 use crate::runtime::memory::{MemoryCounters, MemoryHierarchy};
 
 /// What something has used of the CPU since it began, and what it holds of memory.
@@ -18,13 +19,34 @@ use crate::runtime::memory::{MemoryCounters, MemoryHierarchy};
 pub struct Usage {
     pub at: Timestamp,
     pub cpu: Duration,
+    /// How a cgroup's share of the CPU is limited; the machine's is not.
+    pub quota: Option<CpuCounters>,
     pub memory: MemoryCounters,
+}
+
+/// What has passed a pod's link, as the pod sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub received: Direction,
+    pub sent: Direction,
+}
+
+/// In one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Direction {
+    pub bytes: u64,
+    pub packets: u64,
+    pub errors: u64,
+    pub dropped: u64,
 }
 
 /// A pod that runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodUsage {
     pub pod: PodSummary,
+    pub cgroup: PathBuf,
+    /// Of one with a link of its own.
+    pub traffic: Option<Traffic>,
     pub all: Usage,
     /// Those that there are now.
     pub processes: Option<u64>,
@@ -35,6 +57,9 @@ pub struct PodUsage {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeUsage {
     pub node: Option<Usage>,
+    pub cpus: usize,
+    /// Bytes.
+    pub memory: u64,
     /// When the machine was started.
     pub booted_at: Timestamp,
     pub pods: Vec<PodUsage>,
@@ -45,9 +70,11 @@ pub fn read(pods: &PodTable, paths: &Paths) -> NodeUsage {
     let cpu = CpuHierarchy::find(&paths.hierarchies);
     let memory = MemoryHierarchy::find(&paths.hierarchies);
     let of = |cgroup: &Path| {
+        let quota = cpu.as_ref()?.read(cgroup)?;
         Some(Usage {
             at: Timestamp::now(),
-            cpu: cpu.as_ref()?.read(cgroup)?.used,
+            cpu: quota.used,
+            quota: Some(quota),
             memory: memory.as_ref()?.read(cgroup)?,
         })
     };
@@ -63,22 +90,64 @@ pub fn read(pods: &PodTable, paths: &Paths) -> NodeUsage {
             .containers
             .iter()
             .filter(|container| container.state == "running");
-        let containers = running
-            .filter_map(|container| Some((container.clone(), of(&cgroup.join(&container.id))?)));
+        let containers: Vec<_> = running
+            .filter_map(|container| Some((container.clone(), of(&cgroup.join(&container.id))?)))
+            .collect();
+        let own = containers.first().filter(|_| !pod.host_network);
+        let process = own.and_then(|(container, _)| {
+            cgroup::any_process(&paths.hierarchies, &cgroup.join(&container.id))
+        });
+        let devices =
+            process.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/net/dev")).ok());
         Some(PodUsage {
-            containers: containers.collect(),
+            traffic: devices.as_deref().and_then(traffic),
+            containers,
             all,
             processes: cgroup::processes(&paths.hierarchies, &cgroup),
+            cgroup,
             pod,
         })
     };
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let online = fs::read_to_string(ONLINE).unwrap_or_default();
     NodeUsage {
+        cpus: facts::online(&online),
+        memory: kib(&meminfo, "MemTotal").unwrap_or(0) << 10,
         node: node(&stat, &meminfo, Timestamp::now()),
         booted_at: booted_at(&stat),
         pods: pods.list().into_iter().filter_map(usage).collect(),
     }
+}
+
+/// The counters of a pod's link, from the text of `/proc/net/dev`.
+fn traffic(text: &str) -> Option<Traffic> {
+    let line = text
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("eth0:"))?;
+    let fields: Vec<u64> = line
+        .split_whitespace()
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    let direction = |fields: &[u64]| match *fields {
+        [bytes, packets, errors, dropped, ..] => Some(Direction {
+            bytes,
+            packets,
+            errors,
+            dropped,
+        }),
+        _ => None,
+    };
+    Some(Traffic {
+        received: direction(fields.get(..8)?)?,
+        sent: direction(fields.get(8..)?)?,
+    })
+}
+
+fn kib(meminfo: &str, name: &str) -> Option<u64> {
+    let mut lines = meminfo.lines();
+    let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// The node's own, from the text of `/proc/stat` and `/proc/meminfo`.
@@ -93,23 +162,19 @@ fn node(stat: &str, meminfo: &str, at: Timestamp) -> Option<Usage> {
     let [user, nice, system, _, _, irq, softirq, steal, ..] = *ticks else {
         return None;
     };
-    let kib = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':')
-            .trim()
-            .trim_end_matches(" kB")
-            .parse::<u64>()
-            .ok()
-    };
+    let kib = |name: &str| kib(meminfo, name);
     let usage = kib("MemTotal")?.saturating_sub(kib("MemFree")?);
     Some(Usage {
         at,
         // The kernel counts in hundredths of a second.
         cpu: Duration::from_millis((user + nice + system + irq + softirq + steal) * 10),
+        quota: None,
         memory: MemoryCounters {
             usage: usage << 10,
             working_set: usage.saturating_sub(kib("Inactive(file)").unwrap_or(0)) << 10,
             anonymous: kib("AnonPages").unwrap_or(0) << 10,
+            files: kib("Cached").unwrap_or(0) << 10,
+            limit: None,
         },
     })
 }
@@ -137,6 +202,11 @@ mod tests {
             (usage.memory.usage, usage.memory.working_set),
             (700 << 10, 500 << 10)
         );
+        let devices = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  \
+            eth0: 10 2 3 4 0 0 0 0 50 6 7 8 0 0 0 0\n";
+        let traffic = traffic(devices).unwrap();
+        assert_eq!((traffic.received.bytes, traffic.received.dropped), (10, 4));
+        assert_eq!((traffic.sent.bytes, traffic.sent.errors), (50, 7));
         assert_eq!(booted_at(stat), Timestamp::from_second(1000).unwrap());
         assert_eq!(node("", "", Timestamp::UNIX_EPOCH), None);
     }

@@ -218,6 +218,14 @@ pub fn processes(hierarchies: &[Hierarchy], cgroup: &Path) -> Option<u64> {
     })
 }
 
+/// A process of a cgroup, if it has one.
+pub fn any_process(hierarchies: &[Hierarchy], cgroup: &Path) -> Option<u32> {
+    hierarchies.iter().find_map(|hierarchy| {
+        let file = below(hierarchy, cgroup).join("cgroup.procs");
+        fs::read_to_string(file).ok()?.lines().next()?.parse().ok()
+    })
+}
+
 /// Removes an empty cgroup and its empty children from every hierarchy. One that is gone already is no error.
 pub fn remove(hierarchies: &[Hierarchy], cgroup: &Path) -> io::Result<()> {
     hierarchies

@@ -12,8 +12,12 @@ pub struct CpuCounters {
     pub used: Duration,
     /// In CPUs; `None` without a limit.
     pub limit: Option<f64>,
+    /// Periods in which there was something to run.
+    pub periods: u64,
     /// Periods in which the limit was used up.
     pub throttled: u64,
+    /// Time for which that held up something.
+    pub throttled_time: Duration,
     /// How long a period is.
     pub period: Duration,
     /// Time in which some task waited for a CPU. The kernel tells it in cgroup v2 only.
@@ -77,7 +81,9 @@ fn v1(stat: &str, usage_ns: &str, quota_us: &str, period_us: &str) -> Option<Cpu
     Some(CpuCounters {
         used: Duration::from_nanos(usage_ns.trim().parse().ok()?),
         limit: limit(quota_us.trim(), period),
+        periods: field(stat, "nr_periods").unwrap_or(0),
         throttled: field(stat, "nr_throttled").unwrap_or(0),
+        throttled_time: Duration::from_nanos(field(stat, "throttled_time").unwrap_or(0)),
         period: Duration::from_micros(period),
         stalled: None,
     })
@@ -91,7 +97,9 @@ fn v2(stat: &str, max: &str, pressure: &str) -> Option<CpuCounters> {
     Some(CpuCounters {
         used: Duration::from_micros(field(stat, "usage_usec")?),
         limit: limit(quota, period),
+        periods: field(stat, "nr_periods").unwrap_or(0),
         throttled: field(stat, "nr_throttled").unwrap_or(0),
+        throttled_time: Duration::from_micros(field(stat, "throttled_usec").unwrap_or(0)),
         period: Duration::from_micros(period),
         stalled: stalled.map(Duration::from_micros),
     })
@@ -115,16 +123,19 @@ mod tests {
 
     #[test]
     fn counters_of_both_versions_are_read() {
-        let stat = "nr_periods 40\nnr_throttled 30\nthrottled_time 123\n";
+        let stat = "nr_periods 40\nnr_throttled 30\nthrottled_time 123000\n";
         let old = v1(stat, "1500000000\n", "20000\n", "100000\n").unwrap();
-        let stat = "usage_usec 1500000\nuser_usec 1\nnr_periods 40\nnr_throttled 30\n";
+        let stat =
+            "usage_usec 1500000\nuser_usec 1\nnr_periods 40\nnr_throttled 30\nthrottled_usec 123\n";
         let pressure =
             "some avg10=0.00 avg60=0.00 avg300=0.00 total=2500000\nfull avg10=0.00 total=1\n";
         let new = v2(stat, "20000 100000\n", pressure).unwrap();
         let expected = CpuCounters {
             used: Duration::from_millis(1500),
             limit: Some(0.2),
+            periods: 40,
             throttled: 30,
+            throttled_time: Duration::from_micros(123),
             period: Duration::from_millis(100),
             stalled: None,
         };

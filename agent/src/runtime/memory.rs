@@ -14,6 +14,10 @@ pub struct MemoryCounters {
     pub working_set: u64,
     /// What belongs to no file.
     pub anonymous: u64,
+    /// What belongs to files.
+    pub files: u64,
+    /// How much there may be; `None` without a limit.
+    pub limit: Option<u64>,
 }
 
 /// Where the counters are.
@@ -38,15 +42,28 @@ impl MemoryHierarchy {
         let (Self::V1(mount) | Self::V2(mount)) = self;
         let directory = mount.join(cgroup.strip_prefix("/").unwrap_or(cgroup));
         let read = |file: &str| fs::read_to_string(directory.join(file)).ok();
-        let (usage, inactive, anonymous) = match self {
-            Self::V1(_) => ("memory.usage_in_bytes", "total_inactive_file", "total_rss"),
-            Self::V2(_) => ("memory.current", "inactive_file", "anon"),
+        let (usage, limit, fields) = match self {
+            Self::V1(_) => ("memory.usage_in_bytes", "memory.limit_in_bytes", V1),
+            Self::V2(_) => ("memory.current", "memory.max", V2),
         };
-        counters(&read(usage)?, &read("memory.stat")?, inactive, anonymous)
+        let limit = read(limit).unwrap_or_default();
+        counters(&read(usage)?, &read("memory.stat")?, &limit, fields)
     }
 }
 
-fn counters(usage: &str, stat: &str, inactive: &str, anonymous: &str) -> Option<MemoryCounters> {
+/// What `memory.stat` calls files that were not used lately, what belongs to no file, and what belongs to files.
+type Fields = [&'static str; 3];
+const V1: Fields = ["total_inactive_file", "total_rss", "total_cache"];
+const V2: Fields = ["inactive_file", "anon", "file"];
+/// Where v1 has no limit it has a number of pages that no machine has.
+const NO_LIMIT: u64 = 1 << 60;
+
+fn counters(
+    usage: &str,
+    stat: &str,
+    limit: &str,
+    [inactive, anonymous, files]: Fields,
+) -> Option<MemoryCounters> {
     let usage: u64 = usage.trim().parse().ok()?;
     let field = |name: &str| {
         let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
@@ -57,6 +74,8 @@ fn counters(usage: &str, stat: &str, inactive: &str, anonymous: &str) -> Option<
         usage,
         working_set: usage.saturating_sub(field(inactive).unwrap_or(0)),
         anonymous: field(anonymous).unwrap_or(0),
+        files: field(files).unwrap_or(0),
+        limit: limit.trim().parse().ok().filter(|limit| *limit < NO_LIMIT),
     })
 }
 
@@ -66,18 +85,27 @@ mod tests {
 
     #[test]
     fn files_that_were_not_used_lately_are_not_of_the_working_set() {
-        let stat = "cache 5\ninactive_file 1\ntotal_inactive_file 40\ntotal_rss 30\n";
+        let stat =
+            "cache 5\ninactive_file 1\ntotal_inactive_file 40\ntotal_rss 30\ntotal_cache 7\n";
         assert_eq!(
-            counters("100\n", stat, "total_inactive_file", "total_rss"),
+            counters("100\n", stat, "9223372036854771712\n", V1),
             Some(MemoryCounters {
                 usage: 100,
                 working_set: 60,
-                anonymous: 30
+                anonymous: 30,
+                files: 7,
+                limit: None,
             })
         );
         // The two are not read at the same moment.
-        let less = counters("10", stat, "total_inactive_file", "total_rss");
-        assert_eq!(less.map(|less| less.working_set), Some(0));
-        assert_eq!(counters("", stat, "a", "b"), None);
+        let less = counters("10", stat, "4096\n", V1);
+        assert_eq!(
+            less.map(|less| (less.working_set, less.limit)),
+            Some((0, Some(4096)))
+        );
+        let stat = "anon 30\nfile 7\ninactive_file 5\n";
+        let new = counters("100\n", stat, "max\n", V2).unwrap();
+        assert_eq!((new.working_set, new.files, new.limit), (95, 7, None));
+        assert_eq!(counters("", stat, "", V1), None);
     }
 }

@@ -74,6 +74,20 @@ impl Question {
         };
         Self { verb, subresource }
     }
+
+    /// What it asks in narrower words, where there are some: who may not do that may do all (KEP-2862).
+    pub(super) fn narrowly(self, path: &str) -> Option<Self> {
+        let subresource = match path.trim_matches('/') {
+            "configz" => "configz",
+            "healthz" => "healthz",
+            "pods" | "runningpods" => "pods",
+            _ => return None,
+        };
+        Some(Self {
+            subresource,
+            ..self
+        })
+    }
 }
 
 /// Answers of the API server, each with the time until which it holds.
@@ -250,6 +264,21 @@ pub(super) mod tests {
                 Question { verb, subresource },
                 "{path}"
             );
+        }
+    }
+
+    #[test]
+    fn some_requests_are_put_into_narrower_words_first() {
+        let narrowly = |path| {
+            let question = Question::of(&Method::GET, path);
+            question.narrowly(path).map(|it| (it.verb, it.subresource))
+        };
+        assert_eq!(narrowly("/pods"), Some(("get", "pods")));
+        assert_eq!(narrowly("/runningpods/"), Some(("get", "pods")));
+        assert_eq!(narrowly("/healthz"), Some(("get", "healthz")));
+        assert_eq!(narrowly("/configz"), Some(("get", "configz")));
+        for path in ["/pods/x", "/exec/n/p/c", "/metrics", "/containerLogs/n/p/c"] {
+            assert_eq!(narrowly(path), None, "{path}");
         }
     }
 

@@ -34,7 +34,7 @@ use super::access::{Access, Caller, Question};
 use super::logs::{self, Options};
 use super::pods::{configz, pods, running_pods};
 use super::streaming::routes::{self, Sessions};
-use super::{probe_metrics, stats};
+use super::{cadvisor, probe_metrics, stats};
 use crate::pod::usage::{self, NodeUsage};
 use crate::pod::{ContainerSummary, Paths, PodSummary, PodTable};
 use crate::runtime::Runtime;
@@ -208,20 +208,24 @@ async fn authorize(
             return (StatusCode::UNAUTHORIZED, "Unauthorized").into_response();
         }
     };
-    let question = Question::of(request.method(), request.uri().path());
+    let path = request.uri().path();
+    let question = Question::of(request.method(), path);
     let about = format!(
         "(user={}, verb={}, resource=nodes, subresource={})",
         caller.name, question.verb, question.subresource
     );
-    match api.access.may(&caller, question).await {
-        Ok(true) => next.run(request).await,
-        Ok(false) => (StatusCode::FORBIDDEN, format!("Forbidden {about}")).into_response(),
-        Err(error) => {
-            tracing::warn!(%error, about, "the API server does not say whether this is allowed");
-            let text = format!("Authorization error {about}");
-            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+    for question in question.narrowly(path).into_iter().chain([question]) {
+        match api.access.may(&caller, question).await {
+            Ok(true) => return next.run(request).await,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, about, "the API server does not say whether this is allowed");
+                let text = format!("Authorization error {about}");
+                return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
+            }
         }
     }
+    (StatusCode::FORBIDDEN, format!("Forbidden {about}")).into_response()
 }
 
 /// The token of a `Bearer` header.
@@ -373,11 +377,7 @@ async fn resource_metrics(State(api): State<KubeletApi>) -> Response {
 }
 
 async fn cadvisor_metrics(State(api): State<KubeletApi>) -> Response {
-    prometheus(
-        usage(&api)
-            .await
-            .map(|usage| stats::cadvisor_metrics(&usage)),
-    )
+    prometheus(usage(&api).await.map(|usage| cadvisor::text(&usage)))
 }
 
 async fn probe_metrics(State(api): State<KubeletApi>) -> Response {

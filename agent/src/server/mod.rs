@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod as_proxy;
+mod cadvisor;
 mod direct_return;
 pub mod health_checks;
 pub mod https;

@@ -5,19 +5,21 @@ use std::fmt::Write;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::pod::usage::{NodeUsage, Usage};
+use crate::pod::usage::{NodeUsage, Traffic, Usage};
 use crate::pod::{ContainerSummary, PodSummary};
 
 /// `/stats/summary`.
-pub(super) fn summary(usage: &NodeUsage, node: &str) -> Value {
+pub(super) fn summary(all: &NodeUsage, node: &str) -> Value {
     let cpu = |usage: &Usage| json!({"time": time(usage.at), "usageCoreNanoSeconds": nanos(usage)});
     let memory = |usage: &Usage| {
+        let limit = usage.memory.limit;
+        let available = limit.map(|limit| limit.saturating_sub(usage.memory.working_set));
         json!({
-            "time": time(usage.at), "usageBytes": usage.memory.usage,
+            "time": time(usage.at), "usageBytes": usage.memory.usage, "availableBytes": available,
             "workingSetBytes": usage.memory.working_set, "rssBytes": usage.memory.anonymous,
         })
     };
-    let pods: Vec<Value> = usage
+    let pods: Vec<Value> = all
         .pods
         .iter()
         .map(|pod| {
@@ -35,15 +37,31 @@ pub(super) fn summary(usage: &NodeUsage, node: &str) -> Value {
                 "podRef": {"name": pod.pod.name, "namespace": pod.pod.namespace, "uid": pod.pod.uid},
                 "startTime": pod.pod.started_at.map(time),
                 "containers": containers, "cpu": cpu(&pod.all), "memory": memory(&pod.all),
+                "network": pod.traffic.as_ref().map(|traffic| network(traffic, pod.all.at)),
+                "process_stats": {"process_count": pod.processes},
             })
         })
         .collect();
-    let mut of_node = json!({"nodeName": node, "startTime": time(usage.booted_at)});
-    if let Some(usage) = &usage.node {
+    let mut of_node = json!({"nodeName": node, "startTime": time(all.booted_at)});
+    if let Some(usage) = &all.node {
         of_node["cpu"] = cpu(usage);
         of_node["memory"] = memory(usage);
+        let available = all.memory.saturating_sub(usage.memory.working_set);
+        of_node["memory"]["availableBytes"] = available.into();
     }
     json!({"node": of_node, "pods": pods})
+}
+
+fn network(traffic: &Traffic, at: Timestamp) -> Value {
+    let (received, sent) = (traffic.received, traffic.sent);
+    let link = json!({
+        "name": "eth0", "rxBytes": received.bytes, "rxErrors": received.errors,
+        "txBytes": sent.bytes, "txErrors": sent.errors,
+    });
+    let mut network = link.clone();
+    network["time"] = time(at).into();
+    network["interfaces"] = json!([link]);
+    network
 }
 
 fn time(at: Timestamp) -> String {
@@ -55,19 +73,19 @@ fn nanos(usage: &Usage) -> u64 {
 }
 
 /// A family of series in Prometheus's text: name, type, help, and a line for each series with its labels and value.
-struct Family<'a> {
+pub(super) struct Family<'a> {
     text: &'a mut String,
-    name: &'static str,
+    name: &'a str,
 }
 
 impl<'a> Family<'a> {
-    fn new(text: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
+    pub(super) fn new(text: &'a mut String, name: &'a str, kind: &str, help: &str) -> Self {
         // Writing to a String cannot fail.
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         Family { text, name }
     }
 
-    fn add(&mut self, labels: &[(&str, &str)], value: f64, at: Timestamp) {
+    pub(super) fn add(&mut self, labels: &[(&str, &str)], value: f64, at: Timestamp) {
         let labels: Vec<String> = labels
             .iter()
             .map(|(name, value)| format!("{name}={value:?}"))
@@ -147,39 +165,6 @@ pub(super) fn resource_metrics(usage: &NodeUsage) -> String {
     text
 }
 
-/// `/metrics/cadvisor`, as far as dashboards read CPU and memory from it.
-pub(super) fn cadvisor_metrics(usage: &NodeUsage) -> String {
-    let mut text = String::new();
-    let mut family = |name, kind, help, value: &dyn Fn(&Usage) -> f64| {
-        of_containers(&mut text, usage, (name, kind, help), value);
-    };
-    family(
-        "container_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed in seconds.",
-        &|usage| usage.cpu.as_secs_f64(),
-    );
-    family(
-        "container_memory_usage_bytes",
-        "gauge",
-        "Current memory usage in bytes, including all memory regardless of when it was accessed",
-        &|usage| usage.memory.usage as f64,
-    );
-    family(
-        "container_memory_working_set_bytes",
-        "gauge",
-        "Current working set in bytes.",
-        &|usage| usage.memory.working_set as f64,
-    );
-    family(
-        "container_memory_rss",
-        "gauge",
-        "Size of RSS in bytes.",
-        &|usage| usage.memory.anonymous as f64,
-    );
-    text
-}
-
 fn each(usage: &NodeUsage) -> impl Iterator<Item = (&PodSummary, &(ContainerSummary, Usage))> {
     let pods = usage.pods.iter();
     pods.flat_map(|pod| pod.containers.iter().map(move |of| (&pod.pod, of)))
@@ -209,31 +194,38 @@ fn of_containers(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::pod::usage::PodUsage;
+    use crate::pod::usage::{Direction, PodUsage};
     use crate::runtime::memory::MemoryCounters;
 
-    fn usage() -> NodeUsage {
+    pub(in crate::server) fn usage() -> NodeUsage {
         let at = Timestamp::from_second(1_000).unwrap();
         let one = |seconds| Usage {
             at,
             cpu: Duration::from_secs(seconds),
+            quota: None,
             memory: MemoryCounters {
                 usage: 300,
                 working_set: 200,
                 anonymous: 100,
+                files: 150,
+                limit: Some(1000),
             },
         };
         let container = ContainerSummary {
             name: "main".into(),
+            id: "c1".into(),
+            image: "web:1".into(),
             started_at: Timestamp::from_second(500).ok(),
             ..ContainerSummary::default()
         };
         NodeUsage {
             node: Some(one(9)),
+            cpus: 2,
+            memory: 4096,
             booted_at: Timestamp::from_second(1).unwrap(),
             pods: vec![PodUsage {
                 pod: PodSummary {
@@ -243,7 +235,15 @@ mod tests {
                     ..PodSummary::default()
                 },
                 all: one(2),
-                processes: None,
+                processes: Some(3),
+                cgroup: "/kubepods/burstable/podu".into(),
+                traffic: Some(Traffic {
+                    received: Direction {
+                        bytes: 70,
+                        ..Direction::default()
+                    },
+                    ..Traffic::default()
+                }),
                 containers: vec![(container, one(1))],
             }],
         }
@@ -264,10 +264,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|known| known == line), "{line} in\n{text}");
         }
-        let text = cadvisor_metrics(&usage());
-        assert!(text.contains(
-            "container_memory_rss{container=\"main\",namespace=\"d\",pod=\"p\"} 100 1000000"
-        ));
     }
 
     #[test]
@@ -280,6 +276,9 @@ mod tests {
         );
         let pod = &summary["pods"][0];
         assert_eq!(pod["podRef"]["name"], "p");
+        assert_eq!(pod["memory"]["availableBytes"], 800);
+        assert_eq!(pod["network"]["interfaces"][0]["rxBytes"], 70);
+        assert_eq!(summary["node"]["memory"]["availableBytes"], 3896);
         assert_eq!(pod["containers"][0]["memory"]["workingSetBytes"], 200);
         assert_eq!(pod["containers"][0]["startTime"], "1970-01-01T00:08:20Z");
     }

@@ -198,7 +198,7 @@ fn cpu(used_ms: u64, throttled: u64) -> Load {
             limit: Some(0.5),
             throttled,
             period: TICK,
-            stalled: None,
+            ..CpuCounters::default()
         }),
     }
 }

@@ -101,7 +101,15 @@ pub(super) const ROLES: &[Default] = &[
             rule(
                 &["*"],
                 CORE,
-                &["nodes/log", "nodes/metrics", "nodes/proxy", "nodes/stats"],
+                &[
+                    "nodes/configz",
+                    "nodes/healthz",
+                    "nodes/log",
+                    "nodes/metrics",
+                    "nodes/pods",
+                    "nodes/proxy",
+                    "nodes/stats",
+                ],
             ),
         ],
     ),
