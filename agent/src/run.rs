@@ -261,6 +261,7 @@ async fn run_alone(config: AgentConfig, socket: UnixListener) -> Result<(), RunE
         paths: node.paths.clone(),
         runtime: runtime.clone(),
         sessions: Sessions::default(),
+        rates: Arc::default(),
         configz: Arc::new(node.config.configz()),
         metrics: Arc::new(move || text(&registry)),
     };

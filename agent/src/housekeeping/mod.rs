@@ -14,4 +14,5 @@ pub mod keeper;
 pub mod local_storage;
 mod observe;
 pub mod ranking;
+pub mod room;
 pub mod signal;

@@ -29,6 +29,11 @@ impl Paths {
         }
     }
 
+    /// Of pods' files.
+    pub fn root(&self) -> &Path {
+        &self.root_dir
+    }
+
     /// Archives of images that are taken in.
     pub(super) fn images(&self) -> PathBuf {
         self.root_dir.join("images")

@@ -33,8 +33,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::access::{Access, Caller, Question};
 use super::logs::{self, Options};
 use super::pods::{configz, pods, running_pods};
+use super::rates::Rates;
 use super::streaming::routes::{self, Sessions};
 use super::{cadvisor, probe_metrics, stats};
+use crate::housekeeping::room::Room;
 use crate::pod::usage::{self, NodeUsage};
 use crate::pod::{ContainerSummary, Paths, PodSummary, PodTable};
 use crate::runtime::Runtime;
@@ -73,6 +75,7 @@ pub struct KubeletApi {
     /// Where their containers are.
     pub runtime: Arc<dyn Runtime>,
     pub sessions: Sessions,
+    pub rates: Arc<Rates>,
     /// The configuration, as `kubelet.config.k8s.io/v1beta1` has it.
     pub configz: Arc<serde_json::Value>,
     /// Text of the metrics, in the format of Prometheus.
@@ -362,9 +365,16 @@ async fn usage(api: &KubeletApi) -> Option<NodeUsage> {
 }
 
 async fn stats_summary(State(api): State<KubeletApi>) -> Response {
-    match usage(&api).await {
-        Some(usage) => axum::Json(stats::summary(&usage, &api.node)).into_response(),
-        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    // Where the runtime does not say it, images have no file system.
+    let images = api.runtime.image_directory().await.ok().flatten();
+    let paths = api.paths.clone();
+    let room = tokio::task::spawn_blocking(move || Room::of(paths.root(), images.as_deref()));
+    match (usage(&api).await, room.await) {
+        (Some(usage), Ok(room)) => {
+            let rates = api.rates.of(&usage);
+            axum::Json(stats::summary(&usage, &room, &rates, &api.node)).into_response()
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

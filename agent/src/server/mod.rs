@@ -13,6 +13,7 @@ mod pods;
 mod policy;
 mod present;
 mod probe_metrics;
+mod rates;
 pub mod socket;
 mod stats;
 pub mod streaming;

@@ -1,16 +1,28 @@
 //! What is used, in the shapes in which metrics-server and Prometheus read it from a kubelet. Pure.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::housekeeping::eviction::Observation;
+use crate::housekeeping::room::Room;
 use crate::pod::usage::{NodeUsage, Traffic, Usage};
 use crate::pod::{ContainerSummary, PodSummary};
 
-/// `/stats/summary`.
-pub(super) fn summary(all: &NodeUsage, node: &str) -> Value {
-    let cpu = |usage: &Usage| json!({"time": time(usage.at), "usageCoreNanoSeconds": nanos(usage)});
+/// `/stats/summary`. The rates are by a container's id, a pod's uid, or nothing for the node.
+pub(super) fn summary(
+    all: &NodeUsage,
+    room: &Room,
+    rates: &HashMap<String, u64>,
+    node: &str,
+) -> Value {
+    let cpu = |id: &str, usage: &Usage| {
+        json!({
+            "time": time(usage.at), "usageNanoCores": rates.get(id), "usageCoreNanoSeconds": nanos(usage),
+        })
+    };
     let memory = |usage: &Usage| {
         let limit = usage.memory.limit;
         let available = limit.map(|limit| limit.saturating_sub(usage.memory.working_set));
@@ -29,14 +41,14 @@ pub(super) fn summary(all: &NodeUsage, node: &str) -> Value {
                 .map(|(container, usage)| {
                     json!({
                         "name": container.name, "startTime": container.started_at.map(time),
-                        "cpu": cpu(usage), "memory": memory(usage),
+                        "cpu": cpu(&container.id, usage), "memory": memory(usage),
                     })
                 })
                 .collect();
             json!({
                 "podRef": {"name": pod.pod.name, "namespace": pod.pod.namespace, "uid": pod.pod.uid},
                 "startTime": pod.pod.started_at.map(time),
-                "containers": containers, "cpu": cpu(&pod.all), "memory": memory(&pod.all),
+                "containers": containers, "cpu": cpu(&pod.pod.uid, &pod.all), "memory": memory(&pod.all),
                 "network": pod.traffic.as_ref().map(|traffic| network(traffic, pod.all.at)),
                 "process_stats": {"process_count": pod.processes},
             })
@@ -44,12 +56,30 @@ pub(super) fn summary(all: &NodeUsage, node: &str) -> Value {
         .collect();
     let mut of_node = json!({"nodeName": node, "startTime": time(all.booted_at)});
     if let Some(usage) = &all.node {
-        of_node["cpu"] = cpu(usage);
+        of_node["cpu"] = cpu("", usage);
+        let files = |found: Option<[Observation; 2]>| Some(file_system(&found?, usage.at));
+        of_node["fs"] = files(room.node).into();
+        of_node["runtime"] =
+            json!({"imageFs": files(room.images), "containerFs": files(room.images)});
+        of_node["rlimit"] = room.processes.map(|it| json!({
+            "time": time(usage.at), "maxpid": it.capacity, "curproc": it.capacity - it.available,
+        })).into();
         of_node["memory"] = memory(usage);
         let available = all.memory.saturating_sub(usage.memory.working_set);
         of_node["memory"]["availableBytes"] = available.into();
     }
     json!({"node": of_node, "pods": pods})
+}
+
+fn file_system([bytes, inodes]: &[Observation; 2], at: Timestamp) -> Value {
+    let used = |of: &Observation| of.capacity.saturating_sub(of.available);
+    // One without a limit on them has as many as can be.
+    let inodes = Some(inodes).filter(|inodes| inodes.capacity < u64::MAX);
+    json!({
+        "time": time(at), "availableBytes": bytes.available, "capacityBytes": bytes.capacity,
+        "usedBytes": used(bytes), "inodesFree": inodes.map(|it| it.available),
+        "inodes": inodes.map(|it| it.capacity), "inodesUsed": inodes.map(used),
+    })
 }
 
 fn network(traffic: &Traffic, at: Timestamp) -> Value {
@@ -268,7 +298,28 @@ pub(super) mod tests {
 
     #[test]
     fn the_summary_is_the_kubelets() {
-        let summary = summary(&usage(), "n1");
+        let of = |available, capacity| Observation {
+            available,
+            capacity,
+        };
+        let room = Room {
+            node: Some([of(30, 100), of(u64::MAX, u64::MAX)]),
+            images: Some([of(10, 50), of(5, 8)]),
+            processes: Some(of(60, 100)),
+        };
+        let rates = HashMap::from([("c1".to_owned(), 5), (String::new(), 7)]);
+        let summary = summary(&usage(), &room, &rates, "n1");
+        let node = &summary["node"];
+        assert_eq!(
+            (&node["cpu"]["usageNanoCores"], &node["fs"]["usedBytes"]),
+            (&json!(7), &json!(70))
+        );
+        assert_eq!(node["fs"]["inodes"], Value::Null);
+        assert_eq!(node["runtime"]["imageFs"]["inodesUsed"], 3);
+        assert_eq!(node["rlimit"]["curproc"], 40);
+        let of_pod = &summary["pods"][0];
+        assert_eq!(of_pod["containers"][0]["cpu"]["usageNanoCores"], 5);
+        assert_eq!(of_pod["cpu"]["usageNanoCores"], Value::Null);
         assert_eq!(summary["node"]["nodeName"], "n1");
         assert_eq!(
             summary["node"]["cpu"]["usageCoreNanoSeconds"],

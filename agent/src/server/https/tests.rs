@@ -29,6 +29,7 @@ fn api(root: &std::path::Path) -> KubeletApi {
         paths: Paths::new(root.to_owned(), root.join("run"), "kernelet-test".into()),
         runtime: Arc::new(nothing_runs(root)),
         sessions: Sessions::default(),
+        rates: Arc::default(),
         configz: Arc::new(serde_json::json!({"maxPods": 110})),
         metrics: Arc::new(|| "# EOF\n".into()),
     }
